@@ -1,0 +1,186 @@
+"""The one table that knows model families: which modules of a transformers layer are norm, W_in, W_out.
+
+Everything else in minislice is written over blocks. To add a family, say where its norms and linears are.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from .blocks import Block, BlockLayer, Network
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of a decoder layer; every entry is a module's name inside the transformers layer."""
+
+    norm: str
+    w_in: tuple[str, ...]
+    w_out: tuple[str, ...]
+    attention: str | None = None
+    mlp: tuple[str, ...] = ()  # one module, or several that are applied in turn
+
+
+@dataclass(frozen=True)
+class Family:
+    decoder: str  # where the embeddings, `layers` and the final norm are
+    embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
+    final_norm: str
+    blocks: tuple[BlockSpec, ...]
+    dropout: str | None = None  # the config's name for the dropout on a branch's output
+    obstacle: Callable[[PretrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
+    head: str = "lm_head"
+
+
+def _opt_obstacle(config: PretrainedConfig) -> str | None:
+    if not config.do_layer_norm_before:
+        return "its norms come after the residual sum (post-norm, as in opt-350m), so no rotation passes through them"
+    if config.word_embed_proj_dim != config.hidden_size:
+        return (
+            f"its embeddings are {config.word_embed_proj_dim} wide and projected to {config.hidden_size} "
+            "(as in opt-350m), so the head does not read the blocks' signal"
+        )
+    if config._remove_final_layer_norm:
+        return "it has no final norm"
+    return None
+
+
+FAMILIES = {
+    "opt": Family(
+        decoder="model.decoder",
+        embeddings=("embed_tokens", "embed_positions"),
+        final_norm="final_layer_norm",
+        blocks=(
+            BlockSpec(
+                norm="self_attn_layer_norm",
+                attention="self_attn",
+                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                w_out=("self_attn.out_proj",),
+            ),
+            BlockSpec(
+                norm="final_layer_norm",
+                mlp=("fc1", "activation_fn", "fc2"),
+                w_in=("fc1",),
+                w_out=("fc2",),
+            ),
+        ),
+        dropout="dropout",
+        obstacle=_opt_obstacle,
+    ),
+    "llama": Family(
+        decoder="model",
+        embeddings=("embed_tokens",),
+        final_norm="norm",
+        blocks=(
+            BlockSpec(
+                norm="input_layernorm",
+                attention="self_attn",
+                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+                w_out=("self_attn.o_proj",),
+            ),
+            BlockSpec(
+                norm="post_attention_layernorm",
+                mlp=("mlp",),
+                w_in=("mlp.gate_proj", "mlp.up_proj"),
+                w_out=("mlp.down_proj",),
+            ),
+        ),
+    ),
+    "phi": Family(
+        decoder="model",
+        embeddings=("embed_tokens",),
+        final_norm="final_layernorm",
+        blocks=(
+            BlockSpec(
+                norm="input_layernorm",
+                attention="self_attn",
+                mlp=("mlp",),
+                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"),
+                w_out=("self_attn.dense", "mlp.fc2"),
+            ),
+        ),
+        dropout="resid_pdrop",
+    ),
+}
+
+
+def find_family(config: PretrainedConfig) -> Family:
+    """The family of a config, by its `model_type` alone.
+
+    Raises:
+        ValueError: the type isn't in the table, or this particular config can't be sliced; it says why.
+    """
+    supported = f"Supported model types: {', '.join(FAMILIES)}."
+    family = FAMILIES.get(config.model_type)
+    if family is None:
+        raise ValueError(f"minislice can't slice model_type {config.model_type!r}. {supported}")
+    if obstacle := family.obstacle(config):
+        raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
+    return family
+
+
+def network(model: PreTrainedModel) -> Network:
+    """The model as Algorithm 1, in place: its decoder layers become `BlockLayer`s, unless they already are.
+
+    Every weight stays where and what it is, so the model computes what it did.
+
+    Raises:
+        ValueError: not a causal language model of a supported family, or its linears aren't plain `nn.Linear`s.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PretrainedConfig):
+        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
+    family = find_family(config)
+    if not isinstance(getattr(model, family.head, None), nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
+    decoder = model.get_submodule(family.decoder)
+    if not isinstance(decoder.layers[0], BlockLayer):
+        layers = [_block_layer(layer, family, config) for layer in decoder.layers]  # raises before anything changes
+        _give_own_config(model)
+        for index, layer in enumerate(layers):
+            decoder.layers[index] = layer
+    return Network(
+        model=model,
+        decoder=decoder,
+        embeddings=[decoder.get_submodule(name) for name in family.embeddings],
+        final_norm_name=family.final_norm,
+        head=model.get_submodule(family.head),
+    )
+
+
+def _block_layer(layer: nn.Module, family: Family, config: PretrainedConfig) -> BlockLayer:
+    blocks = []
+    for spec in family.blocks:
+        mlp = OrderedDict((name, layer.get_submodule(name)) for name in spec.mlp)
+        block = Block(
+            norm=layer.get_submodule(spec.norm),
+            attention=layer.get_submodule(spec.attention) if spec.attention else None,
+            mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
+            w_in=[_plain_linear(layer, name) for name in spec.w_in],
+            w_out=[_plain_linear(layer, name) for name in spec.w_out],
+            dropout=getattr(config, family.dropout) if family.dropout else 0.0,
+        )
+        blocks.append(block.train(layer.training))
+    return BlockLayer(blocks).train(layer.training)
+
+
+def _plain_linear(layer: nn.Module, name: str) -> nn.Linear:
+    linear = layer.get_submodule(name)
+    if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
+        raise ValueError(
+            f"{name} is a {type(linear).__module__}.{type(linear).__name__}, not an nn.Linear of floating-point "
+            "weights; load the model without quantization, and merge PEFT adapters into it first"
+        )
+    return linear
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Two models built from one config object share it; what happens to this model must not reach the other."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own

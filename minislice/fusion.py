@@ -1,0 +1,83 @@
+"""Section 3.2: every norm becomes the RMSNorm without weights; the rest of it moves into its neighbours.
+
+Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^T subtracts a row's mean):
+
+    LayerNorm(X) = RMSNorm(X M) diag(alpha) sqrt(D) + 1 beta^T
+
+- alpha and beta belong to whoever reads the norm:  W_in <- diag(alpha) W_in,  b_in <- b_in + beta W_in
+- M belongs to whoever wrote the signal:            W_embd <- W_embd M,  W_out <- W_out M,  b_out <- b_out M
+
+LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of `blocks.RMSNorm`.)
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .blocks import RMSNorm, set_weight
+from .families import network
+
+
+def subtract_mean(weight: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
+    """W M: subtract from every row its mean, in float64 (eq. 1)."""
+    wide = weight.double()
+    return wide - wide.mean(-1, keepdim=True)
+
+
+def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
+    """Move the norm's scale and shift into a linear that reads it, in place; products in float64 (section 3.2).
+
+    A linear without a bias gets one where the norm has a shift.
+    """
+    weight, bias = linear.weight.double(), linear.bias
+    shift = getattr(norm, "bias", None)
+    if shift is not None:
+        bias = shift.double() @ weight.T + (0.0 if bias is None else bias.double())  # b_in + beta W_in
+    if norm.weight is not None:
+        weight = weight * norm.weight.double()  # diag(alpha) W_in
+    set_weight(linear, weight, bias)
+
+
+def subtract_mean_from_output(linear: nn.Linear) -> None:
+    """W_out <- W_out M and b_out <- b_out M, in place (section 3.2)."""
+    bias = None if linear.bias is None else subtract_mean(linear.bias)
+    set_weight(linear, subtract_mean(linear.weight.T).T, bias)
+
+
+def _bare(norm: nn.Module, width: int) -> RMSNorm:
+    eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
+    return RMSNorm(width, eps)
+
+
+@torch.no_grad()
+def fuse(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn every norm of the model into an `RMSNorm` without weights, in place; its output does not change.
+
+    A head that was tied to the embedding gets weights of its own: it absorbs the final norm's scale, which the
+    embedding must not.
+
+    Returns the same model object.
+
+    Raises:
+        ValueError: the model can't be fused (see `families.network`), or already is.
+    """
+    net = network(model)
+    if net.is_fused:
+        raise ValueError("this model is already fused: its norms have no weights left to move")
+    if net.head.weight is net.embeddings[0].weight:
+        net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
+    model.config.tie_word_embeddings = False
+    if isinstance(net.final_norm, nn.LayerNorm):
+        for embedding in net.embeddings:
+            set_weight(embedding, subtract_mean(embedding.weight))
+        for block in net.blocks:
+            for linear in block.w_out:
+                subtract_mean_from_output(linear)
+    for block in net.blocks:
+        for linear in block.w_in:
+            fuse_into(block.norm, linear)
+        block.norm = _bare(block.norm, net.trained_width)
+    fuse_into(net.final_norm, net.head)
+    net.final_norm = _bare(net.final_norm, net.trained_width)
+    return model

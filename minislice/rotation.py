@@ -1,0 +1,127 @@
+"""Sections 3.1 and 3.3: an RMSNorm network may be rotated by any orthogonal matrix.
+
+Eq. 2, RMSNorm(X Q) Q^T = RMSNorm(X), holds because ||x Q|| = ||x||. So (theorem 1, eqs. 3-7) with
+
+    W_embd <- W_embd Q,   W_in <- Q^T W_in,   W_out <- W_out Q,   b_out <- b_out Q,   W_head <- Q^T W_head
+
+every signal in the network is X Q instead of X, and the logits are what they were. One Q_l for each block works too,
+if the residual connection carries the signal from one basis to the next: S_l = Q_{l-1}^T Q_l (section 3.3).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .blocks import Network, set_weight
+from .families import network
+from .fusion import fuse
+
+
+def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor, "D D"]:
+    """An orthogonal matrix from the Haar (uniform) distribution, drawn on the CPU.
+
+    QR of a Gaussian matrix gives Q only up to the sign of each column, and LAPACK's signs aren't random; scaling the
+    columns so that R has a positive diagonal makes the decomposition unique and Q Haar (Mezzadri 2007).
+    """
+    gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    Q, R = torch.linalg.qr(gaussian)
+    return Q * R.diagonal().sign()
+
+
+def rotate_input(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
+    """W_in <- Q^T W_in, in place; with k < D columns the rows of W_in are deleted too (eq. 9)."""
+    set_weight(linear, linear.weight.double() @ Q.to(linear.weight.device))
+
+
+def rotate_output(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
+    """W_out <- W_out Q and b_out <- b_out Q, in place; with k < D their columns are deleted too (eq. 9)."""
+    Q = Q.to(linear.weight.device)
+    set_weight(linear, Q.T @ linear.weight.double(), None if linear.bias is None else linear.bias.double() @ Q)
+
+
+def rotate_embedding(embedding: nn.Embedding, Q: Float64[Tensor, "D k"]) -> None:
+    """W_embd <- W_embd Q, in place; with k < D its columns are deleted too (eq. 9)."""
+    set_weight(embedding, embedding.weight.double() @ Q.to(embedding.weight.device))
+
+
+def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:
+    """The map x -> x S as a module, in the dtype and on the device of `like`."""
+    linear = nn.Linear(*S.shape, bias=False, device="meta")
+    linear.weight = nn.Parameter(S.T.to(like).contiguous(), requires_grad=like.requires_grad)
+    return linear
+
+
+def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D D"]]) -> None:
+    """Rotate boundary l by rotations[l], in place: theorem 1 where they are all one, section 3.3 where they differ."""
+    for embedding in net.embeddings:
+        rotate_embedding(embedding, rotations[0])
+    for block, Q, Q_next in zip(net.blocks, rotations[:-1], rotations[1:], strict=True):
+        for linear in block.w_in:
+            rotate_input(linear, Q)
+        for linear in block.w_out:
+            rotate_output(linear, Q_next)
+        if Q is not Q_next:
+            block.adapter = linear_map(Q.T @ Q_next, like=block.w_out[0].weight)  # Q_{l-1}^T Q_l
+    rotate_input(net.head, rotations[-1])
+
+
+@torch.no_grad()
+def rotate(
+    model: PreTrainedModel,
+    rotation: Float[Tensor, "D D"] | Sequence[Float[Tensor, "D D"]] | None = None,
+    *,
+    per_block: bool = False,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """Rotate the signal of a model, in place; its output does not change. A model that isn't fused is fused first.
+
+    Args:
+        rotation: one orthogonal matrix for the whole network (theorem 1), or one for each boundary, blocks + 1 in all
+            (section 3.3). Without it they are drawn from the Haar distribution.
+        per_block: draw one matrix for each boundary instead of one for all.
+        seed: of the generator that draws them.
+
+    Returns the same model object.
+
+    Raises:
+        ValueError: the model is sliced or has residual adapters already; a matrix isn't orthogonal or D x D.
+    """
+    net = network(model)
+    require_whole(net, "rotate")
+    D, boundaries = net.trained_width, len(net.blocks) + 1
+    if rotation is None:
+        generator = torch.Generator().manual_seed(seed)
+        rotations = [random_orthogonal(D, generator) for _ in range(boundaries if per_block else 1)]
+    else:
+        rotations = [rotation] if isinstance(rotation, Tensor) else list(rotation)
+        if len(rotations) not in (1, boundaries):
+            raise ValueError(f"got {len(rotations)} rotations; give one, or one for each of {boundaries} boundaries")
+        for Q in rotations:
+            _check_orthogonal(Q, D)
+        rotations = [Q.double() for Q in rotations]
+    if not net.is_fused:
+        fuse(model)
+    rotate_network(net, rotations if len(rotations) > 1 else rotations * boundaries)
+    return model
+
+
+def require_whole(net: Network, action: str) -> None:
+    """Raise a ValueError for a network that is sliced or has residual adapters."""
+    state = "sliced" if net.is_sliced else "rotated per block" if net.has_adapters else None
+    if state:
+        raise ValueError(
+            f"can't {action} this model: it is {state} already (widths {net.widths}); "
+            f"start again from the trained model"
+        )
+
+
+def _check_orthogonal(Q: Tensor, width: int) -> None:
+    if tuple(Q.shape) != (width, width):
+        raise ValueError(f"a rotation of this model is {width} x {width}, got {tuple(Q.shape)}")
+    Q = Q.double()
+    error = (Q.T @ Q - torch.eye(width, dtype=torch.float64, device=Q.device)).abs().max().item()
+    if not error < 1e-6:
+        raise ValueError(f"not an orthogonal matrix: Q^T Q differs from the identity by {error:.1e}")

@@ -1,0 +1,313 @@
+"""Section 3.4: the interleaved pass that rotates every block onto its principal components and deletes the least.
+
+Eq. 9, with the deletion matrix already multiplied into the basis (P = Q D, D x k, orthonormal columns): the signal X
+is replaced by Z = X P, which stands for X~ = Z P^T. Rows of W_in, columns of W_out and W_embd, rows and columns of the
+residual adapters are deleted with it.
+
+The pass, for each boundary l in order:
+
+1. the signal at the boundary, full width, in the network as it is by then: sliced up to block l - 1
+2. P_l from its principal components (eq. 8)
+3. fold P_l into whoever writes the boundary (embeddings, or W_out of block l - 1) and whoever reads it (W_in, or head)
+4. run block l once: its full-width output is X P_l^T, or what its adapter makes of it, plus its branch
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .adapters import FORMS, make_adapter
+from .blocks import LowRankAdapter, Network, inference
+from .families import network
+from .fusion import fuse
+from .pca import SIGNALS, covariance, principal_components, width_keeping
+from .rotation import (
+    random_orthogonal,
+    require_whole,
+    rotate_embedding,
+    rotate_input,
+    rotate_output,
+)
+from .tokens import Batch, Tokens, token_batches
+
+BASES = ("pca", "random", "column-norm")
+ORIENTATIONS = ("pca", "random")
+PCA_DTYPES = ("float64", "float32")
+
+
+@dataclass(frozen=True)
+class SlicingOptions:
+    """What to keep and how. The width of each boundary comes from one of `slicing`, `width` and `discard`.
+
+    Raises:
+        ValueError: an option outside its range, by its name.
+    """
+
+    # The fraction of D to delete at every boundary; the width is rounded down to a multiple of `multiple`. The default
+    # where neither `width` nor `discard` is given is 0.25.
+    slicing: float | None = None
+    # The width to keep, taken as it is; or one for each boundary, blocks + 1 in all, the last of them for the head.
+    width: int | Sequence[int] | None = None
+    # The fraction of the variance to delete at every boundary (appendix A.4); widths then vary, and are rounded up to
+    # a multiple of `multiple`.
+    discard: float | None = None
+    multiple: int = 8
+    # What the principal components are of: the norm's output, "normalized" (eq. 8), or its input, "raw".
+    signal: str = "normalized"
+    # Slice the boundary between the last block and the head too; the paper leaves it whole.
+    slice_head: bool = False
+    # The form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
+    adapter: str = "full"
+    # For "low-rank": drop the directions whose cosine deficit is at most this; 0 computes exactly what "full" does.
+    tolerance: float = 0.0
+    # What to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns of the
+    # signal with the largest norms, unrotated. The last two are baselines.
+    basis: str = "pca"
+    # The orientation of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
+    orientation: str = "pca"
+    # The precision of the eigendecomposition; "float32" repeats the ablation of appendix A.2.
+    pca_dtype: str = "float64"
+    # For "random" basis and orientation.
+    seed: int = 0
+
+    def __post_init__(self):
+        choices = {
+            "signal": SIGNALS,
+            "adapter": FORMS,
+            "basis": BASES,
+            "orientation": ORIENTATIONS,
+            "pca_dtype": PCA_DTYPES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if sum(option is not None for option in (self.slicing, self.width, self.discard)) > 1:
+            raise ValueError("give one of slicing, width and discard")
+        if self.slicing is not None and not 0 <= self.slicing < 1:
+            raise ValueError(f"slicing is the fraction to delete, 0 <= slicing < 1, got {self.slicing}")
+        if self.discard is not None and not 0 <= self.discard < 1:
+            raise ValueError(f"discard is a fraction of the variance, 0 <= discard < 1, got {self.discard}")
+        if self.multiple < 1:
+            raise ValueError(f"multiple must be at least 1, got {self.multiple}")
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance is a cosine deficit, 0 <= tolerance <= 1, got {self.tolerance}")
+
+    def widths(self, D: int, boundaries: int) -> list[int | None]:
+        """The width of every boundary; None where the spectrum is to decide.
+
+        Raises:
+            ValueError: widths that don't fit a model of `D` columns and so many boundaries, or this adapter form.
+        """
+        if self.discard is not None:
+            widths = [None] * (boundaries - 1) + [None if self.slice_head else D]
+        elif self.width is None or isinstance(self.width, int):
+            k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
+            k = k if self.width is None else self.width
+            widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
+        else:
+            widths = list(self.width)
+        if len(widths) != boundaries:
+            raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
+        if not all(k is None or 1 <= k <= D for k in widths):
+            raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
+        if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(widths))):
+            raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
+        return widths
+
+
+@dataclass
+class SlicingReport:
+    """What `slice_model` did; it stays on the model as ``model.slicing``."""
+
+    options: SlicingOptions
+    trained_width: int
+    calibration_tokens: int
+    widths: list[int] = field(default_factory=list)  # kept at each boundary, blocks + 1 of them
+    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all D of them, descending; float64
+    discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
+    ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
+    seconds: Counter = field(default_factory=Counter)  # by phase of the pass
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] += time.perf_counter() - began
+
+
+def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
+    """The width that is left of D when the fraction `slicing` is deleted, rounded down to a multiple of `multiple`.
+
+    ``slicing=0`` keeps D whole, whatever the multiple.
+
+    Raises:
+        ValueError: nothing would be left.
+    """
+    if slicing == 0:
+        return D
+    width = int((1 - slicing) * D + 1e-6) // multiple * multiple
+    if width == 0:
+        raise ValueError(
+            f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; slice less, or give a smaller "
+            "`multiple` or an explicit `width`"
+        )
+    return width
+
+
+def slice_model(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    batch_size: int = 8,
+    progress: bool = False,
+    **options,
+) -> PreTrainedModel:
+    """Slice a model in place, on a calibration set; a model that isn't fused is fused first (section 3.4).
+
+        minislice.slice_model(model, tokens, slicing=0.25)
+        minislice.slice_model(model, tokens, width=120, signal="raw", slice_head=True)
+
+    Args:
+        tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `tokens.Tokens`).
+        attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
+        batch_size: sequences a forward pass.
+        progress: show a progress bar.
+        options: the fields of `SlicingOptions`, where each is explained.
+
+    Returns the same model object; ``model.slicing`` is a `SlicingReport`.
+
+    Raises:
+        ValueError: options or tokens that don't fit the model, or a model that is sliced already; it is then as it was.
+            Also a signal with a NaN or an infinity, named by block and sequence.
+    """
+    options = SlicingOptions(**options)
+    net = network(model)
+    require_whole(net, "slice")
+    widths = options.widths(net.trained_width, len(net.blocks) + 1)
+    batches = token_batches(net, tokens, attention_mask, batch_size)
+    if not net.is_fused:
+        fuse(model)
+    report = SlicingReport(
+        options=options,
+        trained_width=net.trained_width,
+        calibration_tokens=sum(b.ids.numel() if b.mask is None else int(b.mask.sum()) for b in batches),
+    )
+    with inference(model):
+        _interleaved_pass(net, batches, widths, report, progress)
+    model.slicing = report
+    return model
+
+
+def _interleaved_pass(
+    net: Network, batches: list[Batch], widths: list[int | None], report: SlicingReport, progress: bool
+) -> None:
+    options = report.options
+    generator = torch.Generator().manual_seed(options.seed)
+    blocks, norms, D = net.blocks, net.norms, net.trained_width
+
+    def basis_of(boundary: int, full: list[Tensor]) -> Tensor:
+        """P of a boundary, [D, k], from its full-width signal."""
+        C = _signal_covariance(full, batches, norms[boundary], boundary, report)
+        with report.timed("eigendecomposition"):
+            eigenvalues, Q = principal_components(C, getattr(torch, options.pca_dtype))
+            if options.basis == "random":
+                Q = random_orthogonal(D, generator).to(C.device)
+            elif options.basis == "column-norm":
+                order = C.diagonal().argsort(descending=True, stable=True)
+                Q = torch.eye(D, dtype=C.dtype, device=C.device)[:, order]
+            k = widths[boundary]
+            if k is None:
+                k = width_keeping(eigenvalues, options.discard, options.multiple)
+            P = Q[:, :k]
+            if options.orientation == "random":
+                P = P @ random_orthogonal(k, generator).to(C.device)
+        report.widths.append(k)
+        report.eigenvalues.append(eigenvalues.cpu())
+        report.discarded.append(max(0.0, 1 - ((P.T @ C * P.T).sum() / C.trace()).item()))
+        return P
+
+    embedded = [net.embed(batch.ids, batch.mask) for batch in batches]
+    contexts = [context for _, context in embedded]
+    signal = [x for x, _ in embedded]  # at full width; sliced as soon as P is known
+    P = basis_of(0, signal)
+    for embedding in net.embeddings:
+        rotate_embedding(embedding, P)
+    signal = [x @ P.to(x) for x in signal]
+
+    for index, block in enumerate(tqdm(blocks, desc="slicing", disable=not progress, leave=False)):
+        with report.timed("projection"):
+            for linear in block.w_in:
+                rotate_input(linear, P)
+        full = []
+        for x, context in zip(signal, contexts, strict=True):
+            with report.timed("forward"):
+                branch = block.branch(x, **context)
+            with report.timed("projection"):
+                full.append(torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), P.T.to(x)).view_as(branch))
+        P_next = basis_of(index + 1, full)
+        with report.timed("eigendecomposition"):
+            like = block.w_out[0].weight
+            P_next, block.adapter = make_adapter(P, P_next, options.adapter, options.tolerance, like)
+            report.ranks.append(_rank(block.adapter))
+            lost = _lost(P, P_next, block.adapter)
+        with report.timed("projection"):
+            for linear in block.w_out:
+                rotate_output(linear, P_next)
+            for i, x in enumerate(signal):  # the adapter's x plus the sliced branch, by way of what is there already
+                signal[i] = full[i] @ P_next.to(x)
+                if lost is not None:
+                    signal[i] += x @ lost.to(x)
+        P = P_next
+    rotate_input(net.head, P)
+
+
+def _signal_covariance(
+    full: list[Tensor], batches: list[Batch], norm: nn.Module, boundary: int, report: SlicingReport
+) -> Tensor:
+    """Eq. 8 over the whole calibration set."""
+    total = None
+    with report.timed("covariance"):
+        for x, batch in zip(full, batches, strict=True):
+            C = covariance(norm(x) if report.options.signal == "normalized" else x, batch.mask)
+            if not torch.isfinite(C.diagonal()).all():
+                raise ValueError(_not_finite(x, batch, boundary))
+            total = C if total is None else total + C
+    return total
+
+
+def _not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
+    bad = ~torch.isfinite(x).all(-1)
+    if batch.mask is not None:
+        bad &= batch.mask
+    rows = bad.any(-1).nonzero().flatten().tolist()
+    where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
+    which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
+    return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"
+
+
+def _rank(adapter: nn.Module | None) -> int:
+    if adapter is None:
+        return 0
+    return adapter.rank if isinstance(adapter, LowRankAdapter) else min(adapter.weight.shape)
+
+
+def _lost(P: Tensor, P_next: Tensor, adapter: nn.Module | None) -> Tensor | None:
+    """What the adapter computes beyond P^T P_next, [k, k_next]; None where that is nothing but rounding."""
+    if isinstance(adapter, nn.Linear):
+        return None
+    k, k_next = P.shape[1], P_next.shape[1]
+    identity = torch.eye(k, k_next, dtype=P.dtype, device=P.device)
+    if adapter is not None:
+        A = adapter.A.to(P)
+        identity[:, :k] -= A @ A.T
+    difference = identity - P.T @ P_next
+    return difference if difference.abs().max() > 1e-3 * torch.finfo(torch.float16).eps else None
