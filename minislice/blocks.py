@@ -63,6 +63,26 @@ class LowRankAdapter(nn.Module):
         return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
 
 
+class TiedHead(nn.Module):
+    """x -> (x H) E^T + b: a head that shares its matrix E with the embedding, as it did before fusion.
+
+    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `slicing`.
+    """
+
+    def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
+        super().__init__()
+        self.embedding = embedding
+        self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
+        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
+
+    @property
+    def in_features(self) -> int:
+        return self.H.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
+        return nn.functional.linear(x @ self.H, self.embedding.weight, self.bias)
+
+
 class Block(nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
@@ -139,7 +159,7 @@ class Network:
     decoder: nn.Module  # holds the layers and the final norm
     embeddings: list[nn.Embedding]  # their outputs are summed
     final_norm_name: str
-    head: nn.Linear
+    head: nn.Linear | TiedHead
 
     @property
     def blocks(self) -> list[Block]:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from .blocks import Block, BlockLayer, Network
+from .blocks import Block, BlockLayer, Network, TiedHead
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Family:
     final_norm: str
     blocks: tuple[BlockSpec, ...]
     dropout: str | None = None  # the config's name for the dropout on a branch's output
-    obstacle: Callable[[PretrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
+    obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
     head: str = "lm_head"
 
 
-def _opt_obstacle(config: PretrainedConfig) -> str | None:
+def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     if not config.do_layer_norm_before:
         return "its norms come after the residual sum (post-norm, as in opt-350m), so no rotation passes through them"
     if config.word_embed_proj_dim != config.hidden_size:
@@ -108,7 +108,7 @@ FAMILIES = {
 }
 
 
-def find_family(config: PretrainedConfig) -> Family:
+def find_family(config: PreTrainedConfig) -> Family:
     """The family of a config, by its `model_type` alone.
 
     Raises:
@@ -132,10 +132,10 @@ def network(model: PreTrainedModel) -> Network:
         ValueError: not a causal language model of a supported family, or its linears aren't plain `nn.Linear`s.
     """
     config = getattr(model, "config", None)
-    if not isinstance(config, PretrainedConfig):
+    if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     family = find_family(config)
-    if not isinstance(getattr(model, family.head, None), nn.Linear):
+    if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
     decoder = model.get_submodule(family.decoder)
     if not isinstance(decoder.layers[0], BlockLayer):
@@ -152,7 +152,7 @@ def network(model: PreTrainedModel) -> Network:
     )
 
 
-def _block_layer(layer: nn.Module, family: Family, config: PretrainedConfig) -> BlockLayer:
+def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> BlockLayer:
     blocks = []
     for spec in family.blocks:
         mlp = OrderedDict((name, layer.get_submodule(name)) for name in spec.mlp)
