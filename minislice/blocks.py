@@ -153,17 +153,25 @@ class Network:
     """A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
 
     Boundary l (0 <= l <= len(blocks)) is the signal that enters block l; the last boundary enters the final norm.
+
+    It is a view: making one changes nothing. `install` has the model run its blocks.
     """
 
     model: nn.Module
-    decoder: nn.Module  # holds the layers and the final norm
+    decoder: nn.Module  # transformers' module that holds the layers and the final norm
+    layers: list[BlockLayer]  # not in the decoder until `install`
     embeddings: list[nn.Embedding]  # their outputs are summed
     final_norm_name: str
     head: nn.Linear | TiedHead
 
     @property
     def blocks(self) -> list[Block]:
-        return [block for layer in self.decoder.layers for block in layer.blocks]
+        return [block for layer in self.layers for block in layer.blocks]
+
+    def install(self) -> None:
+        """Put the block layers where transformers' layers are; the model computes what it did."""
+        for index, layer in enumerate(self.layers):
+            self.decoder.layers[index] = layer
 
     @property
     def final_norm(self) -> nn.Module:

@@ -8,7 +8,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .blocks import inference
-from .families import network
 from .tokens import Tokens, token_batches
 
 
@@ -33,7 +32,7 @@ def perplexity(
     Raises:
         ValueError: tokens that don't fit the model, or nothing to predict.
     """
-    batches = token_batches(network(model), tokens, attention_mask, batch_size)
+    batches = token_batches(model, tokens, attention_mask, batch_size)
     total, count = 0.0, 0
     with inference(model):
         for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):

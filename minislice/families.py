@@ -3,7 +3,6 @@
 Everything else in minislice is written over blocks. To add a family, say where its norms and linears are.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,9 +123,7 @@ def find_family(config: PreTrainedConfig) -> Family:
 
 
 def network(model: PreTrainedModel) -> Network:
-    """The model as Algorithm 1, in place: its decoder layers become `BlockLayer`s, unless they already are.
-
-    Every weight stays where and what it is, so the model computes what it did.
+    """The model as Algorithm 1: a view that changes nothing (see `Network.install`).
 
     Raises:
         ValueError: not a causal language model of a supported family, or its linears aren't plain `nn.Linear`s.
@@ -138,14 +135,12 @@ def network(model: PreTrainedModel) -> Network:
     if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
     decoder = model.get_submodule(family.decoder)
-    if not isinstance(decoder.layers[0], BlockLayer):
-        layers = [_block_layer(layer, family, config) for layer in decoder.layers]  # raises before anything changes
-        _give_own_config(model)
-        for index, layer in enumerate(layers):
-            decoder.layers[index] = layer
     return Network(
         model=model,
         decoder=decoder,
+        layers=[
+            layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config) for layer in decoder.layers
+        ],
         embeddings=[decoder.get_submodule(name) for name in family.embeddings],
         final_norm_name=family.final_norm,
         head=model.get_submodule(family.head),
@@ -176,11 +171,3 @@ def _plain_linear(layer: nn.Module, name: str) -> nn.Linear:
             "weights; load the model without quantization, and merge PEFT adapters into it first"
         )
     return linear
-
-
-def _give_own_config(model: PreTrainedModel) -> None:
-    """Two models built from one config object share it; what happens to this model must not reach the other."""
-    shared, own = model.config, copy.deepcopy(model.config)
-    for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own

@@ -10,6 +10,8 @@ Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^
 LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of `blocks.RMSNorm`.)
 """
 
+import copy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,6 +67,8 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")
+    net.install()
+    _give_own_config(model)
     if net.head.weight is net.embeddings[0].weight:
         net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
     model.config.tie_word_embeddings = False
@@ -81,3 +85,11 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     fuse_into(net.final_norm, net.head)
     net.final_norm = _bare(net.final_norm, net.trained_width)
     return model
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Two models made from one config object share it; what happens to this model must not reach the other."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own

@@ -103,7 +103,7 @@ def rotate(
             _check_orthogonal(Q, D)
         rotations = [Q.double() for Q in rotations]
     if not net.is_fused:
-        fuse(model)
+        net = network(fuse(model))
     rotate_network(net, rotations if len(rotations) > 1 else rotations * boundaries)
     return model
 

@@ -193,9 +193,9 @@ def slice_model(
     net = network(model)
     require_whole(net, "slice")
     widths = options.widths(net.trained_width, len(net.blocks) + 1)
-    batches = token_batches(net, tokens, attention_mask, batch_size)
+    batches = token_batches(model, tokens, attention_mask, batch_size)
     if not net.is_fused:
-        fuse(model)
+        net = network(fuse(model))
     report = SlicingReport(
         options=options,
         trained_width=net.trained_width,

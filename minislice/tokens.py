@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from .blocks import Network
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 # A [sequences, tokens] tensor of ids, or an iterable of such tensors. Anything with an "input_ids" entry, such as a
 # tokenizer's output, may stand for a tensor and brings its own "attention_mask".
@@ -20,7 +19,7 @@ class Batch:
 
 
 def token_batches(
-    net: Network, tokens: Tokens, attention_mask: Tensor | Iterable[Tensor] | None, batch_size: int
+    model: PreTrainedModel, tokens: Tokens, attention_mask: Tensor | Iterable[Tensor] | None, batch_size: int
 ) -> list[Batch]:
     """Batches of at most `batch_size` sequences. The caller's tensors are never written to.
 
@@ -41,7 +40,7 @@ def token_batches(
     for ids, mask in zip(whole, masks, strict=True):
         if isinstance(ids, Mapping):
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
-        ids, mask = _checked(net, ids, mask)
+        ids, mask = _checked(model, ids, mask)
         parts = zip(ids.split(batch_size), [None] * len(ids) if mask is None else mask.split(batch_size), strict=False)
         for part, part_mask in parts:
             batches.append(Batch(part, part_mask, sequences))
@@ -51,8 +50,8 @@ def token_batches(
     return batches
 
 
-def _checked(net: Network, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    table = net.embeddings[0]
+def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    table = model.get_input_embeddings()
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.ndim not in (1, 2):
         what = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {what}")
@@ -65,11 +64,13 @@ def _checked(net: Network, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Te
             f"token ids run from {low} to {high}, but the model's vocabulary is 0 to {table.num_embeddings - 1}; "
             "use the tokenizer that belongs to the model"
         )
-    limit = net.model.config.max_position_embeddings
-    if len(net.embeddings) > 1 and ids.shape[1] > limit:  # a table of positions ends; a rotary embedding doesn't
-        raise ValueError(
-            f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
-        )
+    for other in model.modules():  # a table of positions ends; a rotary embedding doesn't
+        if isinstance(other, nn.Embedding) and other is not table:
+            limit = other.num_embeddings - getattr(other, "offset", 0)
+            if ids.shape[1] > limit:
+                raise ValueError(
+                    f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
+                )
     if mask is not None:
         if tuple(mask.reshape(-1, mask.shape[-1]).shape) != tuple(ids.shape):
             raise ValueError(f"attention mask of shape {tuple(mask.shape)} for tokens of shape {tuple(ids.shape)}")
