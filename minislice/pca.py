@@ -16,7 +16,13 @@ SIGNALS = ("normalized", "raw")
 def covariance(x: Float[Tensor, "*tokens D"], mask: Bool[Tensor, "*tokens"] | None = None) -> Float64[Tensor, "D D"]:
     """X^T X in float64 over the tokens where `mask` is True (eq. 8): not centred, not divided by their number."""
     rows = (x.reshape(-1, x.shape[-1]) if mask is None else x[mask]).double()
-    return rows.T @ rows
+    D = rows.shape[1]
+    C = rows.new_empty(D, D)
+    panel = -(-D // 4)
+    for start in range(0, D, panel):  # C is symmetric: a panel right of the diagonal is also the one below it
+        C[start : start + panel, start:] = rows[:, start : start + panel].T @ rows[:, start:]
+        C[start:, start : start + panel] = C[start : start + panel, start:].T
+    return C
 
 
 def principal_components(

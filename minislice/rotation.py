@@ -31,20 +31,26 @@ def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor,
     return Q * R.diagonal().sign()
 
 
+def times(W: Float[Tensor, "rows D"], Q: Float64[Tensor, "D k"]) -> Float[Tensor, "rows k"]:
+    """W Q, the products in float64 and the result in W's dtype, 4096 rows at a time: a vocabulary has many."""
+    Q = Q.to(W.device)
+    return torch.cat([(rows.double() @ Q).to(W.dtype) for rows in W.split(4096)])
+
+
 def rotate_input(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
     """W_in <- Q^T W_in, in place; with k < D columns the rows of W_in are deleted too (eq. 9)."""
-    set_weight(linear, linear.weight.double() @ Q.to(linear.weight.device))
+    set_weight(linear, times(linear.weight, Q))
 
 
 def rotate_output(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
     """W_out <- W_out Q and b_out <- b_out Q, in place; with k < D their columns are deleted too (eq. 9)."""
-    Q = Q.to(linear.weight.device)
-    set_weight(linear, Q.T @ linear.weight.double(), None if linear.bias is None else linear.bias.double() @ Q)
+    bias = None if linear.bias is None else times(linear.bias[None], Q)[0]
+    set_weight(linear, times(linear.weight.T, Q).T, bias)
 
 
 def rotate_embedding(embedding: nn.Embedding, Q: Float64[Tensor, "D k"]) -> None:
     """W_embd <- W_embd Q, in place; with k < D its columns are deleted too (eq. 9)."""
-    set_weight(embedding, embedding.weight.double() @ Q.to(embedding.weight.device))
+    set_weight(embedding, times(embedding.weight, Q))
 
 
 def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:

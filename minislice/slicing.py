@@ -235,13 +235,15 @@ def _interleaved_pass(
         report.discarded.append(max(0.0, 1 - ((P.T @ C * P.T).sum() / C.trace()).item()))
         return P
 
-    embedded = [net.embed(batch.ids, batch.mask) for batch in batches]
+    with report.timed("forward"):
+        embedded = [net.embed(batch.ids, batch.mask) for batch in batches]
     contexts = [context for _, context in embedded]
     signal = [x for x, _ in embedded]  # at full width; sliced as soon as P is known
     P = basis_of(0, signal)
-    for embedding in net.embeddings:
-        rotate_embedding(embedding, P)
-    signal = [x @ P.to(x) for x in signal]
+    with report.timed("projection"):
+        for embedding in net.embeddings:
+            rotate_embedding(embedding, P)
+        signal = [x @ P.to(x) for x in signal]
 
     for index, block in enumerate(tqdm(blocks, desc="slicing", disable=not progress, leave=False)):
         with report.timed("projection"):
@@ -267,7 +269,8 @@ def _interleaved_pass(
                 if lost is not None:
                     signal[i] += x @ lost.to(x)
         P = P_next
-    rotate_input(net.head, P)
+    with report.timed("projection"):
+        rotate_input(net.head, P)
 
 
 def _signal_covariance(

@@ -1,9 +1,21 @@
 """Text in, token batches out: for calibration (section 3.4) and for perplexity (section 4)."""
 
+import json
 import pydoc_data.topics
 import sysconfig
+import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+
+import datasets
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+SOURCES = ("embedded", "wikitext2", "alpaca")
+SPLITS = ("train", "test")
 
 # Folders of the standard library that are tests, tables or other people's packages.
 _SKIPPED_FOLDERS = {
@@ -28,3 +40,106 @@ def stdlib_documents(held_out: bool) -> list[str]:
         if not _SKIPPED_FOLDERS & set(name.split("/")):
             documents[name] = sources[name].read_text(encoding="utf-8", errors="replace")
     return [text for name, text in documents.items() if (zlib.crc32(name.encode()) % 10 == 0) == held_out]
+
+
+def load_text(source: str, split: str = "train") -> list[str]:
+    """The documents of a source.
+
+    Args:
+        source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a .txt (or any
+            other text), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
+            Alpaca's instruction, input and output; a json list of strings is a list of documents.
+        split: "train" for calibration, "test" for evaluation. Alpaca has no test split, its last tenth serves; a file
+            is taken whole for either.
+
+    Raises:
+        ValueError: no such source, or nothing in it.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if source == "embedded":
+        documents = stdlib_documents(held_out=split == "test")
+    elif source == "wikitext2":
+        documents = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)["text"]
+    elif source == "alpaca":
+        part = "train[:90%]" if split == "train" else "train[90%:]"
+        documents = [_document(row) for row in datasets.load_dataset("tatsu-lab/alpaca", split=part)]
+    else:
+        documents = _read_file(Path(source))
+    documents = [text for text in documents if text.strip()]
+    if not documents:
+        raise ValueError(f"{source} has no text in it")
+    return documents
+
+
+def _read_file(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
+    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix.lower())
+    try:
+        if kind is None:
+            return [path.read_text(encoding="utf-8")]
+        if path.suffix.lower() == ".json" and isinstance(rows := json.loads(path.read_text(encoding="utf-8")), list):
+            return [_document(row) for row in rows]
+        with tempfile.TemporaryDirectory() as cache:  # the file may change under its name
+            table = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache)
+            return [_document(row) for row in table]
+    except (UnicodeDecodeError, json.JSONDecodeError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ValueError(f"can't read {path} as {kind or 'utf-8 text'}: {error}") from error
+
+
+def _document(row: str | dict) -> str:
+    if isinstance(row, str):
+        return row
+    if isinstance(row, dict) and row.get("text"):
+        return row["text"]
+    if isinstance(row, dict) and {"instruction", "output"} <= row.keys():
+        parts = {"Instruction": row["instruction"], "Input": row.get("input"), "Response": row["output"]}
+        return "\n\n".join(f"### {title}:\n{text}" for title, text in parts.items() if text)
+    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+    raise ValueError(f"a document needs a field 'text', or Alpaca's 'instruction' and 'output'; found {found}")
+
+
+def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Int64[Tensor, " tokens"]:
+    """The documents, joined by an empty line, as one stream of token ids."""
+    return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"])
+
+
+def windows(
+    stream: Int64[Tensor, " tokens"], seqlen: int, samples: int | None = None
+) -> Int64[Tensor, "sequences seqlen"]:
+    """The stream cut into windows of `seqlen` tokens, what is left over dropped; all of them, or the first `samples`.
+
+    The paper's perplexity is over all windows of WikiText-2's test text (section 4).
+
+    Raises:
+        ValueError: the stream has fewer tokens than asked for.
+    """
+    _require(stream, seqlen, 1 if samples is None else samples)
+    return stream[: len(stream) // seqlen * seqlen].view(-1, seqlen)[:samples]
+
+
+def sample(
+    stream: Int64[Tensor, " tokens"], samples: int, seqlen: int, seed: int = 0
+) -> Int64[Tensor, "samples seqlen"]:
+    """A calibration set: `samples` windows of `seqlen` tokens, no two overlapping, drawn at random.
+
+    The paper takes 1024 or 128 windows of 2048 tokens of the training text (section 4, appendix A.1).
+
+    Raises:
+        ValueError: the stream has fewer tokens than asked for.
+    """
+    _require(stream, seqlen, samples)
+    cut = windows(stream, seqlen)
+    order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))
+    return cut[order[:samples]]
+
+
+def _require(stream: Tensor, seqlen: int, samples: int) -> None:
+    if seqlen < 2 or samples < 1:
+        raise ValueError(f"need at least 1 sequence of 2 tokens, got {samples} of {seqlen}")
+    if len(stream) < samples * seqlen:
+        raise ValueError(
+            f"asked for {samples} sequences of {seqlen} tokens, {samples * seqlen} in all, but the text has "
+            f"{len(stream)}; ask for fewer or shorter ones, or give more text"
+        )

@@ -1,0 +1,95 @@
+"""What slicing costs over one bare forward pass of the layers, and what memory it needs above the model.
+
+    python tests/benchmarks/slicing_cost.py
+
+An OPT-125M-shaped model with random weights (768 wide, 12 layers), 16 x 512 calibration tokens, 25%, float32. The bare
+forward pass runs transformers' own layers on the same batches. Times are ratios within one run: the passes alternate,
+and the median of the rounds counts.
+"""
+
+import argparse
+import copy
+import json
+import re
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, OPTConfig
+
+import minislice
+from minislice.blocks import inference
+from minislice.families import network
+from minislice.tokens import token_batches
+
+SHAPE = OPTConfig(hidden_size=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12, word_embed_proj_dim=768)
+
+
+def forward_seconds(model, tokens, batch_size: int) -> float:
+    """One pass of the decoder layers over all batches, without embeddings and head."""
+    net = network(model)
+    with inference(model):
+        embedded = [net.embed(batch.ids, batch.mask) for batch in token_batches(model, tokens, None, batch_size)]
+        began = time.perf_counter()
+        for x, context in embedded:
+            for layer in net.decoder.layers:
+                x = layer(x, **context)
+        return time.perf_counter() - began
+
+
+def resident_mib(peak: bool) -> float:
+    """Memory of this process, from Linux's /proc: now, or the most since the last `reset_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status)[1]) / 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(SHAPE, dtype=torch.float32)
+    tokens = torch.randint(SHAPE.vocab_size, (16, 512))
+    forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
+    ratios, phases, memory = [], [], []
+    for _ in range(arguments.rounds):
+        forward = forward_seconds(model, tokens, arguments.batch_size)
+        working = copy.deepcopy(model)
+        minislice.fuse(working)
+        reset_peak()
+        before = resident_mib(peak=False)
+        began = time.perf_counter()
+        minislice.slice_model(working, tokens, slicing=0.25, batch_size=arguments.batch_size)
+        total = time.perf_counter() - began
+        ratios.append(total / forward)
+        phases.append({phase: seconds / forward for phase, seconds in working.slicing.seconds.items()})
+        phases[-1]["other"] = ratios[-1] - sum(phases[-1].values())
+        memory.append(resident_mib(peak=True) - before)
+        del working
+    result = {
+        "slicing / forward": statistics.median(ratios),
+        "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
+        "peak memory above the loaded model, MiB": max(memory),
+        "signal of the calibration set at full width, MiB": tokens.numel() * SHAPE.hidden_size * 4 / 2**20,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"slicing takes {result['slicing / forward']:.2f} x one bare forward pass of the layers; of which")
+    for phase, ratio in result["by phase"].items():
+        print(f"  {phase:20s} {ratio:.2f}")
+    print(f"peak memory above the loaded model: {max(memory):.0f} MiB")
+    print(f"(the signal at full width: {result['signal of the calibration set at full width, MiB']:.0f} MiB)")
+
+
+if __name__ == "__main__":
+    main()
