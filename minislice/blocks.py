@@ -47,7 +47,10 @@ class LowRankAdapter(nn.Module):
 
     def __init__(self, A: Tensor, width_out: int, requires_grad: bool = True):
         super().__init__()
-        self.A = nn.Parameter(A.contiguous(), requires_grad=requires_grad)
+        if A.shape[1]:
+            self.A = nn.Parameter(A.contiguous(), requires_grad=requires_grad)
+        else:
+            self.register_buffer("A", A.contiguous(), persistent=False)  # empty: nothing to train, nothing to save
         self.padding = width_out - A.shape[0]
 
     @property
@@ -117,6 +120,11 @@ class Block(nn.Module):
     def w_out(self) -> list[nn.Linear]:
         return [self.get_submodule(name) for name in self._w_out]
 
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """w_in and w_out, by their names inside the block."""
+        return {name: self.get_submodule(name) for name in (*self._w_in, *self._w_out)}
+
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
         normalized, outputs = self.norm(x), []
@@ -161,8 +169,8 @@ class Network:
     decoder: nn.Module  # transformers' module that holds the layers and the final norm
     layers: list[BlockLayer]  # not in the decoder until `install`
     embeddings: list[nn.Embedding]  # their outputs are summed
-    final_norm_name: str
-    head: nn.Linear | TiedHead
+    final_norm_name: str  # in the decoder
+    head_name: str  # in the model
 
     @property
     def blocks(self) -> list[Block]:
@@ -180,6 +188,21 @@ class Network:
     @final_norm.setter
     def final_norm(self, norm: nn.Module) -> None:
         setattr(self.decoder, self.final_norm_name, norm)
+
+    @property
+    def head(self) -> nn.Linear | TiedHead:
+        return getattr(self.model, self.head_name)
+
+    @head.setter
+    def head(self, head: nn.Linear | TiedHead) -> None:
+        setattr(self.model, self.head_name, head)
+
+    @property
+    def head_was_tied(self) -> bool:
+        """Whether the head shares the embedding's matrix, or did before fusion."""
+        if self.is_fused:
+            return getattr(self.model, "head_was_tied", False)
+        return self.head.weight is self.embeddings[0].weight
 
     @property
     def norms(self) -> list[nn.Module]:

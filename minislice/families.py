@@ -25,11 +25,20 @@ class BlockSpec:
 
 
 @dataclass(frozen=True)
+class StockNorm:
+    """What `stock` needs to know of the norm of transformers' own class."""
+
+    eps: str  # the config's name for it
+    subtracts_mean: bool
+
+
+@dataclass(frozen=True)
 class Family:
     decoder: str  # where the embeddings, `layers` and the final norm are
     embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
     final_norm: str
     blocks: tuple[BlockSpec, ...]
+    stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
     head: str = "lm_head"
@@ -67,6 +76,8 @@ FAMILIES = {
                 w_out=("fc2",),
             ),
         ),
+        stock_norm="transformers ties the width of OPT's attention to the hidden size (it has no head_dim), and "
+        "slicing makes the hidden size smaller but not the attention",
         dropout="dropout",
         obstacle=_opt_obstacle,
     ),
@@ -88,6 +99,7 @@ FAMILIES = {
                 w_out=("mlp.down_proj",),
             ),
         ),
+        stock_norm=StockNorm(eps="rms_norm_eps", subtracts_mean=False),
     ),
     "phi": Family(
         decoder="model",
@@ -102,6 +114,7 @@ FAMILIES = {
                 w_out=("self_attn.dense", "mlp.fc2"),
             ),
         ),
+        stock_norm=StockNorm(eps="layer_norm_eps", subtracts_mean=True),
         dropout="resid_pdrop",
     ),
 }
@@ -131,6 +144,8 @@ def network(model: PreTrainedModel) -> Network:
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
+    if config.model_type == "minislice":
+        return network(model.base)
     family = find_family(config)
     if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
@@ -143,7 +158,7 @@ def network(model: PreTrainedModel) -> Network:
         ],
         embeddings=[decoder.get_submodule(name) for name in family.embeddings],
         final_norm_name=family.final_norm,
-        head=model.get_submodule(family.head),
+        head_name=family.head,
     )
 
 

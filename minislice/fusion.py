@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 
 from .blocks import RMSNorm, set_weight
 from .families import network
+from .modeling import SavesSliced
 
 
-def subtract_mean(weight: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
+def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     """W M: subtract from every row its mean, in float64 (eq. 1)."""
     wide = weight.double()
     return wide - wide.mean(-1, keepdim=True)
@@ -69,9 +70,11 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError("this model is already fused: its norms have no weights left to move")
     net.install()
     _give_own_config(model)
-    if net.head.weight is net.embeddings[0].weight:
+    model.head_was_tied = net.head_was_tied
+    if model.head_was_tied:
         net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
     model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
     if isinstance(net.final_norm, nn.LayerNorm):
         for embedding in net.embeddings:
             set_weight(embedding, subtract_mean(embedding.weight))
@@ -84,6 +87,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         block.norm = _bare(block.norm, net.trained_width)
     fuse_into(net.final_norm, net.head)
     net.final_norm = _bare(net.final_norm, net.trained_width)
+    model.save_pretrained = SavesSliced(model)
     return model
 
 

@@ -112,7 +112,7 @@ def verify(
         seed: of the random rotations.
 
     Raises:
-        ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model already rotated or sliced.
+        ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
     """
     dtypes = list(dtypes)
     unknown = [dtype for dtype in dtypes if dtype not in TOLERANCES]

@@ -60,8 +60,11 @@ def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:
     return linear
 
 
-def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D D"]]) -> None:
-    """Rotate boundary l by rotations[l], in place: theorem 1 where they are all one, section 3.3 where they differ."""
+def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D k"]]) -> None:
+    """Rotate boundary l by rotations[l], in place: theorem 1 where they are all one, section 3.3 where they differ.
+
+    Matrices of more columns than rows, with orthonormal rows, carry the signal over to a wider space.
+    """
     for embedding in net.embeddings:
         rotate_embedding(embedding, rotations[0])
     for block, Q, Q_next in zip(net.blocks, rotations[:-1], rotations[1:], strict=True):

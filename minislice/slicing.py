@@ -28,6 +28,7 @@ from .adapters import FORMS, make_adapter
 from .blocks import LowRankAdapter, Network, inference
 from .families import network
 from .fusion import fuse
+from .heads import HEADS, tie_head
 from .pca import SIGNALS, covariance, principal_components, width_keeping
 from .rotation import (
     random_orthogonal,
@@ -68,6 +69,8 @@ class SlicingOptions:
     adapter: str = "full"
     # For "low-rank": drop the directions whose cosine deficit is at most this; 0 computes exactly what "full" does.
     tolerance: float = 0.0
+    # The head of a model whose head was tied to the embedding: weights of its "own", or still "tied"; see `heads`.
+    head: str = "own"
     # What to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns of the
     # signal with the largest norms, unrotated. The last two are baselines.
     basis: str = "pca"
@@ -82,6 +85,7 @@ class SlicingOptions:
         choices = {
             "signal": SIGNALS,
             "adapter": FORMS,
+            "head": HEADS,
             "basis": BASES,
             "orientation": ORIENTATIONS,
             "pca_dtype": PCA_DTYPES,
@@ -193,6 +197,8 @@ def slice_model(
     net = network(model)
     require_whole(net, "slice")
     widths = options.widths(net.trained_width, len(net.blocks) + 1)
+    if options.head == "tied" and not net.head_was_tied:
+        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's never did")
     batches = token_batches(model, tokens, attention_mask, batch_size)
     if not net.is_fused:
         net = network(fuse(model))
@@ -203,6 +209,8 @@ def slice_model(
     )
     with inference(model):
         _interleaved_pass(net, batches, widths, report, progress)
+        if options.head == "tied":
+            net.head = tie_head(net.head, net.embeddings[0])
     model.slicing = report
     return model
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
-SPLITS = ("train", "test")
+SPLITS = ("calibration", "test")
 
 # Folders of the standard library that are tests, tables or other people's packages.
 _SKIPPED_FOLDERS = {
@@ -24,46 +24,47 @@ _SKIPPED_FOLDERS = {
 }
 
 
-def stdlib_documents(held_out: bool) -> list[str]:
+def stdlib_documents(split: str) -> list[str]:
     """The text that every CPython carries: the language reference and the standard library's sources.
 
-    One document in ten is held out, chosen by a checksum of its *name*, so that the split is the same on every
-    machine and (where a document exists in both) in every version of Python. The embedded models of `data/` were
-    trained on ``held_out=False``; what is measured on ``held_out=True`` they have never seen.
+    A document belongs to one of ten parts by a checksum of its *name*, so that the split is the same on every machine
+    and (where a document exists in both) in every version of Python.
+
+    Args:
+        split: "test", one part, which the embedded models of `data/` have never seen; "train", the nine others, on
+            which they were trained; "calibration", one part of those nine.
 
     Returns the documents in a fixed order: reference topics first, then modules, each sorted by name.
     """
+    parts = {"test": {0}, "train": set(range(1, 10)), "calibration": {1}}[split]
     library = Path(sysconfig.get_path("stdlib"))
     sources = {path.relative_to(library).as_posix(): path for path in library.rglob("*.py")}
     documents = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
     for name in sorted(sources):
         if not _SKIPPED_FOLDERS & set(name.split("/")):
             documents[name] = sources[name].read_text(encoding="utf-8", errors="replace")
-    return [text for name, text in documents.items() if (zlib.crc32(name.encode()) % 10 == 0) == held_out]
+    return [text for name, text in documents.items() if zlib.crc32(name.encode()) % 10 in parts]
 
 
-def load_text(source: str, split: str = "train") -> list[str]:
+def load_text(source: str, split: str = "calibration") -> list[str]:
     """The documents of a source.
 
     Args:
         source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a .txt (or any
             other text), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
             Alpaca's instruction, input and output; a json list of strings is a list of documents.
-        split: "train" for calibration, "test" for evaluation. Alpaca has no test split, its last tenth serves; a file
-            is taken whole for either.
+        split: "calibration" or "test". Alpaca has one split, its last tenth serves for the test; a file is taken whole
+            for either.
 
     Raises:
-        ValueError: no such source, or nothing in it.
+        ValueError: no such source, it can't be read or reached, or there is nothing in it.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if source == "embedded":
-        documents = stdlib_documents(held_out=split == "test")
-    elif source == "wikitext2":
-        documents = datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)["text"]
-    elif source == "alpaca":
-        part = "train[:90%]" if split == "train" else "train[90%:]"
-        documents = [_document(row) for row in datasets.load_dataset("tatsu-lab/alpaca", split=part)]
+        documents = stdlib_documents(split)
+    elif source in SOURCES:
+        documents = _from_hub(source, split)
     else:
         documents = _read_file(Path(source))
     documents = [text for text in documents if text.strip()]
@@ -72,20 +73,36 @@ def load_text(source: str, split: str = "train") -> list[str]:
     return documents
 
 
+def _from_hub(source: str, split: str) -> list[str]:
+    try:
+        if source == "wikitext2":
+            part = {"calibration": "train", "test": "test"}[split]
+            return datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=part)["text"]
+        part = {"calibration": "train[:90%]", "test": "train[90%:]"}[split]
+        return [_document(row) for row in datasets.load_dataset("tatsu-lab/alpaca", split=part)]
+    except ConnectionError as error:
+        raise ValueError(
+            f"can't reach the hub for {source}: {error}; give the path of a file, or 'embedded'"
+        ) from error
+
+
 def _read_file(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
     kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix.lower())
     try:
         if kind is None:
-            return [path.read_text(encoding="utf-8")]
-        if path.suffix.lower() == ".json" and isinstance(rows := json.loads(path.read_text(encoding="utf-8")), list):
-            return [_document(row) for row in rows]
-        with tempfile.TemporaryDirectory() as cache:  # the file may change under its name
-            table = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache)
-            return [_document(row) for row in table]
-    except (UnicodeDecodeError, json.JSONDecodeError, datasets.exceptions.DatasetGenerationError) as error:
+            rows = [path.read_text(encoding="utf-8")]
+        elif path.suffix.lower() == ".json" and isinstance(
+            strings := json.loads(path.read_text(encoding="utf-8")), list
+        ):
+            rows = strings
+        else:
+            with tempfile.TemporaryDirectory() as cache:  # not the user's cache: a file may change under its name
+                rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache).to_list()
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise ValueError(f"can't read {path} as {kind or 'utf-8 text'}: {error}") from error
+    return [_document(row) for row in rows]
 
 
 def _document(row: str | dict) -> str:

@@ -1,0 +1,111 @@
+"""What a sliced network's config.json says: the dense model's own config, and every size that slicing changed.
+
+A saved model takes this file with it, as it does `blocks`; it needs transformers alone.
+"""
+
+import copy
+from typing import ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .families import find_family
+
+FORMAT_VERSION = 1  # raised when an older minislice could not read a new folder, or would read it wrongly
+
+
+class SlicedConfig(PreTrainedConfig):
+    """Everything that decides the shapes and the function of a sliced network, besides its weights.
+
+    Raises:
+        ValueError: a newer `format_version`, or sizes that don't fit together; it says which.
+    """
+
+    model_type = "minislice"
+    sub_configs: ClassVar = {"base": AutoConfig}  # dtype and attention implementation are passed on to it
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
+
+    def __init__(
+        self,
+        base: dict | PreTrainedConfig | None = None,  # of the dense model, after fusion
+        widths: list[int] | None = None,  # of every boundary, blocks + 1 of them
+        adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
+        norm_eps: list[float] | None = None,  # of the norm behind every boundary
+        biases: list[list[str]] | None = None,  # the linears that have one, in each block of a layer
+        head: str = "linear",  # or "tied", see `blocks.TiedHead`
+        head_bias: bool = False,
+        head_was_tied: bool = False,  # before fusion
+        slicing: dict | None = None,  # how it was made, for people; nothing depends on it
+        format_version: int = FORMAT_VERSION,
+        **kwargs,
+    ):
+        if format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"this model was saved by a newer minislice (format {format_version}; this one reads up to "
+                f"{FORMAT_VERSION}); upgrade minislice"
+            )
+        if isinstance(base, dict):
+            self.base = AutoConfig.for_model(**base)
+        elif isinstance(base, PreTrainedConfig):
+            self.base = copy.deepcopy(base)  # `super().__init__` would reset a live model's attention implementation
+        else:
+            raise ValueError("a SlicedConfig needs `base`, the config of the dense model")
+        self.widths, self.adapters, self.norm_eps, self.biases = widths, adapters, norm_eps, biases
+        self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
+        self.slicing, self.format_version = slicing, format_version
+        super().__init__(**{**kwargs, "tie_word_embeddings": head == "tied"})
+        self._check()
+
+    def _check(self) -> None:
+        family = find_family(self.base)
+        blocks = len(family.blocks) * self.base.num_hidden_layers
+        for name, length in {
+            "widths": blocks + 1,
+            "adapters": blocks,
+            "norm_eps": blocks + 1,
+            "biases": len(family.blocks),
+        }.items():
+            value = getattr(self, name)
+            if not isinstance(value, list) or len(value) != length:
+                given = len(value) if isinstance(value, list) else repr(value)
+                raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")
+        D = self.base.hidden_size
+        if not all(isinstance(k, int) and 1 <= k <= D for k in self.widths):
+            raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
+        for index, adapter in enumerate(self.adapters):
+            k, k_next = self.widths[index : index + 2]
+            fits = {
+                "identity": adapter is None and k == k_next,
+                "full": adapter == "full",
+                "low-rank": isinstance(adapter, int) and 0 <= adapter <= k <= k_next,
+            }
+            if not any(fits.values()):
+                raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
+        if self.head not in ("linear", "tied"):
+            raise ValueError(f"'head' must be 'linear' or 'tied', got {self.head!r}")
+
+    def to_dict(self) -> dict:
+        output = super().to_dict()
+        output["base"].pop("_name_or_path", None)  # a folder of the machine that sliced the model
+        output["base"].pop("dtype", None)  # it is this config's own
+        return output
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        """What transformers asks for layers, heads and vocabulary."""
+        return self.base
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width before slicing."""
+        return self.base.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return self.base.num_hidden_layers
+
+    @property
+    def max_position_embeddings(self) -> int:
+        return self.base.max_position_embeddings
+
+    @property
+    def vocab_size(self) -> int:
+        return self.base.vocab_size
