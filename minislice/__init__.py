@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from .checkpoint import export, load, save
+from .comparison import equal_size
 from .evaluation import parameters, perplexity
 from .fusion import fuse
 from .invariance import verify
@@ -13,6 +14,7 @@ from .slicing import slice_model
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "equal_size",
     "export",
     "fuse",
     "load",

@@ -52,7 +52,9 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the model isn't fused, so transformers' own class describes it.
         """
-        return cls(SlicedConfig(**_describe(model)), base=model).train(model.training)
+        wrapped = cls(SlicedConfig(**_describe(model)), base=model)
+        wrapped.training = model.training
+        return wrapped
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
