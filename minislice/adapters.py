@@ -11,6 +11,9 @@ its subspace, so the sliced network computes the same function, and the adapter 
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
   computed with it, so that they make up for some of what it loses
 
+The r directions come cheaper, and small angles more exactly, from what boundary l+1 deletes: with R its other D - k
+columns, P_l^T R = U_r sin V'^T has the sines of the same angles, and 1 - cos = sin^2 / (1 + cos).
+
 Where the width grows (k -> k', the last boundary when the head isn't sliced), the aligned adapter appends k' - k zeros.
 """
 
@@ -26,26 +29,48 @@ ROUNDING = 1e-12  # a cosine deficit below this is an angle of zero
 
 
 def align(
-    P: Float64[Tensor, "D k"], P_next: Float64[Tensor, "D k_next"]
-) -> tuple[Float64[Tensor, "D k_next"], Float64[Tensor, "k k"], Float64[Tensor, " k"]]:
-    """Turn the columns of `P_next` inside their span until P^T P_next is [U diag(c) U^T, 0].
+    P: Float64[Tensor, "D k"], Q_next: Float64[Tensor, "D D"], k_next: int
+) -> tuple[Float64[Tensor, "D k_next"], Float64[Tensor, "k m"], Float64[Tensor, " m"]]:
+    """The basis of the first `k_next` columns of `Q_next` for which P^T P_next is [I - U diag(d) U^T, 0].
 
-    Needs k <= k_next. Returns the turned basis, U and the cosines c, descending.
+    Needs k <= k_next. Returns that basis, U, and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next)
+    principal angles that may differ from zero.
+
+    Raises:
+        ValueError: the width shrinks.
     """
-    k, k_next = P.shape[1], P_next.shape[1]
+    k = P.shape[1]
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
-    U, cosines, Vh = torch.linalg.svd(P.T @ P_next, full_matrices=True)  # Vh: [k_next, k_next]
-    turn = Vh.T @ torch.block_diag(U.T, torch.eye(k_next - k, dtype=U.dtype, device=U.device))
-    return P_next @ turn, U, cosines
+    P_next, R = Q_next[:, :k_next], Q_next[:, k_next:]
+    U, sines, _ = torch.linalg.svd(P.T @ R, full_matrices=False)
+    cosines = (1 - sines.square()).clamp(min=0).sqrt()
+    deficits = sines.square() / (1 + cosines)
+    # V U^T is W^T for the polar decomposition S = (U C U^T) W. A right angle (cosine 0) leaves its row of W open.
+    S = P.T @ P_next
+    right_angle = cosines < ROUNDING**0.5
+    inverse = torch.where(right_angle, torch.zeros_like(cosines), 1 / cosines)
+    W = S + U @ ((inverse - 1)[:, None] * (U.T @ S))  # [k, k_next]
+    free = k_next - k + int(right_angle.sum())
+    if free:
+        identity = torch.eye(k_next, dtype=W.dtype, device=W.device)
+        N = torch.linalg.eigh(identity - W.T @ W).eigenvectors[:, k_next - free :]  # what W's rows don't span
+        W = torch.cat([W + U[:, right_angle] @ N[:, : free - (k_next - k)].T, N[:, free - (k_next - k) :].T])
+    return P_next @ W.T, U, deficits
 
 
 def make_adapter(
-    P: Float64[Tensor, "D k"], P_next: Float64[Tensor, "D k_next"], form: str, tolerance: float, like: Tensor
+    P: Float64[Tensor, "D k"],
+    Q_next: Float64[Tensor, "D D"],
+    k_next: int,
+    form: str,
+    tolerance: float,
+    like: Tensor,
 ) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None]:
     """The next basis, aligned where the form asks for it, and the adapter that leads to it; None is the identity.
 
     Args:
+        Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.
         form: one of `FORMS`. Where the width shrinks, S is not square, and "low-rank" keeps it whole.
         tolerance: "low-rank" drops the directions whose cosine deficit 1 - c is at most this; 0 is exact.
         like: the adapter takes dtype, device and requires_grad of this tensor.
@@ -53,13 +78,13 @@ def make_adapter(
     Raises:
         ValueError: form "none" where the width shrinks.
     """
-    D, k, k_next = *P.shape, P_next.shape[1]
+    k = P.shape[1]
     if form == "full" or (form == "low-rank" and k > k_next):
+        P_next = Q_next[:, :k_next]
         return P_next, linear_map(P.T @ P_next, like)
-    P_next, U, cosines = align(P, P_next)
-    deficits = (1 - cosines).clamp(min=0)
-    rank = 0 if form == "none" else min(int((deficits > max(tolerance, ROUNDING)).sum()), D - k)
+    P_next, U, deficits = align(P, Q_next, k_next)
+    rank = 0 if form == "none" else int((deficits > max(tolerance, ROUNDING)).sum())
     if rank == 0 and k == k_next:
         return P_next, None
-    A = U[:, k - rank :] * deficits[k - rank :].sqrt()
+    A = U[:, :rank] * deficits[:rank].sqrt()
     return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad)

@@ -281,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
     sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
     sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")
-    sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: full)")
+    sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
     sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
     sub.add_argument("--basis", choices=BASES, help="what to keep; all but pca are baselines")
     sub.add_argument("--orientation", choices=ORIENTATIONS, help="of the basis inside the kept subspace")

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -74,7 +75,7 @@ def perplexity_at(points: Sequence[Point], variant: str, size: int) -> float | N
     None where its points don't reach that size on both sides.
     """
     line = sorted((point.parameters, math.log(point.perplexity)) for point in points if point.variant == variant)
-    for (left, low), (right, high) in zip(line, line[1:], strict=False):
+    for (left, low), (right, high) in pairwise(line):
         if left <= size <= right:
             share = (size - left) / (right - left)
             return math.exp(low + share * (high - low))

@@ -32,7 +32,7 @@ STEPS = {
     "fused": lambda model, tokens, mask, seed: fuse(model),
     "rotated": lambda model, tokens, mask, seed: rotate(model, seed=seed),
     "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
-    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, slicing=0),
+    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, slicing=0, adapter="full"),
 }
 
 

@@ -66,7 +66,7 @@ class SlicingOptions:
     # Slice the boundary between the last block and the head too; the paper leaves it whole.
     slice_head: bool = False
     # The form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
-    adapter: str = "full"
+    adapter: str = "low-rank"
     # For "low-rank": drop the directions whose cosine deficit is at most this; 0 computes exactly what "full" does.
     tolerance: float = 0.0
     # The head of a model whose head was tied to the embedding: weights of its "own", or still "tied"; see `heads`.
@@ -235,19 +235,19 @@ def _interleaved_pass(
             k = widths[boundary]
             if k is None:
                 k = width_keeping(eigenvalues, options.discard, options.multiple)
-            P = Q[:, :k]
             if options.orientation == "random":
-                P = P @ random_orthogonal(k, generator).to(C.device)
+                Q = torch.cat([Q[:, :k] @ random_orthogonal(k, generator).to(Q.device), Q[:, k:]], dim=1)
         report.widths.append(k)
         report.eigenvalues.append(eigenvalues.cpu())
-        report.discarded.append(max(0.0, 1 - ((P.T @ C * P.T).sum() / C.trace()).item()))
-        return P
+        report.discarded.append(((Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()).item())
+        return Q, k
 
     with report.timed("forward"):
         embedded = [net.embed(batch.ids, batch.mask) for batch in batches]
     contexts = [context for _, context in embedded]
     signal = [x for x, _ in embedded]  # at full width; sliced as soon as P is known
-    P = basis_of(0, signal)
+    Q, k = basis_of(0, signal)
+    P = Q[:, :k]
     with report.timed("projection"):
         for embedding in net.embeddings:
             rotate_embedding(embedding, P)
@@ -263,10 +263,10 @@ def _interleaved_pass(
                 branch = block.branch(x, **context)
             with report.timed("projection"):
                 full.append(torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), P.T.to(x)).view_as(branch))
-        P_next = basis_of(index + 1, full)
-        with report.timed("eigendecomposition"):
+        Q, k = basis_of(index + 1, full)
+        with report.timed("adapters"):
             like = block.w_out[0].weight
-            P_next, block.adapter = make_adapter(P, P_next, options.adapter, options.tolerance, like)
+            P_next, block.adapter = make_adapter(P, Q, k, options.adapter, options.tolerance, like)
             report.ranks.append(_rank(block.adapter))
             lost = _lost(P, P_next, block.adapter)
         with report.timed("projection"):

@@ -1,0 +1,190 @@
+"""The figures that the notebooks draw: one quiet style, readable in grey and by the colour-blind.
+
+Series differ by marker and line as well as by colour (Okabe and Ito's, ordered by lightness). What minislice measured
+is drawn solid; the paper's values are hollow markers whose label begins with "paper".
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label: x values, y values
+
+
+def use_style() -> None:
+    """Small figures, thin lines, no frame above and on the right."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (5.6, 3.2),
+            "figure.dpi": 90,
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": "medium",
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "font.size": 9,
+            "legend.frameon": False,
+            "legend.fontsize": "small",
+            "lines.linewidth": 1.2,
+            "lines.markersize": 4.5,
+        }
+    )
+
+
+def panels(columns: int, *, width: float = 3.8, height: float = 3.0, share_y: bool = False) -> list[Axes]:
+    """Axes side by side; sizes in inches, of one of them."""
+    _, axes = plt.subplots(1, columns, figsize=(width * columns, height), sharey=share_y, squeeze=False)
+    return list(axes[0])
+
+
+def lines(
+    measured: Series,
+    xlabel: str,
+    ylabel: str,
+    *,
+    paper: Series | None = None,
+    title: str = "",
+    log_x: bool = False,
+    log_y: bool = False,
+    markers: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Measured series as lines with solid markers; the paper's as hollow markers on a thin grey line."""
+    ax = plt.subplots()[1] if ax is None else ax
+    for index, (label, (x, y)) in enumerate(measured.items()):
+        marker = MARKERS[index % len(MARKERS)] if markers else None
+        colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+        ax.plot(_floats(x), _floats(y), marker=marker, color=colour, linestyle=line, label=label)
+    for index, (label, (x, y)) in enumerate((paper or {}).items()):
+        marker = MARKERS[index % len(MARKERS)]
+        ax.plot(
+            _floats(x),
+            _floats(y),
+            marker=marker,
+            markerfacecolor="none",
+            color="0.5",
+            linewidth=0.6,
+            label=f"paper: {label}",
+        )
+    if log_x:
+        ax.set_xscale("log")
+    if log_y:
+        ax.set_yscale("log")
+    _finish(ax, xlabel, ylabel, title)
+    if len(measured) + len(paper or {}) > 1 or paper:
+        ax.legend()
+    return ax
+
+
+def by_depth(
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    title: str = "",
+    log_y: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """One line for each boundary of a network, from light grey (the embeddings) to black (the head)."""
+    ax = plt.subplots()[1] if ax is None else ax
+    for depth, (x, y) in enumerate(curves):
+        shade = 0.8 * (1 - depth / max(1, len(curves) - 1))
+        label = {0: "first boundary", len(curves) - 1: "last boundary"}.get(depth)
+        ax.plot(_floats(x), _floats(y), color=str(shade), linewidth=1.0, label=label)
+    if log_y:
+        ax.set_yscale("log")
+    _finish(ax, xlabel, ylabel, title)
+    ax.legend()
+    return ax
+
+
+def bars(
+    groups: Sequence[str],
+    measured: Mapping[str, Sequence[float]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    paper: Mapping[str, Sequence[float]] | None = None,
+    title: str = "",
+    log_y: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """One group of bars for each name, one bar in it for each series; the paper's series as hollow markers."""
+    ax = plt.subplots()[1] if ax is None else ax
+    width = 0.8 / len(measured)
+    for index, (label, values) in enumerate(measured.items()):
+        places = [group + (index - (len(measured) - 1) / 2) * width for group in range(len(groups))]
+        colour, hatch = COLOURS[(index + 1) % len(COLOURS)], HATCHES[index % len(HATCHES)]
+        ax.bar(places, _floats(values), width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=label)
+    for index, (label, values) in enumerate((paper or {}).items()):
+        hollow = {"markerfacecolor": "none", "color": "black", "linestyle": "none", "label": f"paper: {label}"}
+        ax.plot(range(len(groups)), _floats(values), marker=MARKERS[index % len(MARKERS)], **hollow)
+    if log_y:
+        ax.set_yscale("log")
+    ax.set_xticks(range(len(groups)), groups)
+    _finish(ax, xlabel, ylabel, title)
+    if len(measured) + len(paper or {}) > 1:
+        ax.legend()
+    return ax
+
+
+def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Points in the plane, each cloud [points, 2]; the first is drawn large and hollow, so that others show inside."""
+    ax = plt.subplots(figsize=(3.6, 3.6))[1] if ax is None else ax
+    for index, (label, cloud) in enumerate(clouds.items()):
+        x, y = cloud.detach().cpu().T.tolist()
+        shape = {"s": 60, "facecolors": "none", "edgecolors": "black"} if index == 0 else {"s": 12, "marker": "x"}
+        ax.scatter(x, y, label=label, linewidths=1.0, **shape, **({"color": COLOURS[index]} if index else {}))
+    ax.set_aspect("equal")
+    _finish(ax, xlabel, ylabel, title)
+    ax.legend(loc="upper right")
+    return ax
+
+
+def matrix(
+    values: Tensor,
+    xlabel: str,
+    ylabel: str,
+    scale: str,
+    *,
+    title: str = "",
+    largest: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A matrix as a picture: white is zero, black the largest value; `scale` says what the shades mean."""
+    ax = plt.subplots(figsize=(3.8, 3.2))[1] if ax is None else ax
+    values = values.detach().cpu()
+    image = ax.imshow(values, cmap="Greys", vmin=0, vmax=largest, interpolation="nearest", aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label=scale, shrink=0.9)
+    _finish(ax, xlabel, ylabel, title)
+    return ax
+
+
+def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None = None) -> None:
+    """A thin dotted line across the axes at one x or one y, with a label in the legend."""
+    style = {"color": "0.4", "linestyle": ":", "linewidth": 1.0, "label": label}
+    if x is not None:
+        ax.axvline(x, **style)
+    if y is not None:
+        ax.axhline(y, **style)
+    ax.legend()
+
+
+def _floats(values: Iterable[float]) -> list[float]:
+    return values.detach().cpu().tolist() if isinstance(values, torch.Tensor) else [float(v) for v in values]
+
+
+def _finish(ax: Axes, xlabel: str, ylabel: str, title: str) -> None:
+    if not (xlabel and ylabel):
+        raise ValueError("a figure needs a label with units on both axes")
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title)
