@@ -4,7 +4,7 @@ Series differ by marker and line as well as by colour (Okabe and Ito's, ordered 
 is drawn solid; the paper's values are hollow markers whose label begins with "paper".
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -16,7 +16,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
-Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label: x values, y values
+Values = Sequence[float] | Tensor
+Series = Mapping[str, tuple[Values, Values]]  # label: x values, y values
 
 
 def use_style() -> None:
@@ -76,6 +77,9 @@ def lines(
         )
     if log_x:
         ax.set_xscale("log")
+        ticks = sorted({value for x, _ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks([], minor=True)
     if log_y:
         ax.set_yscale("log")
     _finish(ax, xlabel, ylabel, title)
@@ -85,7 +89,7 @@ def lines(
 
 
 def by_depth(
-    curves: Sequence[tuple[Sequence[float], Sequence[float]]],
+    curves: Sequence[tuple[Values, Values]],
     xlabel: str,
     ylabel: str,
     *,
@@ -108,11 +112,11 @@ def by_depth(
 
 def bars(
     groups: Sequence[str],
-    measured: Mapping[str, Sequence[float]],
+    measured: Mapping[str, Values],
     xlabel: str,
     ylabel: str,
     *,
-    paper: Mapping[str, Sequence[float]] | None = None,
+    paper: Mapping[str, Values] | None = None,
     title: str = "",
     log_y: bool = False,
     ax: Axes | None = None,
@@ -145,7 +149,7 @@ def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str
         ax.scatter(x, y, label=label, linewidths=1.0, **shape, **({"color": COLOURS[index]} if index else {}))
     ax.set_aspect("equal")
     _finish(ax, xlabel, ylabel, title)
-    ax.legend(loc="upper right")
+    ax.legend(loc="center")
     return ax
 
 
@@ -161,8 +165,9 @@ def matrix(
 ) -> Axes:
     """A matrix as a picture: white is zero, black the largest value; `scale` says what the shades mean."""
     ax = plt.subplots(figsize=(3.8, 3.2))[1] if ax is None else ax
-    values = values.detach().cpu()
-    image = ax.imshow(values, cmap="Greys", vmin=0, vmax=largest, interpolation="nearest", aspect="auto")
+    image = ax.imshow(
+        values.detach().cpu().numpy(), cmap="Greys", vmin=0, vmax=largest, interpolation="nearest", aspect="auto"
+    )
     ax.figure.colorbar(image, ax=ax, label=scale, shrink=0.9)
     _finish(ax, xlabel, ylabel, title)
     return ax
@@ -178,7 +183,7 @@ def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None =
     ax.legend()
 
 
-def _floats(values: Iterable[float]) -> list[float]:
+def _floats(values: Values) -> list[float]:
     return values.detach().cpu().tolist() if isinstance(values, torch.Tensor) else [float(v) for v in values]
 
 

@@ -222,8 +222,8 @@ def _interleaved_pass(
     generator = torch.Generator().manual_seed(options.seed)
     blocks, norms, D = net.blocks, net.norms, net.trained_width
 
-    def basis_of(boundary: int, full: list[Tensor]) -> Tensor:
-        """P of a boundary, [D, k], from its full-width signal."""
+    def basis_of(boundary: int, full: list[Tensor]) -> tuple[Tensor, int]:
+        """Q of a boundary, [D, D], and the k of its columns to keep, from its full-width signal."""
         C = _signal_covariance(full, batches, norms[boundary], boundary, report)
         with report.timed("eigendecomposition"):
             eigenvalues, Q = principal_components(C, getattr(torch, options.pca_dtype))

@@ -1,0 +1,32 @@
+"""What every test runs under: minislice's shape annotations checked, hypothesis repeatable, no network."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Annotations are checked in tests only; the hook must be in place before anything imports minislice.
+jaxtyping.install_import_hook("minislice", "annotations.typechecked")
+torch.set_num_threads(1)  # on matrices this small, two threads wait for each other twenty times as long as they work
+
+settings.register_profile(
+    "minislice",
+    max_examples=25,
+    deadline=None,  # the first example pays for imports, and a shared machine for its neighbours
+    derandomize=True,  # the same examples on every run: a failure is a change in the code
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("minislice")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Trained models and recorded results that are not part of the repository."""
+    folder = os.environ.get("MINISLICE_TEST_ASSETS")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("needs MINISLICE_TEST_ASSETS, a folder with `models` and `oracle`")
+    return Path(folder)

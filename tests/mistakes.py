@@ -1,0 +1,303 @@
+"""Wrong versions of minislice's functions, each a mistake that somebody could make, or has made.
+
+Each takes the right function and returns the wrong one.
+"""
+
+import dataclasses
+import math
+
+import torch
+from models import VOCABULARY
+from torch import nn
+
+from minislice.blocks import LowRankAdapter, RMSNorm, set_weight
+from minislice.fusion import subtract_mean
+from minislice.tokens import token_batches
+
+
+def is_head(linear):
+    return linear.out_features == VOCABULARY
+
+
+# Section 3.2: fusion
+
+
+def eps_forgotten(right):
+    return lambda norm, width: RMSNorm(width, 0.0)
+
+
+def eps_outside_the_root(right):
+    return lambda self, x: x / ((x.square().sum(-1, keepdim=True) / self.trained_width).sqrt() + self.eps)
+
+
+def mean_subtracted_from_every_embedding(right):
+    def fuse(model):
+        embedding = right(model).get_input_embeddings()
+        set_weight(embedding, subtract_mean(embedding.weight.detach()))
+        return model
+
+    return fuse
+
+
+def positions_overlooked(right):
+    def network(model):
+        net = right(model)
+        return dataclasses.replace(net, embeddings=net.embeddings[:1])
+
+    return network
+
+
+def nothing_done(right):
+    return lambda *arguments: None
+
+
+def output_bias_keeps_its_mean(right):
+    return lambda linear: set_weight(linear, subtract_mean(linear.weight.T).T)
+
+
+def mean_of_the_wrong_axis(right):
+    return lambda linear: set_weight(linear, subtract_mean(linear.weight), subtract_mean(linear.bias))
+
+
+def shift_not_folded_into_the_head(right):
+    def fuse_into(norm, linear):
+        bias = linear.bias
+        right(norm, linear)
+        if is_head(linear):
+            linear.bias = bias
+
+    return fuse_into
+
+
+def shift_folded_through_scaled_weights(right):
+    def fuse_into(norm, linear):
+        weight = linear.weight * norm.weight
+        set_weight(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
+
+    return fuse_into
+
+
+def scale_forgotten(right):
+    def fuse_into(norm, linear):
+        weight = linear.weight
+        right(norm, linear)
+        set_weight(linear, weight)
+
+    return fuse_into
+
+
+def scale_on_the_output_side(right):
+    def fuse_into(norm, linear):
+        weight = linear.weight
+        right(norm, linear)
+        if weight.shape[0] == weight.shape[1]:
+            set_weight(linear, weight * norm.weight[:, None])
+
+    return fuse_into
+
+
+def done_twice(right):
+    def twice(*arguments):
+        right(*arguments)
+        right(*arguments)
+
+    return twice
+
+
+def head_still_tied(right):
+    def fuse(model):
+        right(model).lm_head.weight = model.get_input_embeddings().weight
+        return model
+
+    return fuse
+
+
+# Sections 3.1 and 3.3: rotation
+
+
+def transposed(right):
+    return lambda linear, Q: right(linear, Q.T)
+
+
+def output_bias_not_rotated(right):
+    return lambda linear, Q: set_weight(linear, Q.T @ linear.weight)
+
+
+def second_output_overlooked(right):
+    return property(lambda block: right.fget(block)[:1])
+
+
+def head_rotated_twice(right):
+    return lambda linear, Q: (right(linear, Q), right(linear, Q) if is_head(linear) else None)
+
+
+def head_not_rotated(right):
+    return lambda linear, Q: None if is_head(linear) else right(linear, Q)
+
+
+def adapter_missing(right):
+    return lambda S, like: nn.Identity()
+
+
+def adapter_transposed(right):
+    return lambda S, like: right(S.T, like)
+
+
+def gaussian_matrix(right):
+    return lambda width, generator: torch.randn(width, width, generator=generator).double() / width**0.5
+
+
+def from_the_global_generator(right):
+    return lambda width, generator: right(width, torch.default_generator)
+
+
+def qr_without_the_sign_fix(right):
+    return lambda width, generator: torch.linalg.qr(torch.randn(width, width, generator=generator).double()).Q
+
+
+def qr_of_a_uniform_matrix(right):
+    return lambda width, generator: torch.linalg.qr(torch.rand(width, width, generator=generator).double()).Q
+
+
+# Section 3.4: principal components and slicing
+
+
+def ascending(right):
+    return lambda C, *dtype: tuple(result.flip(-1) for result in right(C, *dtype))
+
+
+def only_eigenvalues_turned_round(right):
+    def principal_components(C, *dtype):
+        eigenvalues, Q = right(C, *dtype)
+        return eigenvalues, Q.flip(1)
+
+    return principal_components
+
+
+def eigenvectors_not_normalised(right):
+    def principal_components(C, *dtype):
+        eigenvalues, Q = right(C, *dtype)
+        return eigenvalues, Q * eigenvalues.sqrt()
+
+    return principal_components
+
+
+def columns_of_largest_norm(right):
+    def principal_components(C, *dtype):
+        norms, order = C.diagonal().sort(descending=True)
+        return norms, torch.eye(len(C), dtype=C.dtype)[:, order]
+
+    return principal_components
+
+
+def divided_by_the_sliced_width(right):
+    return lambda self, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def centred(right):
+    return lambda x, mask=None: right(x - x.mean(dim=(0, 1)), mask)
+
+
+def of_the_norms_input(right):
+    return lambda full, batches, norm, *rest: right(full, batches, nn.Identity(), *rest)
+
+
+def averaged_over_the_batch(right):
+    return lambda x, mask=None: right(x, mask) / len(x)
+
+
+def mask_ignored(right):
+    return lambda x, mask=None: right(x)
+
+
+def padding_attended_to(right):
+    return lambda self, ids, mask=None: right(self, ids)
+
+
+def padding_filled_in_place(right):
+    def checked(model, ids, mask):
+        result = right(model, ids, mask)
+        ids[mask == 0] = 0
+        return result
+
+    return checked
+
+
+def one_less(right):
+    return lambda *arguments: max(1, right(*arguments) - 1)
+
+
+# Section 4: evaluation
+
+
+def not_shifted(right):
+    def perplexity(model, ids, mask=None, **options):
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        return math.exp(nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten()))
+
+    return perplexity
+
+
+def padding_predicted(right):
+    return lambda *arguments: [dataclasses.replace(batch, mask=None) for batch in right(*arguments)]
+
+
+def batches_weighted_alike(right):
+    def perplexity(model, ids, mask=None, batch_size=8):
+        batches = token_batches(model, ids, mask, batch_size)
+        return sum(right(model, batch.ids, batch.mask) for batch in batches) / len(batches)
+
+    return perplexity
+
+
+def cache_not_handed_on(right):
+    return lambda self, x, **context: right(self, x, **{**context, "past_key_values": None})
+
+
+# Residual adapters
+
+
+def wrong_polar_factor(right):
+    def align(P, Q_next, k_next):
+        P_next, *rest = right(P, Q_next, k_next)
+        turn = Q_next[:, :k_next].T @ P_next
+        return Q_next[:, :k_next] @ turn.T, *rest
+
+    return align
+
+
+def directions_in_reverse(right):
+    def align(*arguments):
+        P_next, U, deficits = right(*arguments)
+        return P_next, U.flip(1), deficits
+
+    return align
+
+
+def deficit_without_its_root(right):
+    return lambda A, *rest: right(A * A.norm(dim=0), *rest)
+
+
+def next_basis_left_as_it_was(right):
+    return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], right(P, Q_next, k_next, *rest)[1])
+
+
+def no_direction_dropped(right):
+    def make_adapter(P, Q_next, k_next, form, tolerance, like):
+        P_next, _ = right(P, Q_next, k_next, form, tolerance, like)
+        deficits, U = torch.linalg.eigh(torch.eye(k_next) - P.T @ P_next)
+        return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next)
+
+    return make_adapter
+
+
+def always_full(right):
+    return lambda P, Q_next, k_next, form, tolerance, like: right(P, Q_next, k_next, "full", tolerance, like)
+
+
+def left_out_without_aligning(right):
+    def make_adapter(P, Q_next, k_next, form, *rest):
+        return (Q_next[:, :k_next], None) if form == "none" else right(P, Q_next, k_next, form, *rest)
+
+    return make_adapter

@@ -1,0 +1,261 @@
+"""The facts that minislice stands on, each a function that asserts it on the model of one recipe.
+
+The property tests run them over random recipes; `test_mistakes.py` runs them against planted mistakes, where they must
+fail. Tolerances are relative, max |a - b| / max |b|, in float64.
+"""
+
+import copy
+import math
+
+import torch
+from hypothesis import assume, currently_in_test_context
+from models import LENGTH, VOCABULARY, Recipe
+from torch import Tensor, nn
+
+from minislice import fuse, perplexity, rotate, slice_model
+from minislice.adapters import ROUNDING
+from minislice.families import network
+from minislice.pca import principal_components
+from minislice.rotation import random_orthogonal
+
+EXACT = 1e-10  # rounding of float64, amplified by a few layers
+SAME_SUBSPACE = 1e-8  # two eigendecompositions agree up to rounding over the gap between eigenvalues
+
+
+def logits(model: nn.Module, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What the model computes for all tokens but padding, [tokens, vocabulary]."""
+    with torch.no_grad():
+        output = model(input_ids=ids, attention_mask=mask).logits
+    return output.flatten(0, 1) if mask is None else output[mask.bool()]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    assert actual.shape == expected.shape
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def assert_same_logits(actual: nn.Module, expected: nn.Module, recipe: Recipe, tolerance: float) -> None:
+    ids, mask = recipe.tokens(seed=1), recipe.mask()
+    error = relative_error(logits(actual, ids, mask), logits(expected, ids, mask))
+    assert error <= tolerance, f"logits differ by {error:.1e}, more than {tolerance:.0e}"
+
+
+def fused(recipe: Recipe) -> nn.Module:
+    return fuse(recipe.model())
+
+
+def assume_well_separated(model: nn.Module) -> None:
+    """Where two eigenvalues meet at the cut, which of their vectors is kept is left to rounding: nothing to compare."""
+    if not currently_in_test_context():
+        return  # a fixed recipe, of which hypothesis knows nothing
+    for eigenvalues, k in zip(model.slicing.eigenvalues, model.slicing.widths, strict=True):
+        assume(k == len(eigenvalues) or (eigenvalues[k - 1] - eigenvalues[k]).abs() > 1e-4 * eigenvalues.max())
+
+
+def sliced(recipe: Recipe, model: nn.Module | None = None, **options) -> nn.Module:
+    """The recipe's model, sliced on the recipe's tokens."""
+    return slice_model(recipe.model() if model is None else model, recipe.tokens(), recipe.mask(), **options)
+
+
+def fusion_preserves_logits(recipe: Recipe) -> None:
+    """Section 3.2. LLaMA's own norm computes in float32, ours in the model's dtype: they agree to its rounding."""
+    assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-6 if recipe.family == "llama" else EXACT)
+
+
+def one_rotation_preserves_logits(recipe: Recipe) -> None:
+    """Theorem 1."""
+    expected = fused(recipe)
+    assert_same_logits(rotate(copy.deepcopy(expected), seed=recipe.seed), expected, recipe, EXACT)
+
+
+def rotation_per_block_preserves_logits(recipe: Recipe) -> None:
+    """Section 3.3."""
+    expected = fused(recipe)
+    actual = rotate(copy.deepcopy(expected), per_block=True, seed=recipe.seed)
+    assert_same_logits(actual, expected, recipe, EXACT)
+
+
+def random_orthogonal_is_orthogonal_and_seeded(recipe: Recipe) -> None:
+    D = recipe.width
+    Q, again, other = (random_orthogonal(D, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert relative_error(Q.T @ Q, torch.eye(D, dtype=Q.dtype)) <= 1e-12
+    assert torch.equal(Q, again)
+    assert not torch.equal(Q, other)
+
+
+def random_orthogonal_is_haar(recipe: Recipe) -> None:
+    """Moments of the Haar distribution: E Q = 0, E q^2 = 1/D, E det Q = 0, E (tr Q)^2 = 1 (Diaconis, Shahshahani 1994).
+
+    QR without the sign fix fails at the mean (LAPACK's signs are lopsided) and at the determinant (always the same).
+    """
+    D, draws = min(recipe.width, 6), 3000
+    generator = torch.Generator().manual_seed(recipe.seed)
+    Q = torch.stack([random_orthogonal(D, generator) for _ in range(draws)])
+    trace = Q.diagonal(dim1=1, dim2=2).sum(-1)
+    five_sigma = 5 / draws**0.5
+    assert Q.mean(0).abs().max() < five_sigma / D**0.5
+    assert (Q.square().mean(0) - 1 / D).abs().max() < five_sigma * (2 / D) ** 0.5
+    assert torch.linalg.det(Q).mean().abs() < five_sigma
+    assert (trace.square().mean() - 1).abs() < five_sigma * 2**0.5
+
+
+def full_width_preserves_logits(recipe: Recipe, **options) -> None:
+    """Nothing is deleted, so slicing is a rotation per block."""
+    expected = fused(recipe)
+    actual = sliced(recipe, copy.deepcopy(expected), **(options or {"slicing": 0}))
+    assert max(actual.slicing.discarded) <= EXACT
+    assert_same_logits(actual, expected, recipe, EXACT)
+
+
+def projected_logits(recipe: Recipe, widths: list[int], signal: str, tolerance: float) -> Tensor:
+    """Eq. 9 by its definition, no matrix ever cut: X <- X P P^T behind the embeddings and behind every block.
+
+    The fused network runs at full width and its signal is projected onto the principal components of what it is by
+    then. On its way from one subspace to the next, the signal's components along a pair of principal vectors shrink by
+    the cosine of their angle; where 1 - cosine is at most `tolerance`, they are carried over whole instead.
+    """
+    calibration, evaluation = (recipe.tokens(), recipe.tokens(seed=1))
+    net = network(fused(recipe))
+    mask = recipe.mask()
+    mask = torch.ones_like(calibration).bool() if mask is None else mask.bool()
+    with torch.no_grad():
+        (x, context), (y, context_y) = net.embed(calibration, mask), net.embed(evaluation, mask)
+        P, branch, branch_y = torch.eye(recipe.width, dtype=x.dtype), torch.zeros_like(x), torch.zeros_like(y)
+        for boundary, k in enumerate(widths):
+            rows = (x + branch)[mask]
+            if signal == "normalized":
+                rows = net.norms[boundary](rows)
+            P_next = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, recipe.width - k :]
+            U, cosines, Vh = torch.linalg.svd(P.T @ P_next, full_matrices=False)
+            cosines[1 - cosines <= tolerance] = 1
+            move, project = P @ U @ cosines.diag() @ Vh @ P_next.T, P_next @ P_next.T
+            x, y, P = x @ move + branch @ project, y @ move + branch_y @ project, P_next
+            if boundary < len(net.blocks):
+                branch, branch_y = (
+                    net.blocks[boundary].branch(x, **context),
+                    net.blocks[boundary].branch(y, **context_y),
+                )
+        return net.head(net.final_norm(y))[mask]
+
+
+def slicing_is_projection(
+    recipe: Recipe, width=None, signal="normalized", adapter="full", tolerance=0.0, **options
+) -> None:
+    """The sliced network computes eq. 9's: the whole network with its signal projected between blocks."""
+    width = width or max(1, recipe.width // 2)
+    model = sliced(recipe, width=width, signal=signal, adapter=adapter, tolerance=tolerance, **options)
+    assume_well_separated(model)
+    kept_whole = 1 if adapter == "none" else max(tolerance, ROUNDING) if adapter == "low-rank" else 0
+    expected = projected_logits(recipe, model.slicing.widths, signal, kept_whole)
+    error = relative_error(logits(model, recipe.tokens(seed=1), recipe.mask()), expected)
+    assert error <= SAME_SUBSPACE, f"logits differ from the projected network's by {error:.1e}"
+
+
+def orientation_does_not_matter(recipe: Recipe, width=None, adapter="full") -> None:
+    """Inside the subspace that is kept, any basis computes the same."""
+    width = width or max(1, recipe.width // 2)
+    expected = sliced(recipe, width=width, adapter=adapter)
+    assume_well_separated(expected)
+    actual = sliced(recipe, width=width, adapter=adapter, orientation="random", seed=recipe.seed)
+    assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
+
+
+def earlier_rotation_does_not_matter(recipe: Recipe, width=None, adapter="full") -> None:
+    """Principal components turn with the signal."""
+    width = width or max(1, recipe.width // 2)
+    expected = sliced(recipe, width=width, adapter=adapter)
+    assume_well_separated(expected)
+    actual = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), width=width, adapter=adapter)
+    assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
+
+
+def principal_components_diagonalise(recipe: Recipe) -> None:
+    """Eq. 8: C = Q diag(eigenvalues) Q^T with eigenvalues descending."""
+    rows = torch.randn(3 * recipe.width, recipe.width, generator=torch.Generator().manual_seed(recipe.seed)).double()
+    C = rows.T @ rows
+    eigenvalues, Q = principal_components(C)
+    assert (eigenvalues.diff() <= 0).all()
+    assert relative_error(Q @ eigenvalues.diag() @ Q.T, C) <= EXACT
+    assert relative_error(Q.T @ Q, torch.eye(recipe.width, dtype=Q.dtype)) <= EXACT
+
+
+def variance_adds_up(recipe: Recipe, width=None, **options) -> None:
+    """Kept plus discarded is the total, at every boundary; what is discarded are the smallest eigenvalues."""
+    report = sliced(recipe, width=width or max(1, recipe.width // 2), **options).slicing
+    assert len(report.eigenvalues) == len(report.discarded) == len(report.widths)
+    for eigenvalues, discarded, k in zip(report.eigenvalues, report.discarded, report.widths, strict=True):
+        assert len(eigenvalues) == recipe.width
+        assert (eigenvalues.diff() <= 0).all() and eigenvalues[-1] >= 0
+        kept = (eigenvalues[:k].sum() / eigenvalues.sum()).item()
+        assert abs(kept + discarded - 1) <= EXACT
+
+
+def discard_keeps_the_least_that_suffices(recipe: Recipe, discard=0.1) -> None:
+    """Appendix A.4: a boundary discards at most the fraction it may, and one column less would be too few."""
+    report = sliced(recipe, discard=discard, multiple=1, slice_head=True).slicing
+    for eigenvalues, discarded, k in zip(report.eigenvalues, report.discarded, report.widths, strict=True):
+        assert discarded <= discard + EXACT
+        assert eigenvalues[k - 1 :].sum() / eigenvalues.sum() > discard - EXACT
+
+
+def padding_is_not_counted(recipe: Recipe) -> None:
+    """A padded batch slices as its sequences do without the padding, and its tensors stay as they were."""
+    ids, mask, width = recipe.tokens(), recipe.mask(), max(1, recipe.width // 2)
+    before = ids.clone(), mask.clone()
+    actual = slice_model(recipe.model(), ids, mask, width=width)
+    assert torch.equal(ids, before[0]) and torch.equal(mask, before[1])
+    assert actual.slicing.calibration_tokens == mask.sum()
+    sequences = [row[keep.bool()] for row, keep in zip(ids, mask, strict=True)]
+    expected = slice_model(recipe.model(), sequences, width=width)
+    assume_well_separated(expected)
+    # Left padding shifts positions; transformers computes their sines and cosines in float32.
+    shifted = recipe.padding == "left" and recipe.family != "opt"
+    assert_same_logits(actual, expected, recipe, 1e-4 if shifted else SAME_SUBSPACE)
+    tolerance = 1e-5 if shifted else EXACT
+    assert math.isclose(perplexity(recipe.model(), ids, mask), perplexity(recipe.model(), sequences), rel_tol=tolerance)
+    assert torch.equal(ids, before[0]) and torch.equal(mask, before[1])
+
+
+def batches_do_not_matter(recipe: Recipe) -> None:
+    """One tensor or a list, few sequences at a time or many: the same slices and the same perplexity."""
+    ids, width = recipe.tokens(), max(1, recipe.width // 2)
+    expected = slice_model(recipe.model(), ids, width=width)
+    assume_well_separated(expected)
+    actual = slice_model(recipe.model(), [ids[:3], ids[3:]], width=width, batch_size=2)
+    assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
+    one, other = perplexity(recipe.model(), ids), perplexity(recipe.model(), [ids[:3], ids[3:]], batch_size=2)
+    assert math.isclose(one, other, rel_tol=EXACT)
+
+
+def perplexity_is_exp_of_transformers_loss(recipe: Recipe) -> None:
+    """With padding on the right or none: transformers' loss leaves out what is labelled -100."""
+    model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
+    labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
+    with torch.no_grad():
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    assert math.isclose(perplexity(model, ids, mask), math.exp(loss.item()), rel_tol=1e-5)  # its loss is in float32
+
+
+def cached_generation_equals_uncached(recipe: Recipe, **options) -> None:
+    """model.generate computes the same with a cache of keys and values as without."""
+    model, mask = sliced(recipe, **(options or {"width": max(1, recipe.width // 2)})), recipe.mask()
+    prompt = recipe.tokens(seed=1)[:, : LENGTH // 2]
+    prompt_mask = torch.ones_like(prompt) if mask is None else mask[:, : LENGTH // 2]
+    if recipe.padding == "left":
+        prompt, prompt_mask = recipe.tokens(seed=1)[:, -LENGTH + 5 :], mask[:, -LENGTH + 5 :]
+    cached, uncached = (
+        model.generate(
+            prompt,
+            attention_mask=prompt_mask,
+            use_cache=use_cache,
+            do_sample=False,
+            max_new_tokens=5,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        for use_cache in (True, False)
+    )
+    assert cached.sequences.shape[1] == prompt.shape[1] + 5
+    assert torch.equal(cached.sequences, uncached.sequences)
+    assert relative_error(torch.stack(cached.logits), torch.stack(uncached.logits)) <= EXACT
+    assert cached.logits[0].shape[-1] == VOCABULARY

@@ -1,0 +1,86 @@
+"""What a model costs: FLOPs against torch's own counter, bytes against the file, the clock against itself."""
+
+import copy
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+
+import minislice
+from minislice.checkpoint import EMBEDDED
+from minislice.evaluation import flops_per_token, latency, size_in_bytes, step_seconds, throughput
+from minislice.families import network
+
+TOKENS = torch.arange(40).view(2, 20)
+
+
+def small(name="mini-opt", **options):
+    model, _ = minislice.load(name, dtype=torch.float32)
+    return minislice.slice_model(model, TOKENS, width=100, **options) if options else model
+
+
+def counted(model):
+    """FLOPs of one token, by torch's counter, which knows of eager attention's products."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.tensor([[5]]), use_cache=False)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("options", [{}, {"adapter": "full"}, {"adapter": "low-rank"}, {"adapter": "none"}], ids=str)
+def test_flops_are_those_that_torch_counts(name, options):
+    model = small(name, **options)
+    rope = 0 if name == "mini-opt" else 2 * 16  # positions times frequencies, at most: half a head's 32 columns
+    assert 0 <= counted(model) - flops_per_token(model, context=1) <= rope
+
+
+def test_flops_of_a_tied_head_are_counted():
+    model = small(adapter="none", head="tied")
+    assert counted(model) == flops_per_token(model, context=1)
+
+
+def test_flops_of_another_model_differ():
+    assert counted(small(adapter="none")) != flops_per_token(small(adapter="full"), context=1)
+
+
+def test_attention_grows_with_the_context():
+    model = small()
+    more = flops_per_token(model, context=101) - flops_per_token(model, context=1)
+    assert more == 100 * 4 * 192 * 4  # 4 layers of 6 heads of 32
+
+
+def test_bytes_are_those_of_the_saved_tensors(tmp_path):
+    model = small(adapter="full").half()
+    minislice.save(model, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        stored = sum(file.get_tensor(name).numel() * 2 for name in file.keys())  # noqa: SIM118 - not a dict
+    assert size_in_bytes(model) == stored == 2 * minislice.parameters(model)
+
+
+def test_measuring_time_changes_nothing_and_longer_takes_longer():
+    model = small()
+    before = copy.deepcopy(model.state_dict())
+    assert 0 < step_seconds(model, length=4) < 10
+    assert 0 < latency(model, length=4, repeats=1) < 10_000
+    assert throughput(model, batch_size=4, length=4, repeats=1) > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.training and not network(model).is_fused
+
+
+def test_every_step_of_the_clock_generates_with_the_cache():
+    model = small()
+    lengths = []
+    hook = model.register_forward_pre_hook(
+        lambda module, args, inputs: lengths.append(
+            (
+                inputs["input_ids"].shape[1],
+                0 if (cache := inputs.get("past_key_values")) is None else cache.get_seq_length(),
+            )
+        ),
+        with_kwargs=True,
+    )
+    step_seconds(model, length=5)
+    hook.remove()
+    assert lengths[1:] == [(1, past) for past in range(5)]

@@ -1,0 +1,264 @@
+"""What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
+
+import properties
+import pytest
+import torch
+from models import FAMILIES, VOCABULARY, Recipe
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    LlamaForSequenceClassification,
+    OPTConfig,
+)
+
+from minislice import fuse, perplexity, rotate, slice_model
+from minislice.families import FAMILIES as SUPPORTED
+
+# D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
+RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}
+OPT, LLAMA, PHI = (RECIPES[family] for family in FAMILIES)
+IDS = OPT.tokens()
+ONES = torch.ones(16, 16).double()
+
+
+def assert_raises_and_leaves_alone(model, action, *fragments):
+    """A ValueError with every fragment in its message; module names, weights and logits stay what they were."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = properties.logits(model, IDS)
+    with pytest.raises(ValueError) as error:
+        action(model)
+    for fragment in fragments:
+        assert str(fragment) in str(error.value)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(properties.logits(model, IDS), before)
+
+
+done = {
+    "fused": lambda model: fuse(model),
+    "rotated": lambda model: rotate(model, seed=1),
+    "rotated per block": lambda model: rotate(model, per_block=True, seed=1),
+    "sliced": lambda model: slice_model(model, IDS, width=5),
+    "sliced whole": lambda model: slice_model(model, IDS, width=5, slice_head=True, adapter="none"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("first", "then", "fragments"),
+    [
+        ("fused", fuse, ["already fused"]),
+        ("rotated", fuse, ["already fused"]),
+        ("sliced", fuse, ["already fused"]),
+        ("rotated per block", rotate, ["can't rotate", "rotated per block already", 16]),
+        ("rotated per block", done["sliced"], ["can't slice", "rotated per block already", 16]),
+        ("sliced", rotate, ["can't rotate", "sliced already", "[5, 5"]),
+        ("sliced", done["sliced"], ["can't slice", "sliced already", "[5, 5", "trained model"]),
+        ("sliced whole", done["sliced"], ["can't slice", "sliced already", "5, 5]"]),
+        ("sliced whole", done["rotated per block"], ["can't rotate", "sliced already"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_order_is_refused(family, first, then, fragments):
+    model = done[first](RECIPES[family].model())
+    assert_raises_and_leaves_alone(model, then, *fragments)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        ({"signal": "norm"}, ["signal", "normalized, raw", "'norm'"]),
+        ({"adapter": "half"}, ["adapter", "full, low-rank, none", "'half'"]),
+        ({"basis": "svd"}, ["basis", "pca, random, column-norm", "'svd'"]),
+        ({"orientation": "up"}, ["orientation", "pca, random", "'up'"]),
+        ({"pca_dtype": "float16"}, ["pca_dtype", "float64, float32", "'float16'"]),
+        ({"slicing": 0.25, "width": 8}, ["one of slicing, width and discard"]),
+        ({"width": 8, "discard": 0.1}, ["one of slicing, width and discard"]),
+        ({"slicing": 1.0}, ["slicing", "1.0"]),
+        ({"slicing": -0.1}, ["slicing", "-0.1"]),
+        ({"slicing": float("nan")}, ["slicing", "nan"]),
+        ({"slicing": 0.9}, ["0.9", "16", "multiple of 8", "`width`"]),
+        ({"slicing": 0.25, "multiple": 0}, ["multiple", "0"]),
+        ({"discard": 0.1, "multiple": 0}, ["multiple", "0"]),
+        ({"discard": 1.0}, ["discard", "1.0"]),
+        ({"discard": -0.5}, ["discard", "-0.5"]),
+        ({"adapter": "low-rank", "tolerance": 1.5}, ["tolerance", "1.5"]),
+        ({"adapter": "low-rank", "tolerance": -0.5}, ["tolerance", "-0.5"]),
+        ({"width": 0}, ["between 1 and", "16", "0"]),
+        ({"width": 17}, ["between 1 and", "16", "17"]),
+        ({"width": [8, 8]}, ["2 widths", "boundaries"]),
+        ({"discard": 0.1, "adapter": "none"}, ["adapter='none'", "width"]),
+    ],
+    ids=lambda value: " ".join(f"{name}={option}" for name, option in value.items()) if isinstance(value, dict) else "",
+)
+def test_options_that_make_no_sense_are_refused(family, options, fragments):
+    model = RECIPES[family].model()
+    assert_raises_and_leaves_alone(model, lambda model: slice_model(model, IDS, **options), *fragments)
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        ({"width": [8, 17, 8]}, ["between 1 and", "16", "17"]),
+        ({"width": [8, 0, 8]}, ["between 1 and", "16", "0"]),
+        ({"width": [8, 8, 8, 8]}, ["4 widths", "3 boundaries"]),
+        ({"width": [8, 8, 4], "adapter": "none"}, ["never shrinks"]),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(options, fragments):
+    assert_raises_and_leaves_alone(PHI.model(), lambda model: slice_model(model, IDS, **options), *fragments)
+
+
+too_high, negative = IDS.clone(), IDS.clone()
+too_high[1, 2], negative[0, 0] = VOCABULARY, -1
+
+
+@pytest.mark.parametrize("measure", [slice_model, perplexity], ids=["slice_model", "perplexity"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("arguments", "options", "fragments"),
+    [
+        ([too_high], {}, [VOCABULARY, f"0 to {VOCABULARY - 1}", "tokenizer"]),
+        ([negative], {}, [-1, f"0 to {VOCABULARY - 1}"]),
+        ([IDS.double()], {}, ["ints", "(4, 30)", "float64"]),
+        ([IDS[None]], {}, ["[sequences, tokens]", "(1, 4, 30)"]),
+        ([torch.tensor(5)], {}, ["[sequences, tokens]", "()"]),
+        ([[]], {}, ["no tokens"]),
+        ([IDS[:0]], {}, ["no tokens", "(0, 30)"]),
+        ([IDS[:, :0]], {}, ["no tokens", "(4, 0)"]),
+        ([IDS[0, :0]], {}, ["no tokens", "0"]),
+        ([[IDS, IDS[:0]]], {}, ["no tokens"]),
+        ([IDS, torch.ones(4, 29).long()], {}, ["mask", "(4, 29)", "(4, 30)"]),
+        ([IDS, torch.ones(30).long()], {}, ["mask", "(30,)", "(4, 30)"]),
+        ([[IDS, IDS], [torch.ones_like(IDS)]], {}, ["2 batches", "1 attention mask"]),
+        ([[IDS, IDS], torch.ones_like(IDS)], {}, ["2 batches", "1 attention mask"]),
+        ([IDS], {"batch_size": 0}, ["batch_size", "0"]),
+    ],
+    ids=[
+        *("id too high", "id negative", "ids float", "ids 3-dimensional", "ids 0-dimensional", "no batch"),
+        *("no sequence", "sequences of nothing", "a sequence of nothing", "an empty batch", "mask too short"),
+        *("mask of one row", "one mask of two", "a mask for two", "batch_size 0"),
+    ],
+)
+def test_tokens_that_do_not_fit_are_refused(measure, family, arguments, options, fragments):
+    model = RECIPES[family].model()
+    assert_raises_and_leaves_alone(model, lambda model: measure(model, *arguments, **options), *fragments)
+
+
+@pytest.mark.parametrize("measure", [slice_model, perplexity], ids=["slice_model", "perplexity"])
+def test_a_sequence_longer_than_the_table_of_positions_is_refused(measure):
+    long = torch.ones(1, 65).long()
+    assert_raises_and_leaves_alone(OPT.model(), lambda model: measure(model, long), "65", "64 positions")
+    measure(LLAMA.model(), torch.arange(1, 66)[None])  # a rotary embedding has no table that ends
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_to_predict_is_refused(family):
+    model = RECIPES[family].model()
+    for arguments in ([IDS[:, :1]], [IDS, torch.zeros_like(IDS)]):
+        assert_raises_and_leaves_alone(model, lambda model, a=arguments: perplexity(model, *a), "nothing to predict")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("rotation", "fragments"),
+    [
+        (torch.eye(15).double(), ["16 x 16", "(15, 15)"]),
+        (ONES, ["orthogonal"]),
+        (torch.full_like(ONES, torch.nan), ["orthogonal"]),
+        ([torch.eye(16).double()] * 4, ["4 rotations", "boundaries"]),
+        ([], ["0 rotations", "boundaries"]),
+    ],
+    ids=["too small", "not orthogonal", "NaN", "too many", "none"],
+)
+def test_rotations_that_do_not_fit_are_refused(family, rotation, fragments):
+    assert_raises_and_leaves_alone(RECIPES[family].model(), lambda model: rotate(model, rotation), *fragments)
+
+
+def _gpt2():
+    return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2))
+
+
+def _opt(**differences):
+    arguments = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = OPTConfig(**{**arguments, "ffn_dim": 32, "word_embed_proj_dim": 16, **differences})
+    return AutoModelForCausalLM.from_config(config)
+
+
+def _bert():
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    return BertModel(config)
+
+
+class PretendQuantized(nn.Linear):
+    """Stands for the linears of quantization libraries and of PEFT, which are not plain nn.Linears."""
+
+
+def _quantized():
+    model = LLAMA.model()
+    layer = model.model.layers[1].mlp
+    layer.down_proj = PretendQuantized(layer.down_proj.in_features, layer.down_proj.out_features)
+    return model.double()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [fuse, rotate, lambda model: slice_model(model, IDS, width=4)],
+    ids=["fuse", "rotate", "slice"],
+)
+@pytest.mark.parametrize(
+    ("build", "fragments"),
+    [
+        (_gpt2, ["'gpt2'", *SUPPORTED]),
+        (_bert, ["'bert'", *SUPPORTED]),
+        (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m", *SUPPORTED]),
+        (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m", *SUPPORTED]),
+        (lambda: _opt(_remove_final_layer_norm=True), ["no final norm"]),
+        (lambda: LLAMA.model().model, ["LlamaModel", "head", "AutoModelForCausalLM"]),
+        (lambda: LlamaForSequenceClassification(LLAMA.model().config), ["head", "AutoModelForCausalLM"]),
+        (_quantized, ["mlp.down_proj", "PretendQuantized", "quantization"]),
+    ],
+    ids=["gpt2", "encoder", "post-norm", "projected", "no final norm", "no head", "classifier", "quantized"],
+)
+def test_models_that_cannot_be_sliced_are_refused(action, build, fragments):
+    model = build().eval()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        action(model)
+    for fragment in fragments:
+        assert fragment in str(error.value)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        model(input_ids=IDS)  # it still runs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("signal", ["normalized", "raw"])
+def test_a_broken_embedding_is_named_by_its_sequence(family, value, signal):
+    """One token is broken; the first sequence that has it is the third of the second batch."""
+    model, token = RECIPES[family].model(), VOCABULARY - 1
+    ids = IDS.masked_fill(IDS.eq(token), 1)
+    ids[2:, 7] = token
+    model.get_input_embeddings().weight.data[token] = value
+    with pytest.raises(ValueError, match=r"embeddings .* calibration sequence 2\b"):
+        slice_model(model, ids, width=5, signal=signal, batch_size=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_broken_weight_is_named_by_its_block(family, layer):
+    model = RECIPES[family].model()
+    broken = {"opt": "fc2", "llama": "mlp.down_proj", "phi": "mlp.fc2"}[family]
+    weight = dict(model.named_modules())[f"{'model.decoder' if family == 'opt' else 'model'}.layers.{layer}.{broken}"]
+    weight.weight.data[0, 0] = torch.nan
+    block = layer if family == "phi" else 2 * layer + 1
+    with pytest.raises(ValueError, match=rf"block {block} .* calibration sequence 0\b"):
+        slice_model(model, IDS, width=5)

@@ -1,0 +1,101 @@
+"""Perplexity, generation, attention backends: a model is used after minislice as before."""
+
+import math
+
+import properties
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import FAMILIES, Recipe, recipes
+
+from minislice import fuse, parameters, perplexity, slice_model
+
+
+@given(recipes(paddings=("none", "right")))
+def test_perplexity_is_the_exponential_of_transformers_loss(recipe):
+    properties.perplexity_is_exp_of_transformers_loss(recipe)
+
+
+@given(
+    recipes(),
+    st.sampled_from(["full", "low-rank", "none"]),
+    st.booleans(),
+)
+def test_generation_with_the_cache_equals_generation_without(recipe, adapter, slice_head):
+    properties.cached_generation_equals_uncached(
+        recipe, width=max(1, recipe.width // 2), adapter=adapter, slice_head=slice_head
+    )
+
+
+@given(recipes(paddings=("none", "left")))
+def test_fused_model_generates_what_the_model_did(recipe):
+    model, prompt = recipe.model(), recipe.tokens()[:, :20]
+    mask = None if recipe.mask() is None else recipe.mask()[:, :20]
+    if recipe.padding == "left":
+        prompt, mask = recipe.tokens()[:, 8:], recipe.mask()[:, 8:]
+    arguments = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 4}
+    before = model.generate(prompt, **arguments)
+    assert torch.equal(fuse(model).generate(prompt, **arguments), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", ["none", "left", "right"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_every_attention_backend_computes_the_same(family, padding, when):
+    recipe = Recipe(family, padding=padding)
+    outputs = []
+    for backend in ("sdpa", "eager"):
+        model = recipe.model().float()  # in float64, transformers' eager attention makes NaNs of padding on the left
+        if when == "before":
+            model.set_attn_implementation(backend)
+        properties.sliced(recipe, model, width=8)
+        if when == "after":
+            model.set_attn_implementation(backend)
+        assert model.config._attn_implementation == backend
+        outputs.append(properties.logits(model, recipe.tokens(), recipe.mask()))
+    assert properties.relative_error(*outputs) <= 1e-4
+    assert not torch.equal(*outputs)  # another backend did run
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_perplexity_of_a_uniform_model_is_the_vocabulary(family):
+    recipe = Recipe(family, tied=False)
+    model = recipe.model()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    if model.lm_head.bias is not None:
+        torch.nn.init.zeros_(model.lm_head.bias)
+    assert math.isclose(perplexity(model, recipe.tokens()), model.config.vocab_size, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_perplexity_changes_neither_model_nor_tokens(family):
+    recipe = Recipe(family, padding="left")
+    model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
+    perplexity(model, ids, mask)
+    assert torch.equal(ids, recipe.tokens()) and torch.equal(mask, recipe.mask())
+    properties.assert_same_logits(model, recipe.model(), recipe, 0.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_counts_a_shared_matrix_once(family):
+    tied, untied = (Recipe(family, tied=tied).model() for tied in (True, False))
+    assert parameters(untied) - parameters(tied) == tied.lm_head.weight.numel()
+
+
+def test_deleting_columns_of_small_norm_is_worse_than_principal_components(assets):
+    """Section 4: it sends perplexity far up."""
+    import numpy as np
+    from transformers import AutoModelForCausalLM
+
+    calibration, evaluation = (
+        torch.from_numpy(np.load(assets / "oracle" / "babyllama-tok361" / f"{name}.npy")).long()[:16]
+        for name in ("calibration", "evaluation")
+    )
+    result = {}
+    for basis in ("pca", "column-norm", "random"):
+        model = AutoModelForCausalLM.from_pretrained(assets / "models" / "babyllama-tok361", dtype=torch.float32)
+        slice_model(model, calibration, width=96, basis=basis)
+        result[basis] = perplexity(model, evaluation)
+    assert result["column-norm"] > 2 * result["pca"]
+    assert result["random"] > 2 * result["pca"]

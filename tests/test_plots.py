@@ -1,0 +1,127 @@
+"""A figure shows the data that it was given, with labels on both axes; the paper's values look like the paper's."""
+
+import math
+from itertools import pairwise
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+
+from minislice import lecture, plots
+
+MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
+PAPER = {"OPT-125M": ([0, 20], [1.0, 1.25])}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def labelled(ax):
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def draws(line, x, y):
+    assert [float(v) for v in line.get_xdata()] == pytest.approx([float(v) for v in x])
+    assert [float(v) for v in line.get_ydata()] == pytest.approx([float(v) for v in y])
+
+
+def hollow(line):
+    assert line.get_markerfacecolor() == "none" and line.get_marker() not in ("None", "", None)
+    assert line.get_label().startswith("paper")
+
+
+FIGURES = {
+    "lines": lambda x, y: plots.lines(MEASURED, x, y),
+    "by_depth": lambda x, y: plots.by_depth(list(MEASURED.values()), x, y),
+    "bars": lambda x, y: plots.bars(["a"], {"b": [1.0]}, x, y),
+    "matrix": lambda x, y: plots.matrix(torch.eye(3), x, y, "|entry|"),
+    "points": lambda x, y: plots.points({"p": torch.eye(2)}, x, y),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_has_labels_and_refuses_to_go_without(name):
+    ax = FIGURES[name]("slicing (%)", "perplexity")
+    labelled(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("slicing (%)", "perplexity")
+    for labels in (("", "perplexity"), ("slicing (%)", "")):
+        with pytest.raises(ValueError, match="both axes"):
+            FIGURES[name](*labels)
+
+
+def test_lines_draw_the_data_and_the_papers_hollow():
+    ax = plots.lines(MEASURED, "x", "y", paper=PAPER)
+    ours, other, paper = ax.get_lines()
+    draws(ours, *MEASURED["ours"])
+    draws(other, *MEASURED["other"])
+    draws(paper, *PAPER["OPT-125M"])
+    hollow(paper)
+    for measured in (ours, other):
+        with pytest.raises(AssertionError):
+            hollow(measured)
+    with pytest.raises(AssertionError):
+        draws(ours, *MEASURED["other"])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "other", "paper: OPT-125M"]
+
+
+def test_series_differ_by_more_than_colour():
+    series = {str(i): ([0, 1], [i, i]) for i in range(len(plots.COLOURS))}
+    drawn = plots.lines(series, "x", "y").get_lines()
+    assert len({line.get_marker() for line in drawn}) == len({str(line.get_linestyle()) for line in drawn}) + 3
+    assert len({line.get_color() for line in drawn}) == len({line.get_marker() for line in drawn}) == len(series)
+
+
+def test_logarithmic_axis_has_a_tick_at_every_value():
+    ax = plots.lines({"a": ([1, 2, 16], [1, 2, 3])}, "x", "y", log_x=True, log_y=True)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "16"]
+
+
+def test_depth_goes_from_light_to_black():
+    curves = [([1, 2], [depth, depth]) for depth in range(4)]
+    drawn = plots.by_depth(curves, "x", "y").get_lines()
+    shades = [to_rgba(line.get_color())[0] for line in drawn]
+    assert shades == sorted(shades, reverse=True) and shades[-1] == 0 and len(set(shades)) == 4
+    for line, curve in zip(drawn, curves, strict=True):
+        draws(line, *curve)
+
+
+def test_bars_are_as_high_as_the_data_and_side_by_side():
+    heights = {"a": [1.0, 2.0], "b": [3.0, 4.0]}
+    ax = plots.bars(["g", "h"], heights, "x", "y", paper={"table 2": [1.5, math.nan]})
+    assert [[bar.get_height() for bar in group] for group in ax.containers] == list(heights.values())
+    edges = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for group in ax.containers for bar in group)
+    assert all(left[1] <= right[0] + 1e-9 for left, right in pairwise(edges))
+    assert len({bar.get_hatch() for group in ax.containers for bar in group}) == 2
+    hollow(ax.get_lines()[0])
+
+
+def test_matrix_draws_the_values_white_to_black():
+    values = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
+    image = plots.matrix(values, "x", "y", "|entry|").get_images()[0]
+    assert torch.equal(torch.tensor(image.get_array().tolist()), values)
+    assert image.cmap(0.0)[:3] == (1.0, 1.0, 1.0) and image.cmap(1.0)[:3] == (0.0, 0.0, 0.0)
+    assert image.colorbar.ax.get_ylabel() == "|entry|"
+
+
+def test_points_are_where_they_should_be():
+    clouds = {"before": torch.tensor([[0.0, 1.0]]), "after": torch.tensor([[2.0, 3.0]])}
+    drawn = plots.points(clouds, "x", "y").collections
+    assert [cloud.get_offsets().tolist() for cloud in drawn] == [[[0.0, 1.0]], [[2.0, 3.0]]]
+
+
+def test_paper_tables_are_all_there_and_numbers_are_numbers():
+    assert len({len(lecture.paper_table(number)) for number in range(1, 13)}) > 1
+    rows = {(row["model"], row["slicing_percent"]): row for row in lecture.paper_table(8)}
+    five = [rows["Phi-2", 30][task] for task in ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")]
+    assert sum(five) / 5 == pytest.approx(59.232) and rows["Phi-2", 30]["average"] == 63.47  # the slip, as printed
+    with pytest.raises(ValueError, match="no table 13"):
+        lecture.paper_table(13)

@@ -1,0 +1,189 @@
+"""Section 3.4: what slicing computes, over random models of all families."""
+
+import properties
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import FAMILIES, Recipe, recipes
+
+from minislice import perplexity, slice_model
+from minislice.families import network
+from minislice.pca import width_keeping
+from minislice.slicing import slice_width
+
+signals = st.sampled_from(["normalized", "raw"])
+forms = st.sampled_from(["full", "low-rank", "none"])
+tolerances = st.sampled_from([0.0, 0.01, 0.3, 1.0])
+
+
+@st.composite
+def recipes_and_widths(draw, **restrictions):
+    recipe = draw(recipes(**restrictions))
+    return recipe, draw(st.integers(1, recipe.width))
+
+
+@given(recipes_and_widths(), signals, forms, tolerances, st.booleans())
+def test_sliced_network_is_the_whole_network_with_its_signal_projected(case, signal, adapter, tolerance, slice_head):
+    recipe, k = case
+    properties.slicing_is_projection(
+        recipe, width=k, signal=signal, adapter=adapter, tolerance=tolerance, slice_head=slice_head
+    )
+
+
+@given(st.data(), recipes(), signals, st.sampled_from(["full", "low-rank"]))
+def test_every_boundary_may_have_a_width_of_its_own(data, recipe, signal, adapter):
+    boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
+    widths = data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries))
+    properties.slicing_is_projection(recipe, width=widths, signal=signal, adapter=adapter)
+
+
+@given(st.data(), recipes(), signals)
+def test_widths_that_grow_need_no_adapters(data, recipe, signal):
+    boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
+    widths = sorted(data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries)))
+    properties.slicing_is_projection(recipe, width=widths, signal=signal, adapter="none")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapter", ["full", "low-rank", "none"])
+@pytest.mark.parametrize("slice_head", [False, True])
+def test_one_layer_sliced_to_width_one_is_a_projection(family, adapter, slice_head):
+    recipe = Recipe(family, layers=1)
+    properties.slicing_is_projection(recipe, width=1, adapter=adapter, slice_head=slice_head)
+
+
+@given(recipes_and_widths(), forms)
+def test_orientation_inside_the_kept_subspace_does_not_matter(case, adapter):
+    recipe, k = case
+    properties.orientation_does_not_matter(recipe, width=k, adapter=adapter)
+
+
+@given(recipes_and_widths(), forms)
+def test_rotating_before_slicing_does_not_matter(case, adapter):
+    recipe, k = case
+    properties.earlier_rotation_does_not_matter(recipe, width=k, adapter=adapter)
+
+
+@given(recipes())
+def test_principal_components_diagonalise_the_covariance(recipe):
+    properties.principal_components_diagonalise(recipe)
+
+
+@given(recipes_and_widths(), signals, forms, st.sampled_from(["pca", "random"]))
+def test_kept_and_discarded_variance_add_up_to_the_total(case, signal, adapter, orientation):
+    recipe, k = case
+    properties.variance_adds_up(recipe, width=k, signal=signal, adapter=adapter, orientation=orientation)
+
+
+@given(recipes_and_widths(), st.sampled_from(["random", "column-norm"]))
+def test_no_other_basis_discards_less_than_the_principal_components(case, basis):
+    recipe, k = case
+    best, other = (properties.sliced(recipe, width=k, basis=b, seed=recipe.seed).slicing for b in ("pca", basis))
+    assert other.discarded[0] >= best.discarded[0] - properties.EXACT  # later boundaries see different signals
+
+
+@given(recipes(), st.floats(0.001, 0.9))
+def test_discard_keeps_the_least_that_suffices(recipe, discard):
+    properties.discard_keeps_the_least_that_suffices(recipe, discard)
+
+
+@given(recipes(), st.sampled_from([2, 4]))
+def test_discard_rounds_widths_up_and_leaves_the_head_whole(recipe, multiple):
+    exact, rounded = (properties.sliced(recipe, discard=0.2, multiple=m).slicing for m in (1, multiple))
+    assert exact.widths[-1] == rounded.widths[-1] == recipe.width
+    assert all(k % multiple == 0 or k == recipe.width for k in rounded.widths)
+    assert 0 <= rounded.widths[0] - exact.widths[0] < multiple
+    assert max(rounded.discarded) <= 0.2
+
+
+@given(recipes(paddings=("left", "right")))
+def test_padding_is_not_counted(recipe):
+    properties.padding_is_not_counted(recipe)
+
+
+@given(recipes(paddings=("none",)))
+def test_batches_do_not_matter(recipe):
+    properties.batches_do_not_matter(recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_sequence_is_enough(family):
+    recipe = Recipe(family, padding="none")
+    ids = recipe.tokens()
+    for tokens in (ids[0], ids[:1], [ids[0]]):
+        model = slice_model(recipe.model(), tokens, width=5)
+        expected = slice_model(recipe.model(), ids[:1], width=5)
+        assert model.slicing.calibration_tokens == ids.shape[1]
+        properties.assert_same_logits(model, expected, recipe, 0.0)
+        assert perplexity(model, tokens) == perplexity(expected, ids[:1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tokenizers_output_brings_its_own_mask(family):
+    recipe = Recipe(family, padding="left")
+    encoded = {"input_ids": recipe.tokens(), "attention_mask": recipe.mask()}
+    for tokens, mask in ((encoded, None), ([encoded], None), ([recipe.tokens()], [recipe.mask()])):
+        actual = slice_model(recipe.model(), tokens, mask, width=5)
+        properties.assert_same_logits(actual, properties.sliced(recipe, width=5), recipe, 0.0)
+        assert perplexity(actual, tokens, mask) == perplexity(actual, recipe.tokens(), recipe.mask())
+
+
+@given(st.integers(1, 512), st.floats(0, 0.99), st.sampled_from([1, 8, 64]))
+def test_slice_width_is_the_largest_multiple_that_deletes_enough(D, slicing, multiple):
+    kept = (1 - slicing) * D
+    assume(slicing > 0 and int(kept + 1e-6) >= multiple)
+    k = slice_width(D, slicing, multiple)
+    assert k % multiple == 0
+    assert k <= kept + 1e-6 < k + multiple
+
+
+def test_slice_width_is_what_the_paper_prints():
+    assert [slice_width(4096, fraction) for fraction in (0.0, 0.2, 0.25, 0.3)] == [4096, 3272, 3072, 2864]
+    assert slice_width(100, 0.3, multiple=1) == 70  # 0.7 * 100 is 69.99... in floating point
+    assert slice_width(13, 0.0) == 13  # nothing deleted: nothing rounded
+
+
+def test_width_keeping_counts_the_components_that_suffice():
+    eigenvalues = torch.tensor([6.0, 3.0, 1.0, 0.0]).double()
+    assert [width_keeping(eigenvalues, discard) for discard in (0.0, 0.05, 0.15, 0.5, 0.9)] == [3, 3, 2, 1, 1]
+    assert width_keeping(eigenvalues, 0.5, multiple=8) == 4
+
+
+def test_default_is_a_quarter_rounded_down_with_the_head_whole():
+    recipe = Recipe("llama", heads=4, hidden=28)
+    model = properties.sliced(recipe)
+    assert model.slicing.widths == [16, 16, 16, 16, 28]  # 21, down to a multiple of 8
+    assert model.slicing.trained_width == 28
+
+
+@pytest.mark.parametrize("basis", ["random", "pca"])
+def test_seed_repeats_and_another_seed_differs(basis):
+    recipe = Recipe("phi")
+    first, again, other = (
+        properties.sliced(recipe, width=7, basis=basis, orientation="random", seed=seed) for seed in (0, 0, 1)
+    )
+    weights = [network(model).embeddings[0].weight for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sliced_model_is_the_same_object_in_the_same_mode(family):
+    recipe = Recipe(family)
+    model = recipe.model().train()
+    assert slice_model(model, recipe.tokens(), width=5) is model
+    assert all(module.training for module in model.modules())
+    perplexity(model, recipe.tokens())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float32_eigenvectors_are_close_to_float64s_and_not_the_same(family):
+    """Appendix A.2."""
+    recipe = Recipe(family)
+    exact, rough = (properties.sliced(recipe, width=6, pca_dtype=dtype) for dtype in ("float64", "float32"))
+    ids = recipe.tokens(seed=1)
+    error = properties.relative_error(properties.logits(rough, ids), properties.logits(exact, ids))
+    assert 1e-9 < error < 1e-3

@@ -1,0 +1,54 @@
+"""`verify` measures what the other tests assert, on the user's own model."""
+
+from pkgutil import resolve_name
+
+import mistakes
+import properties
+import pytest
+import torch
+from models import FAMILIES, Recipe
+
+from minislice.invariance import STEPS, TOLERANCES, relative_error, verify
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("padding", ["none", "left"])
+def test_every_step_passes_in_every_dtype(family, padding):
+    recipe = Recipe(family, padding=padding)
+    model = recipe.model()
+    result = verify(model, recipe.tokens(), recipe.mask())
+    assert {(m.dtype, m.step) for m in result.measurements} == {(d, s) for d in TOLERANCES for s in STEPS}
+    assert result.passed, str(result)
+    assert "has the invariance" in str(result)
+    properties.assert_same_logits(model, recipe.model(), recipe, 0.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_wrong_rotation_fails_at_the_steps_that_rotate(family, monkeypatch):
+    recipe = Recipe(family)
+    right = resolve_name("minislice.rotation.rotate_input")
+    monkeypatch.setattr("minislice.rotation.rotate_input", mistakes.transposed(right))
+    result = verify(recipe.model(), recipe.tokens(), dtypes=["float64"])
+    failed = {m.step for m in result.measurements if not m.passed}
+    assert failed == {"rotated", "rotated per block"}
+    assert not result.passed and "does NOT have" in str(result)
+
+
+def test_relative_error_is_the_largest_difference_over_the_largest_logit():
+    reference = [torch.tensor([[1.0, -4.0]]), torch.tensor([[2.0, 0.0]])]
+    shifted = [reference[0] + 0.5, reference[1] - 1.0]
+    assert relative_error(shifted, reference) == 0.25
+    assert relative_error(reference, reference) == 0.0
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match=r"float64.*int8"):
+        verify(Recipe("opt").model(), Recipe("opt").tokens(), dtypes=["int8"])
+
+
+@pytest.mark.parametrize("action", ["fused", "sliced"])
+def test_a_model_that_is_no_longer_whole_is_refused(action):
+    recipe = Recipe("phi")
+    model = properties.fused(recipe) if action == "fused" else properties.sliced(recipe, width=5)
+    with pytest.raises(ValueError, match=f"can't verify this model: it is {action} already"):
+        verify(model, recipe.tokens())
