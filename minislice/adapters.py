@@ -44,18 +44,14 @@ def align(
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
     P_next, R = Q_next[:, :k_next], Q_next[:, k_next:]
     U, sines, _ = torch.linalg.svd(P.T @ R, full_matrices=False)
-    cosines = (1 - sines.square()).clamp(min=0).sqrt()
-    deficits = sines.square() / (1 + cosines)
-    # V U^T is W^T for the polar decomposition S = (U C U^T) W. A right angle (cosine 0) leaves its row of W open.
     S = P.T @ P_next
-    right_angle = cosines < ROUNDING**0.5
-    inverse = torch.where(right_angle, torch.zeros_like(cosines), 1 / cosines)
-    W = S + U @ ((inverse - 1)[:, None] * (U.T @ S))  # [k, k_next]
-    free = k_next - k + int(right_angle.sum())
-    if free:
-        identity = torch.eye(k_next, dtype=W.dtype, device=W.device)
-        N = torch.linalg.eigh(identity - W.T @ W).eigenvectors[:, k_next - free :]  # what W's rows don't span
-        W = torch.cat([W + U[:, right_angle] @ N[:, : free - (k_next - k)].T, N[:, free - (k_next - k) :].T])
+    cosines = (U.T @ S).norm(dim=1)  # more exact near zero than (1 - sines^2)^(1/2)
+    deficits = sines.square() / (1 + cosines)
+    if k == k_next and (len(cosines) == 0 or cosines.min() > 0.1):
+        W = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
+    else:  # near a right angle, division by a cosine would amplify rounding; a full decomposition doesn't divide
+        V, _, Vh = torch.linalg.svd(S, full_matrices=True)
+        W = torch.cat([V @ Vh[:k], Vh[k:]])
     return P_next @ W.T, U, deficits
 
 

@@ -21,7 +21,7 @@ def covariance(x: Float[Tensor, "*tokens D"], mask: Bool[Tensor, "*tokens"] | No
     panel = -(-D // 4)
     for start in range(0, D, panel):  # C is symmetric: a panel right of the diagonal is also the one below it
         C[start : start + panel, start:] = rows[:, start : start + panel].T @ rows[:, start:]
-        C[start:, start : start + panel] = C[start : start + panel, start:].T
+        C[start + panel :, start : start + panel] = C[start : start + panel, start + panel :].T
     return C
 
 

@@ -113,8 +113,9 @@ class SlicingOptions:
         if self.discard is not None:
             widths = [None] * (boundaries - 1) + [None if self.slice_head else D]
         elif self.width is None or isinstance(self.width, int):
-            k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
-            k = k if self.width is None else self.width
+            k = self.width
+            if k is None:
+                k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
         else:
             widths = list(self.width)

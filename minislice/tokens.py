@@ -55,9 +55,9 @@ def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.ndim not in (1, 2):
         what = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {what}")
-    ids = ids.reshape(-1, ids.shape[-1])
     if ids.numel() == 0:
         raise ValueError(f"got no tokens: their shape is {tuple(ids.shape)}")
+    ids = ids.reshape(-1, ids.shape[-1])
     low, high = ids.min().item(), ids.max().item()
     if low < 0 or high >= table.num_embeddings:
         raise ValueError(
