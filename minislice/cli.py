@@ -18,9 +18,10 @@ from .demo import HEADER, SEQLEN, SLICINGS, demo_rows, format_row
 from .evaluation import parameters, perplexity
 from .heads import HEADS
 from .invariance import TOLERANCES, verify
+from .options import BASES, ORIENTATIONS, SlicingOptions
 from .pca import SIGNALS
 from .saving import require_free
-from .slicing import BASES, ORIENTATIONS, SlicingOptions, slice_model
+from .slicing import slice_model
 from .text import SOURCES, load_text, sample, tokenize, windows
 
 MODEL_HELP = f"one of the embedded models ({', '.join(EMBEDDED)}), a model's folder, or a name on the hub"

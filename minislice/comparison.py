@@ -61,9 +61,9 @@ def equal_size(
         variants = VARIANTS | (TIED_VARIANTS if net.head_was_tied else {})
     if widths is None:
         widths = sorted({round(net.trained_width * percent / 100) for percent in range(60, 101, 5)})
-    todo = [(name, options, width) for name, options in variants.items() for width in widths]
+    tasks = [(name, options, width) for name, options in variants.items() for width in widths]
     points = []
-    for name, options, width in tqdm(todo, desc="equal size", disable=not progress, leave=False):
+    for name, options, width in tqdm(tasks, desc="equal size", disable=not progress, leave=False):
         sliced = slice_model(copy.deepcopy(model), calibration, width=width, batch_size=batch_size, **options)
         points.append(Point(name, width, parameters(sliced), perplexity(sliced, evaluation, batch_size=batch_size)))
     return points

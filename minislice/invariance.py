@@ -132,8 +132,8 @@ def verify(
     del exact
     fusion_tolerance = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
     measurements = []
-    todo = [(dtype, step) for dtype in dtypes for step in STEPS]
-    for dtype, step in tqdm(todo, desc="verify", disable=not progress, leave=False):
+    tasks = [(dtype, step) for dtype in dtypes for step in STEPS]
+    for dtype, step in tqdm(tasks, desc="verify", disable=not progress, leave=False):
         changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), ids, masks, seed)
         before_rotation = step in ("loaded", "fused")
         logits = logits_of(changed, ids, masks, batch_size)

@@ -181,7 +181,7 @@ def mistakes():
         "an object's repr": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("<Axes: >"))),
         "a progress bar": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("\r 5%| 9it/s"))),
         "a path printed": (without_absolute_paths, lambda n: code_cells(n)[1].outputs.append(output("in /home/me/x"))),
-        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-opt"', '"/work/models/opt"')),
+        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-opt"', '"/home/me/models/opt"')),
         "no title": (opens_and_closes, lambda n: n.cells.pop(0)),
         "no closing cell": (opens_and_closes, lambda n: n.cells.pop()),
         "another model": (opens_and_closes, lambda n: source(n, 'MODEL = "mini-opt"', 'MODEL = "facebook/opt-125m"')),

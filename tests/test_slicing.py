@@ -9,8 +9,8 @@ from models import FAMILIES, Recipe, recipes
 
 from minislice import perplexity, slice_model
 from minislice.families import network
+from minislice.options import slice_width
 from minislice.pca import width_keeping
-from minislice.slicing import slice_width
 
 signals = st.sampled_from(["normalized", "raw"])
 forms = st.sampled_from(["full", "low-rank", "none"])

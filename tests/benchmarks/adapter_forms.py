@@ -20,7 +20,7 @@ import minislice
 from minislice.checkpoint import EMBEDDED
 from minislice.comparison import TIED_VARIANTS, VARIANTS, equal_size, perplexity_at
 from minislice.families import network
-from minislice.slicing import slice_width
+from minislice.options import slice_width
 from minislice.text import load_text, sample, tokenize
 
 SLICING = 0.25
