@@ -11,21 +11,37 @@ LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of
 """
 
 import copy
+from collections.abc import Callable, Iterable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .blocks import RMSNorm, set_weight
+from .blocks import Block, Network, RMSNorm, set_weight
 from .families import network
 from .modeling import SavesSliced
 
+ROWS = 4096  # of a matrix that are in float64 at one time: a vocabulary has many
+
+
+def in_float64(
+    product: Callable[[Float64[Tensor, "some D"]], Float64[Tensor, "some k"]], W: Float[Tensor, "rows D"]
+) -> Float[Tensor, "rows k"]:
+    """The product of every row of W, computed in float64, in W's dtype."""
+    result = None
+    for start in range(0, len(W), ROWS):
+        rows = product(W[start : start + ROWS].double())
+        if result is None:
+            result = W.new_empty(len(W), rows.shape[1])
+        result[start : start + 4096] = rows
+    return result
+
 
 def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """W M: subtract from every row its mean, in float64 (eq. 1)."""
-    wide = weight.double()
-    return wide - wide.mean(-1, keepdim=True)
+    """W M: subtract from every row its mean (eq. 1)."""
+    rows = weight.reshape(-1, weight.shape[-1])
+    return in_float64(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
 
 
 def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
@@ -33,12 +49,13 @@ def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
 
     A linear without a bias gets one where the norm has a shift.
     """
-    weight, bias = linear.weight.double(), linear.bias
+    weight, bias = linear.weight, linear.bias
     shift = getattr(norm, "bias", None)
     if shift is not None:
-        bias = shift.double() @ weight.T + (0.0 if bias is None else bias.double())  # b_in + beta W_in
+        added = torch.cat([rows.double() @ shift.double() for rows in weight.split(ROWS)])
+        bias = added + (0.0 if bias is None else bias.double())  # b_in + beta W_in
     if norm.weight is not None:
-        weight = weight * norm.weight.double()  # diag(alpha) W_in
+        weight = in_float64(lambda rows: rows * norm.weight.double(), weight)  # diag(alpha) W_in
     set_weight(linear, weight, bias)
 
 
@@ -48,9 +65,46 @@ def subtract_mean_from_output(linear: nn.Linear) -> None:
     set_weight(linear, subtract_mean(linear.weight.T).T, bias)
 
 
-def _bare(norm: nn.Module, width: int) -> RMSNorm:
-    eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
-    return RMSNorm(width, eps)
+def bare(norm: nn.Module, width: int) -> RMSNorm:
+    """What is left of a norm when its scale, shift and mean subtraction are elsewhere."""
+    if isinstance(norm, RMSNorm):
+        return norm
+    return RMSNorm(width, norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
+
+
+def fuse_embeddings(net: Network) -> None:
+    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would."""
+    if isinstance(net.final_norm, nn.LayerNorm):
+        for embedding in net.embeddings:
+            set_weight(embedding, subtract_mean(embedding.weight))
+
+
+def fuse_blocks(blocks: Iterable[Block], width: int) -> None:
+    """Fuse the norm of each block into its w_in, and mean subtraction into its w_out, in place."""
+    for block in blocks:
+        if isinstance(block.norm, nn.LayerNorm):
+            for linear in block.w_out:
+                subtract_mean_from_output(linear)
+        for linear in block.w_in:
+            fuse_into(block.norm, linear)
+        block.norm = bare(block.norm, width)
+
+
+def fuse_head(net: Network) -> None:
+    """Fuse the final norm into the head, in place."""
+    fuse_into(net.final_norm, net.head)
+    net.final_norm = bare(net.final_norm, net.trained_width)
+
+
+def untie_head(net: Network) -> None:
+    """Give a head that shares the embedding's matrix one of its own, in place, and have the config say so."""
+    model = net.model
+    _give_own_config(model)
+    model.head_was_tied = net.head_was_tied
+    if model.head_was_tied:
+        net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
 
 
 @torch.no_grad()
@@ -69,24 +123,10 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")
     net.install()
-    _give_own_config(model)
-    model.head_was_tied = net.head_was_tied
-    if model.head_was_tied:
-        net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
-    model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
-    if isinstance(net.final_norm, nn.LayerNorm):
-        for embedding in net.embeddings:
-            set_weight(embedding, subtract_mean(embedding.weight))
-        for block in net.blocks:
-            for linear in block.w_out:
-                subtract_mean_from_output(linear)
-    for block in net.blocks:
-        for linear in block.w_in:
-            fuse_into(block.norm, linear)
-        block.norm = _bare(block.norm, net.trained_width)
-    fuse_into(net.final_norm, net.head)
-    net.final_norm = _bare(net.final_norm, net.trained_width)
+    untie_head(net)
+    fuse_embeddings(net)
+    fuse_blocks(net.blocks, net.trained_width)
+    fuse_head(net)
     model.save_pretrained = SavesSliced(model)
     return model
 

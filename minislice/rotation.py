@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from .blocks import Network, set_weight
 from .families import network
-from .fusion import fuse
+from .fusion import fuse, in_float64
 
 
 def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor, "D D"]:
@@ -32,9 +32,9 @@ def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor,
 
 
 def times(W: Float[Tensor, "rows D"], Q: Float64[Tensor, "D k"]) -> Float[Tensor, "rows k"]:
-    """W Q, the products in float64 and the result in W's dtype, 4096 rows at a time: a vocabulary has many."""
+    """W Q, the products in float64 and the result in W's dtype."""
     Q = Q.to(W.device)
-    return torch.cat([(rows.double() @ Q).to(W.dtype) for rows in W.split(4096)])
+    return in_float64(lambda rows: rows @ Q, W)
 
 
 def rotate_input(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:

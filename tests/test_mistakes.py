@@ -45,7 +45,7 @@ left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
-    Mistake("minislice.fusion._bare", wrong.eps_forgotten, p.fusion_preserves_logits, thin_eps),
+    Mistake("minislice.fusion.bare", wrong.eps_forgotten, p.fusion_preserves_logits, thin_eps),
     Mistake("minislice.blocks.RMSNorm.forward", wrong.eps_outside_the_root, p.fusion_preserves_logits, thin_eps),
     Mistake("properties.fuse", wrong.mean_subtracted_from_every_embedding, p.fusion_preserves_logits, LLAMA),
     Mistake("minislice.fusion.network", wrong.positions_overlooked, p.fusion_preserves_logits, OPT),
