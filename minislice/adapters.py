@@ -76,7 +76,7 @@ def make_adapter(
     """
     k = P.shape[1]
     if form == "full" or (form == "low-rank" and k > k_next):
-        P_next = Q_next[:, :k_next]
+        P_next = Q_next[:, :k_next].contiguous()
         return P_next, linear_map(P.T @ P_next, like)
     P_next, U, deficits = align(P, Q_next, k_next)
     rank = 0 if form == "none" else int((deficits > max(tolerance, ROUNDING)).sum())

@@ -6,6 +6,9 @@ X_{l,i} is the l-th RMSNorm's output on calibration sequence i (``signal="normal
 (``signal="raw"``, which is what the authors' released code looks at).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -14,15 +17,33 @@ SIGNALS = ("normalized", "raw")
 
 
 def covariance(x: Float[Tensor, "*tokens D"], mask: Bool[Tensor, "*tokens"] | None = None) -> Float64[Tensor, "D D"]:
-    """X^T X in float64 over the tokens where `mask` is True (eq. 8): not centred, not divided by their number."""
-    rows = (x.reshape(-1, x.shape[-1]) if mask is None else x[mask]).double()
+    """X^T X over the tokens where `mask` is True (eq. 8): not centred, not divided by their number.
+
+    The products are in the signal's precision, at least float32 (a wider one would only multiply its rounding), and
+    are summed in float64 every 1024 tokens.
+    """
+    rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     D = rows.shape[1]
-    C = rows.new_empty(D, D)
+    C = rows.new_zeros(D, D, dtype=torch.float64)
     panel = -(-D // 4)
-    for start in range(0, D, panel):  # C is symmetric: a panel right of the diagonal is also the one below it
-        C[start : start + panel, start:] = rows[:, start : start + panel].T @ rows[:, start:]
-        C[start + panel :, start : start + panel] = C[start : start + panel, start + panel :].T
-    return C
+    with _without_tf32():
+        for part in rows.split(1024):
+            for start in range(0, D, panel):  # C is symmetric: what is left of the diagonal is added below
+                C[start : start + panel, start:] += part[:, start : start + panel].T @ part[:, start:]
+    C.triu_()
+    return C + C.triu(1).T
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Float32 products of float32's precision on a GPU, whatever the caller has allowed."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def principal_components(

@@ -12,15 +12,21 @@ The pass, for each boundary l in order:
 4. run block l once: its full-width output is X P_l^T, or what its adapter makes of it, plus its branch
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from . import processes
 from .adapters import make_adapter
-from .blocks import LowRankAdapter, Network, inference
+from .blocks import Block, LowRankAdapter, Network, inference
+from .calibration import Signal
 from .families import network
-from .fusion import fuse
+from .fusion import bare, fuse
 from .heads import tie_head
 from .options import SlicingOptions, SlicingReport
 from .pca import covariance, principal_components, width_keeping
@@ -31,7 +37,7 @@ from .rotation import (
     rotate_input,
     rotate_output,
 )
-from .tokens import Batch, Tokens, token_batches
+from .tokens import Batch, Tokens, count_tokens, token_batches
 
 
 def slice_model(
@@ -64,102 +70,195 @@ def slice_model(
     options = SlicingOptions(**options)
     net = network(model)
     require_whole(net, "slice")
-    widths = options.widths(net.trained_width, len(net.blocks) + 1)
-    if options.head == "tied" and not net.head_was_tied:
-        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's never did")
-    batches = token_batches(model, tokens, attention_mask, batch_size)
+    widths = widths_of(net, options)
+    batches = token_batches(model, tokens, attention_mask, -(-batch_size // processes.count()))
+    share = processes.share(batches)
     if not net.is_fused:
         net = network(fuse(model))
-    report = SlicingReport(
-        options=options,
-        trained_width=net.trained_width,
-        calibration_tokens=sum(b.ids.numel() if b.mask is None else int(b.mask.sum()) for b in batches),
-    )
+    report = SlicingReport(options, net.trained_width, count_tokens(batches))
     with inference(model):
-        _interleaved_pass(net, batches, widths, report, progress)
-        if options.head == "tied":
-            net.head = tie_head(net.head, net.embeddings[0])
+        InterleavedPass(net, share, widths, report).run(progress)
     model.slicing = report
     return model
 
 
-def _interleaved_pass(
-    net: Network, batches: list[Batch], widths: list[int | None], report: SlicingReport, progress: bool
-) -> None:
-    options = report.options
-    generator = torch.Generator().manual_seed(options.seed)
-    blocks, norms, D = net.blocks, net.norms, net.trained_width
+def widths_of(net: Network, options: SlicingOptions) -> list[int | None]:
+    """The width of every boundary, as `SlicingOptions.widths`, for a network that these options fit.
 
-    def basis_of(boundary: int, full: list[Tensor]) -> tuple[Tensor, int]:
-        """Q of a boundary, [D, D], and the k of its columns to keep, from its full-width signal."""
-        C = _signal_covariance(full, batches, norms[boundary], boundary, report)
-        with report.timed("eigendecomposition"):
-            eigenvalues, Q = principal_components(C, getattr(torch, options.pca_dtype))
+    Raises:
+        ValueError: they don't.
+    """
+    if options.head == "tied" and not net.head_was_tied:
+        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's never did")
+    return options.widths(net.trained_width, len(net.blocks) + 1)
+
+
+class InMemory:
+    """Where the weights of a network are while the pass runs over it: in memory, all of them, all the time.
+
+    `streaming.FromShards` is the other place: it brings each part in when its turn comes, and takes it out again.
+    """
+
+    def part(self, index: int, position: "InterleavedPass") -> AbstractContextManager:
+        """Part 0 is the embeddings, part i the i-th layer, the last part final norm and head."""
+        return nullcontext()
+
+    def signal_file(self, name: str) -> Path | None:
+        """The file for a signal; None to have it in memory."""
+        return None
+
+
+class InterleavedPass:
+    """The pass over one network, part by part: embeddings, each layer, head.
+
+    Between two parts, all that the rest of the pass depends on is `P`, `signal`, `generator` and `report`.
+
+    Args:
+        net: fused, or fused by `weights` part by part.
+        batches: the calibration set, or this process's share of it.
+        widths: of every boundary, None where the spectrum decides.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        batches: list[Batch],
+        widths: list[int | None],
+        report: SlicingReport,
+        weights: InMemory | None = None,
+    ):
+        self.net, self.batches, self.widths, self.report = net, batches, widths, report
+        self.options, self.weights = report.options, weights or InMemory()
+        self.norms = [bare(norm, net.trained_width) for norm in net.norms]  # what reads each boundary
+        self.generator = torch.Generator().manual_seed(int(report.options.seed))
+        self.contexts: list[dict] = []  # of each batch: what attention needs besides the signal
+        self.P: Tensor | None = None  # the basis of the boundary that the pass has reached, [D, k]
+        self.signal: Signal | None = None  # the calibration set there, in that basis
+
+    @property
+    def boundary(self) -> int:
+        """The boundary that the pass has reached; -1 before the embeddings."""
+        return len(self.report.widths) - 1
+
+    def run(self, progress: bool = False) -> None:
+        """Do what is left of the pass."""
+        parts = tqdm(total=len(self.net.layers) + 2, desc="slicing", disable=not progress, leave=False)
+        with parts:
+            with self.weights.part(0, self):
+                self._embed()
+            parts.update()
+            blocks_before = 0
+            for index, layer in enumerate(self.net.layers, start=1):
+                if blocks_before >= self.boundary:
+                    with self.weights.part(index, self):
+                        for block in layer.blocks:
+                            self._slice_block(block)
+                blocks_before += len(layer.blocks)
+                parts.update()
+            with self.weights.part(len(self.net.layers) + 1, self), self._timed("projection"):
+                rotate_input(self.net.head, self.P)
+                if self.options.head == "tied":
+                    self.net.head = tie_head(self.net.head, self.net.embeddings[0])
+
+    def _embed(self) -> None:
+        full = self._room(self.net.trained_width, "full")
+        shared = {}  # one context for all unpadded batches of a shape
+        for index, batch in enumerate(self.batches):
+            with self._timed("forward"):
+                full[index], context = self.net.embed(batch.ids, batch.mask)
+            if batch.mask is None:
+                context = shared.setdefault(batch.ids.shape, context)
+            self.contexts.append(context)
+        if self.P is None:
+            Q, k = self._basis(full)
+            self.P = Q[:, :k].contiguous()
+            with self._timed("projection"):
+                for embedding in self.net.embeddings:
+                    rotate_embedding(embedding, self.P)
+                self._project(full, None)
+
+    def _slice_block(self, block: Block) -> None:
+        P = self.P
+        with self._timed("projection"):
+            for linear in block.w_in:
+                rotate_input(linear, P)
+        full = self._room(self.net.trained_width, "full")
+        for index, context in enumerate(self.contexts):
+            x = self.signal[index]
+            with self._timed("forward"):
+                branch = block.branch(x, **context)
+            with self._timed("projection"):
+                full[index] = torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), P.T.to(x)).view_as(branch)
+        Q, k = self._basis(full)
+        with self._timed("adapters"):
+            like = block.w_out[0].weight
+            self.P, block.adapter = make_adapter(P, Q, k, self.options.adapter, self.options.tolerance, like)
+            self.report.ranks.append(_rank(block.adapter))
+            truncated = self.options.adapter == "none" or self.options.tolerance > 0
+            lost = _lost(P, self.P, block.adapter) if truncated else None
+        with self._timed("projection"):
+            for linear in block.w_out:
+                rotate_output(linear, self.P)
+            self._project(full, lost)
+
+    def _project(self, full: Signal, lost: Tensor | None) -> None:
+        """The signal in the basis P, from what it is at full width; `lost` is what an adapter adds, of the old one."""
+        before = self.signal
+        signal = self._room(self.P.shape[1], f"signal-{self.boundary}")
+        P = self.P.to(signal.device, signal.dtype)
+        for index, x in enumerate(full):
+            projected = x @ P
+            if lost is not None:
+                projected += before[index] @ lost.to(x)
+            signal[index] = projected
+        self.signal = signal
+
+    def _basis(self, full: Signal) -> tuple[Tensor, int]:
+        """Q of the next boundary, [D, D], and the k of its columns to keep, from the signal there at full width."""
+        options, D, boundary = self.options, self.net.trained_width, self.boundary + 1
+        with self._timed("covariance"):
+            norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
+            C = processes.summed(_signal_covariance(full, self.batches, norm, boundary))
+        with self._timed("eigendecomposition"):
+            eigenvalues, Q = processes.once(
+                lambda: principal_components(C, getattr(torch, options.pca_dtype)), like=(C[0], C)
+            )
             if options.basis == "random":
-                Q = random_orthogonal(D, generator).to(C.device)
+                Q = random_orthogonal(D, self.generator).to(C.device)
             elif options.basis == "column-norm":
                 order = C.diagonal().argsort(descending=True, stable=True)
                 Q = torch.eye(D, dtype=C.dtype, device=C.device)[:, order]
-            k = widths[boundary]
+            k = self.widths[boundary]
             if k is None:
                 k = width_keeping(eigenvalues, options.discard, options.multiple)
             if options.orientation == "random":
-                Q = torch.cat([Q[:, :k] @ random_orthogonal(k, generator).to(Q.device), Q[:, k:]], dim=1)
-        report.widths.append(k)
-        report.eigenvalues.append(eigenvalues.cpu())
-        report.discarded.append(((Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()).item())
+                Q = torch.cat([Q[:, :k] @ random_orthogonal(k, self.generator).to(Q.device), Q[:, k:]], dim=1)
+        self.report.widths.append(k)
+        self.report.eigenvalues.append(eigenvalues.cpu())
+        self.report.discarded.append(((Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()).item())
         return Q, k
 
-    with report.timed("forward"):
-        embedded = [net.embed(batch.ids, batch.mask) for batch in batches]
-    contexts = [context for _, context in embedded]
-    signal = [x for x, _ in embedded]  # at full width; sliced as soon as P is known
-    Q, k = basis_of(0, signal)
-    P = Q[:, :k]
-    with report.timed("projection"):
-        for embedding in net.embeddings:
-            rotate_embedding(embedding, P)
-        signal = [x @ P.to(x) for x in signal]
+    def _room(self, width: int, name: str) -> Signal:
+        ids, weight = self.batches[0].ids, self.net.embeddings[0].weight
+        shapes = [tuple(batch.ids.shape) for batch in self.batches]
+        return Signal(shapes, width, weight.dtype, ids.device, self.weights.signal_file(name))
 
-    for index, block in enumerate(tqdm(blocks, desc="slicing", disable=not progress, leave=False)):
-        with report.timed("projection"):
-            for linear in block.w_in:
-                rotate_input(linear, P)
-        full = []
-        for x, context in zip(signal, contexts, strict=True):
-            with report.timed("forward"):
-                branch = block.branch(x, **context)
-            with report.timed("projection"):
-                full.append(torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), P.T.to(x)).view_as(branch))
-        Q, k = basis_of(index + 1, full)
-        with report.timed("adapters"):
-            like = block.w_out[0].weight
-            P_next, block.adapter = make_adapter(P, Q, k, options.adapter, options.tolerance, like)
-            report.ranks.append(_rank(block.adapter))
-            lost = _lost(P, P_next, block.adapter)
-        with report.timed("projection"):
-            for linear in block.w_out:
-                rotate_output(linear, P_next)
-            for i, x in enumerate(signal):  # the adapter's x plus the sliced branch, by way of what is there already
-                signal[i] = full[i] @ P_next.to(x)
-                if lost is not None:
-                    signal[i] += x @ lost.to(x)
-        P = P_next
-    with report.timed("projection"):
-        rotate_input(net.head, P)
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        with self.report.timed(phase):
+            yield
+            if self.batches[0].ids.is_cuda:
+                torch.cuda.synchronize()  # its calls return before the work is done
 
 
-def _signal_covariance(
-    full: list[Tensor], batches: list[Batch], norm: nn.Module, boundary: int, report: SlicingReport
-) -> Tensor:
-    """Eq. 8 over the whole calibration set."""
+def _signal_covariance(full: Signal, batches: list[Batch], norm: nn.Module, boundary: int) -> Tensor:
+    """Eq. 8 over the whole calibration set, or the share of this process."""
     total = None
-    with report.timed("covariance"):
-        for x, batch in zip(full, batches, strict=True):
-            C = covariance(norm(x) if report.options.signal == "normalized" else x, batch.mask)
-            if not torch.isfinite(C.diagonal()).all():
-                raise ValueError(_not_finite(x, batch, boundary))
-            total = C if total is None else total + C
+    for x, batch in zip(full, batches, strict=True):
+        C = covariance(norm(x), batch.mask)
+        if not torch.isfinite(C.diagonal()).all():
+            raise ValueError(_not_finite(x, batch, boundary))
+        total = C if total is None else total + C
     return total
 
 
@@ -180,7 +279,7 @@ def _rank(adapter: nn.Module | None) -> int:
 
 
 def _lost(P: Tensor, P_next: Tensor, adapter: nn.Module | None) -> Tensor | None:
-    """What the adapter computes beyond P^T P_next, [k, k_next]; None where that is nothing but rounding."""
+    """What an adapter of aligned bases computes beyond P^T P_next, [k, k_next]; None for one that is P^T P_next."""
     if isinstance(adapter, nn.Linear):
         return None
     k, k_next = P.shape[1], P_next.shape[1]
@@ -188,5 +287,4 @@ def _lost(P: Tensor, P_next: Tensor, adapter: nn.Module | None) -> Tensor | None
     if adapter is not None:
         A = adapter.A.to(P)
         identity[:, :k] -= A @ A.T
-    difference = identity - P.T @ P_next
-    return difference if difference.abs().max() > 1e-3 * torch.finfo(torch.float16).eps else None
+    return identity - P.T @ P_next

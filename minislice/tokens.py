@@ -18,6 +18,11 @@ class Batch:
     first_sequence: int  # where the batch stands in the whole, for messages
 
 
+def count_tokens(batches: Iterable[Batch]) -> int:
+    """How many there are, padding excluded."""
+    return sum(batch.ids.numel() if batch.mask is None else int(batch.mask.sum()) for batch in batches)
+
+
 def token_batches(
     model: PreTrainedModel, tokens: Tokens, attention_mask: Tensor | Iterable[Tensor] | None, batch_size: int
 ) -> list[Batch]:
