@@ -5,6 +5,7 @@ pinned where a GPU reads it, or in a file that the operating system maps into me
 is room; the device that computes sees one batch of it at a time.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,10 @@ class Signal:
         if path is None:
             rows = torch.empty(sum(sizes), width, dtype=dtype, pin_memory=device.type == "cuda")
         else:
-            rows = torch.from_file(str(path), shared=True, size=sum(sizes) * width, dtype=dtype).view(-1, width)
+            count = sum(sizes) * width
+            with open(path, "ab") as file:  # or a full disk would be noticed in the middle of a write, by a signal
+                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            rows = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, width)
         self.batches = rows.split(sizes)
 
     def __len__(self) -> int:

@@ -93,9 +93,9 @@ def load(
     Raises:
         ValueError: there is no such model, or something is wrong with one of its files; it says which.
     """
-    source = _locate(name)
-    config = _load_config(source)
-    files = _check_files(source) if isinstance(source, Path) else {}
+    source = locate(name)
+    config = load_config(source)
+    files = tensor_files(source) if isinstance(source, Path) else {}
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -122,7 +122,7 @@ def load(
     return model.eval(), _load_tokenizer(source)
 
 
-def _locate(name: str | os.PathLike) -> Path | str:
+def locate(name: str | os.PathLike) -> Path | str:
     """A local folder as a Path, a name on the hub as a str."""
     if name in EMBEDDED:
         package = Path(__file__).parent
@@ -140,7 +140,12 @@ def _locate(name: str | os.PathLike) -> Path | str:
     return name
 
 
-def _load_config(source: Path | str) -> PreTrainedConfig:
+def load_config(source: Path | str) -> PreTrainedConfig:
+    """The config in a folder or on the hub.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
@@ -155,11 +160,17 @@ def _load_config(source: Path | str) -> PreTrainedConfig:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_files(folder: Path) -> dict[str, Path]:
-    """Open every safetensors file that belongs to the model; the file of each tensor, by its name."""
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """The safetensors file of each tensor of the model in a folder, by the tensor's name; every file is opened.
+
+    Raises:
+        ValueError: a file is missing, damaged or cut off, or the index says of a tensor that it is in another file.
+    """
+    indexed = {}
     if (index := folder / INDEX).is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            indexed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(indexed.values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{index} is damaged: {error}") from error
     else:
@@ -173,6 +184,10 @@ def _check_files(folder: Path) -> dict[str, Path]:
                 files.update(dict.fromkeys(tensors.keys(), path))
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged or cut off: {error}") from error
+    for key, name in indexed.items():
+        if files.get(key) != folder / name:
+            found = f"it is in {files[key].name}" if key in files else "it isn't there"
+            raise ValueError(f"{index} says that {key} is in {name}, but {found}")
     return files
 
 

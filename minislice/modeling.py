@@ -8,11 +8,13 @@ A saved model takes this file with it, and the files that it imports, so that it
 it needs torch and transformers alone.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils.generic import can_return_tuple
 
 from .blocks import Block, LowRankAdapter, RMSNorm, TiedHead, set_weight
@@ -163,6 +165,17 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
                 tokenizer.save_pretrained(folder)
             (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
 
+    def save_description(self, folder: Path, tokenizer: Any = None) -> None:
+        """Write what `save_pretrained` does except the weights; whoever calls this has written them already."""
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.config.architectures = [type(self).__name__]
+        custom_object_save(self, folder, config=self.config)
+        self.config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
+
 
 class SavesSliced:
     """`save_pretrained` of a fused or sliced OPT, LLaMA ... object; its own would write a folder that loads wrongly.
@@ -240,7 +253,7 @@ def _describe(model: PreTrainedModel) -> dict[str, Any]:
     return {
         "base": model.config,
         "widths": net.widths,
-        "adapters": [_form(block) for block in net.blocks],
+        "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
         "biases": biases[:per_layer],
         "head": "tied" if isinstance(net.head, TiedHead) else "linear",
@@ -249,7 +262,8 @@ def _describe(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _form(block: Block) -> str | int | None:
+def form_of(block: Block) -> str | int | None:
+    """A block's adapter, as `SlicedConfig` says it."""
     if isinstance(block.adapter, LowRankAdapter):
         return block.adapter.rank
     return None if block.adapter is None else "full"

@@ -48,21 +48,27 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
     """
     target = require_free(target, force)
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    new, old = (target.with_name(f".{target.name}.{state}-{mark}") for state in ("partial", "replaced"))
+    new = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
     new.mkdir()
     try:
         yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        put_in_place(new, target)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Rename a finished folder to `target`, which it replaces if there is one."""
+    old = target.with_name(f".{target.name}.replaced-{uuid.uuid4().hex[:8]}")
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    finally:
         if target.exists():  # otherwise the old one could not be put back: never delete the last copy
             shutil.rmtree(old, ignore_errors=True)
 

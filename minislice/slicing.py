@@ -14,6 +14,7 @@ The pass, for each boundary l in order:
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel
 
 from . import processes
 from .adapters import make_adapter
-from .blocks import Block, LowRankAdapter, Network, inference
+from .blocks import Block, BlockLayer, LowRankAdapter, Network, inference
 from .calibration import Signal
 from .families import network
 from .fusion import bare, fuse
@@ -103,6 +104,9 @@ class InMemory:
         """Part 0 is the embeddings, part i the i-th layer, the last part final norm and head."""
         return nullcontext()
 
+    def reached(self, position: "InterleavedPass") -> None:
+        """Called when a part is done."""
+
     def signal_file(self, name: str) -> Path | None:
         """The file for a signal; None to have it in memory."""
         return None
@@ -111,7 +115,7 @@ class InMemory:
 class InterleavedPass:
     """The pass over one network, part by part: embeddings, each layer, head.
 
-    Between two parts, all that the rest of the pass depends on is `P`, `signal`, `generator` and `report`.
+    Between two parts, all that the rest of the pass depends on is `done`, `P`, `signal`, `generator` and `report`.
 
     Args:
         net: fused, or fused by `weights` part by part.
@@ -131,6 +135,7 @@ class InterleavedPass:
         self.options, self.weights = report.options, weights or InMemory()
         self.norms = [bare(norm, net.trained_width) for norm in net.norms]  # what reads each boundary
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
+        self.done = 0  # parts
         self.contexts: list[dict] = []  # of each batch: what attention needs besides the signal
         self.P: Tensor | None = None  # the basis of the boundary that the pass has reached, [D, k]
         self.signal: Signal | None = None  # the calibration set there, in that basis
@@ -142,34 +147,29 @@ class InterleavedPass:
 
     def run(self, progress: bool = False) -> None:
         """Do what is left of the pass."""
-        parts = tqdm(total=len(self.net.layers) + 2, desc="slicing", disable=not progress, leave=False)
-        with parts:
-            with self.weights.part(0, self):
-                self._embed()
-            parts.update()
-            blocks_before = 0
-            for index, layer in enumerate(self.net.layers, start=1):
-                if blocks_before >= self.boundary:
-                    with self.weights.part(index, self):
-                        for block in layer.blocks:
-                            self._slice_block(block)
-                blocks_before += len(layer.blocks)
-                parts.update()
-            with self.weights.part(len(self.net.layers) + 1, self), self._timed("projection"):
-                rotate_input(self.net.head, self.P)
-                if self.options.head == "tied":
-                    self.net.head = tie_head(self.net.head, self.net.embeddings[0])
+        layers = [partial(self._slice_layer, layer) for layer in self.net.layers]
+        parts = [self._embed, *layers, self._slice_head]
+        if self.done == len(parts):
+            return
+        for index, work in enumerate(tqdm(parts, desc="slicing", disable=not progress, leave=False)):
+            if 0 < index < self.done:
+                continue  # but the embeddings are always needed, for the contexts
+            with self.weights.part(index, self):
+                work()
+            if index == self.done:
+                self.done += 1
+                self.weights.reached(self)
 
     def _embed(self) -> None:
-        full = self._room(self.net.trained_width, "full")
+        full = None if self.done else self.room(self.net.trained_width, "full")
         shared = {}  # one context for all unpadded batches of a shape
         for index, batch in enumerate(self.batches):
             with self._timed("forward"):
-                full[index], context = self.net.embed(batch.ids, batch.mask)
-            if batch.mask is None:
-                context = shared.setdefault(batch.ids.shape, context)
-            self.contexts.append(context)
-        if self.P is None:
+                x, context = self.net.embed(batch.ids, batch.mask)
+            self.contexts.append(context if batch.mask is not None else shared.setdefault(batch.ids.shape, context))
+            if full:
+                full[index] = x
+        if full:
             Q, k = self._basis(full)
             self.P = Q[:, :k].contiguous()
             with self._timed("projection"):
@@ -177,12 +177,22 @@ class InterleavedPass:
                     rotate_embedding(embedding, self.P)
                 self._project(full, None)
 
+    def _slice_layer(self, layer: BlockLayer) -> None:
+        for block in layer.blocks:
+            self._slice_block(block)
+
+    def _slice_head(self) -> None:
+        with self._timed("projection"):
+            rotate_input(self.net.head, self.P)
+            if self.options.head == "tied":
+                self.net.head = tie_head(self.net.head, self.net.embeddings[0])
+
     def _slice_block(self, block: Block) -> None:
         P = self.P
         with self._timed("projection"):
             for linear in block.w_in:
                 rotate_input(linear, P)
-        full = self._room(self.net.trained_width, "full")
+        full = self.room(self.net.trained_width, "full")
         for index, context in enumerate(self.contexts):
             x = self.signal[index]
             with self._timed("forward"):
@@ -204,7 +214,7 @@ class InterleavedPass:
     def _project(self, full: Signal, lost: Tensor | None) -> None:
         """The signal in the basis P, from what it is at full width; `lost` is what an adapter adds, of the old one."""
         before = self.signal
-        signal = self._room(self.P.shape[1], f"signal-{self.boundary}")
+        signal = self.room(self.P.shape[1], f"signal-{self.boundary}")
         P = self.P.to(signal.device, signal.dtype)
         for index, x in enumerate(full):
             projected = x @ P
@@ -238,7 +248,8 @@ class InterleavedPass:
         self.report.discarded.append(((Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()).item())
         return Q, k
 
-    def _room(self, width: int, name: str) -> Signal:
+    def room(self, width: int, name: str) -> Signal:
+        """Where a signal of this width goes, or is."""
         ids, weight = self.batches[0].ids, self.net.embeddings[0].weight
         shapes = [tuple(batch.ids.shape) for batch in self.batches]
         return Signal(shapes, width, weight.dtype, ids.device, self.weights.signal_file(name))

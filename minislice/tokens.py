@@ -76,9 +76,10 @@ def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[
                 raise ValueError(
                     f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
                 )
+    device = ids.device if table.weight.is_meta else table.weight.device  # meta: weights that are nowhere yet
     if mask is not None:
         if tuple(mask.reshape(-1, mask.shape[-1]).shape) != tuple(ids.shape):
             raise ValueError(f"attention mask of shape {tuple(mask.shape)} for tokens of shape {tuple(ids.shape)}")
-        mask = mask.reshape(ids.shape).to(table.weight.device).bool()
+        mask = mask.reshape(ids.shape).to(device).bool()
         mask = None if mask.all() else mask
-    return ids.to(table.weight.device).long(), mask
+    return ids.to(device).long(), mask
