@@ -82,6 +82,7 @@ def slice_streamed(
             run has finished stays.
     """
     options, device = SlicingOptions(**options), torch.device(device)
+    work = WorkFolder(Path(out).resolve())
     target = require_free(out, force)
     trained = TrainedWeights(source, dtype)
     net = trained.net
@@ -91,7 +92,6 @@ def slice_streamed(
     report = SlicingReport(options, net.trained_width, count_tokens(batches))
     net.install()
     untie_head(net)
-    work = WorkFolder(target)
     if processes.index() == 0:
         work.open(
             {
@@ -202,6 +202,8 @@ class WorkFolder:
     def __init__(self, target: Path):
         self.path = target.with_name(f".{target.name}.partial")
         self.model = self.path / "model"
+        if self.path.exists() and not self.model.exists() and processes.index() == 0:
+            shutil.rmtree(self.path)  # of a run that was killed in its very last step: the target is whole
 
     def open(self, settings: dict[str, Any]) -> None:
         """Make the folder, or take up the run that it is from.
@@ -211,7 +213,7 @@ class WorkFolder:
         """
         self.settings = json.loads(json.dumps(settings))
         before = self.progress()
-        if before is None or not self.model.is_dir():  # nothing was finished, or all was
+        if before is None:
             if self.path.exists():
                 shutil.rmtree(self.path)
             self.model.mkdir(parents=True)
