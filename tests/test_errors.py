@@ -195,15 +195,8 @@ def unchecked(monkeypatch):
     ids=[
         *("nothing", "a number", "text", "texts", "rows", "a row", "ragged rows", "an array", "other entries"),
         *("no entries", "other entries in the second batch", "rows in a dict", "nothing in a dict", "ids bool"),
-        *(
-            "nothing in a list",
-            "mask a number",
-            "mask rows",
-            "mask rows in a dict",
-            "mask a dict",
-            "mask 0-dimensional",
-        ),
-        *("mask empty", "mask 3-dimensional", "mask of scores", "mask NaN", "all padding"),
+        *("nothing in a list", "mask a number", "mask rows", "mask rows in a dict", "mask a dict"),
+        *("mask 0-dimensional", "mask empty", "mask 3-dimensional", "mask of scores", "mask NaN", "all padding"),
         *("all padding in batches", "all padding in a dict"),
     ],
 )
