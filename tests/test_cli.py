@@ -74,8 +74,9 @@ def saved(place, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(capfd):
+def run(capfd, monkeypatch, tmp_path):
     """Run a command: its status, standard output and standard error."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # offline, with nothing fetched before
 
     def run(*arguments) -> tuple[int, str, str]:
         capfd.readouterr()
