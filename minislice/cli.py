@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.device = _device(arguments.device)
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
         return 2
     except KeyboardInterrupt:
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--multiple", type=_positive, help="round a fraction's width to a multiple of this (default: 8)")
     calibration(sub, 128)
     seqlen(sub)
-    evaluation(sub, "; the file that calibrates, too, is halved: its first half calibrates, its second is measured on")
+    evaluation(sub, "; if it is the calibration file, its first half calibrates and its second is measured on")
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
     sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
     sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")

@@ -3,6 +3,7 @@
 import json
 import os
 import pydoc_data.topics
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -322,7 +323,7 @@ def test_halving_fails_on_a_planted_mistake(target, version, run, place, monkeyp
 def test_slices_help_says_that_one_file_is_halved(capsys):
     with pytest.raises(SystemExit):
         main(["slice", "--help"])
-    assert "its first half calibrates" in " ".join(capsys.readouterr().out.split())
+    assert "its first half calibrates and its second is measured on" in " ".join(capsys.readouterr().out.split())
 
 
 # ---- what can't be done is one line ----
@@ -404,9 +405,19 @@ def test_a_width_that_does_not_fit_is_told_before_anything_is_measured(run, plac
     assert_refused(run("slice", "mini-opt", *texts(place), *SIZES, "--width", 193), "193")
 
 
-def test_an_error_of_many_lines_is_told_in_one(run, place, monkeypatch):
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"added_tokens": []}', '{"added_tokens": [5]}'])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_one_line(file, content, run, place, tmp_path):
+    folder = shutil.copytree(place / "foreign", tmp_path / "model")
+    (folder / file).write_text(content)
+    said = "can't load the tokenizer" if file == "tokenizer.json" else "tokenizer"  # little of the other one is needed
+    assert_refused(run("eval", folder, "--evaluation", place / "test.txt", "--quiet"), said)
+
+
+@pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError])
+def test_an_error_of_many_lines_is_told_in_one(fault, run, monkeypatch):
     def fail(*arguments, **options):
-        raise OSError("the first line,\n\n    and the second\n")
+        raise fault("the first line,\n\n    and the second\n")
 
     monkeypatch.setattr("minislice.cli.load", fail)
     assert_refused(run("eval", "mini-opt"), "the first line, and the second")
