@@ -196,5 +196,5 @@ def _load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
         return None
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exceptions, too, for what it can't read
         raise ValueError(f"can't load the tokenizer of {source}: {error}") from error

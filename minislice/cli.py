@@ -16,13 +16,16 @@ from .adapters import FORMS
 from .checkpoint import EMBEDDED, export, load
 from .demo import HEADER, SEQLEN, SLICINGS, demo_rows, format_row
 from .evaluation import parameters, perplexity
+from .families import network
 from .heads import HEADS
 from .invariance import TOLERANCES, verify
 from .options import BASES, ORIENTATIONS, SlicingOptions
 from .pca import SIGNALS
+from .rotation import require_whole
 from .saving import require_free
 from .slicing import slice_model
 from .text import SOURCES, load_text, sample, tokenize, windows
+from .tokens import position_limit
 
 MODEL_HELP = f"one of the embedded models ({', '.join(EMBEDDED)}), a model's folder, or a name on the hub"
 TEXT_HELP = (
@@ -35,12 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
     arguments = _parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
-    if arguments.device is None:
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        arguments.device = _device(arguments.device)
         return arguments.run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"minislice: {error}", file=sys.stderr)
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
         return 2
     except KeyboardInterrupt:
         print("minislice: interrupted", file=sys.stderr)
@@ -53,7 +55,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     count = len(EMBEDDED) * (4 + len(SLICINGS) * len(FORMS))
     rows = tqdm(rows, total=count, desc="demo", leave=False, disable=arguments.quiet)
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        print(json.dumps(_without_nan([dataclasses.asdict(row) for row in rows])))
         return 0
     model = None
     for row in rows:
@@ -86,10 +88,13 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_slice(arguments: argparse.Namespace) -> int:
     names = [option.name for option in dataclasses.fields(SlicingOptions)]
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
-    SlicingOptions(**options)  # a bad option is told before a large model is loaded
+    checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if arguments.out:
         require_free(arguments.out, arguments.force)
     model, tokenizer = _load(arguments)
+    net = network(model)
+    require_whole(net, "slice")
+    checked.widths(net.trained_width, len(net.blocks) + 1)  # a bad width, before it is measured for long
     calibration = _calibration(arguments, arguments.calibration, model, tokenizer, default_samples=128)
     evaluation = _evaluation(arguments, model, tokenizer)
     progress = not arguments.quiet
@@ -108,8 +113,8 @@ def run_slice(arguments: argparse.Namespace) -> int:
         "variance discarded": report.discarded,
         "adapter": report.options.adapter,
         "adapter ranks": report.ranks,
-        "calibration": _describe_text(arguments, arguments.calibration, calibration),
-        "evaluation": _describe_text(arguments, arguments.evaluation, evaluation),
+        "calibration": _describe_text(arguments, "calibration", calibration),
+        "evaluation": _describe_text(arguments, "test", evaluation),
     }
     if arguments.out:
         notes = {
@@ -131,7 +136,7 @@ def run_eval(arguments: argparse.Namespace) -> int:
         "model": arguments.model,
         "perplexity": perplexity(model, tokens, progress=not arguments.quiet),
         "parameters": parameters(model),
-        "evaluation": _describe_text(arguments, arguments.evaluation, tokens),
+        "evaluation": _describe_text(arguments, "test", tokens),
     }
     _print(arguments, result)
     return 0
@@ -142,6 +147,13 @@ def run_generate(arguments: argparse.Namespace) -> int:
     inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token to go on from")
+    _require_known(inputs["input_ids"], model)
+    length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, position_limit(model)
+    if limit is not None and length > limit:  # the last new token is not read again
+        raise ValueError(
+            f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions, but the model has {limit}; "
+            "ask for fewer, or shorten the prompt"
+        )
     torch.manual_seed(arguments.seed)
     ids = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=arguments.do_sample)
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
@@ -151,15 +163,31 @@ def run_generate(arguments: argparse.Namespace) -> int:
 
 def run_export(arguments: argparse.Namespace) -> int:
     require_free(arguments.out, arguments.force)
-    model, tokenizer = _load(arguments, dtype="auto")
+    model, tokenizer = _load(arguments, default_dtype="auto")
+    if not network(model).is_fused:
+        raise ValueError(
+            f"{arguments.model} isn't sliced, it has a stock architecture already; slice it with --adapter none "
+            "--slice-head --out DIR, then export DIR"
+        )
     export(model, arguments.out, tokenizer=tokenizer, force=arguments.force)
     _print(arguments, {"model": arguments.model, "saved to": arguments.out})
     return 0
 
 
-def _load(arguments: argparse.Namespace, dtype: str | None = None):
+def _device(name: str | None) -> str:
+    """The device, which is there and can compute: told before anything is loaded."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=None if name == "auto" else name).item()
+    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
+        raise ValueError(f"can't use the device {name!r}: {error}") from error
+    return name
+
+
+def _load(arguments: argparse.Namespace, default_dtype: str | None = None):
     """The model, float32 on a CPU and as it was saved on a GPU unless `--dtype` says otherwise, and its tokenizer."""
-    dtype = dtype or arguments.dtype or ("float32" if arguments.device == "cpu" else "auto")
+    dtype = arguments.dtype or default_dtype or ("float32" if arguments.device == "cpu" else "auto")
     model, tokenizer = load(arguments.model, dtype=dtype, device=arguments.device)
     if tokenizer is None:
         raise ValueError(f"{arguments.model} has no tokenizer beside it (tokenizer.json, tokenizer_config.json)")
@@ -168,13 +196,27 @@ def _load(arguments: argparse.Namespace, dtype: str | None = None):
 
 def _stream(arguments, source: str | None, split: str, model, tokenizer) -> torch.Tensor:
     stream = tokenize(load_text(_source(arguments, source), split), tokenizer)
+    _require_known(stream, model)
+    if _one_file(arguments):  # it has no splits: what calibrates must not be measured on
+        middle = len(stream) // 2
+        return stream[:middle] if split == "calibration" else stream[middle:]
+    return stream
+
+
+def _require_known(ids: torch.Tensor, model) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
-    if len(stream) and stream.max() >= vocabulary:
+    if ids.numel() and ids.max() >= vocabulary:
         raise ValueError(
-            f"the tokenizer makes ids up to {stream.max().item()}, but the model's vocabulary has {vocabulary} tokens; "
+            f"the tokenizer makes ids up to {ids.max().item()}, but the model's vocabulary has {vocabulary} tokens; "
             "it belongs to another model"
         )
-    return stream
+
+
+def _one_file(arguments: argparse.Namespace) -> bool:
+    """Whether calibration and evaluation text are the same file."""
+    names = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
+    files = [Path(name) for name in names if name and name not in SOURCES]
+    return len(files) == 2 and all(file.is_file() for file in files) and files[0].samefile(files[1])
 
 
 def _source(arguments: argparse.Namespace, source: str | None) -> str:
@@ -197,17 +239,16 @@ def _evaluation(arguments, model, tokenizer) -> torch.Tensor:
     return windows(stream, _seqlen(arguments, model), arguments.eval_samples)
 
 
-def _describe_text(arguments, source: str | None, tokens: torch.Tensor) -> str:
-    source = _source(arguments, source)
+def _describe_text(arguments, split: str, tokens: torch.Tensor) -> str:
+    source = _source(arguments, arguments.calibration if split == "calibration" else arguments.evaluation)
     name = source if source in SOURCES else Path(source).name
-    return f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
+    half = {"calibration": ", first half", "test": ", second half"}[split] if _one_file(arguments) else ""
+    return f"{name}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
 
 
 def _print(arguments: argparse.Namespace, result: dict, text: str | None = None) -> None:
     if arguments.json:
-        # JSON has no NaN: a perplexity that isn't a number is null.
-        result = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in result.items()}
-        print(json.dumps(result))
+        print(json.dumps(_without_nan(result)))
     elif text is not None:
         print(text)
     else:
@@ -220,6 +261,15 @@ def _print(arguments: argparse.Namespace, result: dict, text: str | None = None)
             elif isinstance(value, int):
                 value = f"{value:,}"
             print(f"{key:{width}s}  {value}")
+
+
+def _without_nan(value):
+    """JSON has no NaN: a perplexity or an error that isn't a number is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,8 +302,8 @@ def _parser() -> argparse.ArgumentParser:
         text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else 2048, or the model's limit if less)"
         sub.add_argument("--seqlen", type=_positive, help=text)
 
-    def evaluation(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--evaluation", metavar="TEXT", help=f"text to measure perplexity on: {TEXT_HELP}")
+    def evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
+        sub.add_argument("--evaluation", metavar="TEXT", help=f"text to measure perplexity on: {TEXT_HELP}{note}")
         sub.add_argument("--eval-samples", type=_positive, help="measure on the first so many windows (default: all)")
 
     def out(sub: argparse.ArgumentParser, required: bool) -> None:
@@ -278,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--multiple", type=_positive, help="round a fraction's width to a multiple of this (default: 8)")
     calibration(sub, 128)
     seqlen(sub)
-    evaluation(sub)
+    evaluation(sub, "; if it is the calibration file, its first half calibrates and its second is measured on")
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
     sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
     sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")

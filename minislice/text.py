@@ -3,12 +3,12 @@
 import json
 import pydoc_data.topics
 import sysconfig
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -77,44 +77,53 @@ def _from_hub(source: str, split: str) -> list[str]:
     try:
         if source == "wikitext2":
             part = {"calibration": "train", "test": "test"}[split]
-            return datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=part)["text"]
+            return list(datasets.load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=part)["text"])
         part = {"calibration": "train[:90%]", "test": "train[90%:]"}[split]
         return [_document(row) for row in datasets.load_dataset("tatsu-lab/alpaca", split=part)]
-    except ConnectionError as error:
-        raise ValueError(
-            f"can't reach the hub for {source}: {error}; give the path of a file, or 'embedded'"
-        ) from error
+    except OSError as error:  # a ConnectionError is one
+        raise ValueError(f"can't get {source} from the hub: {error}; give the path of a file, or 'embedded'") from error
 
 
 def _read_file(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
-    kind = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix.lower())
+    kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
     try:
-        if kind is None:
-            rows = [path.read_text(encoding="utf-8")]
-        elif path.suffix.lower() == ".json" and isinstance(
-            strings := json.loads(path.read_text(encoding="utf-8")), list
-        ):
-            rows = strings
+        if kind == "parquet":
+            rows = pyarrow.parquet.read_table(path).to_pylist()
         else:
-            with tempfile.TemporaryDirectory() as cache:  # not the user's cache: a file may change under its name
-                rows = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=cache).to_list()
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ValueError(f"can't read {path} as {kind or 'utf-8 text'}: {error}") from error
-    return [_document(row) for row in rows]
+            text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+            rows = [text]
+            if kind == "json":
+                rows = json.loads(text)
+                rows = rows if isinstance(rows, list) else [rows]
+            elif kind == "json lines":
+                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"can't read {path} as {kind}: {error}") from error
+    try:
+        return [_document(row) for row in rows]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def _document(row: str | dict) -> str:
+def _document(row: object) -> str:
     if isinstance(row, str):
         return row
-    if isinstance(row, dict) and row.get("text"):
-        return row["text"]
-    if isinstance(row, dict) and {"instruction", "output"} <= row.keys():
+    fields = row if isinstance(row, dict) else {}
+    text = fields.get("text", 0)
+    if isinstance(text, str) and text:
+        return text
+    if {"instruction", "output"} <= fields.keys():
         parts = {"Instruction": row["instruction"], "Input": row.get("input"), "Response": row["output"]}
         return "\n\n".join(f"### {title}:\n{text}" for title, text in parts.items() if text)
-    found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-    raise ValueError(f"a document needs a field 'text', or Alpaca's 'instruction' and 'output'; found {found}")
+    if text in ("", None):  # a row of nothing, as WikiText has many
+        return ""
+    found = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items()) or type(row).__name__
+    raise ValueError(
+        f"a document is a string, or has a string in a field 'text', or Alpaca's 'instruction' and 'output'; "
+        f"found {found}"
+    )
 
 
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Int64[Tensor, " tokens"]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,22 +30,26 @@ def token_batches(
     """Batches of at most `batch_size` sequences. The caller's tensors are never written to.
 
     Raises:
-        ValueError: nothing to process, a shape or dtype that isn't [sequences, tokens] of ints, an id outside the
-            vocabulary, a mask of another shape, more tokens than the model has positions.
+        ValueError: nothing to process, or nothing but padding, something else than tensors, a shape or dtype that isn't
+            [sequences, tokens] of ints, an id outside the vocabulary, a mask of another shape or of other values than 0
+            and 1, more tokens than the model has positions.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    whole = [tokens] if isinstance(tokens, (Tensor, Mapping)) else list(tokens)
-    if attention_mask is None or isinstance(attention_mask, Tensor):
-        masks = [attention_mask] * (1 if isinstance(attention_mask, Tensor) else len(whole))
-    else:
-        masks = list(attention_mask)
+    whole = _listed(tokens, "tokens")
+    masks = [None] * len(whole) if attention_mask is None else _listed(attention_mask, "the attention mask")
     if len(masks) != len(whole):
         raise ValueError(f"got {len(whole)} batches of tokens but {len(masks)} attention masks")
     batches, sequences = [], 0
     for ids, mask in zip(whole, masks, strict=True):
         if isinstance(ids, Mapping):
+            if "input_ids" not in ids:
+                raise ValueError(f"tokens need an entry 'input_ids', got one with {', '.join(map(str, ids)) or 'none'}")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
+        if not isinstance(ids, Tensor):
+            raise ValueError(_not_a_tensor("tokens", ids))
+        if not isinstance(mask, (Tensor, type(None))):
+            raise ValueError(_not_a_tensor("the attention mask", mask))
         ids, mask = _checked(model, ids, mask)
         parts = zip(ids.split(batch_size), [None] * len(ids) if mask is None else mask.split(batch_size), strict=False)
         for part, part_mask in parts:
@@ -52,14 +57,40 @@ def token_batches(
             sequences += len(part)
     if not batches:
         raise ValueError("got no tokens: give a [sequences, tokens] tensor of ids, or an iterable of them")
+    if not any(batch.mask is None or batch.mask.any() for batch in batches):
+        raise ValueError("nothing to predict and nothing to calibrate on: the attention mask is 0 at every token")
     return batches
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens a sequence may have: a table of positions ends, a rotary embedding doesn't (None)."""
+    for table in model.modules():
+        if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings():
+            return table.num_embeddings - getattr(table, "offset", 0)
+    return None
+
+
+def _listed(given: Tokens, what: str) -> list[Tensor | Mapping[str, Tensor]]:
+    """One tensor, or what stands for one, as a list of one."""
+    if isinstance(given, (Tensor, Mapping)):
+        return [given]
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ValueError(_not_a_tensor(what, given))
+    return list(given)
+
+
+def _not_a_tensor(what: str, given: object) -> str:
+    return (
+        f"{what} must be a [sequences, tokens] tensor, or an iterable of them, got {type(given).__name__}; rows of "
+        "numbers become one with torch.tensor(rows), texts and rows of different lengths with the tokenizer: "
+        'tokenizer(texts, padding=True, return_tensors="pt"), tokenizer.pad({"input_ids": rows}, return_tensors="pt")'
+    )
 
 
 def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     table = model.get_input_embeddings()
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex() or ids.ndim not in (1, 2):
-        what = f"{tuple(ids.shape)} {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {what}")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim not in (1, 2):
+        raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {tuple(ids.shape)} {ids.dtype}")
     if ids.numel() == 0:
         raise ValueError(f"got no tokens: their shape is {tuple(ids.shape)}")
     ids = ids.reshape(-1, ids.shape[-1])
@@ -69,17 +100,17 @@ def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[
             f"token ids run from {low} to {high}, but the model's vocabulary is 0 to {table.num_embeddings - 1}; "
             "use the tokenizer that belongs to the model"
         )
-    for other in model.modules():  # a table of positions ends; a rotary embedding doesn't
-        if isinstance(other, nn.Embedding) and other is not table:
-            limit = other.num_embeddings - getattr(other, "offset", 0)
-            if ids.shape[1] > limit:
-                raise ValueError(
-                    f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
-                )
+    limit = position_limit(model)
+    if limit is not None and ids.shape[1] > limit:
+        raise ValueError(
+            f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
+        )
     device = ids.device if table.weight.is_meta else table.weight.device  # meta: weights that are nowhere yet
     if mask is not None:
-        if tuple(mask.reshape(-1, mask.shape[-1]).shape) != tuple(ids.shape):
+        if mask.ndim not in (1, 2) or (1, *mask.shape)[-2:] != ids.shape:
             raise ValueError(f"attention mask of shape {tuple(mask.shape)} for tokens of shape {tuple(ids.shape)}")
+        if not ((mask == 0) | (mask == 1)).all():  # such as the 0 and -inf that are added to scores
+            raise ValueError("the attention mask must hold 1 for a token and 0 for padding, and nothing else")
         mask = mask.reshape(ids.shape).to(device).bool()
         mask = None if mask.all() else mask
     return ids.to(device).long(), mask

@@ -14,7 +14,7 @@ from transformers import (
     OPTConfig,
 )
 
-from minislice import fuse, perplexity, rotate, slice_model
+from minislice import fuse, perplexity, rotate, slice_model, verify
 from minislice.families import FAMILIES as SUPPORTED
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
@@ -147,6 +147,69 @@ too_high[1, 2], negative[0, 0] = VOCABULARY, -1
 def test_tokens_that_do_not_fit_are_refused(measure, family, arguments, options, fragments):
     model = RECIPES[family].model()
     assert_raises_and_leaves_alone(model, lambda model: measure(model, *arguments, **options), *fragments)
+
+
+ROWS = IDS.tolist()
+MEASURES = {"slice_model": slice_model, "perplexity": perplexity, "verify": verify}
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As a user calls: the annotations, which only tests check, would refuse what has the wrong type."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ([None], ["tokens must be", "tensor", "got NoneType"]),
+        ([5], ["tokens must be", "got int"]),
+        (["a text"], ["got str", "tokenizer("]),
+        ([["a text", "another"]], ["got str", "tokenizer("]),
+        ([ROWS], ["got list", "torch.tensor(rows)"]),
+        ([ROWS[0]], ["got int", "torch.tensor(rows)"]),
+        ([[ROWS[0], ROWS[1][:7]]], ["got list", "different lengths", "tokenizer.pad"]),
+        ([IDS.numpy()], ["got ndarray", "torch.tensor(rows)"]),
+        ([{"labels": IDS, "ids": IDS}], ["'input_ids'", "labels, ids"]),
+        ([{}], ["'input_ids'", "none"]),
+        ([[{"input_ids": IDS}, {"labels": IDS}]], ["'input_ids'", "labels"]),
+        ([{"input_ids": ROWS}], ["tokens must be", "got list", 'return_tensors="pt"']),
+        ([{"input_ids": None}], ["tokens must be", "got NoneType"]),
+        ([IDS.bool()], ["ints", "(4, 30)", "bool"]),
+        ([[IDS, None]], ["tokens must be", "got NoneType"]),
+        ([IDS, 5], ["attention mask must be", "got int"]),
+        ([IDS, [ROWS]], ["attention mask must be", "got list"]),
+        ([{"input_ids": IDS, "attention_mask": ROWS}], ["attention mask must be", "got list"]),
+        ([IDS, {"attention_mask": torch.ones_like(IDS)}], ["attention mask must be", "got dict"]),
+        ([IDS, torch.tensor(1)], ["mask", "()", "(4, 30)"]),
+        ([IDS, torch.ones(4, 0)], ["mask", "(4, 0)", "(4, 30)"]),
+        ([IDS, torch.ones(2, 2, 30)], ["mask", "(2, 2, 30)", "(4, 30)"]),
+        ([IDS, torch.zeros(4, 30).index_fill(1, torch.tensor([0]), -torch.inf)], ["mask", "1 for a token", "0"]),
+        ([IDS, torch.full((4, 30), torch.nan)], ["mask", "1 for a token", "0"]),
+        ([IDS, torch.zeros_like(IDS)], ["nothing to calibrate on", "0 at every token"]),
+        ([[IDS, IDS], [torch.zeros_like(IDS)] * 2], ["nothing to calibrate on"]),
+        ([{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS).bool()}], ["nothing to calibrate on"]),
+    ],
+    ids=[
+        *("nothing", "a number", "text", "texts", "rows", "a row", "ragged rows", "an array", "other entries"),
+        *("no entries", "other entries in the second batch", "rows in a dict", "nothing in a dict", "ids bool"),
+        *("nothing in a list", "mask a number", "mask rows", "mask rows in a dict", "mask a dict"),
+        *("mask 0-dimensional", "mask empty", "mask 3-dimensional", "mask of scores", "mask NaN", "all padding"),
+        *("all padding in batches", "all padding in a dict"),
+    ],
+)
+def test_what_is_no_tokens_is_refused_by_one_clear_error(measure, arguments, fragments):
+    action = MEASURES[measure]
+    assert_raises_and_leaves_alone(OPT.model(), lambda model: action(model, *arguments), *fragments)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_row_or_a_batch_of_padding_alone_is_fine_among_others(measure):
+    mask = torch.ones_like(IDS)
+    mask[:2] = 0  # the first batch of two
+    MEASURES[measure](OPT.model(), IDS, mask, batch_size=2)
 
 
 @pytest.mark.parametrize("measure", [slice_model, perplexity], ids=["slice_model", "perplexity"])

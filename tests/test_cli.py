@@ -1,0 +1,456 @@
+"""The command `minislice`: its exit status, one JSON document on stdout, one line on stderr, and what it writes."""
+
+import json
+import os
+import pydoc_data.topics
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pkgutil import resolve_name
+
+import mistakes
+import pytest
+import torch
+from models import Recipe
+from transformers import AutoModelForCausalLM
+
+import minislice
+from minislice.cli import main
+from minislice.invariance import STEPS
+from minislice.text import load_text, sample, tokenize, windows
+
+SIZES = ["--samples", "6", "--seqlen", "48"]
+FEW = ["--eval-samples", "5"]
+TINY = ["--samples", "1", "--seqlen", "24"]
+OPTIONS = {"mini-llama": ["--slicing", "0.4"], "mini-opt": ["--width", "100", "--adapter", "full", "--slice-head"]}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder of texts and models, good and bad; tests must leave it as it is."""
+    folder = tmp_path_factory.mktemp("place")
+    topics = list(pydoc_data.topics.topics.values())
+    (folder / "calibration.txt").write_text("\n\n".join(topics[0:30:2]), encoding="utf-8")
+    (folder / "test.txt").write_text("\n\n".join(topics[1:30:2]), encoding="utf-8")
+    (folder / "link.txt").symlink_to(folder / "test.txt")
+    (folder / "short.txt").write_text("A few words.")
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text(" \n\n\t")
+    (folder / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    (folder / "broken.json").write_text('["a",')
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "thesis.txt").write_text("mine")
+    (folder / "no model").mkdir()
+    _, tokenizer = minislice.load("mini-llama")
+    tiny = Recipe("llama").model().float()  # of 120 tokens: the tokenizer of mini-llama belongs to another model
+    for name in ("foreign", "mute", "cut", "unreadable"):
+        tiny.save_pretrained(folder / name)
+        if name != "mute":
+            tokenizer.save_pretrained(folder / name)
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    (folder / "unreadable" / "tokenizer.json").write_text("{")
+    model, _ = minislice.load("mini-opt")
+    model.model.decoder.layers[0].fc1.weight.data[0, 0] = torch.nan
+    model.save_pretrained(folder / "nan")
+    tokenizer.save_pretrained(folder / "nan")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(place, tmp_path_factory) -> Path:
+    """Models that `minislice slice --out` wrote, each with what it printed beside it."""
+    folder = tmp_path_factory.mktemp("saved")
+    whole = ["--slicing", "0.5", "--adapter", "none", "--slice-head"]
+    runs = {name: [name, *options] for name, options in OPTIONS.items()}
+    runs |= {"llama-whole": ["mini-llama", *whole], "opt-whole": ["mini-opt", *whole]}
+    for name, arguments in runs.items():
+        texts = ["--calibration", f"{place}/calibration.txt", "--evaluation", f"{place}/test.txt"]
+        command = ["slice", *arguments, *texts, *SIZES, *FEW, "--quiet", "--json", "--out", f"{folder}/{name}"]
+        with pytest.MonkeyPatch.context() as patch, open(folder / f"{name}.json", "w") as report:
+            patch.setattr("sys.stdout", report)
+            assert main(command) == 0
+    return folder
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, tmp_path):
+    """Run a command: its status, standard output and standard error."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # offline, with nothing fetched before
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def document(out: str):
+    """The one JSON document that standard output is; NaN and Infinity are no JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert out.endswith("\n") and out.count("\n") == 1
+    return json.loads(out, parse_constant=refuse)
+
+
+def state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file below the folder, with what would change if it were written to."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def assert_refused(result: tuple[int, str, str], *fragments: str) -> None:
+    """Exit status 2, nothing on stdout, and one line on stderr that has every fragment."""
+    status, out, err = result
+    assert (status, out) == (2, "")
+    assert err.startswith("minislice: ") and err.endswith("\n") and err.count("\n") == 1, err
+    for fragment in fragments:
+        assert fragment in err
+
+
+def texts(place: Path, calibration="calibration.txt", evaluation="test.txt") -> list[str]:
+    return ["--calibration", f"{place}/{calibration}", "--evaluation", f"{place}/{evaluation}"]
+
+
+# ---- every command does what it says ----
+
+
+def test_demo_prints_every_step_of_every_embedded_model(run, monkeypatch):
+    monkeypatch.setattr("minislice.demo.SLICINGS", (0.25,))  # one is enough here, and short sequences
+    monkeypatch.setattr("minislice.demo.SEQLEN", 48)
+    status, out, err = run("demo", "--samples", 1, "--json", "--quiet")
+    rows = document(out)
+    assert (status, err) == (0, "")
+    steps = ["dense", "fused", "rotated", "rotated per block"]
+    steps += [f"sliced 25%, {form}" for form in ("full", "low-rank", "none")]
+    assert [(row["model"], row["step"]) for row in rows] == [
+        (m, s) for m in minislice.checkpoint.EMBEDDED for s in steps
+    ]
+    for row in rows:
+        sliced = row["step"].startswith("sliced")
+        assert (row["error"] > 1e-2) == sliced and (row["width"] < 192) == sliced
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_verify_finds_the_invariance(model, run, place):
+    arguments = ["verify", model, "--calibration", f"{place}/test.txt", *TINY]
+    status, out, _ = run(*arguments, "--dtypes", "float64,float32", "--json")
+    found = document(out)
+    assert status == 0 and found["passed"] is True
+    assert [(m["dtype"], m["step"]) for m in found["measurements"]] == [
+        (dtype, step) for dtype in ("float64", "float32") for step in STEPS
+    ]
+    assert all(m["passed"] and m["error"] <= m["tolerance"] for m in found["measurements"])
+    perplexities = [m["perplexity"] for m in found["measurements"]]
+    assert perplexities == pytest.approx([found["reference_perplexity"]] * len(perplexities), rel=1e-4)
+    status, out, err = run(*arguments, "--dtypes", "float32", "--quiet")
+    assert (status, err) == (0, "") and out.endswith("has the invariance.\n")
+
+
+def test_verify_has_exit_status_1_where_the_invariance_fails(run, place, monkeypatch):
+    right = resolve_name("minislice.rotation.rotate_input")
+    monkeypatch.setattr("minislice.rotation.rotate_input", mistakes.transposed(right))
+    arguments = ["verify", "mini-opt", "--calibration", f"{place}/test.txt", *TINY, "--dtypes", "float64", "--quiet"]
+    status, out, err = run(*arguments, "--json")
+    found = document(out)
+    assert (status, err) == (1, "") and found["passed"] is False
+    assert {m["step"] for m in found["measurements"] if not m["passed"]} == {"rotated", "rotated per block"}
+    status, out, _ = run(*arguments)
+    assert status == 1 and "does NOT have the invariance" in out
+
+
+def test_slice_reports_what_the_library_computes(saved, place):
+    for name, options in {
+        "mini-llama": {"slicing": 0.4},
+        "mini-opt": {"width": 100, "adapter": "full", "slice_head": True},
+    }.items():
+        report = document((saved / f"{name}.json").read_text())
+        model, tokenizer = minislice.load(name, dtype="float32", device="cpu")
+        calibration = sample(tokenize(load_text(f"{place}/calibration.txt"), tokenizer), 6, 48)
+        evaluation = windows(tokenize(load_text(f"{place}/test.txt"), tokenizer), 48, 5)
+        assert report["model"] == name and report["saved to"] == str(saved / name)
+        assert report["dense perplexity"] == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-6)
+        assert report["dense parameters"] == minislice.parameters(model)
+        minislice.slice_model(model, calibration, **options)
+        assert report["sliced perplexity"] == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-6)
+        assert report["sliced parameters"] == minislice.parameters(model) < report["dense parameters"]
+        assert report["widths"] == model.slicing.widths and report["trained width"] == 192
+        assert report["variance discarded"] == pytest.approx(model.slicing.discarded, abs=1e-9)
+        assert (report["adapter"], report["adapter ranks"]) == (model.slicing.options.adapter, model.slicing.ranks)
+        assert report["calibration"] == "calibration.txt, 6 x 48 tokens"
+        assert report["evaluation"] == "test.txt, 5 x 48 tokens"
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_eval_of_the_saved_folder_agrees_with_what_slice_reported(model, run, saved, place):
+    report = json.loads((saved / f"{model}.json").read_text())
+    arguments = ["--evaluation", f"{place}/test.txt", "--seqlen", 48, *FEW, "--quiet", "--json"]
+    for name, kind in ((saved / model, "sliced"), (model, "dense")):
+        status, out, err = run("eval", name, *arguments)
+        assert (status, err) == (0, "")
+        assert document(out) == {
+            "model": str(name),
+            "perplexity": pytest.approx(report[f"{kind} perplexity"], rel=1e-6),
+            "parameters": report[f"{kind} parameters"],
+            "evaluation": report["evaluation"],
+        }
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_the_saved_folder_says_how_it_was_made(model, saved):
+    report = json.loads((saved / f"{model}.json").read_text())
+    record = json.loads((saved / model / "config.json").read_text())["slicing"]
+    assert record["base_model"] == model and record["calibration"] == report["calibration"]
+    assert record["perplexity"].startswith(f"{report['sliced perplexity']:.4f} (test.txt")
+
+
+@pytest.mark.parametrize("model", OPTIONS)
+def test_generate_of_the_saved_folder_goes_on_as_the_sliced_model_does(model, run, saved):
+    arguments = ["generate", saved / model, "--prompt", "The statement", "--max-new-tokens", 8, "--quiet"]
+    status, out, err = run(*arguments, "--json")
+    assert (status, err) == (0, "")
+    sliced, tokenizer = minislice.load(saved / model)
+    ids = tokenizer("The statement", return_tensors="pt")["input_ids"]
+    for _ in range(8):  # greedy, without transformers' generation
+        with torch.no_grad():
+            ids = torch.cat([ids, sliced(input_ids=ids).logits[:, -1:].argmax(-1)], dim=1)
+        if ids[0, -1] == sliced.generation_config.eos_token_id:
+            break
+    text = tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert document(out) == {"model": str(saved / model), "text": text}
+    assert run(*arguments) == (0, text + "\n", "")
+
+
+def test_sampling_repeats_with_its_seed(run):
+    arguments = ["generate", "mini-opt", "--prompt", "def", "--max-new-tokens", 12, "--do-sample", "--quiet"]
+    first, again, other = (run(*arguments, "--seed", seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_an_exported_folder_is_a_stock_model_with_the_same_logits(run, saved, tmp_path):
+    status, out, err = run("export", saved / "llama-whole", "--out", tmp_path / "stock", "--json")
+    assert (status, err) == (0, "")
+    assert document(out) == {"model": str(saved / "llama-whole"), "saved to": str(tmp_path / "stock")}
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert type(stock).__module__.startswith("transformers.models.llama")
+    sliced, tokenizer = minislice.load(saved / "llama-whole")
+    ids = tokenizer("The statement raises an exception.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(stock(input_ids=ids).logits, sliced(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+    assert run("generate", tmp_path / "stock", "--prompt", "The", "--max-new-tokens", 2, "--quiet")[0] == 0
+
+
+def test_export_writes_the_dtype_that_it_is_given(run, saved, tmp_path):
+    assert run("export", saved / "llama-whole", "--out", tmp_path / "half", "--dtype", "bfloat16")[0] == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
+
+
+def test_help_runs_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "minislice", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert all(name in result.stdout for name in ("demo", "verify", "slice", "eval", "generate", "export"))
+
+
+def test_the_text_output_has_a_line_for_every_entry_of_the_json(run, place):
+    arguments = ["eval", "mini-opt", "--evaluation", place / "test.txt", "--seqlen", 48, *FEW, "--quiet"]
+    entries = document(run(*arguments, "--json")[1])
+    lines = run(*arguments)[1].splitlines()
+    assert [line.split("  ")[0] for line in lines] == list(entries)
+    assert lines[2].endswith(f"{entries['parameters']:,}") and f"{entries['perplexity']:.4f}" in lines[1]
+
+
+# ---- stdout under --json ----
+
+
+def test_what_is_not_a_number_is_null_in_json(run, place, monkeypatch):
+    status, out, _ = run("eval", place / "nan", "--evaluation", place / "test.txt", "--seqlen", 48, *FEW, "--json")
+    assert status == 0 and document(out)["perplexity"] is None
+    arguments = ["--calibration", place / "test.txt", *TINY, "--dtypes", "float32", "--json"]
+    monkeypatch.setattr("minislice.invariance.STEPS", {"loaded": STEPS["loaded"]})  # slicing would refuse a NaN
+    status, out, _ = run("verify", place / "nan", *arguments)
+    assert status == 1 and document(out)["measurements"][0]["error"] is None
+
+
+def test_progress_goes_to_stderr_alone(run, place):
+    status, out, err = run("eval", "mini-opt", "--evaluation", place / "test.txt", "--seqlen", 48, *FEW, "--json")
+    assert status == 0 and document(out) and "perplexity" in err
+    assert not err.rpartition("\r")[2].strip()  # the bar is gone at the end
+
+
+# ---- one file for both ----
+
+
+def halves_share_no_token(run, place, evaluation="test.txt") -> None:
+    """Slicing with the same file for both is calibrating on its first half, and evaluating on its second."""
+    options = [*texts(place, "test.txt", evaluation), *SIZES, *FEW, "--width", 96, "--json", "--quiet"]
+    report = document(run("slice", "mini-llama", *options)[1])
+    model, tokenizer = minislice.load("mini-llama", dtype="float32", device="cpu")
+    stream = tokenize(load_text(f"{place}/test.txt"), tokenizer)
+    first, second = stream[: len(stream) // 2], stream[len(stream) // 2 :]
+    assert report["dense perplexity"] == pytest.approx(minislice.perplexity(model, windows(second, 48, 5)), rel=1e-6)
+    minislice.slice_model(model, sample(first, 6, 48), width=96)
+    assert report["sliced perplexity"] == pytest.approx(minislice.perplexity(model, windows(second, 48, 5)), rel=1e-6)
+    assert report["calibration"] == "test.txt, first half, 6 x 48 tokens"
+    assert report["evaluation"] == f"{evaluation}, second half, 5 x 48 tokens"
+
+
+@pytest.mark.parametrize("evaluation", ["test.txt", "link.txt"])
+def test_one_file_for_calibration_and_evaluation_is_halved(evaluation, run, place):
+    halves_share_no_token(run, place, evaluation)
+
+
+@pytest.mark.parametrize(
+    ("target", "version"),
+    [
+        ("minislice.cli._one_file", lambda arguments: False),
+        (
+            "minislice.cli._stream",
+            lambda arguments, source, split, model, tokenizer: tokenize(load_text(source, split), tokenizer),
+        ),
+    ],
+    ids=["the file not recognised", "said but not done"],
+)
+def test_halving_fails_on_a_planted_mistake(target, version, run, place, monkeypatch):
+    monkeypatch.setattr(target, version)
+    with pytest.raises(AssertionError):
+        halves_share_no_token(run, place)
+
+
+def test_slices_help_says_that_one_file_is_halved(capsys):
+    with pytest.raises(SystemExit):
+        main(["slice", "--help"])
+    assert "its first half calibrates and its second is measured on" in " ".join(capsys.readouterr().out.split())
+
+
+# ---- what can't be done is one line ----
+
+FOUND = texts(Path("{place}"))
+BAD = {
+    "model: none": (["eval", "{place}/absent"], ["{place}/absent", "no such folder"]),
+    "model: a file": (["eval", "{place}/test.txt"], ["test.txt is a file"]),
+    "model: an empty folder": (["eval", "{place}/no model"], ["config.json doesn't exist"]),
+    "model: not on the hub": (["eval", "absent-model"], ["'absent-model'", "mini-opt", "hub"]),
+    "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
+    "model: tokenizer damaged": (["eval", "{place}/unreadable", *FOUND[2:]], ["tokenizer", "unreadable"]),
+    "model: weights cut off": (["slice", "{place}/cut", *FOUND], ["cut/model.safetensors", "damaged or cut off"]),
+    "model: sliced already": (["slice", "{saved}/mini-llama", *FOUND, *SIZES], ["sliced already", "trained model"]),
+    "model: verify sliced": (["verify", "{saved}/mini-opt", *FOUND[:2], *SIZES], ["sliced already"]),
+    "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["120 tokens", "another model"]),
+    "tokenizer of another model, prompt": (["generate", "{place}/foreign", "--prompt", "The"], ["another model"]),
+    "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
+    "text: a folder": (["eval", "mini-opt", "--evaluation", "{place}"], ["{place}", "exists"]),
+    "text: empty": (["eval", "mini-opt", "--evaluation", "{place}/empty.txt"], ["empty.txt has no text"]),
+    "text: blank": (["verify", "mini-opt", "--calibration", "{place}/blank.txt"], ["blank.txt has no text"]),
+    "text: not utf-8": (["eval", "mini-opt", "--evaluation", "{place}/latin1.txt"], ["latin1.txt", "utf-8"]),
+    "text: broken": (["eval", "mini-opt", "--evaluation", "{place}/broken.json"], ["broken.json as json"]),
+    "text: too short": (["slice", "mini-opt", *texts(Path("{place}"), "short.txt")], ["128 sequences of 256 tokens"]),
+    "text: offline": (["eval", "mini-opt", "--evaluation", "wikitext2"], ["wikitext2", "hub", "embedded"]),
+    "seqlen: beyond the table": (["eval", "mini-opt", *FOUND[2:], "--seqlen", "600"], ["600 tokens", "512 positions"]),
+    "seqlen: nothing to predict": (["eval", "mini-opt", *FOUND[2:], "--seqlen", "1"], ["1 sequence of 2 tokens"]),
+    "slicing: all": (["slice", "mini-opt", *FOUND, "--slicing", "1.0"], ["slicing", "1.0"]),
+    "slicing: negative": (["slice", "absent", "--slicing", "-0.5"], ["slicing", "-0.5"]),
+    "slicing: NaN": (["slice", "absent", "--slicing", "nan"], ["slicing", "nan"]),
+    "slicing: nothing left": (["slice", "mini-opt", *FOUND, *SIZES, "--slicing", "0.99"], ["0.99 of 192"]),
+    "width: too much": (["slice", "mini-opt", *FOUND, *SIZES, "--width", "193"], ["192", "193"]),
+    "discard: all": (["slice", "absent", "--discard", "1"], ["discard", "1.0"]),
+    "tolerance": (["slice", "absent", "--tolerance", "2"], ["tolerance", "2.0"]),
+    "discard without adapters": (
+        ["slice", "mini-opt", *FOUND, *SIZES, "--discard", "0.1", "--adapter", "none"],
+        ["adapter='none'", "width"],
+    ),
+    "out: occupied": (["slice", "mini-opt", *FOUND, "--out", "{place}/occupied"], ["occupied", "force"]),
+    "out: a file": (["slice", "mini-opt", *FOUND, "--out", "{place}/test.txt", "--force"], ["is a file"]),
+    "export: occupied": (["export", "{saved}/llama-whole", "--out", "{place}/occupied"], ["occupied", "force"]),
+    "export: dense": (["export", "mini-llama", "--out", "{place}/new"], ["mini-llama isn't", "none --slice-head"]),
+    "export: with adapters": (
+        ["export", "{saved}/mini-llama", "--out", "{place}/new"],
+        ["residual adapters", "--adapter none --slice-head"],
+    ),
+    "export: a family that can't": (["export", "{saved}/opt-whole", "--out", "{place}/new"], ["'opt'", "can't"]),
+    "dtypes": (["verify", "mini-opt", *FOUND[:2], *SIZES, "--dtypes", "float32,int8"], ["int8", "float64, float32"]),
+    "dtypes: none": (["verify", "mini-opt", *FOUND[:2], *SIZES, "--dtypes", ""], ["float64, float32"]),
+    "device: nonsense": (["eval", "mini-opt", "--device", "nonsense"], ["device 'nonsense'"]),
+    "device: meta": (["eval", "mini-opt", "--device", "meta"], ["device 'meta'"]),
+    "device: empty": (["demo", "--device", ""], ["device ''"]),
+    "device: too many": (["demo", "--device", "cuda:99"], ["device 'cuda:99'"]),
+    "prompt: empty": (["generate", "mini-llama", "--prompt", ""], ["prompt is empty"]),
+    "prompt: too long an answer": (
+        ["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"],
+        ["600 new tokens", "512"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_changes_nothing(case, run, place, saved):
+    arguments, fragments = ([part.format(place=place, saved=saved) for part in parts] for parts in BAD[case])
+    before = state(place)
+    assert_refused(run(*arguments, "--quiet"), *fragments)
+    assert state(place) == before
+    assert_refused(run(*arguments, "--quiet", "--json"), *fragments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none_is_one_line(run):
+    for command in (["demo"], ["eval", "mini-opt"], ["generate", "mini-opt", "--prompt", "a"]):
+        assert_refused(run(*command, "--device", "cuda"), "device 'cuda'")
+
+
+def test_a_width_that_does_not_fit_is_told_before_anything_is_measured(run, place, monkeypatch):
+    monkeypatch.setattr("minislice.cli.perplexity", lambda *arguments, **options: 1 / 0)  # hours, on a large model
+    assert_refused(run("slice", "mini-opt", *texts(place), *SIZES, "--width", 193), "193")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"added_tokens": []}', '{"added_tokens": [5]}'])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_one_line(file, content, run, place, tmp_path):
+    folder = shutil.copytree(place / "foreign", tmp_path / "model")
+    (folder / file).write_text(content)
+    said = "can't load the tokenizer" if file == "tokenizer.json" else "tokenizer"  # little of the other one is needed
+    assert_refused(run("eval", folder, "--evaluation", place / "test.txt", "--quiet"), said)
+
+
+@pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError])
+def test_an_error_of_many_lines_is_told_in_one(fault, run, monkeypatch):
+    def fail(*arguments, **options):
+        raise fault("the first line,\n\n    and the second\n")
+
+    monkeypatch.setattr("minislice.cli.load", fail)
+    assert_refused(run("eval", "mini-opt"), "the first line, and the second")
+
+
+def test_force_replaces_the_folder_whole(run, place, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    arguments = [*texts(place), *SIZES, *FEW, "--quiet", "--out", tmp_path / "out", "--force"]
+    assert run("slice", "mini-llama", *arguments)[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "thesis.txt").exists()
+    assert isinstance(minislice.load(tmp_path / "out")[0], minislice.SlicedForCausalLM)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["nonesuch"], ["eval"], ["eval", "mini-opt", "--seqlen", "0"], ["slice", "m", "--slicing", "x"]),
+        *(["slice", "m", "--slicing", "0.1", "--width", "8"], ["export", "m"], ["slice", "m", "--dtype", "int8"]),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_makes_no_sense_is_exit_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert (stopped.value.code, captured.out) == (2, "") and "error: " in captured.err.splitlines()[-1]
+
+
+def test_an_interrupt_is_exit_status_130_without_a_traceback(run, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minislice.cli.load", interrupt)
+    assert run("eval", "mini-opt") == (130, "", "minislice: interrupted\n")

@@ -1,0 +1,448 @@
+"""Text becomes tokens: every format gives the same documents, calibration windows are fair, and errors are clear."""
+
+import json
+import pydoc_data.topics
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minislice import checkpoint, text
+from minislice.text import load_text, stdlib_documents, tokenize
+
+DOCUMENTS = ["One, in English.\nTwo lines.", "Zwei: äöü €", '{"text": "three"}', "四\u2028line separator", "5"]
+ALPACA = [
+    {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    {"instruction": "Greet.", "input": "", "output": "Hello."},
+    {"instruction": "Nothing.", "input": None, "output": "-"},
+]
+ALPACA_TEXT = [
+    "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3",
+    "### Instruction:\nGreet.\n\n### Response:\nHello.",
+    "### Instruction:\nNothing.\n\n### Response:\n-",
+]
+
+
+def write(path, rows):
+    """Documents or records, in the format that the path's name asks for."""
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    else:
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    return str(path)
+
+
+def records(documents):
+    return [{"text": document, "id": index} for index, document in enumerate(documents)]
+
+
+# ---- files ----
+
+
+def test_a_text_file_is_one_document_taken_as_it_is(tmp_path):
+    (tmp_path / "book.txt").write_text("\n".join(DOCUMENTS), encoding="utf-8")
+    assert load_text(str(tmp_path / "book.txt")) == ["\n".join(DOCUMENTS)]
+    (tmp_path / "book.anything").write_text("\ufeffmarked", encoding="utf-8")  # what some editors put first is no text
+    assert load_text(str(tmp_path / "book.anything")) == ["marked"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ".JSON"])
+def test_records_with_a_text_are_documents_in_every_format(suffix, tmp_path):
+    assert load_text(write(tmp_path / f"rows{suffix}", records(DOCUMENTS))) == DOCUMENTS
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_list_of_strings_is_a_list_of_documents(suffix, tmp_path):
+    assert load_text(write(tmp_path / f"rows{suffix}", DOCUMENTS)) == DOCUMENTS
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_alpacas_records_become_its_prompts(suffix, tmp_path):
+    assert load_text(write(tmp_path / f"alpaca{suffix}", ALPACA)) == ALPACA_TEXT
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_wikitexts_empty_lines_are_passed_over(suffix, tmp_path):
+    lines = ["", " = Title = \n", "", "A paragraph.\n", " \n", None]
+    assert load_text(write(tmp_path / f"wiki{suffix}", [{"text": line} for line in lines])) == [lines[1], lines[3]]
+
+
+def test_one_record_and_one_string_are_one_document(tmp_path):
+    assert load_text(write(tmp_path / "record.json", {"text": "alone"})) == ["alone"]
+    assert load_text(write(tmp_path / "string.json", "alone")) == ["alone"]
+
+
+def test_a_file_is_read_again_when_it_has_changed(tmp_path):
+    for word in ("first", "second"):
+        for name in ("rows.json", "rows.jsonl", "rows.parquet"):
+            assert load_text(write(tmp_path / name, [{"text": word}])) == [word]
+
+
+def test_reading_prints_nothing(tmp_path, capfd):
+    for name in ("rows.json", "rows.jsonl", "rows.parquet"):
+        load_text(write(tmp_path / name, records(DOCUMENTS)))
+    (tmp_path / "broken.jsonl").write_text("{")
+    with pytest.raises(ValueError):
+        load_text(str(tmp_path / "broken.jsonl"))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fragments"),
+    [
+        ("absent.txt", None, ["no text source", "embedded, wikitext2, alpaca", "path"]),
+        ("empty.txt", b"", ["no text in it"]),
+        ("blank.txt", b" \n\t\n", ["no text in it"]),
+        ("empty.jsonl", b"", ["no text in it"]),
+        ("blank.jsonl", b"\n\n", ["no text in it"]),
+        ("empty.json", b"[]", ["no text in it"]),
+        ("blank.json", b'["", " "]', ["no text in it"]),
+        ("blank rows.jsonl", b'{"text": ""}\n{"text": null}\n', ["no text in it"]),
+        ("nothing.json", b"", ["can't read", "as json"]),
+        ("latin1.txt", b"na\xefve", ["can't read", "utf-8"]),
+        ("latin1.json", b'["na\xefve"]', ["can't read", "utf-8"]),
+        ("latin1.jsonl", b'{"text": "na\xefve"}\n', ["can't read", "utf-8"]),
+        ("broken.json", b'["a",', ["can't read", "as json"]),
+        ("broken.jsonl", b'{"text": "a"}\n{"text"\n', ["can't read", "as json lines"]),
+        ("deep.json", b"[" * 100_000, ["can't read", "as json"]),
+        ("broken.parquet", b"PAR1 and no more", ["can't read", "as parquet"]),
+        ("empty.parquet", b"", ["can't read", "as parquet"]),
+        ("other.json", b'[{"body": "a", "title": "b"}]', ["'text'", "'instruction'", "body (str), title (str)"]),
+        ("other.jsonl", b'{"text": "a"}\n{"body": "a"}\n', ["'text'", "body (str)"]),
+        ("nested.json", b'{"data": [{"text": "a"}]}', ["'text'", "data (list)"]),
+        ("half.json", b'[{"instruction": "a"}]', ["'output'", "instruction (str)"]),
+        ("numbers.json", b"[1, 2]", ["'text'", "int"]),
+        ("number.json", b"5", ["'text'", "int"]),
+        ("nulls.jsonl", b"null\n", ["'text'", "NoneType"]),
+        ("numbered.jsonl", b'{"text": 3}\n', ["'text'", "text (int)"]),
+        ("listed.json", b'[{"text": ["a", "b"]}]', ["'text'", "text (list)"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_without_text_is_refused_by_its_name(name, content, fragments, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        load_text(str(tmp_path / name))
+    for fragment in (name, *fragments):
+        assert fragment in str(error.value)
+
+
+def test_a_folder_and_an_empty_name_are_no_text_sources(tmp_path):
+    for name in (str(tmp_path), "", "nonesuch"):
+        with pytest.raises(ValueError, match="no text source"):
+            load_text(name)
+
+
+@pytest.mark.parametrize("source", ["embedded", "wikitext2", "alpaca", "absent.txt"])
+def test_an_unknown_split_is_refused(source):
+    with pytest.raises(ValueError, match=r"calibration, test.*'train'"):
+        load_text(source, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "documents", "characters"),
+    [("alpaca-format.json", 2000, 1000), ("tinystories_1000.json", 1000, 500_000), ("wikitext2-test.raw", 1, 10**6)],
+)
+def test_real_files_load(name, documents, characters, assets):
+    found = load_text(str(assets / "text" / name))
+    assert len(found) == documents and sum(map(len, found)) > characters
+    assert all(document.strip() for document in found)
+
+
+# ---- the hub, which no test reaches ----
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Datasets of the hub's columns in its place."""
+    prompt = "Below is an instruction that describes a task."
+    rows = [{**ALPACA[index % 2], "output": str(index), "text": f"{prompt} {index}"} for index in range(20)]
+    parts = {
+        "train": datasets.Dataset.from_list([{"text": line} for line in ("", " = A = \n", "", "Of training.\n")]),
+        "test": datasets.Dataset.from_list([{"text": line} for line in ("", " = B = \n", "Of the test.\n", "")]),
+        "train[:90%]": datasets.Dataset.from_list(rows[:18]),
+        "train[90%:]": datasets.Dataset.from_list(rows[18:]),
+    }
+    asked = []
+
+    def load_dataset(*name, split):
+        asked.append((*name, split))
+        return parts[split]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_wikitext2_calibrates_on_its_training_text_and_tests_on_its_test_text(hub):
+    assert load_text("wikitext2") == [" = A = \n", "Of training.\n"]
+    assert load_text("wikitext2", "test") == [" = B = \n", "Of the test.\n"]
+    name = ("Salesforce/wikitext", "wikitext-2-raw-v1")
+    assert hub == [(*name, "train"), (*name, "test")]
+
+
+def test_alpacas_last_tenth_is_for_the_test(hub):
+    calibration, test = load_text("alpaca"), load_text("alpaca", "test")
+    assert (len(calibration), len(test)) == (18, 2) and not set(calibration) & set(test)
+    assert hub == [("tatsu-lab/alpaca", "train[:90%]"), ("tatsu-lab/alpaca", "train[90%:]")]
+
+
+@pytest.mark.parametrize("source", ["wikitext2", "alpaca"])
+@pytest.mark.parametrize("split", text.SPLITS)
+def test_offline_is_one_clear_error(source, split, monkeypatch, tmp_path):
+    """As the tests run, with HF_HUB_OFFLINE, where nothing was fetched before."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    with pytest.raises(ValueError, match=f"can't get {source} from the hub.*embedded"):
+        load_text(source, split)
+
+
+@pytest.mark.parametrize("fault", [ConnectionError("no route"), FileNotFoundError("gone"), OSError("disk full")])
+def test_a_hub_that_fails_is_one_clear_error(fault, monkeypatch):
+    def fail(*arguments, **options):
+        raise fault
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(ValueError, match=f"wikitext2 from the hub: {fault}; give the path"):
+        load_text("wikitext2")
+
+
+# ---- the embedded text ----
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[str]]:
+    return {split: stdlib_documents(split) for split in ("train", "test", "calibration")}
+
+
+def splits_are_disjoint(splits) -> None:
+    """No document of the test is one of training; what calibrates is a part of training; all three are of some size."""
+    assert set(splits["calibration"]) < set(splits["train"])
+    shared = set(splits["train"]) & set(splits["test"])
+    assert not [document for document in shared if len(document) > 1000]  # stubs of a few lines may be alike
+    everything = sum(len(part) for part in splits.values()) - len(splits["calibration"])
+    for split, share in {"train": 0.9, "test": 0.1, "calibration": 0.1}.items():
+        assert abs(len(splits[split]) / everything - share) < 0.03
+
+
+def test_the_embedded_splits_are_disjoint(splits):
+    splits_are_disjoint(splits)
+
+
+def test_the_embedded_splits_are_stable(splits):
+    assert stdlib_documents("test") == splits["test"] and load_text("embedded", "test") == splits["test"]
+    assert load_text("embedded") == [document for document in splits["calibration"] if document.strip()]
+    topics = pydoc_data.topics.topics
+    part = {name: zlib.crc32(f"topics/{name}".encode()) % 10 for name in topics}
+    for split, parts in {"test": [0], "calibration": [1], "train": range(1, 10)}.items():  # by name alone, topics first
+        expected = [document for name, document in topics.items() if part[name] in parts]
+        assert splits[split][: len(expected)] == expected and len(expected) > 3
+    for name in ("calls", "lambda", "slicings"):  # names that every version has, and where they have always been
+        assert topics[name] in splits["test"]
+    for name in ("dict", "strings"):
+        assert topics[name] in splits["calibration"]
+
+
+# ---- windows and samples ----
+
+
+def samples_are_distinct_windows(samples: int, seqlen: int, spare: int, seed: int) -> None:
+    """Every sample is a window of the stream, cut at a multiple of `seqlen`, none of them twice."""
+    stream = torch.arange(samples * seqlen + spare)
+    found = text.sample(stream, samples, seqlen, seed)
+    assert found.shape == (samples, seqlen)
+    starts = found[:, 0]
+    assert torch.equal(found, starts[:, None] + torch.arange(seqlen))  # contiguous: no wrapping round, no jump
+    assert (starts % seqlen == 0).all() and len(starts.unique()) == samples
+    assert starts.min() >= 0 and found.max() < len(stream)
+    assert torch.equal(stream, torch.arange(samples * seqlen + spare))
+
+
+def samples_do_not_overlap(samples: int, seqlen: int, spare: int, seed: int) -> None:
+    found = text.sample(torch.arange(samples * seqlen + spare), samples, seqlen, seed).tolist()
+    assert all(not set(one) & set(other) for one, other in combinations(found, 2))
+
+
+def samples_are_seeded(samples: int, seqlen: int, spare: int, seed: int) -> None:
+    """The same for the same seed, whatever else draws random numbers; another for another."""
+    stream = torch.arange((samples + 30) * seqlen + spare)
+    first = text.sample(stream, samples, seqlen, seed)
+    state = torch.random.get_rng_state()
+    torch.rand(3)
+    assert torch.equal(text.sample(stream, samples, seqlen, seed), first)
+    others = [text.sample(stream, samples, seqlen, seed + more) for more in range(1, 9)]
+    assert not all(torch.equal(other, first) for other in others)
+    torch.random.set_rng_state(state)
+    text.sample(stream, samples, seqlen, seed)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def windows_are_the_stream_without_the_rest(samples: int, seqlen: int, spare: int, seed: int) -> None:
+    stream = torch.randint(9, (samples * seqlen + spare,), generator=torch.Generator().manual_seed(seed))
+    cut = text.windows(stream, seqlen)
+    assert len(stream) - cut.numel() == spare % seqlen and cut.shape[1] == seqlen
+    assert torch.equal(cut.flatten(), stream[: cut.numel()])
+    assert torch.equal(text.windows(stream, seqlen, samples), cut[:samples])
+
+
+def too_few_tokens_are_refused(samples: int, seqlen: int, spare: int, seed: int) -> None:
+    """One token less than asked for is a ValueError that names the numbers; exactly as many are enough."""
+    enough = torch.arange(samples * seqlen)
+    assert text.sample(enough, samples, seqlen, seed).numel() == text.windows(enough, seqlen, samples).numel()
+    for cut in (lambda few: text.sample(few, samples, seqlen, seed), lambda few: text.windows(few, seqlen, samples)):
+        try:
+            cut(enough[1:])
+        except ValueError as error:
+            for number in (samples, seqlen, samples * seqlen, samples * seqlen - 1):
+                assert str(number) in str(error)
+        else:
+            raise AssertionError(f"{samples * seqlen - 1} tokens passed for {samples * seqlen}")
+
+
+FACTS = (
+    samples_are_distinct_windows,
+    samples_do_not_overlap,
+    samples_are_seeded,
+    windows_are_the_stream_without_the_rest,
+    too_few_tokens_are_refused,
+)
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.__name__)
+@given(samples=st.integers(1, 12), seqlen=st.integers(2, 9), spare=st.integers(0, 40), seed=st.integers(0, 2**31))
+@example(samples=12, seqlen=2, spare=0, seed=0)
+def test_fact(fact, samples, seqlen, spare, seed):
+    fact(samples, seqlen, spare, seed)
+
+
+@given(seqlen=st.integers(-1, 1) | st.just(2), samples=st.integers(-1, 1))
+@example(seqlen=1, samples=1)
+@example(seqlen=2, samples=0)
+def test_a_size_of_nothing_is_refused(seqlen, samples):
+    if seqlen == 2 and samples == 1:
+        return
+    for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
+        with pytest.raises(ValueError, match=rf"at least 1 sequence of 2 tokens, got {samples} of {seqlen}"):
+            cut(torch.arange(50), samples, seqlen)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",))).filter(str.strip), min_size=1, max_size=5))
+@example(["a\u2028b", "\x85c"])
+def test_documents_survive_every_format(tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("rows")
+    for name in ("rows.json", "rows.jsonl", "rows.parquet"):
+        assert load_text(write(folder / name, records(documents))) == documents
+
+
+def test_a_stream_is_the_documents_joined_by_an_empty_line():
+    _, tokenizer = checkpoint.load("mini-opt")
+    stream = tokenize(["One.", "Two."], tokenizer)
+    assert stream.dtype == torch.int64 and tokenizer.decode(stream, skip_special_tokens=True) == "One.\n\nTwo."
+    assert tokenize(["One.\n\nTwo."], tokenizer).equal(stream)
+
+
+# ---- each of them can fail ----
+
+
+def overlapping(right):
+    def sample(stream, samples, seqlen, seed=0):
+        text._require(stream, seqlen, samples)
+        starts = torch.randint(len(stream) - seqlen + 1, (samples,), generator=torch.Generator().manual_seed(seed))
+        return stream[starts[:, None] + torch.arange(seqlen)]
+
+    return sample
+
+
+def unseeded(right):
+    return lambda stream, samples, seqlen, seed=0: right(stream, samples, seqlen, int(torch.randint(2**31, ())))
+
+
+def always_the_first(right):
+    return lambda stream, samples, seqlen, seed=0: text.windows(stream, seqlen, samples)
+
+
+def wrapped_round(right):
+    def sample(stream, samples, seqlen, seed=0):
+        return right(stream.roll(1), samples, seqlen, seed)
+
+    return sample
+
+
+def strided(right):
+    return lambda stream, seqlen, samples=None: right(stream, seqlen).T.reshape(-1, seqlen)[:samples]
+
+
+def rest_padded(right):
+    def windows(stream, seqlen, samples=None):
+        missing = -len(stream) % seqlen
+        return right(torch.cat([stream, stream.new_zeros(missing)]), seqlen, samples)
+
+    return windows
+
+
+def never_refused(right):
+    return lambda stream, seqlen, samples: None
+
+
+def numbers_left_out(right):
+    def require(stream, seqlen, samples):
+        try:
+            right(stream, seqlen, samples)
+        except ValueError:
+            raise ValueError("too few tokens") from None
+
+    return require
+
+
+@dataclass(frozen=True)
+class Mistake:
+    target: str
+    version: Callable
+    fact: Callable
+
+
+MISTAKES = [
+    Mistake("sample", overlapping, samples_do_not_overlap),
+    Mistake("sample", overlapping, samples_are_distinct_windows),
+    Mistake("sample", wrapped_round, samples_are_distinct_windows),
+    Mistake("sample", unseeded, samples_are_seeded),
+    Mistake("sample", always_the_first, samples_are_seeded),
+    Mistake("windows", strided, windows_are_the_stream_without_the_rest),
+    Mistake("windows", rest_padded, windows_are_the_stream_without_the_rest),
+    Mistake("_require", never_refused, too_few_tokens_are_refused),
+    Mistake("_require", numbers_left_out, too_few_tokens_are_refused),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.target} {m.version.__name__} breaks {m.fact.__name__}")
+def test_a_fact_fails_on(mistake, monkeypatch):
+    case = {"samples": 11, "seqlen": 4, "spare": 7, "seed": 5}
+    mistake.fact(**case)
+    monkeypatch.setattr(text, mistake.target, mistake.version(getattr(text, mistake.target)))
+    with pytest.raises(AssertionError):
+        mistake.fact(**case)
+
+
+def test_every_fact_has_a_mistake_on_which_it_fails():
+    assert {mistake.fact for mistake in MISTAKES} == set(FACTS)
+
+
+@pytest.mark.parametrize(
+    "checksum",
+    [lambda name: 1, lambda name: random.getrandbits(32)],
+    ids=["puts all in one part", "is another each time"],
+)
+def test_disjoint_splits_fail_where_the_checksum(checksum, monkeypatch):
+    monkeypatch.setattr(text.zlib, "crc32", checksum)
+    with pytest.raises(AssertionError):
+        splits_are_disjoint({split: stdlib_documents(split) for split in ("train", "test", "calibration")})
