@@ -119,7 +119,7 @@ def load(
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
     if device not in (None, "auto"):
         model = model.to(device)
-    return model.eval(), _load_tokenizer(source)
+    return model.eval(), load_tokenizer(source)
 
 
 def locate(name: str | os.PathLike) -> Path | str:
@@ -191,7 +191,8 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder or on the hub, if there is one."""
     if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
         return None
     try:

@@ -11,36 +11,35 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from . import __version__
+from . import processes
 from .adapters import FORMS
-from .checkpoint import EMBEDDED, export, load
+from .arguments import parser_for
+from .checkpoint import EMBEDDED, export, load, load_config, load_tokenizer
 from .demo import HEADER, SEQLEN, SLICINGS, demo_rows, format_row
 from .evaluation import parameters, perplexity
 from .families import network
-from .heads import HEADS
-from .invariance import TOLERANCES, verify
-from .options import BASES, ORIENTATIONS, SlicingOptions
-from .pca import SIGNALS
+from .invariance import verify
+from .options import SlicingOptions, SlicingReport
 from .rotation import require_whole
 from .saving import require_free
-from .slicing import slice_model
+from .slicing import slice_model, widths_of
+from .streaming import local_folder, slice_streamed, without_weights
 from .text import SOURCES, load_text, sample, tokenize, windows
 from .tokens import position_limit
-
-MODEL_HELP = f"one of the embedded models ({', '.join(EMBEDDED)}), a model's folder, or a name on the hub"
-TEXT_HELP = (
-    f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file (default: embedded for the embedded models, "
-    "wikitext2 for others)"
-)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser_for(COMMANDS).parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     try:
-        arguments.device = _device(arguments.device)
-        return arguments.run(arguments)
+        with processes.joined():
+            arguments.device = _device(arguments.device)
+            arguments.quiet |= processes.index() > 0
+            return arguments.run(arguments)
+    except processes.Lost as error:
+        print(f"minislice: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
         return 2
@@ -91,32 +90,35 @@ def run_slice(arguments: argparse.Namespace) -> int:
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if arguments.out:
         require_free(arguments.out, arguments.force)
+    result = _slice_streamed(arguments, options) if arguments.stream else _slice_in_memory(arguments, checked, options)
+    if processes.index() == 0:
+        _print(arguments, result)
+    return 0
+
+
+def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> dict:
     model, tokenizer = _load(arguments)
     net = network(model)
     require_whole(net, "slice")
-    checked.widths(net.trained_width, len(net.blocks) + 1)  # a bad width, before it is measured for long
+    widths_of(net, checked)  # a bad width, before the dense model is measured for long
     calibration = _calibration(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    _require_rank(calibration, net.trained_width)
     evaluation = _evaluation(arguments, model, tokenizer)
-    progress = not arguments.quiet
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
     result = {
         "model": arguments.model,
-        "dense perplexity": perplexity(model, evaluation, progress=progress),
+        "dense perplexity": perplexity(model, evaluation, **settings),
         "dense parameters": parameters(model),
     }
-    slice_model(model, calibration, progress=progress, **options)
-    report = model.slicing
+    slice_model(model, calibration, **settings, **options)
     result |= {
-        "sliced perplexity": perplexity(model, evaluation, progress=progress),
+        "sliced perplexity": perplexity(model, evaluation, **settings),
         "sliced parameters": parameters(model),
-        "widths": report.widths,
-        "trained width": report.trained_width,
-        "variance discarded": report.discarded,
-        "adapter": report.options.adapter,
-        "adapter ranks": report.ranks,
+        **_describe_slicing(model.slicing),
         "calibration": _describe_text(arguments, "calibration", calibration),
         "evaluation": _describe_text(arguments, "test", evaluation),
     }
-    if arguments.out:
+    if arguments.out and processes.index() == 0:
         notes = {
             "base_model": arguments.model,
             "calibration": result["calibration"],
@@ -125,8 +127,57 @@ def run_slice(arguments: argparse.Namespace) -> int:
         }
         model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
         result["saved to"] = arguments.out
-    _print(arguments, result)
-    return 0
+    processes.wait()
+    return result
+
+
+def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
+    if not arguments.out:
+        raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    folder = local_folder(arguments.model)
+    model, tokenizer = without_weights(load_config(folder)), _tokenizer(arguments, load_tokenizer(folder))
+    calibration = _calibration(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    _require_rank(calibration, model.config.hidden_size)
+    described = _describe_text(arguments, "calibration", calibration)
+    report = slice_streamed(
+        arguments.model,
+        calibration,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        dtype=_dtype(arguments),
+        device=arguments.device,
+        tokenizer=tokenizer,
+        notes={"base_model": arguments.model, "calibration": described},
+        force=arguments.force,
+        progress=not arguments.quiet,
+        **options,
+    )
+    return {
+        "model": arguments.model,
+        "dense parameters": parameters(model),
+        "sliced parameters": parameters(without_weights(load_config(Path(arguments.out)))),
+        **_describe_slicing(report),
+        "calibration": described,
+        "saved to": arguments.out,
+    }
+
+
+def _describe_slicing(report: SlicingReport) -> dict:
+    return {
+        "widths": report.widths,
+        "trained width": report.trained_width,
+        "variance discarded": report.discarded,
+        "adapter": report.options.adapter,
+        "adapter ranks": report.ranks,
+    }
+
+
+def _require_rank(calibration: torch.Tensor, D: int) -> None:
+    if calibration.numel() < D:
+        raise ValueError(
+            f"the covariance of {calibration.numel()} calibration tokens is singular in the {D} dimensions of this "
+            f"model's signal; give at least {D} tokens, and better many times as many (--samples, --seqlen)"
+        )
 
 
 def run_eval(arguments: argparse.Namespace) -> int:
@@ -177,7 +228,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 def _device(name: str | None) -> str:
     """The device, which is there and can compute: told before anything is loaded."""
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{processes.local_index()}" if torch.cuda.is_available() else "cpu"
     try:
         torch.ones(1, device=None if name == "auto" else name).item()
     except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
@@ -187,11 +238,18 @@ def _device(name: str | None) -> str:
 
 def _load(arguments: argparse.Namespace, default_dtype: str | None = None):
     """The model, float32 on a CPU and as it was saved on a GPU unless `--dtype` says otherwise, and its tokenizer."""
-    dtype = arguments.dtype or default_dtype or ("float32" if arguments.device == "cpu" else "auto")
-    model, tokenizer = load(arguments.model, dtype=dtype, device=arguments.device)
+    model, tokenizer = load(arguments.model, dtype=_dtype(arguments, default_dtype), device=arguments.device)
+    return model, _tokenizer(arguments, tokenizer)
+
+
+def _dtype(arguments: argparse.Namespace, default: str | None = None) -> str:
+    return arguments.dtype or default or ("float32" if arguments.device == "cpu" else "auto")
+
+
+def _tokenizer(arguments: argparse.Namespace, tokenizer):
     if tokenizer is None:
         raise ValueError(f"{arguments.model} has no tokenizer beside it (tokenizer.json, tokenizer_config.json)")
-    return model, tokenizer
+    return tokenizer
 
 
 def _stream(arguments, source: str | None, split: str, model, tokenizer) -> torch.Tensor:
@@ -272,92 +330,14 @@ def _without_nan(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="minislice",
-        description="SliceGPT: make a trained transformer smaller by deleting rows and columns of its weights.",
-        epilog="Start with 'minislice demo'. 'minislice COMMAND --help' explains a command's options.",
-    )
-    parser.add_argument("--version", action="version", version=f"minislice {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    def command(name: str, run, help: str, *, model: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
-        sub.set_defaults(run=run)
-        if model:
-            sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-        sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-        sub.add_argument("--device", help="such as cpu, cuda, cuda:1 (default: cuda where there is one)")
-        dtypes = ["float32", "bfloat16", "float16", "float64"]
-        sub.add_argument("--dtype", choices=dtypes, help="of weights and signal (default: float32 on a CPU)")
-        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-        sub.add_argument("--quiet", action="store_true", help="no progress bars")
-        return sub
-
-    def calibration(sub: argparse.ArgumentParser, samples: int) -> None:
-        sub.add_argument("--calibration", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
-        sub.add_argument("--samples", type=_positive, help=f"calibration sequences (default: {samples})")
-
-    def seqlen(sub: argparse.ArgumentParser) -> None:
-        text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else 2048, or the model's limit if less)"
-        sub.add_argument("--seqlen", type=_positive, help=text)
-
-    def evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
-        sub.add_argument("--evaluation", metavar="TEXT", help=f"text to measure perplexity on: {TEXT_HELP}{note}")
-        sub.add_argument("--eval-samples", type=_positive, help="measure on the first so many windows (default: all)")
-
-    def out(sub: argparse.ArgumentParser, required: bool) -> None:
-        sub.add_argument("--out", metavar="DIR", required=required, help="folder to save the model to")
-        sub.add_argument("--force", action="store_true", help="replace DIR if it has files in it")
-
-    sub = command(
-        "demo", run_demo, "fuse, rotate and slice the three embedded models and show what changes", model=False
-    )
-    sub.add_argument("--samples", type=_positive, help="calibration and evaluation sequences (default: 16)")
-
-    sub = command("verify", run_verify, "measure whether a model has the invariance; exit status 1 if it has not")
-    calibration(sub, 4)
-    seqlen(sub)
-    sub.add_argument("--dtypes", default=",".join(TOLERANCES), help="comma-separated (default: %(default)s)")
-
-    sub = command("slice", run_slice, "slice a model and measure what it costs; save it with --out")
-    width = sub.add_mutually_exclusive_group()
-    width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
-    width.add_argument("--width", type=_positive, help="width to keep, taken as it is")
-    width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
-    sub.add_argument("--multiple", type=_positive, help="round a fraction's width to a multiple of this (default: 8)")
-    calibration(sub, 128)
-    seqlen(sub)
-    evaluation(sub, "; if it is the calibration file, its first half calibrates and its second is measured on")
-    sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
-    sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
-    sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")
-    sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
-    sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
-    sub.add_argument("--basis", choices=BASES, help="what to keep; all but pca are baselines")
-    sub.add_argument("--orientation", choices=ORIENTATIONS, help="of the basis inside the kept subspace")
-    out(sub, required=False)
-
-    sub = command("eval", run_eval, "measure a model's perplexity and count its parameters")
-    seqlen(sub)
-    evaluation(sub)
-
-    sub = command("generate", run_generate, "continue a prompt")
-    sub.add_argument("--prompt", required=True, help="text to continue")
-    sub.add_argument("--max-new-tokens", type=_positive, default=64, help="(default: 64)")
-    sub.add_argument("--do-sample", action="store_true", help="sample, instead of taking the likeliest token")
-
-    sub = command("export", run_export, "write a sliced model as a stock architecture that needs no minislice")
-    out(sub, required=True)
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
+COMMANDS = {
+    "demo": run_demo,
+    "verify": run_verify,
+    "slice": run_slice,
+    "eval": run_eval,
+    "generate": run_generate,
+    "export": run_export,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,13 +3,48 @@
 They are the processes of `torch.distributed` (started by torchrun, on one machine or more); without it there is one.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 Item = TypeVar("Item")
+
+
+class Lost(Exception):
+    """Another process of the run ended before its work was done."""
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun has started with this one, if it has started any.
+
+    Raises:
+        Lost: one of the others ended meanwhile.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_index())
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost(
+            f"process {index()} of {count()} lost another process, which has told why above or was killed ({error}); "
+            "run the same command again: with --stream it goes on where it was"
+        ) from error
+    finally:
+        distributed.destroy_process_group()
+
+
+def local_index() -> int:
+    """Of this process among those on its machine: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def count() -> int:

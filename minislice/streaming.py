@@ -93,6 +93,7 @@ def slice_streamed(
     net.install()
     untie_head(net)
     if processes.index() == 0:
+        _require_disk(work.path, net, widths, options, report.calibration_tokens, trained.dtype)
         work.open(
             {
                 "model": trained.checksum(),
@@ -104,7 +105,6 @@ def slice_streamed(
                 "versions": [__version__, torch.__version__, transformers.__version__],
             }
         )
-        _require_disk(work.path, net, widths, options, report.calibration_tokens, trained.dtype)
     processes.wait()
     weights = FromShards(trained, work, device)
     position = InterleavedPass(net, share, widths, report, weights)
@@ -127,7 +127,7 @@ class TrainedWeights:
     """
 
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str):
-        self.folder = _local_folder(source)
+        self.folder = local_folder(source)
         config = load_config(self.folder)
         self.files = tensor_files(self.folder)
         if not self.files:
@@ -135,7 +135,7 @@ class TrainedWeights:
         if dtype == "auto":
             dtype = config.dtype or self._open(next(iter(self.files))).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        model = _without_weights(config, self.dtype)
+        model = without_weights(config, self.dtype)
         config.name_or_path = str(source)
         if (self.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
@@ -350,7 +350,7 @@ class FromShards(InMemory):
 
 def _describe(folder: Path, trained: TrainedWeights, report: SlicingReport, tokenizer: Any, notes: dict | None) -> None:
     """Write all files of the new model but the weights, and see that these are what the config says."""
-    sliced = _without_weights(_sliced_config(trained.net, report.options, report.widths, report.ranks), trained.dtype)
+    sliced = without_weights(_sliced_config(trained.net, report.options, report.widths, report.ranks), trained.dtype)
     sliced.base.slicing, sliced.generation_config = report, trained.net.model.generation_config
     sliced.describe(notes)
     expected = {name: list(tensor.shape) for name, tensor in sliced.state_dict().items()}
@@ -402,7 +402,7 @@ def _shifts(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
 
 
-def _without_weights(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of a config on torch's meta device: every shape, no weights; RoPE's tables are there."""
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -417,10 +417,11 @@ def _require_disk(
     D = net.trained_width
     widths = [D if k is None else k for k in widths]
     ranks = [0 if options.adapter == "none" else min(k, D - k_next) for k, k_next in pairwise(widths)]
-    model = size_in_bytes(_without_weights(_sliced_config(net, options, widths, ranks), dtype))
+    model = size_in_bytes(without_weights(_sliced_config(net, options, widths, ranks), dtype))
     signals = 3 * tokens * D * dtype.itemsize  # before a block, after it, and at full width
     needed = model + signals + 4 * 8 * D * D
-    room = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    disk = next(parent for parent in folder.parents if parent.exists())
+    room = shutil.disk_usage(disk).free + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     if needed > room:
         raise ValueError(
             f"{folder} needs about {needed / 1e9:.2f} GB, of which {signals / 1e9:.2f} GB for the calibration set's "
@@ -428,7 +429,12 @@ def _require_disk(
         )
 
 
-def _local_folder(source: str | os.PathLike) -> Path:
+def local_folder(source: str | os.PathLike) -> Path:
+    """The folder of a model: of a name on the hub, where its files are kept once fetched.
+
+    Raises:
+        ValueError: there is none.
+    """
     place = locate(source)
     if isinstance(place, Path):
         return place
