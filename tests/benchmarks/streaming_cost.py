@@ -1,0 +1,174 @@
+"""Slicing a model from disk, one layer in memory at a time: peak memory, and time over one bare forward pass.
+
+    python tests/benchmarks/streaming_cost.py
+    python tests/benchmarks/streaming_cost.py --shape opt-6.7b
+
+Makes a model with random weights (bfloat16, sharded) of the shape of Phi-2, 2.78B parameters, in a temporary folder,
+and slices it by 25% with 4 x 512 calibration tokens, in a process whose private memory is limited (Linux). The bare
+forward pass is that of the same layers on the same tokens, in a process of its own; each layer is read when its turn
+comes, which is not counted in its time.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, OPTConfig, PhiConfig
+
+from minislice.blocks import inference
+from minislice.checkpoint import INDEX
+from minislice.streaming import TrainedWeights, slice_streamed, without_weights
+from minislice.tokens import token_batches
+
+SHAPES = {
+    "phi-2": PhiConfig(
+        vocab_size=51200,
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
+    ),
+    "opt-6.7b": OPTConfig(
+        hidden_size=4096, ffn_dim=16384, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=4096
+    ),
+    "tiny": PhiConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
+
+
+def make(shape: str, folder: Path) -> None:
+    """Random weights on the disk, a shard for each layer: no more than one is in memory."""
+    config = SHAPES[shape]
+    config.dtype = torch.bfloat16
+    model = without_weights(config, torch.bfloat16)
+    config.architectures = [type(model).__name__]
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    shards: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        words = name.split(".")
+        place = words[words.index("layers") + 1] if "layers" in words else "ends"
+        shards.setdefault(place, []).append(name)
+    generator = torch.Generator().manual_seed(0)
+    index = {}
+    for number, names in enumerate(shards.values(), start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name in names:
+            shape_of = model.get_parameter(name).shape
+            noise = torch.randn(shape_of, generator=generator, dtype=torch.float32)
+            scale = 1.0 if len(shape_of) == 1 else shape_of[-1] ** -0.5
+            tensors[name] = (noise * scale + (name.endswith("norm.weight"))).to(torch.bfloat16)
+            index[name] = file
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def tokens_for(folder: Path) -> torch.Tensor:
+    vocabulary = AutoConfig.from_pretrained(folder).vocab_size
+    return torch.randint(vocabulary, (4, 512), generator=torch.Generator().manual_seed(1))
+
+
+def forward(folder: Path) -> dict:
+    """Seconds of one pass of transformers' own layers, without reading them."""
+    trained = TrainedWeights(folder, "auto")
+    net, cpu, seconds = trained.net, torch.device("cpu"), 0.0
+    for module in net.embeddings:
+        trained.read(module, cpu)
+    with inference(net.model):
+        embedded = [net.embed(batch.ids) for batch in token_batches(net.model, tokens_for(folder), None, 4)]
+        for layer in net.decoder.layers:
+            trained.read(layer, cpu)
+            began = time.perf_counter()
+            embedded = [(layer(x, **context), context) for x, context in embedded]
+            seconds += time.perf_counter() - began
+            layer.to("meta")
+    return {"seconds": seconds}
+
+
+def sliced(folder: Path, limit_gib: float) -> dict:
+    """Slice under a limit on private memory."""
+    baseline = peak_gib()
+    limit = int(limit_gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    began = time.perf_counter()
+    report = slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak, GiB": peak_gib(),
+        "of which Python and its libraries, GiB": baseline,
+        "by phase": dict(report.seconds),
+    }
+
+
+def peak_gib() -> float:
+    """The most memory that this process has been resident with, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def in_a_process(*arguments) -> dict:
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="phi-2")
+    parser.add_argument("--limit", type=float, default=3.0, help="GiB of private memory for slicing (default: 3)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--work", help="where to put the models (default: a temporary folder)")
+    parser.add_argument("--step", choices=("make", "forward", "slice"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.step:
+        folder = Path(arguments.work)
+        steps = {
+            "make": lambda: make(arguments.shape, folder) or {},
+            "forward": lambda: forward(folder),
+            "slice": lambda: sliced(folder, arguments.limit),
+        }
+        print(json.dumps(steps[arguments.step]()))
+        return
+    with tempfile.TemporaryDirectory(dir=arguments.work) as work:
+        folder = Path(work, "dense")
+        common = ("--work", folder, "--shape", arguments.shape, "--threads", arguments.threads)
+        in_a_process("--step", "make", *common)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        bare = in_a_process("--step", "forward", *common)["seconds"]
+        result = in_a_process("--step", "slice", "--limit", arguments.limit, *common)
+    phases = result.pop("by phase")
+    result = {
+        "model on disk, GB": size / 1e9,
+        **result,
+        "bare forward pass, seconds": bare,
+        "slicing / forward": result["seconds"] / bare,
+        "by phase": {name: seconds / bare for name, seconds in phases.items()}
+        | {"reading, fusing, writing": (result["seconds"] - sum(phases.values())) / bare},
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{arguments.shape}: {result['model on disk, GB']:.2f} GB on disk")
+    print(f"peak resident memory: {result['peak, GiB']:.2f} GiB, limit on private memory {arguments.limit} GiB")
+    print(f"  of which Python and its libraries: {result['of which Python and its libraries, GiB']:.2f} GiB")
+    print(
+        f"slicing: {result['seconds']:.0f} s, {result['slicing / forward']:.2f} x one bare forward pass ({bare:.0f} s)"
+    )
+    for phase, ratio in result["by phase"].items():
+        print(f"  {phase:26s} {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
