@@ -245,7 +245,8 @@ class InterleavedPass:
                 Q = torch.cat([Q[:, :k] @ random_orthogonal(k, self.generator).to(Q.device), Q[:, k:]], dim=1)
         self.report.widths.append(k)
         self.report.eigenvalues.append(eigenvalues.cpu())
-        self.report.discarded.append(((Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()).item())
+        share = (Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()
+        self.report.discarded.append(max(0.0, share.item()))  # rounding may make it less
         return Q, k
 
     def room(self, width: int, name: str) -> Signal:

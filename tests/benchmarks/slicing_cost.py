@@ -26,6 +26,11 @@ from minislice.tokens import token_batches
 SHAPE = OPTConfig(hidden_size=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12, word_embed_proj_dim=768)
 
 
+SMALL = OPTConfig(
+    vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64
+)
+
+
 def forward_seconds(model, tokens, batch_size: int) -> float:
     """One pass of the decoder layers over all batches, without embeddings and head."""
     net = network(model)
@@ -51,14 +56,16 @@ def reset_peak() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--small", action="store_true", help="a tiny shape, to try the script")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(SHAPE, dtype=torch.float32)
-    tokens = torch.randint(SHAPE.vocab_size, (16, 512))
+    shape = SMALL if arguments.small else SHAPE
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+    tokens = torch.randint(shape.vocab_size, (16, 512))
     forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
     ratios, phases, memory = [], [], []
     for _ in range(arguments.rounds):
@@ -79,7 +86,7 @@ def main() -> None:
         "slicing / forward": statistics.median(ratios),
         "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
         "peak memory above the loaded model, MiB": max(memory),
-        "signal of the calibration set at full width, MiB": tokens.numel() * SHAPE.hidden_size * 4 / 2**20,
+        "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * 4 / 2**20,
     }
     if arguments.json:
         print(json.dumps(result))

@@ -1,0 +1,128 @@
+"""Slicing large shapes with random weights on a GPU: minutes by phase, peak memory, and what the machine allows.
+
+    python tests/benchmarks/gpu_cost.py --shape llama-2-7b
+    python tests/benchmarks/gpu_cost.py --shape phi-2
+
+25%, 128 x 2048 calibration tokens, bfloat16, the model on the card, the signal in pinned memory of the host. The bound
+beside is arithmetic over the rates that this machine reaches, measured first: products of 4096 x 4096 matrices in
+bfloat16 (forward pass, projection of the signal), float32 (covariance) and float64 (weights), and copies between host
+and card (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
+"""
+
+import argparse
+import json
+import platform
+import time
+
+import torch
+from streaming_cost import SHAPES as SMALL
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import minislice
+from minislice.evaluation import flops_per_token
+from minislice.families import network
+from minislice.options import slice_width
+
+SHAPES = {
+    **SMALL,
+    "llama-2-7b": LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+    ),
+}
+
+
+def rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Floating-point operations a second that a product of two square matrices reaches."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / fastest(device, lambda: a @ a)
+
+
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes a second from the host's pinned memory to the device."""
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    return size / fastest(device, lambda: host.to(device, non_blocking=True, copy=True))
+
+
+def fastest(device: torch.device, work, repeats: int = 5) -> float:
+    """Seconds of the fastest of several runs, after one that doesn't count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def bound_seconds(model, samples: int, seqlen: int, size: int) -> dict[str, float]:
+    """The least time of each phase at the rates of this machine, for the dense model at 25%."""
+    net, device = network(model), model.device
+    D, tokens, blocks = net.trained_width, samples * seqlen, len(net.blocks)
+    k, item = slice_width(D, 0.25), model.dtype.itemsize
+    half, single, double = (rate(device, dtype, size) for dtype in (model.dtype, torch.float32, torch.float64))
+    head = 2 * net.head.weight.numel()
+    rows = sum(linear.weight.numel() // D for block in net.blocks for linear in (*block.w_in, *block.w_out))
+    rows += net.head.weight.shape[0] + sum(table.num_embeddings for table in net.embeddings)
+    copied = blocks * tokens * item * ((k + 2 * D) + (D + k))
+    return {
+        "forward": tokens * (flops_per_token(model, context=seqlen // 2) - head) / half,
+        "covariance": (blocks + 1) * tokens * D * (D + 1) / single,
+        "projection": blocks * tokens * 4 * D * k / half + 2 * rows * D * k / double,
+        "copies of the signal": copied / bandwidth(device, 1 << (28 if device.type == "cuda" else 20)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--seqlen", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--matrix", type=int, default=4096, help="rows of the matrices that measure the rates")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    with device:
+        model = AutoModelForCausalLM.from_config(SHAPES[arguments.shape], dtype=torch.bfloat16).eval()
+    bound = bound_seconds(model, arguments.samples, arguments.seqlen, arguments.matrix)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (arguments.samples, arguments.seqlen), generator=generator)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    dense = minislice.evaluation.size_in_bytes(model)
+    began = time.perf_counter()
+    minislice.slice_model(model, tokens, slicing=0.25, batch_size=arguments.batch_size)
+    total = time.perf_counter() - began
+    phases = dict(model.slicing.seconds)
+    result = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "shape": arguments.shape,
+        "calibration": [arguments.samples, arguments.seqlen],
+        "seconds": total,
+        "by phase": phases | {"fusion and the rest": total - sum(phases.values())},
+        "bound": bound,
+        "dense model, GB": dense / 1e9,
+        "peak on the card, GB": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print(f"{arguments.shape} on {result['machine']}: {total / 60:.1f} minutes; the model {dense / 1e9:.2f} GB", end="")
+    print("" if device.type != "cuda" else f", at most {result['peak on the card, GB']:.2f} GB on the card")
+    for phase in dict.fromkeys([*result["by phase"], *bound]):
+        measured, least = result["by phase"].get(phase), bound.get(phase)
+        print(
+            f"  {phase:22s} {'-' if measured is None else f'{measured:.1f}':>9s} s"
+            f"{'' if least is None else f'   at least {least:.1f} s'}"
+        )
+
+
+if __name__ == "__main__":
+    main()
