@@ -47,6 +47,8 @@ class Signal:
         if index >= len(self):
             raise IndexError(index)  # ends a loop over the batches
         host = self.batches[index].view(*self.shapes[index], -1)
+        if self.device.type == "cuda" and not host.is_pinned():
+            host = host.pin_memory()  # a file's pages can't be read by the card while it computes
         return host.to(self.device, non_blocking=True)
 
     def __setitem__(self, index: int, x: Tensor) -> None:

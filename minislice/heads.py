@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from .blocks import TiedHead
+from .fusion import ROWS
 
 HEADS = ("own", "tied")
 
@@ -21,8 +22,11 @@ def fit_tied_head(
     E: Float[Tensor, "vocabulary k"], W: Float[Tensor, "vocabulary k_last"]
 ) -> Float64[Tensor, "k_last k"]:
     """The H that makes E H^T nearest to W, a head's matrix as `nn.Linear` stores it; in float64."""
-    E, W = E.double(), W.double()
-    return (torch.linalg.pinv(E.T @ E, hermitian=True) @ (E.T @ W)).T  # E^T E is singular where k > vocabulary
+    EE = EW = 0
+    for rows, targets in zip(E.split(ROWS), W.split(ROWS), strict=True):
+        rows = rows.double()
+        EE, EW = EE + rows.T @ rows, EW + rows.T @ targets.double()
+    return (torch.linalg.pinv(EE, hermitian=True) @ EW).T  # E^T E is singular where k > vocabulary
 
 
 def tie_head(head: nn.Linear, embedding: nn.Embedding) -> TiedHead:

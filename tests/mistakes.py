@@ -206,6 +206,18 @@ def averaged_over_the_batch(right):
     return lambda x, mask=None: right(x, mask) / len(x)
 
 
+def last_tokens_left_out(right):
+    return lambda x, mask=None: right(x.flatten(0, -2)[: x.flatten(0, -2).shape[0] // 1024 * 1024])
+
+
+def only_one_triangle(right):
+    return lambda *arguments: right(*arguments).triu()
+
+
+def products_in_bfloat16(right):
+    return lambda x, *mask: right(x.bfloat16().to(x.dtype), *mask)
+
+
 def mask_ignored(right):
     return lambda x, mask=None: right(x)
 

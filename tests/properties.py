@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minislice import fuse, perplexity, rotate, slice_model
 from minislice.adapters import ROUNDING
 from minislice.families import network
-from minislice.pca import principal_components
+from minislice.pca import covariance, principal_components
 from minislice.rotation import random_orthogonal
 
 EXACT = 1e-10  # rounding of float64, amplified by a few layers
@@ -167,6 +167,20 @@ def earlier_rotation_does_not_matter(recipe: Recipe, width=None, adapter="full")
     assume_well_separated(expected)
     actual = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), width=width, adapter=adapter)
     assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
+
+
+def covariance_is_summed_in_float64(recipe: Recipe, dtype=torch.float32) -> None:
+    """Eq. 8 over more tokens than are multiplied at once, against the same sum all in float64."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    rows = torch.randn(2, 1500, recipe.width, generator=generator).to(dtype)
+    rows[..., 0] += 10
+    exact = rows.double().flatten(0, 1).T @ rows.double().flatten(0, 1)
+    tolerance = EXACT if dtype == torch.float64 else 1e-5
+    assert relative_error(covariance(rows), exact) <= tolerance
+    assert torch.equal(covariance(rows), covariance(rows).T)
+    if recipe.padding != "none":
+        mask = torch.rand(2, 1500, generator=generator) < 0.5
+        assert relative_error(covariance(rows, mask), rows[mask].double().T @ rows[mask].double()) <= tolerance
 
 
 def principal_components_diagonalise(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from models import FAMILIES, Recipe, recipes
 from minislice import perplexity, slice_model
 from minislice.families import network
 from minislice.options import slice_width
-from minislice.pca import width_keeping
+from minislice.pca import covariance, width_keeping
 
 signals = st.sampled_from(["normalized", "raw"])
 forms = st.sampled_from(["full", "low-rank", "none"])
@@ -63,6 +63,24 @@ def test_orientation_inside_the_kept_subspace_does_not_matter(case, adapter):
 def test_rotating_before_slicing_does_not_matter(case, adapter):
     recipe, k = case
     properties.earlier_rotation_does_not_matter(recipe, width=k, adapter=adapter)
+
+
+@given(recipes(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_covariance_is_summed_in_float64(recipe, dtype):
+    properties.covariance_is_summed_in_float64(recipe, dtype)
+
+
+def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
+    seen, split = [], torch.Tensor.split
+    monkeypatch.setattr(
+        torch.Tensor, "split", lambda *a: seen.append(torch.get_float32_matmul_precision()) or split(*a)
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        covariance(torch.randn(8, 4))
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @given(recipes())
