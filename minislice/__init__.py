@@ -10,6 +10,7 @@ from .invariance import verify
 from .modeling import SlicedConfig, SlicedForCausalLM
 from .rotation import rotate
 from .slicing import slice_model
+from .streaming import slice_streamed
 
 __all__ = [
     "SlicedConfig",
@@ -23,5 +24,6 @@ __all__ = [
     "rotate",
     "save",
     "slice_model",
+    "slice_streamed",
     "verify",
 ]

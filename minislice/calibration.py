@@ -35,8 +35,9 @@ class Signal:
             rows = torch.empty(sum(sizes), width, dtype=dtype, pin_memory=device.type == "cuda")
         else:
             count = sum(sizes) * width
-            with open(path, "ab") as file:  # or a full disk would be noticed in the middle of a write, by a signal
-                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            if hasattr(os, "posix_fallocate"):  # or a full disk would show in the middle of a write, as a dead process
+                with open(path, "ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
             rows = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, width)
         self.batches = rows.split(sizes)
 

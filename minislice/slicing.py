@@ -31,13 +31,7 @@ from .fusion import bare, fuse
 from .heads import tie_head
 from .options import SlicingOptions, SlicingReport
 from .pca import covariance, principal_components, width_keeping
-from .rotation import (
-    random_orthogonal,
-    require_whole,
-    rotate_embedding,
-    rotate_input,
-    rotate_output,
-)
+from .rotation import random_orthogonal, require_whole, rotate_embedding, rotate_input, rotate_output
 from .tokens import Batch, Tokens, count_tokens, token_batches
 
 

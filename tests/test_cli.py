@@ -306,9 +306,9 @@ def test_one_file_for_calibration_and_evaluation_is_halved(evaluation, run, plac
 @pytest.mark.parametrize(
     ("target", "version"),
     [
-        ("minislice.cli._one_file", lambda arguments: False),
+        ("minislice.inputs.one_file", lambda arguments: False),
         (
-            "minislice.cli._stream",
+            "minislice.inputs.token_stream",
             lambda arguments, source, split, model, tokenizer: tokenize(load_text(source, split), tokenizer),
         ),
     ],
@@ -419,7 +419,7 @@ def test_an_error_of_many_lines_is_told_in_one(fault, run, monkeypatch):
     def fail(*arguments, **options):
         raise fault("the first line,\n\n    and the second\n")
 
-    monkeypatch.setattr("minislice.cli.load", fail)
+    monkeypatch.setattr("minislice.inputs.load", fail)
     assert_refused(run("eval", "mini-opt"), "the first line, and the second")
 
 
@@ -452,5 +452,5 @@ def test_an_interrupt_is_exit_status_130_without_a_traceback(run, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minislice.cli.load", interrupt)
+    monkeypatch.setattr("minislice.inputs.load", interrupt)
     assert run("eval", "mini-opt") == (130, "", "minislice: interrupted\n")

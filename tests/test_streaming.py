@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minislice
-from minislice import streaming, text
+from minislice import text, workfolder
 from minislice.checkpoint import INDEX
 from minislice.cli import main
+from minislice.fusion import bare
 from minislice.slicing import InterleavedPass
 from minislice.streaming import FromShards, slice_streamed
 
@@ -95,7 +96,7 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
 
 
 def norms_left_out(right):
-    return lambda blocks, width: [setattr(block, "norm", streaming.bare(block.norm, width)) for block in blocks]
+    return lambda blocks, width: [setattr(block, "norm", bare(block.norm, width)) for block in blocks]
 
 
 def nothing_done(right):
@@ -129,7 +130,7 @@ STREAMING_MISTAKES = [
     ("minislice.streaming.fuse_embeddings", nothing_done),
     ("minislice.streaming.fuse_head", nothing_done),
     ("minislice.streaming.FromShards.part", written_before_it_was_sliced),
-    ("minislice.streaming.TrainedWeights.read", read_in_float16),
+    ("minislice.trained.TrainedWeights.read", read_in_float16),
 ]
 
 
@@ -388,7 +389,7 @@ def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_goes_on_later(tmp_path, monkeypatch):
     run = {"source": saved(LLAMA, tmp_path), "tokens": LLAMA.tokens(), "out": tmp_path / "out", "width": 9}
-    write, calls = streaming.save_file, []
+    write, calls = workfolder.save_file, []
 
     def full(*arguments, **options):
         calls.append(arguments)
@@ -397,7 +398,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_goes_on_later(t
         write(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(streaming, "save_file", full)
+        patch.setattr(workfolder, "save_file", full)
         slice_streamed(**run)
     slice_streamed(**run)
     slice_streamed(**{**run, "out": tmp_path / "whole"})
@@ -414,6 +415,14 @@ def test_a_folder_that_may_not_be_written_to_is_one_line_of_the_command(tmp_path
     assert main([*arguments, "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Permission denied" in error
+
+
+def test_a_model_that_is_sliced_or_fused_already_is_refused(tmp_path):
+    for name, options in (("sliced", {"width": 9}), ("fused", {"slicing": 0, "adapter": "none"})):
+        slice_streamed(saved(LLAMA, tmp_path / name), LLAMA.tokens(), tmp_path / name / "out", **options)
+        with pytest.raises(ValueError, match=name if name == "sliced" else "fused already"):
+            slice_streamed(tmp_path / name / "out", LLAMA.tokens(), tmp_path / "again", width=5)
+    assert not (tmp_path / "again").exists()
 
 
 # Memory

@@ -24,8 +24,9 @@ from transformers import AutoConfig, OPTConfig, PhiConfig
 
 from minislice.blocks import inference
 from minislice.checkpoint import INDEX
-from minislice.streaming import TrainedWeights, slice_streamed, without_weights
+from minislice.streaming import slice_streamed
 from minislice.tokens import token_batches
+from minislice.trained import TrainedWeights, without_weights
 
 SHAPES = {
     "phi-2": PhiConfig(
