@@ -417,6 +417,19 @@ def test_a_folder_that_may_not_be_written_to_is_one_line_of_the_command(tmp_path
     assert error.count("\n") == 1 and "Permission denied" in error
 
 
+@pytest.mark.parametrize("recipe", [LLAMA, Recipe("opt")], ids=lambda recipe: recipe.family)
+def test_files_of_a_base_model_with_rope_tables_in_them_are_read(recipe, tmp_path):
+    """As old checkpoints on the hub are: names without the first word, and tensors that no module has any more."""
+    dense = saved(recipe, tmp_path, shards=False)
+    slice_streamed(dense, recipe.tokens(), tmp_path / "expected", width=9)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(dense / "model.safetensors").items()}
+    tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    slice_streamed(dense, recipe.tokens(), tmp_path / "found", width=9)
+    expected, found = weights_of(tmp_path / "expected"), weights_of(tmp_path / "found")
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_a_model_that_is_sliced_or_fused_already_is_refused(tmp_path):
     for name, options in (("sliced", {"width": 9}), ("fused", {"slicing": 0, "adapter": "none"})):
         slice_streamed(saved(LLAMA, tmp_path / name), LLAMA.tokens(), tmp_path / name / "out", **options)
