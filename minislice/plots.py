@@ -80,6 +80,8 @@ def lines(
         ticks = sorted({value for x, _ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_xticks([], minor=True)
+    elif all(value.is_integer() for x, _ in measured.values() for value in _floats(x)):
+        ax.locator_params(axis="x", integer=True)  # no boundary 0.5
     if log_y:
         ax.set_yscale("log")
     _finish(ax, xlabel, ylabel, title)
@@ -136,7 +138,7 @@ def bars(
     ax.set_xticks(range(len(groups)), groups)
     _finish(ax, xlabel, ylabel, title)
     if len(measured) + len(paper or {}) > 1:
-        ax.legend()
+        _legend(ax)
     return ax
 
 
@@ -180,7 +182,12 @@ def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None =
         ax.axvline(x, **style)
     if y is not None:
         ax.axhline(y, **style)
-    ax.legend()
+    _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    """Inside, where it finds room; beside the axes if there are so many bars that it would lie on some."""
+    ax.legend(**({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(ax.containers) > 2 else {}))
 
 
 def _floats(values: Values) -> list[float]:
