@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).with_name("benchmarks")
 
 SMALL = {
+    "inference_cost.py": (["--layers", "1", "--rounds", "1", "--steps", "1"], {"OPT", "LLaMA", "Phi"}),
     "slicing_cost.py": (["--small", "--rounds", "1"], {"slicing / forward", "by phase"}),
     "streaming_cost.py": (["--shape", "tiny"], {"slicing / forward", "by phase", "peak, GiB"}),
     "gpu_cost.py": (
@@ -33,6 +34,7 @@ def test_a_benchmark_runs_at_small_size_and_reports(script):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert reported <= result.keys()
-    phases = result["by phase"]
-    assert {"forward", "covariance", "eigendecomposition", "projection", "adapters"} <= phases.keys()
-    assert all(seconds > 0 for seconds in phases.values())
+    if "by phase" in reported:
+        phases = result["by phase"]
+        assert {"forward", "covariance", "eigendecomposition", "projection", "adapters"} <= phases.keys()
+        assert all(seconds > 0 for seconds in phases.values())
