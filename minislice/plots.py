@@ -80,7 +80,7 @@ def lines(
         ticks = sorted({value for x, _ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_xticks([], minor=True)
-    elif all(value.is_integer() for x, _ in measured.values() for value in _floats(x)):
+    elif all(value == int(value) for x, _ in measured.values() for value in _floats(x)):
         ax.locator_params(axis="x", integer=True)  # no boundary 0.5
     if log_y:
         ax.set_yscale("log")
