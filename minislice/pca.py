@@ -16,23 +16,31 @@ from torch import Tensor
 SIGNALS = ("normalized", "raw")
 
 
-def covariance(x: Float[Tensor, "*tokens D"], mask: Bool[Tensor, "*tokens"] | None = None) -> Float64[Tensor, "D D"]:
+def covariance(
+    x: Float[Tensor, "*tokens D"],
+    mask: Bool[Tensor, "*tokens"] | None = None,
+    add_to: Float64[Tensor, "D D"] | None = None,
+) -> Float64[Tensor, "D D"]:
     """X^T X over the tokens where `mask` is True (eq. 8): not centred, not divided by their number.
 
     The products are in the signal's precision, at least float32 (a wider one would only multiply its rounding), and
     are summed in float64 every 1024 tokens.
+
+    Args:
+        add_to: the covariance of other tokens; the sum is in place.
     """
     rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     D = rows.shape[1]
-    C = rows.new_zeros(D, D, dtype=torch.float64)
+    C = rows.new_zeros(D, D, dtype=torch.float64) if add_to is None else add_to
     panel = -(-D // 4)
     with _without_tf32():
         for part in rows.split(1024):
-            for start in range(0, D, panel):  # C is symmetric: what is left of the diagonal is added below
-                C[start : start + panel, start:] += part[:, start : start + panel].T @ part[:, start:]
-    C.triu_()
-    return C + C.triu(1).T
+            for start in range(0, D, panel):  # C is symmetric: a panel right of the diagonal is also the one below it
+                product = part[:, start : start + panel].T @ part[:, start:]
+                C[start : start + panel, start:] += product
+                C[start + panel :, start : start + panel] += product[:, panel:].T
+    return C
 
 
 @contextmanager

@@ -187,12 +187,13 @@ class InterleavedPass:
             for linear in block.w_in:
                 rotate_input(linear, P)
         full = self.room(self.net.trained_width, "full")
+        back = P.T.to(full.device, full.dtype)
         for index, context in enumerate(self.contexts):
             x = self.signal[index]
             with self._timed("forward"):
                 branch = block.branch(x, **context)
             with self._timed("projection"):
-                full[index] = torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), P.T.to(x)).view_as(branch)
+                full[index] = torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), back).view_as(branch)
         Q, k = self._basis(full)
         with self._timed("adapters"):
             like = block.w_out[0].weight
@@ -261,10 +262,9 @@ def _signal_covariance(full: Signal, batches: list[Batch], norm: nn.Module, boun
     """Eq. 8 over the whole calibration set, or the share of this process."""
     total = None
     for x, batch in zip(full, batches, strict=True):
-        C = covariance(norm(x), batch.mask)
-        if not torch.isfinite(C.diagonal()).all():
+        total = covariance(norm(x), batch.mask, total)
+        if not torch.isfinite(total.diagonal()).all():
             raise ValueError(_not_finite(x, batch, boundary))
-        total = C if total is None else total + C
     return total
 
 

@@ -195,7 +195,7 @@ def divided_by_the_sliced_width(right):
 
 
 def centred(right):
-    return lambda x, mask=None: right(x - x.mean(dim=(0, 1)), mask)
+    return lambda x, *rest: right(x - x.mean(dim=(0, 1)), *rest)
 
 
 def of_the_norms_input(right):
@@ -203,7 +203,7 @@ def of_the_norms_input(right):
 
 
 def averaged_over_the_batch(right):
-    return lambda x, mask=None: right(x, mask) / len(x)
+    return lambda x, mask, total: right(x, mask) / len(x) + (0 if total is None else total)
 
 
 def last_tokens_left_out(right):
@@ -219,7 +219,7 @@ def products_in_bfloat16(right):
 
 
 def mask_ignored(right):
-    return lambda x, mask=None: right(x)
+    return lambda x, mask=None, *total: right(x, None, *total)
 
 
 def padding_attended_to(right):
