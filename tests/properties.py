@@ -177,7 +177,7 @@ def covariance_is_summed_in_float64(recipe: Recipe, dtype=torch.float32) -> None
     exact = rows.double().flatten(0, 1).T @ rows.double().flatten(0, 1)
     tolerance = EXACT if dtype == torch.float64 else 1e-5
     assert relative_error(covariance(rows), exact) <= tolerance
-    assert relative_error(covariance(rows, add_to=covariance(rows)), 2 * exact) <= tolerance
+    assert relative_error(covariance(rows, None, covariance(rows)), 2 * exact) <= tolerance
     if recipe.padding != "none":
         mask = torch.rand(2, 1500, generator=generator) < 0.5
         assert relative_error(covariance(rows, mask), rows[mask].double().T @ rows[mask].double()) <= tolerance
