@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -17,11 +16,14 @@ from .families import network
 
 
 def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a config on torch's meta device: every shape, no weights; RoPE's tables are there."""
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.tie_weights()
-    return model.eval()
+    """The model of a config on torch's meta device: every shape, no weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for module in model.modules():
+        if next(module.buffers(recurse=False), None) is not None and hasattr(module, "config"):
+            for name, table in type(module)(module.config).named_buffers(recurse=False):  # RoPE's, which no file holds
+                setattr(module, name, table)
+    return model
 
 
 def local_folder(source: str | os.PathLike) -> Path:
