@@ -99,7 +99,7 @@ MISTAKES = [
     Mistake("minislice.slicing.rotate_output", wrong.output_bias_not_rotated, p.full_width_preserves_logits, PHI),
     Mistake("properties.covariance", wrong.last_tokens_left_out, p.covariance_is_summed_in_float64, OPT),
     Mistake("properties.covariance", wrong.only_one_triangle, p.covariance_is_summed_in_float64, OPT),
-    Mistake("properties.covariance", wrong.products_in_bfloat16, p.covariance_is_summed_in_float64, OPT),
+    Mistake("properties.covariance", wrong.products_in_float32, p.covariance_is_summed_in_float64, OPT),
     Mistake("properties.covariance", wrong.mask_ignored, p.covariance_is_summed_in_float64, left),
     Mistake("minislice.slicing.covariance", wrong.centred, p.slicing_is_projection, LLAMA),
     Mistake("minislice.slicing._signal_covariance", wrong.of_the_norms_input, p.slicing_is_projection, OPT),
