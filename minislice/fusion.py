@@ -34,7 +34,7 @@ def in_float64(
         rows = product(W[start : start + ROWS].double())
         if result is None:
             result = W.new_empty(len(W), rows.shape[1])
-        result[start : start + 4096] = rows
+        result[start : start + ROWS] = rows
     return result
 
 
