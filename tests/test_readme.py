@@ -1,0 +1,58 @@
+"""What README.md shows is so: its Python runs, its commands are ones that `minislice` takes, no file is left out."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minislice
+from minislice.arguments import parser_for
+from minislice.cli import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_python_example_runs_and_shows_what_slicing_costs(tmp_path):
+    (example,) = [text for language, text in BLOCKS if language == "python"]
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *_, verdict, dense, sliced = done.stdout.splitlines()
+    assert verdict == "The model has the invariance."
+    perplexity, widths = sliced.split(" ", 1)
+    assert 1 < float(dense) < float(perplexity) < 1.1 * float(dense)
+    model, _ = minislice.load(tmp_path / "sliced")
+    assert str(model.config.widths) == widths
+
+
+COMMAND_LINES = [
+    match
+    for language, text in BLOCKS
+    if language == "sh"
+    for match in re.findall(r"(?:^|&& |-m )minislice (.*)$", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES)
+def test_every_command_is_one_that_minislice_takes(line):
+    arguments = parser_for(COMMANDS).parse_args(shlex.split(line))
+    assert arguments.run is COMMANDS[line.split()[0]]
+
+
+def test_the_commands_were_found():
+    assert {line.split()[0] for line in COMMAND_LINES} == {"demo", "slice", "eval"}
+
+
+def test_every_file_of_the_package_is_in_the_reading_guide():
+    guide = README.split("## Where to read what")[1].split("\n## ")[0]
+    files = {path.name for path in (ROOT / "minislice").glob("*.py")}
+    assert set(re.findall(r"`(\w+\.py)`", guide)) == files - {"__init__.py", "__main__.py"}
+
+
+def test_every_script_that_made_a_number_is_there():
+    scripts = re.findall(r"python (\S+\.py)", README)
+    assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
