@@ -224,10 +224,10 @@ class FromShards(InMemory):
 
 
 def _return_freed_memory() -> None:
-    """Have the C library give freed tensors back to the system.
+    """Have the C library give freed tensors back to the system, from here on in the whole process.
 
-    glibc keeps blocks of up to 32 MiB for later, in a heap of holes that the next layer's don't quite fit: it grew by
-    50 MiB a layer on Phi-2's shape. With a fixed threshold every tensor above it has pages of its own.
+    glibc keeps blocks of up to 32 MiB for later, in a heap whose holes the next layer's don't quite fit, so that it
+    grows with every layer. With a fixed threshold of 1 MiB every tensor above it has pages of its own.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
