@@ -1,0 +1,1 @@
+"""The notebooks' figures and set-up, assignments and grading."""
