@@ -11,36 +11,22 @@ LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm, set_weight
 from .architecture.network import Network, network
-
-ROWS = 4096  # of a matrix that are in float64 at one time: a vocabulary has many
-
-
-def in_float64(
-    product: Callable[[Float64[Tensor, "some D"]], Float64[Tensor, "some k"]], W: Float[Tensor, "rows D"]
-) -> Float[Tensor, "rows k"]:
-    """The product of every row of W, computed in float64, in W's dtype."""
-    result = None
-    for start in range(0, len(W), ROWS):
-        rows = product(W[start : start + ROWS].double())
-        if result is None:
-            result = W.new_empty(len(W), rows.shape[1])
-        result[start : start + ROWS] = rows
-    return result
+from .precision import ROWS, by_rows
 
 
 def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     """W M: subtract from every row its mean (eq. 1)."""
     rows = weight.reshape(-1, weight.shape[-1])
-    return in_float64(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
+    return by_rows(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
 
 
 def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
@@ -54,7 +40,7 @@ def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
         added = torch.cat([rows.double() @ shift.double() for rows in weight.split(ROWS)])
         bias = added + (0.0 if bias is None else bias.double())  # b_in + beta W_in
     if norm.weight is not None:
-        weight = in_float64(lambda rows: rows * norm.weight.double(), weight)  # diag(alpha) W_in
+        weight = by_rows(lambda rows: rows * norm.weight.double(), weight)  # diag(alpha) W_in
     set_weight(linear, weight, bias)
 
 

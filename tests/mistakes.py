@@ -199,7 +199,7 @@ def centred(right):
 
 
 def of_the_norms_input(right):
-    return lambda full, batches, norm, *rest: right(full, batches, nn.Identity(), *rest)
+    return lambda self, X, norm, *rest: right(self, X, nn.Identity(), *rest)
 
 
 def averaged_over_the_batch(right):
@@ -292,14 +292,14 @@ def deficit_without_its_root(right):
 
 
 def next_basis_left_as_it_was(right):
-    return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], right(P, Q_next, k_next, *rest)[1])
+    return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], *right(P, Q_next, k_next, *rest)[1:])
 
 
 def no_direction_dropped(right):
     def make_adapter(P, Q_next, k_next, form, tolerance, like):
-        P_next, _ = right(P, Q_next, k_next, form, tolerance, like)
+        P_next, _, E = right(P, Q_next, k_next, form, tolerance, like)
         deficits, U = torch.linalg.eigh(torch.eye(k_next) - P.T @ P_next)
-        return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next)
+        return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next), E
 
     return make_adapter
 
@@ -310,6 +310,7 @@ def always_full(right):
 
 def left_out_without_aligning(right):
     def make_adapter(P, Q_next, k_next, form, *rest):
-        return (Q_next[:, :k_next], None) if form == "none" else right(P, Q_next, k_next, form, *rest)
+        right_one = right(P, Q_next, k_next, form, *rest)
+        return (Q_next[:, :k_next], *right_one[1:]) if form == "none" else right_one
 
     return make_adapter

@@ -74,7 +74,7 @@ def test_low_rank_adapter_is_the_truncated_aligned_matrix():
     P, Q_next = properties.random_bases(Recipe("llama"), 12)
     _, U, deficits = align(P, Q_next, 12)
     kept = torch.where(deficits > 0.3, deficits, 0.0)
-    P_next, adapter = make_adapter(P, Q_next, 12, "low-rank", 0.3, like=P)
+    P_next, adapter, _ = make_adapter(P, Q_next, 12, "low-rank", 0.3, like=P)
     assert 0 < adapter.rank == kept.count_nonzero() < len(deficits)
     identity = torch.eye(12, dtype=P.dtype)
     assert properties.relative_error(adapter(identity).detach(), identity - U @ kept.diag() @ U.T) <= properties.EXACT
@@ -83,7 +83,7 @@ def test_low_rank_adapter_is_the_truncated_aligned_matrix():
 
 def test_growing_width_appends_zeros():
     P, Q_next = properties.random_bases(Recipe("llama"), 12)
-    _, adapter = make_adapter(P, Q_next, 15, "none", 0.0, like=P)
+    _, adapter, _ = make_adapter(P, Q_next, 15, "none", 0.0, like=P)
     x = torch.randn(2, 3, 12).double()
     assert isinstance(adapter, LowRankAdapter) and adapter.rank == 0
     assert torch.equal(adapter(x), torch.cat([x, torch.zeros(2, 3, 3)], dim=-1))
@@ -91,7 +91,7 @@ def test_growing_width_appends_zeros():
 
 def test_shrinking_width_keeps_the_low_rank_adapter_whole():
     P, Q_next = properties.random_bases(Recipe("llama"), 15)
-    P_next, adapter = make_adapter(P, Q_next, 12, "low-rank", 0.0, like=P)
+    P_next, adapter, _ = make_adapter(P, Q_next, 12, "low-rank", 0.0, like=P)
     assert torch.equal(P_next, Q_next[:, :12])
     assert torch.equal(adapter.weight, (P.T @ P_next).T)
 

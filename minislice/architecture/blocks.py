@@ -6,6 +6,10 @@ X is the signal, [tokens, D]: row vectors, as in the paper. `nn.Linear` stores i
 the paper's W_in is ``linear.weight.T``. sigma is transformers' own attention or MLP module, called as it is; what
 slicing changes is around it: the norm, the weights, and the residual adapter S.
 
+A *boundary* is the place between two blocks, and the signal there: boundary 0 is what the embeddings write and the
+first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
+Each boundary has a *width*, the number of its columns: D in a trained model, and k after slicing.
+
 A saved model takes this file with it, so that it loads where minislice isn't installed; it needs torch and transformers
 alone.
 """

@@ -25,7 +25,6 @@ class StockNorm:
     """What `stock` needs to know of the norm of transformers' own class."""
 
     eps: str  # the config's name for it
-    subtracts_mean: bool
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Family:
     embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
     final_norm: str
     blocks: tuple[BlockSpec, ...]
+    subtracts_mean: bool  # whether the norms are LayerNorms
     stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
@@ -72,6 +72,7 @@ FAMILIES = {
                 w_out=("fc2",),
             ),
         ),
+        subtracts_mean=True,
         stock_norm="transformers ties the width of OPT's attention to the hidden size (it has no head_dim), and "
         "slicing makes the hidden size smaller but not the attention",
         dropout="dropout",
@@ -95,7 +96,8 @@ FAMILIES = {
                 w_out=("mlp.down_proj",),
             ),
         ),
-        stock_norm=StockNorm(eps="rms_norm_eps", subtracts_mean=False),
+        subtracts_mean=False,
+        stock_norm=StockNorm(eps="rms_norm_eps"),
     ),
     "phi": Family(
         decoder="model",
@@ -110,7 +112,8 @@ FAMILIES = {
                 w_out=("self_attn.dense", "mlp.fc2"),
             ),
         ),
-        stock_norm=StockNorm(eps="layer_norm_eps", subtracts_mean=True),
+        subtracts_mean=True,
+        stock_norm=StockNorm(eps="layer_norm_eps"),
         dropout="resid_pdrop",
     ),
 }

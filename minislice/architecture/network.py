@@ -16,15 +16,30 @@ from .blocks import Block, BlockLayer, RMSNorm, TiedHead
 from .families import Family, find_family
 
 
-class _FirstLayerReached(Exception):
-    """Ends a forward pass as soon as the signal behind the embeddings is known."""
+class _LastLayerReached(Exception):
+    """Ends a forward pass as soon as every layer's context is known."""
+
+
+class _Recorder(nn.Module):
+    """Stands for a layer: notes what it is called with, and hands the signal on as it is."""
+
+    def __init__(self, layer: nn.Module, contexts: list[dict], count: int):
+        super().__init__()
+        vars(self).update(layer=layer, contexts=contexts, count=count)
+
+    def __getattr__(self, name: str):
+        return getattr(vars(self)["layer"], name)  # a decoder may ask its layers for their type of attention
+
+    def forward(self, hidden_states: Tensor, **context) -> Tensor:
+        self.contexts.append(context)
+        if len(self.contexts) == self.count:
+            raise _LastLayerReached(hidden_states)
+        return hidden_states
 
 
 @dataclass
 class Network:
     """A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
-
-    Boundary l (0 <= l <= len(blocks)) is the signal that enters block l; the last boundary enters the final norm.
 
     It is a view: making one changes nothing. `install` has the model run its blocks.
     """
@@ -85,6 +100,11 @@ class Network:
         return [*(block.w_in[0].in_features for block in self.blocks), self.head.in_features]
 
     @property
+    def subtracts_mean(self) -> bool:
+        """Whether the trained model's norms are LayerNorms, so that its fused signal has mean zero."""
+        return find_family(self.model.config).subtracts_mean
+
+    @property
     def trained_width(self) -> int:
         """D."""
         return self.model.config.hidden_size
@@ -101,23 +121,23 @@ class Network:
     def is_sliced(self) -> bool:
         return set(self.widths) != {self.trained_width}
 
-    def embed(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict]:
-        """The signal at boundary 0 and the context (mask, RoPE ...) that transformers hands to every layer.
+    def embed(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[dict]]:
+        """The signal at boundary 0, and for each layer the context (mask, RoPE ...) that transformers would hand to it.
 
+        Layers may differ in it: sliding attention has another mask than full attention, and may have another RoPE.
         `ids` and the bool `mask` (False where padded) are [sequences, tokens], the signal [sequences, tokens, k].
         """
-
-        def stop(layer, args, context):
-            raise _FirstLayerReached(args[0], context)
-
-        hook = self.decoder.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        layers, contexts = list(self.decoder.layers), []
+        for index, layer in enumerate(layers):
+            self.decoder.layers[index] = _Recorder(layer, contexts, len(layers))
         try:
             self.model(input_ids=ids, attention_mask=None if mask is None else mask.long(), use_cache=False)
-        except _FirstLayerReached as reached:
-            return reached.args
+        except _LastLayerReached as reached:
+            return reached.args[0], contexts
         finally:
-            hook.remove()
-        raise RuntimeError("the model never called its first layer")
+            for index, layer in enumerate(layers):
+                self.decoder.layers[index] = layer
+        raise RuntimeError("the model never called its last layer")
 
 
 def network(model: PreTrainedModel) -> Network:

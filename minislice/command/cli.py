@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser_for(COMMANDS).parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with processes.joined():
+        with processes.joined() as arguments.processes:
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
-            arguments.quiet |= processes.index() > 0
+            arguments.quiet |= arguments.processes.index > 0
             return arguments.run(arguments)
     except processes.Lost as error:
         print(f"minislice: {error}", file=sys.stderr)

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.files import whole_file
-from . import processes
+from .processes import Processes
 
 
 class WorkFolder:
-    """What a run leaves on the disk until it is finished (see the top of this file)."""
+    """What a run leaves on the disk until it is finished."""
 
-    def __init__(self, target: Path):
+    def __init__(self, target: Path, processes: Processes):
         self.path = target.with_name(f".{target.name}.partial")
         self.model = self.path / "model"
-        if self.path.exists() and not self.model.exists() and processes.index() == 0:
+        if self.path.exists() and not self.model.exists() and processes.index == 0:
             shutil.rmtree(self.path)  # of a run that was killed in its very last step: the target is whole
 
     def open(self, settings: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def token_sets(
     """A calibration and an evaluation set that share no token of the text.
 
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second evaluates.
+        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second not.
 
     Raises:
         ValueError: no such text, or too little of it.
@@ -67,10 +67,11 @@ def signals(
     """The signal X at every boundary, blocks + 1 of them: Algorithm 1, one block after the other."""
     net = network(model)
     with inference(model):
-        x, context = net.embed(ids.to(model.device))
+        x, contexts = net.embed(ids.to(model.device))
         boundaries = [x]
-        for block in net.blocks:
-            boundaries.append(block(boundaries[-1], **context))
+        for layer, context in zip(net.layers, contexts, strict=True):
+            for block in layer.blocks:
+                boundaries.append(block(boundaries[-1], **context))
     return boundaries
 
 

@@ -36,8 +36,8 @@ def forward_seconds(model, tokens, batch_size: int) -> float:
     with inference(model):
         embedded = [net.embed(batch.ids, batch.mask) for batch in token_batches(model, tokens, None, batch_size)]
         began = time.perf_counter()
-        for x, context in embedded:
-            for layer in net.decoder.layers:
+        for x, contexts in embedded:
+            for layer, context in zip(net.decoder.layers, contexts, strict=True):
                 x = layer(x, **context)
         return time.perf_counter() - began
 

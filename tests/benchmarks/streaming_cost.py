@@ -87,10 +87,10 @@ def forward(folder: Path) -> dict:
         trained.read(module, cpu)
     with inference(net.model):
         embedded = [net.embed(batch.ids) for batch in token_batches(net.model, tokens_for(folder), None, 4)]
-        for layer in net.decoder.layers:
+        for index, layer in enumerate(net.decoder.layers):
             trained.read(layer, cpu)
             began = time.perf_counter()
-            embedded = [(layer(x, **context), context) for x, context in embedded]
+            embedded = [(layer(x, **contexts[index]), contexts) for x, contexts in embedded]
             seconds += time.perf_counter() - began
             layer.to("meta")
     return {"seconds": seconds}
