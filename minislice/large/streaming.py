@@ -79,8 +79,9 @@ def slice_streamed(
             run has finished stays.
     """
     options, device, processes = SlicingOptions(**options), torch.device(device), processes or Processes()
+    work = WorkFolder(Path(out).resolve(), processes)
+    work.remove_if_finished()
     target = require_free(out, force)
-    work = WorkFolder(target, processes)
     trained = TrainedWeights(source, dtype)
     net = trained.net
     require_whole(net, "slice")
