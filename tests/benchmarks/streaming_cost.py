@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from phases import timed
 from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
 
@@ -102,12 +103,13 @@ def sliced(folder: Path, limit_gib: float) -> dict:
     limit = int(limit_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     began = time.perf_counter()
-    report = slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
+    with timed() as phases:
+        slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
     return {
         "seconds": time.perf_counter() - began,
         "peak, GiB": peak_gib(),
         "of which Python and its libraries, GiB": baseline,
-        "by phase": dict(report.seconds),
+        "by phase": dict(phases),
     }
 
 
