@@ -30,6 +30,22 @@ def eps_outside_the_root(right):
     return lambda self, x: x / ((x.square().sum(-1, keepdim=True) / self.trained_width).sqrt() + self.eps)
 
 
+def mean_of_each_column(right):
+    return lambda X: X - X.mean(0)
+
+
+def mean_subtracted_again(right):
+    return lambda self, x: right(self, x - x.mean(-1, keepdim=True))
+
+
+def norm_over_the_tokens(right):
+    return lambda self, x: x * torch.rsqrt(x.square().mean(0) + self.eps)
+
+
+def root_of_the_width_lost(right):
+    return lambda self, x: right(self, x) / self.trained_width**0.5
+
+
 def mean_subtracted_from_every_embedding(right):
     def fuse(model):
         embedding = right(model).get_input_embeddings()

@@ -14,6 +14,7 @@ from minislice.pca import covariance, width_keeping
 
 signals = st.sampled_from(["normalized", "raw"])
 forms = st.sampled_from(["full", "low-rank", "none"])
+exact_forms = st.sampled_from(["full", "low-rank"])
 tolerances = st.sampled_from([0.0, 0.01, 0.3, 1.0])
 
 
@@ -23,15 +24,21 @@ def recipes_and_widths(draw, **restrictions):
     return recipe, draw(st.integers(1, recipe.width))
 
 
-@given(recipes_and_widths(), signals, forms, tolerances, st.booleans())
-def test_sliced_network_is_the_whole_network_with_its_signal_projected(case, signal, adapter, tolerance, slice_head):
+@given(recipes_and_widths(), signals, exact_forms, st.booleans())
+def test_sliced_network_is_the_whole_network_with_its_signal_projected(case, signal, adapter, slice_head):
     recipe, k = case
-    properties.slicing_is_projection(
-        recipe, width=k, signal=signal, adapter=adapter, tolerance=tolerance, slice_head=slice_head
-    )
+    properties.slicing_is_projection(recipe, width=k, signal=signal, adapter=adapter, slice_head=slice_head)
 
 
-@given(st.data(), recipes(), signals, st.sampled_from(["full", "low-rank"]))
+@given(recipes_and_widths(), signals, st.sampled_from(["low-rank", "none"]), tolerances, st.booleans())
+def test_approximate_adapters_carry_close_directions_whole(case, signal, adapter, tolerance, slice_head):
+    recipe, k = case
+    tolerance = 1.0 if adapter == "none" else tolerance
+    options = {"signal": signal, "adapter": adapter, "tolerance": tolerance, "slice_head": slice_head}
+    properties.approximate_adapters_carry_close_directions_whole(recipe, width=k, **options)
+
+
+@given(st.data(), recipes(), signals, exact_forms)
 def test_every_boundary_may_have_a_width_of_its_own(data, recipe, signal, adapter):
     boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
     widths = data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries))
@@ -42,11 +49,11 @@ def test_every_boundary_may_have_a_width_of_its_own(data, recipe, signal, adapte
 def test_widths_that_grow_need_no_adapters(data, recipe, signal):
     boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
     widths = sorted(data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries)))
-    properties.slicing_is_projection(recipe, width=widths, signal=signal, adapter="none")
+    properties.approximate_adapters_carry_close_directions_whole(recipe, width=widths, signal=signal)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("adapter", ["full", "low-rank", "none"])
+@pytest.mark.parametrize("adapter", ["full", "low-rank"])
 @pytest.mark.parametrize("slice_head", [False, True])
 def test_one_layer_sliced_to_width_one_is_a_projection(family, adapter, slice_head):
     recipe = Recipe(family, layers=1)
