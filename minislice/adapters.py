@@ -39,11 +39,13 @@ def align(
     the sines of the same angles: fewer of them than cosines, and more exact where they are small.
 
     Raises:
-        ValueError: the width shrinks, or no decomposition of S converges.
+        ValueError: the width shrinks, or a basis has a NaN or an infinity.
     """
     D, k = P.shape
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
+    if not torch.isfinite(P.T @ Q_next).all():
+        raise ValueError(f"can't align two bases: P^T Q, {[k, D]}, has a NaN or an infinity")
     if k_next == D:  # nothing is deleted: P itself, completed
         return complete(P), P.new_zeros(k, 0), P.new_zeros(0)
     P_next, R = Q_next[:, :k_next], Q_next[:, k_next:]
@@ -79,13 +81,7 @@ def left_singular_vectors(A: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
 def singular_vectors(
     S: Float64[Tensor, "k k_next"],
 ) -> tuple[Float64[Tensor, "k k"], Float64[Tensor, " k"], Float64[Tensor, "k_next k_next"]]:
-    """The whole singular value decomposition of S, k <= k_next, also where LAPACK's own doesn't converge.
-
-    Raises:
-        ValueError: S has a NaN or an infinity.
-    """
-    if not torch.isfinite(S).all():
-        raise ValueError(f"can't align two bases: P^T P_next, {list(S.shape)}, has a NaN or an infinity")
+    """The whole singular value decomposition of S, k <= k_next, also where LAPACK's own doesn't converge."""
     try:
         return torch.linalg.svd(S, full_matrices=True)
     except torch.linalg.LinAlgError:  # seen where many singular values differ from 1 by rounding alone

@@ -1,5 +1,10 @@
 """Section 3.4: what slicing computes, over random models of all families."""
 
+import dataclasses
+import pydoc
+import re
+import warnings
+
 import properties
 import pytest
 import torch
@@ -7,9 +12,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
-from minislice import perplexity, slice_model
+from minislice import perplexity, rotate, slice_model
 from minislice.architecture.network import network
-from minislice.options import slice_width
+from minislice.options import SlicingOptions, slice_width
 from minislice.pca import covariance, width_keeping
 
 signals = st.sampled_from(["normalized", "raw"])
@@ -212,3 +217,40 @@ def test_float32_eigenvectors_are_close_to_float64s_and_not_the_same(family):
     ids = recipe.tokens(seed=1)
     error = properties.relative_error(properties.logits(rough, ids), properties.logits(exact, ids))
     assert 1e-9 < error < 1e-3
+
+
+def test_help_explains_every_option_with_its_values_and_default():
+    text = pydoc.render_doc(slice_model, renderer=pydoc.plaintext)
+    for option in dataclasses.fields(SlicingOptions):
+        assert re.search(rf"\b{option.name}: [^=]+ = {option.default!r}", text), option.name
+        assert re.search(rf"^ +{option.name}: \w", text, re.MULTILINE), option.name
+    for value in ("normalized", "raw", "low-rank", "none", "column-norm", "random", "float32", "tied"):
+        assert f'"{value}"' in text
+    assert SlicingOptions.__doc__.count("\n        ") > 15  # what `SlicingOptions?` shows in Jupyter
+
+
+def test_too_few_different_tokens_are_told():
+    recipe = Recipe("llama", hidden=20)
+    ids = recipe.tokens() % 7 + 1
+    with pytest.warns(
+        UserWarning, match=r"120 calibration tokens .* span 7 of 20 dimensions, and 12 were kept, so that 5"
+    ):
+        slice_model(recipe.model(), ids, width=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slice_model(recipe.model(), ids, width=7)  # all that is kept is known
+        slice_model(recipe.model(), recipe.tokens(), width=12)
+
+
+@pytest.mark.parametrize("family", ("opt", "phi"))
+def test_a_signal_without_mean_has_no_variance_along_it(family):
+    """Products in float32 leave some there, which would cost every adapter a direction."""
+    recipe = Recipe(family, heads=4)
+    report = properties.sliced(recipe, recipe.model().float(), width=24).slicing
+    assert all(values[-1] <= 1e-15 * values[0] for values in report.eigenvalues)
+    turned = properties.sliced(recipe, rotate(recipe.model().float()), width=24).slicing  # the mean is elsewhere
+    assert all(values[-1] <= 1e-6 * values[0] for values in turned.eigenvalues)
+    assert (
+        max(report.ranks) == 32 - 24 - 1
+        and properties.relative_error(torch.tensor(turned.discarded), torch.tensor(report.discarded)) < 1e-4
+    )
