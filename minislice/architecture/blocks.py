@@ -94,6 +94,9 @@ class Block(nn.Module):
     `attention` and `mlp` are transformers' modules; a parallel layer (Phi) has both in one block, other layers are two
     blocks with one each. `w_in` and `w_out` are the `nn.Linear`s inside them that read and write the signal. `adapter`
     is S, a module; None stands for the identity.
+
+    As trained, a parallel layer may have a norm of its own for the mlp, and a branch a number that it is multiplied by;
+    fusion leaves one norm and no number.
     """
 
     def __init__(
@@ -103,10 +106,12 @@ class Block(nn.Module):
         mlp: nn.Module | None,
         w_in: Sequence[nn.Linear],
         w_out: Sequence[nn.Linear],
+        mlp_norm: nn.Module | None = None,
+        scale: float = 1.0,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.norm, self.attention, self.mlp = norm, attention, mlp
+        self.norm, self.attention, self.mlp, self.mlp_norm, self.scale = norm, attention, mlp, mlp_norm, scale
         self.dropout = nn.Dropout(dropout)
         self.adapter: nn.Module | None = None
         # Names, not modules: a second reference would appear a second time in the state dict.
@@ -115,8 +120,13 @@ class Block(nn.Module):
         self._w_out = [names[linear] for linear in w_out]
 
     @property
+    def readers(self) -> dict[str, nn.Linear]:
+        """w_in, by their names inside the block."""
+        return {name: self.get_submodule(name) for name in self._w_in}
+
+    @property
     def w_in(self) -> list[nn.Linear]:
-        return [self.get_submodule(name) for name in self._w_in]
+        return list(self.readers.values())
 
     @property
     def w_out(self) -> list[nn.Linear]:
@@ -125,7 +135,7 @@ class Block(nn.Module):
     @property
     def linears(self) -> dict[str, nn.Linear]:
         """w_in and w_out, by their names inside the block."""
-        return {name: self.get_submodule(name) for name in (*self._w_in, *self._w_out)}
+        return {**self.readers, **{name: self.get_submodule(name) for name in self._w_out}}
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
@@ -133,8 +143,15 @@ class Block(nn.Module):
         if self.attention is not None:
             outputs.append(self.dropout(self.attention(hidden_states=normalized, **context)[0]))
         if self.mlp is not None:
+            if self.mlp_norm is not None:
+                normalized = self.mlp_norm(x)
             outputs.append(self.dropout(self.mlp(normalized)))
-        return sum(outputs[1:], outputs[0])
+        branch = sum(outputs[1:], outputs[0])
+        return branch if self.scale == 1 else branch * self.scale
+
+    def norm_of(self, name: str) -> nn.Module:
+        """The norm that a linear of w_in reads, by the linear's name in `readers`."""
+        return self.mlp_norm if self.mlp_norm is not None and name.split(".")[0] == "mlp" else self.norm
 
     def forward(self, x: Tensor, **context) -> Tensor:
         residual = x if self.adapter is None else self.adapter(x)

@@ -205,7 +205,7 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
     for index, block in enumerate(net.blocks):
         k, k_next = widths[index : index + 2]
-        block.norm = RMSNorm(D, config.norm_eps[index])
+        block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
         biased = config.biases[index % len(config.biases)]
         for linear in block.w_in:
             set_weight(linear, linear.weight[:, :k].clone())

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .blocks import Block, BlockLayer, RMSNorm, TiedHead
-from .families import Family, find_family
+from .families import find_family
+from .family import Family
 
 
 class _LastLayerReached(Exception):
@@ -50,6 +51,7 @@ class Network:
     embeddings: list[nn.Embedding]  # their outputs are summed
     final_norm_name: str  # in the decoder
     head_name: str  # in the model
+    family: Family
 
     @property
     def blocks(self) -> list[Block]:
@@ -102,7 +104,7 @@ class Network:
     @property
     def subtracts_mean(self) -> bool:
         """Whether the trained model's norms are LayerNorms, so that its fused signal has mean zero."""
-        return find_family(self.model.config).subtracts_mean
+        return self.family.norm.subtracts_mean
 
     @property
     def trained_width(self) -> int:
@@ -164,6 +166,7 @@ def network(model: PreTrainedModel) -> Network:
         embeddings=[decoder.get_submodule(name) for name in family.embeddings],
         final_norm_name=family.final_norm,
         head_name=family.head,
+        family=family,
     )
 
 
@@ -177,6 +180,8 @@ def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> 
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
             w_in=[_plain_linear(layer, name) for name in spec.w_in],
             w_out=[_plain_linear(layer, name) for name in spec.w_out],
+            mlp_norm=layer.get_submodule(spec.mlp_norm) if spec.mlp_norm else None,
+            scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
         )
         blocks.append(block.train(layer.training))
