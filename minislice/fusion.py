@@ -64,7 +64,13 @@ def bare(norm: nn.Module, net: Network) -> RMSNorm:
 
 
 def fuse_embeddings(net: Network) -> None:
-    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would."""
+    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would.
+
+    A norm of the token embedding alone, which is a table of the same size, becomes part of the table.
+    """
+    if net.embedding_norm is not None:
+        set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
+        setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     if net.subtracts_mean:
         for embedding in net.embeddings:
             set_weight(embedding, subtract_mean(embedding.weight))

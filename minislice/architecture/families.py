@@ -34,6 +34,14 @@ GATED_MLP = BlockSpec(
 )
 PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
 FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other
+BLOOM_ATTENTION = BlockSpec(
+    norm="input_layernorm",
+    attention="self_attention",
+    w_in=("self_attention.query_key_value",),  # the three of them one below the other, head by head
+    w_out=("self_attention.dense",),
+    residual="residual",
+)
+BLOOM_MLP = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",), residual="residual")
 LLAMA = Family(
     decoder="model",
     embeddings=("embed_tokens",),
@@ -85,6 +93,28 @@ def _gpt_neox_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
     return (parallel(attention, mlp),) if config.use_parallel_residual else (attention, mlp)
 
 
+def _falcon_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+    two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
+    attention = replace(BLOOM_ATTENTION, norm="ln_attn" if two_norms else "input_layernorm", residual=None)
+    mlp = replace(BLOOM_MLP, residual=None)
+    if config.new_decoder_architecture or config.parallel_attn:
+        return (parallel(attention, replace(mlp, norm="ln_mlp" if two_norms else attention.norm)),)
+    return attention, mlp
+
+
+def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
+    if config.apply_residual_connection_post_layernorm:
+        return (
+            "its residual connection carries a norm's scaled output (apply_residual_connection_post_layernorm), and a "
+            "scale does not commute with a rotation"
+        )
+    return None
+
+
+def _gpt2_obstacle(config: PreTrainedConfig) -> str | None:
+    return "its layers have cross-attention to an encoder" if config.add_cross_attention else None
+
+
 FAMILIES: dict[str, Family] = {
     "opt": Family(
         decoder="model.decoder",
@@ -124,7 +154,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": LLAMA,
     "ministral": LLAMA,
-    "helium": LLAMA,
+    "helium": replace(LLAMA, stock_norm=NO_HEAD_DIM),
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "smollm3": LLAMA,
@@ -177,6 +207,53 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 FAMILIES["cohere2"] = FAMILIES["cohere"]
+BLOOM = Family(
+    decoder="transformer",
+    embeddings=("word_embeddings",),
+    embedding_norm="word_embeddings_layernorm",
+    layers="h",
+    final_norm="ln_f",
+    blocks=(BLOOM_ATTENTION, BLOOM_MLP),
+    norm=LAYERNORM,
+    stock_norm=NO_HEAD_DIM,
+    obstacle=_bloom_obstacle,
+)
+FAMILIES |= {
+    "bloom": BLOOM,
+    "falcon": replace(
+        BLOOM,
+        embedding_norm=None,
+        blocks=_falcon_blocks,
+        dropout="hidden_dropout",
+        obstacle=lambda config: None,
+    ),
+    "gpt2": replace(
+        BLOOM,
+        embeddings=("wte", "wpe"),
+        embedding_norm=None,
+        last_shaped_as="drop",
+        blocks=(
+            BlockSpec(norm="ln_1", attention="attn", w_in=("attn.c_attn",), w_out=("attn.c_proj",)),
+            BlockSpec(norm="ln_2", mlp=("mlp",), w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)),
+        ),
+        obstacle=_gpt2_obstacle,
+    ),
+    "gptj": replace(
+        BLOOM,
+        embeddings=("wte",),
+        embedding_norm=None,
+        blocks=(
+            BlockSpec(
+                norm="ln_1",
+                attention="attn",
+                mlp=("mlp",),
+                w_in=("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
+                w_out=("attn.out_proj", "mlp.fc_out"),
+            ),
+        ),
+        obstacle=lambda config: None,
+    ),
+}
 
 
 def register(model_type: str, family: Family) -> None:

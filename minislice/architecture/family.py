@@ -65,6 +65,7 @@ class Family:
     stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     layers: str = "layers"  # inside the decoder
     embedding_norm: str | None = None  # inside the decoder: a norm of the token embedding alone
+    last_shaped_as: str | None = None  # inside the decoder: the module whose output's shape it gives its last signal
     branch_scale: str | None = None  # the config's name for the number that every branch is multiplied by
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced

@@ -200,6 +200,8 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     base = AutoModelForCausalLM.from_config(config.base, dtype=torch.get_default_dtype())
     net = network(base)
     net.install()
+    if net.embedding_norm is not None:
+        setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     D, widths = net.trained_width, config.widths
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())

@@ -220,7 +220,7 @@ class StreamedRun:
         """The modules of a part, by their names in the model."""
         names = {module: name for name, module in self.net.model.named_modules()}
         if index == 0:
-            modules = self.net.embeddings
+            modules = [*self.net.embeddings, *filter(None, [self.net.embedding_norm])]
         elif index <= len(self.net.layers):
             modules = [self.net.layers[index - 1]]
         else:
