@@ -106,7 +106,7 @@ class Slicer:
     def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
         self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
         self.options = report.options
-        self.norms = [bare(norm, net.trained_width) for norm in net.norms]  # what reads each boundary
+        self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None

@@ -23,7 +23,7 @@ def is_head(linear):
 
 
 def eps_forgotten(right):
-    return lambda norm, width: RMSNorm(width, 0.0)
+    return lambda norm, net: RMSNorm(net.trained_width, 0.0)
 
 
 def eps_outside_the_root(right):
@@ -76,9 +76,9 @@ def mean_of_the_wrong_axis(right):
 
 
 def shift_not_folded_into_the_head(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         bias = linear.bias
-        right(norm, linear)
+        right(norm, linear, kind)
         if is_head(linear):
             linear.bias = bias
 
@@ -86,7 +86,7 @@ def shift_not_folded_into_the_head(right):
 
 
 def shift_folded_through_scaled_weights(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight * norm.weight
         set_weight(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
 
@@ -94,18 +94,18 @@ def shift_folded_through_scaled_weights(right):
 
 
 def scale_forgotten(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight
-        right(norm, linear)
+        right(norm, linear, kind)
         set_weight(linear, weight)
 
     return fuse_into
 
 
 def scale_on_the_output_side(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight
-        right(norm, linear)
+        right(norm, linear, kind)
         if weight.shape[0] == weight.shape[1]:
             set_weight(linear, weight * norm.weight[:, None])
 

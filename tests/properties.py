@@ -85,7 +85,7 @@ def rmsnorm_commutes_with_rotations(recipe: Recipe) -> None:
 
 def fusion_preserves_logits(recipe: Recipe) -> None:
     """Section 3.2. LLaMA's own norm computes in float32, ours in the model's dtype: they agree to its rounding."""
-    assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-6 if recipe.family == "llama" else EXACT)
+    assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-6 if recipe.norm_in_float32 else EXACT)
 
 
 def one_rotation_preserves_logits(recipe: Recipe) -> None:
@@ -158,7 +158,7 @@ def projected_logits(recipe: Recipe, widths: list[int], signal: str, carry: Call
             if boundary < len(net.blocks):
                 block, layer = net.blocks[boundary], boundary // (len(net.blocks) // len(net.layers))
                 branch, branch_y = block.branch(x, **contexts[layer]), block.branch(y, **contexts_y[layer])
-        return net.head(net.final_norm(y))[mask]
+        return recipe.logit_scale * net.head(net.final_norm(y))[mask]
 
 
 def slicing_is_projection(recipe: Recipe, width=None, signal="normalized", adapter="full", **options) -> None:

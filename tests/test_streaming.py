@@ -96,7 +96,7 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
 
 
 def norms_left_out(right):
-    return lambda blocks, width: [setattr(block, "norm", bare(block.norm, width)) for block in blocks]
+    return lambda net, blocks: [setattr(block, "norm", bare(block.norm, net)) for block in blocks]
 
 
 def nothing_done(right):

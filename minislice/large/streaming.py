@@ -27,7 +27,7 @@ from ..architecture.blocks import TiedHead
 from ..architecture.folder import put_in_place, require_free
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
-from ..fusion import fuse_blocks, fuse_embeddings, fuse_head, untie_head
+from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
 from ..options import SlicingOptions, SlicingReport, takes_options
 from ..rotation import require_whole
 from ..slicing import Slicer, widths_of
@@ -92,6 +92,7 @@ def slice_streamed(
     calibration = SharedCalibration(batches, processes, work.path)
     report = SlicingReport(options, net.trained_width, count_tokens(batches))
     net.install()
+    fuse_config(net)
     untie_head(net)
     if processes.index == 0:
         require_disk(work.path, net, widths, options, report.calibration_tokens, trained.dtype)
@@ -157,7 +158,7 @@ class StreamedRun:
         if index == 0:
             fuse_embeddings(self.net)
         elif index <= len(self.net.layers):
-            fuse_blocks(self.net.layers[index - 1].blocks, self.net.trained_width)
+            fuse_blocks(self.net, self.net.layers[index - 1].blocks)
         else:
             self.trained.read(self.net.final_norm, self.device)
             fuse_head(self.net)
@@ -219,7 +220,7 @@ class StreamedRun:
         """The modules of a part, by their names in the model."""
         names = {module: name for name, module in self.net.model.named_modules()}
         if index == 0:
-            modules = self.net.embeddings
+            modules = [*self.net.embeddings, *filter(None, [self.net.embedding_norm])]
         elif index <= len(self.net.layers):
             modules = [self.net.layers[index - 1]]
         else:
