@@ -1,0 +1,1 @@
+"""Teaching: the lecture, the assignments and their grading."""
