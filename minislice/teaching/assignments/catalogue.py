@@ -1,0 +1,17 @@
+"""All assignments, by name."""
+
+from .a1 import A1
+from .exercise import Assignment
+
+ASSIGNMENTS: dict[str, Assignment] = {assignment.name: assignment for assignment in (A1,)}
+
+
+def assignment(name: str) -> Assignment:
+    """The assignment "a3" or "A3".
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name.lower() not in ASSIGNMENTS:
+        raise ValueError(f"there is no assignment {name!r}; there are {', '.join(ASSIGNMENTS)}")
+    return ASSIGNMENTS[name.lower()]
