@@ -5,8 +5,8 @@
     python data/train.py mini-llama
     python data/train.py mini-phi
 
-Text: `minislice.text.stdlib_documents("train")`, read at run time. Every model folder is a complete Hugging Face
-model: config, float16 safetensors, tokenizer; beside them `training.csv`, the log of the loss.
+Text: `minislice.corpus.embedded.stdlib_documents("train")`, read at run time. Every model folder is a complete
+Hugging Face model: config, float16 safetensors, tokenizer; beside them `training.csv`, the log of the loss.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig, PreTrainedTokenizerFast
 
-from minislice.text import stdlib_documents
+from minislice.corpus.embedded import stdlib_documents
 
 DATA = Path(__file__).parent
 END, PAD = "<|endoftext|>", "<|pad|>"

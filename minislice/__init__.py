@@ -2,15 +2,17 @@
 
 __version__ = "0.1.0"
 
-from .checkpoint import export, load, save
-from .comparison import equal_size
-from .evaluation import parameters, perplexity
+from .architecture.configuration import SlicedConfig
+from .architecture.modeling import SlicedForCausalLM
 from .fusion import fuse
-from .invariance import verify
-from .modeling import SlicedConfig, SlicedForCausalLM
+from .large.streaming import slice_streamed
+from .measuring.comparison import equal_size
+from .measuring.cost import parameters
+from .measuring.invariance import verify
+from .measuring.perplexity import perplexity
 from .rotation import rotate
 from .slicing import slice_model
-from .streaming import slice_streamed
+from .storage.checkpoint import export, load, save
 
 __all__ = [
     "SlicedConfig",

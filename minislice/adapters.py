@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from .blocks import LowRankAdapter
+from .architecture.blocks import LowRankAdapter
 from .rotation import linear_map
 
 FORMS = ("full", "low-rank", "none")

@@ -18,9 +18,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .blocks import Block, Network, RMSNorm, set_weight
-from .families import network
-from .modeling import SavesSliced
+from .architecture.blocks import Block, RMSNorm, set_weight
+from .architecture.network import Network, network
 
 ROWS = 4096  # of a matrix that are in float64 at one time: a vocabulary has many
 
@@ -127,7 +126,6 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     fuse_embeddings(net)
     fuse_blocks(net.blocks, net.trained_width)
     fuse_head(net)
-    model.save_pretrained = SavesSliced(model)
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from .blocks import TiedHead
+from .architecture.blocks import TiedHead
 from .fusion import ROWS
 
 HEADS = ("own", "tied")

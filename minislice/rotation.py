@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .blocks import Network, set_weight
-from .families import network
+from .architecture.blocks import set_weight
+from .architecture.network import Network, network
 from .fusion import fuse, in_float64
 
 

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from . import processes
 from .adapters import make_adapter
-from .blocks import Block, BlockLayer, LowRankAdapter, Network, inference
+from .architecture.blocks import Block, BlockLayer, LowRankAdapter
+from .architecture.network import Network, inference, network
 from .calibration import Signal
-from .families import network
+from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import tie_head
+from .large import processes
 from .options import SlicingOptions, SlicingReport
 from .pca import covariance, principal_components, width_keeping
 from .rotation import random_orthogonal, require_whole, rotate_embedding, rotate_input, rotate_output
-from .tokens import Batch, Tokens, count_tokens, token_batches
 
 
 def slice_model(
@@ -50,7 +50,7 @@ def slice_model(
         minislice.slice_model(model, tokens, width=120, signal="raw", slice_head=True)
 
     Args:
-        tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `tokens.Tokens`).
+        tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
         batch_size: sequences a forward pass.
         progress: show a progress bar.

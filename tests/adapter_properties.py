@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from minislice import parameters
 from minislice.adapters import align
-from minislice.families import network
+from minislice.architecture.network import network
 from minislice.rotation import random_orthogonal
 
 

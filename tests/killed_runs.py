@@ -17,9 +17,8 @@ from pathlib import Path
 
 import torch
 
-import minislice.saving
-import minislice.workfolder
-from minislice.streaming import FromShards, slice_streamed
+import minislice.storage.files
+from minislice.large.streaming import FromShards, slice_streamed
 
 torch.set_num_threads(1)  # a fork has no other threads
 
@@ -65,8 +64,8 @@ def die_at(step: int) -> None:
         save_file(tensors, path)
         os.truncate(path, os.path.getsize(path) // 2)
 
-    save_file = minislice.workfolder.save_file
-    minislice.workfolder.save_file = counted(save_file, half)
+    save_file = minislice.storage.files.save_file
+    minislice.storage.files.save_file = counted(save_file, half)
     for owner, name in (
         (os, "fsync"),
         (Path, "replace"),

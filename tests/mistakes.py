@@ -10,9 +10,9 @@ import torch
 from models import VOCABULARY
 from torch import nn
 
-from minislice.blocks import LowRankAdapter, RMSNorm, set_weight
+from minislice.architecture.blocks import LowRankAdapter, RMSNorm, set_weight
+from minislice.corpus.batches import token_batches
 from minislice.fusion import subtract_mean
-from minislice.tokens import token_batches
 
 
 def is_head(linear):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minislice import fuse, perplexity, rotate, slice_model
 from minislice.adapters import ROUNDING
-from minislice.families import network
+from minislice.architecture.network import network
 from minislice.pca import covariance, principal_components
 from minislice.rotation import random_orthogonal
 

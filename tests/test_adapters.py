@@ -9,7 +9,7 @@ from models import FAMILIES, Recipe, recipes
 from properties import sliced
 
 from minislice.adapters import align, make_adapter
-from minislice.blocks import LowRankAdapter
+from minislice.architecture.blocks import LowRankAdapter
 
 
 @st.composite

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import minislice
-from minislice import checkpoint
-from minislice.blocks import LowRankAdapter, TiedHead
-from minislice.families import network
-from minislice.modeling import SlicedForCausalLM
+from minislice.architecture.blocks import LowRankAdapter, TiedHead
+from minislice.architecture.modeling import SlicedForCausalLM
+from minislice.architecture.network import network
+from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = ("full", "low-rank", "none")
@@ -412,7 +412,7 @@ def test_a_folder_of_this_machine_is_not_given_away(tmp_path):
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     model, _ = sliced("opt")
-    monkeypatch.setattr("minislice.modeling.model_card", lambda *_: 1 / 0)  # the last thing to be written
+    monkeypatch.setattr("minislice.architecture.modeling.model_card", lambda *_: 1 / 0)  # the last thing to be written
     with pytest.raises(ZeroDivisionError):
         model.save_pretrained(tmp_path / "new" / "model")
     assert files_of(tmp_path / "new") == set()
@@ -422,7 +422,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     model, _ = sliced("opt")
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    monkeypatch.setattr("minislice.modeling.model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr("minislice.architecture.modeling.model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.save_pretrained(tmp_path / "model", force=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
@@ -433,9 +433,9 @@ def test_a_killed_save_leaves_no_folder(tmp_path):
     script = """
         import os, signal, sys
         sys.path[:0] = sys.argv[2:]
-        import minislice.modeling
+        import minislice
         from models import Recipe
-        minislice.modeling.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the last to be written
+        minislice.architecture.modeling.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the last written
         minislice.fuse(Recipe("llama").model()).save_pretrained(sys.argv[1])
     """
     here = Path(__file__).parent
@@ -510,7 +510,7 @@ DAMAGES = {
     "shape": (edit_tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
     "missing tensor": (edit_tensors(lambda t: t.pop(next(iter(t)))), LAST_SHARD + ".*it isn't there"),
     "unexpected tensor": (edit_tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
-    "index": (lambda f: (f / checkpoint.INDEX).write_text("{"), "index.json is damaged"),
+    "index": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "newer": (edit_config(format_version=2), r"config\.json.*newer minislice \(format 2"),
     "other architecture": (edit_config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),

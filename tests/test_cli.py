@@ -16,9 +16,9 @@ from models import Recipe
 from transformers import AutoModelForCausalLM
 
 import minislice
-from minislice.cli import main
-from minislice.invariance import STEPS
-from minislice.text import load_text, sample, tokenize, windows
+from minislice.command.cli import main
+from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.measuring.invariance import STEPS
 
 SIZES = ["--samples", "6", "--seqlen", "48"]
 FEW = ["--eval-samples", "5"]
@@ -119,15 +119,15 @@ def texts(place: Path, calibration="calibration.txt", evaluation="test.txt") -> 
 
 
 def test_demo_prints_every_step_of_every_embedded_model(run, monkeypatch):
-    monkeypatch.setattr("minislice.demo.SLICINGS", (0.25,))  # one is enough here, and short sequences
-    monkeypatch.setattr("minislice.demo.SEQLEN", 48)
+    monkeypatch.setattr("minislice.command.demo.SLICINGS", (0.25,))  # one is enough here, and short sequences
+    monkeypatch.setattr("minislice.command.demo.SEQLEN", 48)
     status, out, err = run("demo", "--samples", 1, "--json", "--quiet")
     rows = document(out)
     assert (status, err) == (0, "")
     steps = ["dense", "fused", "rotated", "rotated per block"]
     steps += [f"sliced 25%, {form}" for form in ("full", "low-rank", "none")]
     assert [(row["model"], row["step"]) for row in rows] == [
-        (m, s) for m in minislice.checkpoint.EMBEDDED for s in steps
+        (m, s) for m in minislice.storage.checkpoint.EMBEDDED for s in steps
     ]
     for row in rows:
         sliced = row["step"].startswith("sliced")
@@ -270,7 +270,9 @@ def test_what_is_not_a_number_is_null_in_json(run, place, monkeypatch):
     status, out, _ = run("eval", place / "nan", "--evaluation", place / "test.txt", "--seqlen", 48, *FEW, "--json")
     assert status == 0 and document(out)["perplexity"] is None
     arguments = ["--calibration", place / "test.txt", *TINY, "--dtypes", "float32", "--json"]
-    monkeypatch.setattr("minislice.invariance.STEPS", {"loaded": STEPS["loaded"]})  # slicing would refuse a NaN
+    monkeypatch.setattr(
+        "minislice.measuring.invariance.STEPS", {"loaded": STEPS["loaded"]}
+    )  # slicing would refuse a NaN
     status, out, _ = run("verify", place / "nan", *arguments)
     assert status == 1 and document(out)["measurements"][0]["error"] is None
 
@@ -306,9 +308,9 @@ def test_one_file_for_calibration_and_evaluation_is_halved(evaluation, run, plac
 @pytest.mark.parametrize(
     ("target", "version"),
     [
-        ("minislice.inputs.one_file", lambda arguments: False),
+        ("minislice.command.inputs.one_file", lambda arguments: False),
         (
-            "minislice.inputs.token_stream",
+            "minislice.command.inputs.token_stream",
             lambda arguments, source, split, model, tokenizer: tokenize(load_text(source, split), tokenizer),
         ),
     ],
@@ -401,7 +403,9 @@ def test_cuda_where_there_is_none_is_one_line(run):
 
 
 def test_a_width_that_does_not_fit_is_told_before_anything_is_measured(run, place, monkeypatch):
-    monkeypatch.setattr("minislice.cli.perplexity", lambda *arguments, **options: 1 / 0)  # hours, on a large model
+    monkeypatch.setattr(
+        "minislice.command.slice.perplexity", lambda *arguments, **options: 1 / 0
+    )  # hours, on a large model
     assert_refused(run("slice", "mini-opt", *texts(place), *SIZES, "--width", 193), "193")
 
 
@@ -419,7 +423,7 @@ def test_an_error_of_many_lines_is_told_in_one(fault, run, monkeypatch):
     def fail(*arguments, **options):
         raise fault("the first line,\n\n    and the second\n")
 
-    monkeypatch.setattr("minislice.inputs.load", fail)
+    monkeypatch.setattr("minislice.command.inputs.load", fail)
     assert_refused(run("eval", "mini-opt"), "the first line, and the second")
 
 
@@ -452,5 +456,5 @@ def test_an_interrupt_is_exit_status_130_without_a_traceback(run, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minislice.inputs.load", interrupt)
+    monkeypatch.setattr("minislice.command.inputs.load", interrupt)
     assert run("eval", "mini-opt") == (130, "", "minislice: interrupted\n")

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import minislice
-from minislice.checkpoint import EMBEDDED
-from minislice.evaluation import flops_per_token, latency, size_in_bytes, step_seconds, throughput
-from minislice.families import network
+from minislice.architecture.network import network
+from minislice.corpus.embedded import EMBEDDED
+from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, step_seconds, throughput
 
 TOKENS = torch.arange(40).view(2, 20)
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from minislice import fuse, perplexity, rotate, slice_model, verify
-from minislice.families import FAMILIES as SUPPORTED
+from minislice.architecture.families import FAMILIES as SUPPORTED
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
 RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}

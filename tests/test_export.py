@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import minislice
-from minislice.blocks import RMSNorm, TiedHead
-from minislice.families import network
-from minislice.stock import mean_zero_embedding, stock_model
+from minislice.architecture.blocks import RMSNorm, TiedHead
+from minislice.architecture.network import network
+from minislice.storage.stock import mean_zero_embedding, stock_model
 
 RECIPES = {
     "llama": Recipe("llama", eps=0.03),  # an eps that counts

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
 from minislice import fuse, rotate
-from minislice.blocks import RMSNorm
-from minislice.families import network
+from minislice.architecture.blocks import RMSNorm
+from minislice.architecture.network import network
 from minislice.rotation import random_orthogonal
 
 

@@ -46,7 +46,9 @@ low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
     Mistake("minislice.fusion.bare", wrong.eps_forgotten, p.fusion_preserves_logits, thin_eps),
-    Mistake("minislice.blocks.RMSNorm.forward", wrong.eps_outside_the_root, p.fusion_preserves_logits, thin_eps),
+    Mistake(
+        "minislice.architecture.blocks.RMSNorm.forward", wrong.eps_outside_the_root, p.fusion_preserves_logits, thin_eps
+    ),
     Mistake("properties.fuse", wrong.mean_subtracted_from_every_embedding, p.fusion_preserves_logits, LLAMA),
     Mistake("minislice.fusion.network", wrong.positions_overlooked, p.fusion_preserves_logits, OPT),
     Mistake("minislice.fusion.subtract_mean_from_output", wrong.nothing_done, p.fusion_preserves_logits, OPT),
@@ -63,7 +65,12 @@ MISTAKES = [
     Mistake("minislice.rotation.rotate_input", wrong.transposed, p.one_rotation_preserves_logits, LLAMA),
     Mistake("minislice.rotation.rotate_output", wrong.output_bias_not_rotated, p.one_rotation_preserves_logits, OPT),
     Mistake("minislice.rotation.network", wrong.positions_overlooked, p.one_rotation_preserves_logits, OPT),
-    Mistake("minislice.blocks.Block.w_out", wrong.second_output_overlooked, p.one_rotation_preserves_logits, PHI),
+    Mistake(
+        "minislice.architecture.blocks.Block.w_out",
+        wrong.second_output_overlooked,
+        p.one_rotation_preserves_logits,
+        PHI,
+    ),
     Mistake("minislice.rotation.rotate_input", wrong.head_rotated_twice, p.one_rotation_preserves_logits, tied),
     Mistake("minislice.rotation.rotate_input", wrong.head_not_rotated, p.one_rotation_preserves_logits, PHI),
     Mistake("minislice.rotation.linear_map", wrong.adapter_missing, p.rotation_per_block_preserves_logits, LLAMA),
@@ -94,7 +101,9 @@ MISTAKES = [
         p.earlier_rotation_does_not_matter,
         LLAMA,
     ),
-    Mistake("minislice.blocks.RMSNorm.forward", wrong.divided_by_the_sliced_width, p.slicing_is_projection, PHI),
+    Mistake(
+        "minislice.architecture.blocks.RMSNorm.forward", wrong.divided_by_the_sliced_width, p.slicing_is_projection, PHI
+    ),
     Mistake("minislice.slicing.rotate_input", wrong.head_not_rotated, p.full_width_preserves_logits, OPT),
     Mistake("minislice.slicing.rotate_output", wrong.output_bias_not_rotated, p.full_width_preserves_logits, PHI),
     Mistake("properties.covariance", wrong.last_tokens_left_out, p.covariance_is_summed_in_float64, OPT),
@@ -105,16 +114,24 @@ MISTAKES = [
     Mistake("minislice.slicing._signal_covariance", wrong.of_the_norms_input, p.slicing_is_projection, OPT),
     Mistake("minislice.slicing.random_orthogonal", wrong.gaussian_matrix, p.orientation_does_not_matter, PHI),
     Mistake("minislice.slicing.covariance", wrong.mask_ignored, p.padding_is_not_counted, left),
-    Mistake("minislice.blocks.Network.embed", wrong.padding_attended_to, p.padding_is_not_counted, left),
-    Mistake("minislice.tokens._checked", wrong.padding_filled_in_place, p.padding_is_not_counted, right),
+    Mistake("minislice.architecture.network.Network.embed", wrong.padding_attended_to, p.padding_is_not_counted, left),
+    Mistake("minislice.corpus.batches._checked", wrong.padding_filled_in_place, p.padding_is_not_counted, right),
     Mistake("minislice.slicing.covariance", wrong.averaged_over_the_batch, p.batches_do_not_matter, LLAMA),
     Mistake("properties.perplexity", wrong.batches_weighted_alike, p.batches_do_not_matter, OPT),
     Mistake("minislice.slicing.width_keeping", wrong.one_less, p.discard_keeps_the_least_that_suffices, LLAMA),
     Mistake("properties.perplexity", wrong.not_shifted, p.perplexity_is_exp_of_transformers_loss, OPT),
     Mistake(
-        "minislice.evaluation.token_batches", wrong.padding_predicted, p.perplexity_is_exp_of_transformers_loss, right
+        "minislice.measuring.perplexity.token_batches",
+        wrong.padding_predicted,
+        p.perplexity_is_exp_of_transformers_loss,
+        right,
     ),
-    Mistake("minislice.blocks.Block.branch", wrong.cache_not_handed_on, p.cached_generation_equals_uncached, PHI),
+    Mistake(
+        "minislice.architecture.blocks.Block.branch",
+        wrong.cache_not_handed_on,
+        p.cached_generation_equals_uncached,
+        PHI,
+    ),
     Mistake(
         "minislice.adapters.linear_map", wrong.adapter_transposed, p.slicing_is_projection, OPT, {"slice_head": True}
     ),

@@ -12,7 +12,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgba
 
-from minislice import lecture, plots
+from minislice.corpus.embedded import paper_table
+from minislice.teaching import plots
 
 MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
 PAPER = {"OPT-125M": ([0, 20], [1.0, 1.25])}
@@ -119,9 +120,9 @@ def test_points_are_where_they_should_be():
 
 
 def test_paper_tables_are_all_there_and_numbers_are_numbers():
-    assert len({len(lecture.paper_table(number)) for number in range(1, 13)}) > 1
-    rows = {(row["model"], row["slicing_percent"]): row for row in lecture.paper_table(8)}
+    assert len({len(paper_table(number)) for number in range(1, 13)}) > 1
+    rows = {(row["model"], row["slicing_percent"]): row for row in paper_table(8)}
     five = [rows["Phi-2", 30][task] for task in ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")]
     assert sum(five) / 5 == pytest.approx(59.232) and rows["Phi-2", 30]["average"] == 63.47  # the slip, as printed
     with pytest.raises(ValueError, match="no table 13"):
-        lecture.paper_table(13)
+        paper_table(13)

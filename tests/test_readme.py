@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import minislice
-from minislice.arguments import parser_for
-from minislice.cli import COMMANDS
+from minislice.command.cli import COMMANDS
+from minislice.command.parser import parser_for
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ COMMAND_LINES = [
 @pytest.mark.parametrize("line", COMMAND_LINES)
 def test_every_command_is_one_that_minislice_takes(line):
     arguments = parser_for(COMMANDS).parse_args(shlex.split(line))
-    assert arguments.run is COMMANDS[line.split()[0]]
+    assert arguments.run is COMMANDS[line.split()[0]].run
 
 
 def test_the_commands_were_found():
@@ -49,8 +49,9 @@ def test_the_commands_were_found():
 
 def test_every_file_of_the_package_is_in_the_reading_guide():
     guide = README.split("## Where to read what")[1].split("\n## ")[0]
-    files = {path.name for path in (ROOT / "minislice").glob("*.py")}
-    assert set(re.findall(r"`(\w+\.py)`", guide)) == files - {"__init__.py", "__main__.py"}
+    package = ROOT / "minislice"
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if not path.name.startswith("__")}
+    assert set(re.findall(r"`([\w/]+\.py)`", guide)) == files
 
 
 def test_every_script_that_made_a_number_is_there():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
 from minislice import perplexity, slice_model
-from minislice.families import network
+from minislice.architecture.network import network
 from minislice.options import slice_width
 from minislice.pca import covariance, width_keeping
 

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import minislice
-from minislice import text, workfolder
-from minislice.checkpoint import INDEX
-from minislice.cli import main
+from minislice.command.cli import main
+from minislice.corpus import text
 from minislice.fusion import bare
+from minislice.large.streaming import FromShards, slice_streamed
 from minislice.slicing import InterleavedPass
-from minislice.streaming import FromShards, slice_streamed
+from minislice.storage import files
+from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LLAMA = Recipe("llama", layers=2, biases=False, option=False)
@@ -126,11 +127,11 @@ def written_before_it_was_sliced(right):
 
 
 STREAMING_MISTAKES = [
-    ("minislice.streaming.fuse_blocks", norms_left_out),
-    ("minislice.streaming.fuse_embeddings", nothing_done),
-    ("minislice.streaming.fuse_head", nothing_done),
-    ("minislice.streaming.FromShards.part", written_before_it_was_sliced),
-    ("minislice.trained.TrainedWeights.read", read_in_float16),
+    ("minislice.large.streaming.fuse_blocks", norms_left_out),
+    ("minislice.large.streaming.fuse_embeddings", nothing_done),
+    ("minislice.large.streaming.fuse_head", nothing_done),
+    ("minislice.large.streaming.FromShards.part", written_before_it_was_sliced),
+    ("minislice.large.source.TrainedWeights.read", read_in_float16),
 ]
 
 
@@ -389,7 +390,7 @@ def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
 
 def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_goes_on_later(tmp_path, monkeypatch):
     run = {"source": saved(LLAMA, tmp_path), "tokens": LLAMA.tokens(), "out": tmp_path / "out", "width": 9}
-    write, calls = workfolder.save_file, []
+    write, calls = files.save_file, []
 
     def full(*arguments, **options):
         calls.append(arguments)
@@ -398,7 +399,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_goes_on_later(t
         write(*arguments, **options)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(workfolder, "save_file", full)
+        patch.setattr(files, "save_file", full)
         slice_streamed(**run)
     slice_streamed(**run)
     slice_streamed(**{**run, "out": tmp_path / "whole"})
@@ -468,7 +469,7 @@ def test_only_one_part_is_in_memory_at_a_time(tmp_path, monkeypatch):
 
 def torchrun(count: int, *arguments, kill: str = "") -> subprocess.CompletedProcess:
     """The command line in so many processes; `kill` is code that each runs first."""
-    program = f"import sys\n{kill}\nfrom minislice.cli import main\nsys.exit(main())"
+    program = f"import sys\n{kill}\nfrom minislice.command.cli import main\nsys.exit(main())"
     with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(program)
         script.flush()
@@ -521,7 +522,7 @@ def test_several_processes_agree_with_one(count, stream, alone, tmp_path):
 
 
 def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone, tmp_path):
-    mistake = "import minislice.processes\nminislice.processes.summed = lambda tensor: tensor"
+    mistake = "import minislice.large.processes\nminislice.large.processes.summed = lambda tensor: tensor"
     done = torchrun(2, *SLICE, "--stream", "--out", str(tmp_path / "out"), kill=mistake)
     assert done.returncode == 0, done.stderr
     assert embedded_perplexity(tmp_path / "out") != pytest.approx(embedded_perplexity(alone), rel=1e-6)
@@ -529,7 +530,7 @@ def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone,
 
 DIES = """
 import os, signal
-import minislice.streaming as streaming
+import minislice.large.streaming as streaming
 reached = streaming.FromShards.reached
 def die(self, position):
     reached(self, position)

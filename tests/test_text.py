@@ -16,8 +16,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minislice import checkpoint, text
-from minislice.text import load_text, stdlib_documents, tokenize
+from minislice.corpus import text
+from minislice.corpus.embedded import stdlib_documents
+from minislice.corpus.text import load_text, tokenize
+from minislice.storage import checkpoint
 
 DOCUMENTS = ["One, in English.\nTwo lines.", "Zwei: äöü €", '{"text": "three"}', "四\u2028line separator", "5"]
 ALPACA = [
@@ -443,6 +445,6 @@ def test_every_fact_has_a_mistake_on_which_it_fails():
     ids=["puts all in one part", "is another each time"],
 )
 def test_disjoint_splits_fail_where_the_checksum(checksum, monkeypatch):
-    monkeypatch.setattr(text.zlib, "crc32", checksum)
+    monkeypatch.setattr(zlib, "crc32", checksum)
     with pytest.raises(AssertionError):
         splits_are_disjoint({split: stdlib_documents(split) for split in ("train", "test", "calibration")})

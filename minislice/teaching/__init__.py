@@ -1,1 +1,1 @@
-"""Teaching: the lecture, the assignments and their grading."""
+"""The lecture's figures and set-up, the assignments and their grading."""

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 import minislice
-from minislice.checkpoint import EMBEDDED
-from minislice.comparison import TIED_VARIANTS, VARIANTS, equal_size, perplexity_at
-from minislice.families import network
+from minislice.architecture.network import network
+from minislice.corpus.embedded import EMBEDDED
+from minislice.corpus.text import load_text, sample, tokenize
+from minislice.measuring.comparison import TIED_VARIANTS, VARIANTS, equal_size, perplexity_at
 from minislice.options import slice_width
-from minislice.text import load_text, sample, tokenize
 
 SLICING = 0.25
 

@@ -19,8 +19,8 @@ from streaming_cost import SHAPES as SMALL
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import minislice
-from minislice.evaluation import flops_per_token
-from minislice.families import network
+from minislice.architecture.network import network
+from minislice.measuring.cost import flops_per_token
 from minislice.options import slice_width
 
 SHAPES = {
@@ -96,7 +96,7 @@ def main() -> None:
     tokens = torch.randint(model.config.vocab_size, (arguments.samples, arguments.seqlen), generator=generator)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    dense = minislice.evaluation.size_in_bytes(model)
+    dense = minislice.measuring.cost.size_in_bytes(model)
     began = time.perf_counter()
     minislice.slice_model(model, tokens, slicing=0.25, batch_size=arguments.batch_size)
     total = time.perf_counter() - began

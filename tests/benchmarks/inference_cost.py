@@ -20,8 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig
 
 import minislice
 from minislice.adapters import FORMS
-from minislice.blocks import inference
-from minislice.evaluation import size_in_bytes, step_seconds
+from minislice.architecture.network import inference
+from minislice.measuring.cost import size_in_bytes, step_seconds
 
 WIDTH = {"hidden_size": 768, "num_attention_heads": 12}
 SHAPES = {  # vocabularies of OPT, LLaMA-2 and Phi-2

@@ -19,9 +19,8 @@ import torch
 from transformers import AutoModelForCausalLM, OPTConfig
 
 import minislice
-from minislice.blocks import inference
-from minislice.families import network
-from minislice.tokens import token_batches
+from minislice.architecture.network import inference, network
+from minislice.corpus.batches import token_batches
 
 SHAPE = OPTConfig(hidden_size=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12, word_embed_proj_dim=768)
 

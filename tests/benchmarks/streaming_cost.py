@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
 
-from minislice.blocks import inference
-from minislice.checkpoint import INDEX
-from minislice.streaming import slice_streamed
-from minislice.tokens import token_batches
-from minislice.trained import TrainedWeights, without_weights
+from minislice.architecture.network import inference
+from minislice.corpus.batches import token_batches
+from minislice.large.source import TrainedWeights, without_weights
+from minislice.large.streaming import slice_streamed
+from minislice.storage.files import INDEX
 
 SHAPES = {
     "phi-2": PhiConfig(

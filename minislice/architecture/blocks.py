@@ -1,0 +1,162 @@
+"""The picture (Algorithm 1): every supported model is embeddings, then blocks in a row, a final norm and a head.
+
+    X  <-  X S  +  sigma( RMSNorm(X) W_in + b_in ) W_out + b_out          one block
+
+X is the signal, [tokens, D]: row vectors, as in the paper. `nn.Linear` stores its matrix transposed ([out, in]), so
+the paper's W_in is ``linear.weight.T``. sigma is transformers' own attention or MLP module, called as it is; what
+slicing changes is around it: the norm, the weights, and the residual adapter S.
+
+A saved model takes this file with it, so that it loads where minislice isn't installed; it needs torch and transformers
+alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(||x||^2 / D + eps): eq. 1's RMSNorm times sqrt(D), with eps where the trained model had it.
+
+    It has no weights (fusion moved them into the linears) and it divides by the width D that the model was *trained*
+    at. A sliced signal has fewer columns, but what its norm stands for is still the norm of the whole row.
+    """
+
+    def __init__(self, trained_width: int, eps: float):
+        super().__init__()
+        self.trained_width, self.eps = trained_width, eps
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., k] -> [..., k]
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # squares overflow in float16
+        mean_square = wide.square().sum(-1, keepdim=True) / self.trained_width
+        return (wide * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"trained_width={self.trained_width}, eps={self.eps}"
+
+
+class LowRankAdapter(nn.Module):
+    """x -> [x - (x A) A^T, 0 ... 0]: the residual adapter of aligned bases, I - A A^T, padded to the next width.
+
+    A is [k, r]; r = 0 is the identity, or the padding alone. Where it comes from: `adapters`.
+    """
+
+    def __init__(self, A: Tensor, width_out: int, requires_grad: bool = True):
+        super().__init__()
+        if A.shape[1]:
+            self.A = nn.Parameter(A.contiguous(), requires_grad=requires_grad)
+        else:
+            self.register_buffer("A", A.contiguous(), persistent=False)  # empty: nothing to train, nothing to save
+        self.padding = width_out - A.shape[0]
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., k] -> [..., k + padding]
+        if self.rank:
+            x = x - (x @ self.A) @ self.A.T
+        return nn.functional.pad(x, (0, self.padding)) if self.padding else x
+
+    def extra_repr(self) -> str:
+        return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
+
+
+class TiedHead(nn.Module):
+    """x -> (x H) E^T + b: a head that shares its matrix E with the embedding, as it did before fusion.
+
+    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `slicing`.
+    """
+
+    def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
+        super().__init__()
+        self.embedding = embedding
+        self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
+        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
+
+    @property
+    def in_features(self) -> int:
+        return self.H.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
+        return nn.functional.linear(x @ self.H, self.embedding.weight, self.bias)
+
+
+class Block(nn.Module):
+    """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
+
+    `attention` and `mlp` are transformers' modules; a parallel layer (Phi) has both in one block, other layers are two
+    blocks with one each. `w_in` and `w_out` are the `nn.Linear`s inside them that read and write the signal. `adapter`
+    is S, a module; None stands for the identity.
+    """
+
+    def __init__(
+        self,
+        norm: nn.Module,
+        attention: nn.Module | None,
+        mlp: nn.Module | None,
+        w_in: Sequence[nn.Linear],
+        w_out: Sequence[nn.Linear],
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.norm, self.attention, self.mlp = norm, attention, mlp
+        self.dropout = nn.Dropout(dropout)
+        self.adapter: nn.Module | None = None
+        # Names, not modules: a second reference would appear a second time in the state dict.
+        names = {module: name for name, module in self.named_modules()}
+        self._w_in = [names[linear] for linear in w_in]
+        self._w_out = [names[linear] for linear in w_out]
+
+    @property
+    def w_in(self) -> list[nn.Linear]:
+        return [self.get_submodule(name) for name in self._w_in]
+
+    @property
+    def w_out(self) -> list[nn.Linear]:
+        return [self.get_submodule(name) for name in self._w_out]
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """w_in and w_out, by their names inside the block."""
+        return {name: self.get_submodule(name) for name in (*self._w_in, *self._w_out)}
+
+    def branch(self, x: Tensor, **context) -> Tensor:
+        """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
+        normalized, outputs = self.norm(x), []
+        if self.attention is not None:
+            outputs.append(self.dropout(self.attention(hidden_states=normalized, **context)[0]))
+        if self.mlp is not None:
+            outputs.append(self.dropout(self.mlp(normalized)))
+        return sum(outputs[1:], outputs[0])
+
+    def forward(self, x: Tensor, **context) -> Tensor:
+        residual = x if self.adapter is None else self.adapter(x)
+        return residual + self.branch(x, **context)
+
+
+class BlockLayer(GradientCheckpointingLayer):
+    """Stands where a transformers decoder layer stood, and runs its blocks in turn."""
+
+    def __init__(self, blocks: Sequence[Block]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, hidden_states: Tensor, **context) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, **context)
+        return hidden_states
+
+
+def set_weight(module: nn.Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
+    old = module.weight
+    module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    else:
+        module.out_features, module.in_features = weight.shape
+        if bias is not None:
+            module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

@@ -1,0 +1,114 @@
+"""How a sliced model's folder is written: whole or not at all, with a record of how it was made and a model card.
+
+A saved model takes this file with it, as it does `blocks`; it needs torch and transformers alone.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+
+def made_by(model: PreTrainedModel) -> dict[str, Any]:
+    """The record of how a `SlicedForCausalLM` was sliced, for people: its `slicing.SlicingReport` in JSON's types.
+
+    It is empty for a model that was loaded: its config has the record already.
+    """
+    report = getattr(model.base, "slicing", None) or getattr(model, "slicing", None)
+    if report is None and model.config.slicing:
+        return {}
+    own = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
+    name = model.base.config.name_or_path
+    record: dict[str, Any] = {
+        # A name on the hub as it is; of a path the last part, which gives no folder of this machine away.
+        "base_model": Path(name).name if Path(name).is_dir() else name,
+        "versions": f"minislice {own}, torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    if report is not None:
+        record["calibration tokens"] = report.calibration_tokens
+        record["options"] = dataclasses.asdict(report.options)
+    return record
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [minislice, slicegpt]
+{base_model}---
+
+# {title}
+
+A {family} language model sliced with SliceGPT (Ashkboos et al., ICLR 2024), by minislice.
+
+| | |
+| --- | --- |
+{rows}
+
+{usage}
+"""
+
+USAGE = """```python
+from transformers import AutoModelForCausalLM
+
+import minislice  # registers the architecture; without minislice, pass trust_remote_code=True below instead
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+`trust_remote_code=True` runs the Python files that lie in this folder."""
+
+USAGE_STOCK = """```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+It is an ordinary model of its architecture; minislice isn't needed."""
+
+
+def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> str:
+    """The text of README.md for a `SlicedForCausalLM`, or for what it was exported to."""
+    config = model.config
+    record = dict(config.slicing or {})
+    options = record.pop("options", {})
+    rows = {
+        **dict(sorted(record.items())),
+        **{f"option `{name}`": value for name, value in sorted(options.items()) if value is not None},
+        "widths": f"{_range(config.widths)} of {config.hidden_size}",
+        "adapters": _adapters(config.adapters),
+        "head": config.head,
+        "parameters": parameters,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    name = record.get("base_model") or ""
+    on_hub = name.count("/") == 1 and not name.startswith(("/", "."))
+    return CARD.format(
+        base_model=f"base_model: {name}\n" if on_hub else "",
+        title=f"{Path(name).name}, sliced" if name else "A sliced language model",
+        family=config.base.model_type,
+        rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
+        usage=usage,
+    )
+
+
+def _adapters(forms: list[str | int | None]) -> str:
+    ranks = [form for form in forms if isinstance(form, int) and form > 0]
+    kinds = ["full"] if "full" in forms else []
+    if ranks:
+        kinds.append(f"low-rank, rank {_range(ranks)}")
+    return " and ".join(kinds) or "none"
+
+
+def _range(values: list[int]) -> str:
+    return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

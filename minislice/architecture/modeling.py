@@ -1,0 +1,276 @@
+"""A sliced network as a Hugging Face model.
+
+transformers' own classes can't describe a sliced network: its widths differ from its attention's, its norms divide by
+a width that is no longer there, and its residual connections have adapters. So the model is a wrapper: ``base`` is
+transformers' own model (OPT, LLaMA, Phi ...) with its layers replaced by blocks and its matrices cut to size.
+
+A saved model takes this file with it, and the files that it imports, so that it loads where minislice isn't installed;
+it needs torch and transformers alone.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils.generic import can_return_tuple
+
+from .blocks import Block, LowRankAdapter, RMSNorm, TiedHead, set_weight
+from .card import made_by, model_card
+from .configuration import SlicedConfig
+from .folder import whole_folder
+from .network import network
+
+
+class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
+    """A sliced language model; `AutoModelForCausalLM.from_pretrained` makes one, `wrap` turns a sliced model into one.
+
+    ``base`` is the model that does the work, so it has the names of its family: ``base.model.layers[0].blocks[0]``.
+    """
+
+    config: SlicedConfig
+    base_model_prefix = "base"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar = ["BlockLayer"]
+    # True of every family; `base` checks again what was asked for.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: SlicedConfig, base: PreTrainedModel | None = None):
+        super().__init__(config)
+        if base is None:
+            self.base = _build(config)
+        else:
+            self.base, self.generation_config = base, base.generation_config
+            for module in base.modules():
+                module._is_hf_initialized = True  # or `post_init` would draw adapters and heads anew
+        self._tied_weights_keys = _tied(self.base)
+        self.post_init()
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel) -> "SlicedForCausalLM":
+        """The same model as a `SlicedForCausalLM`; they share every module, nothing is copied.
+
+        Raises:
+            ValueError: the model isn't fused, so transformers' own class describes it.
+        """
+        wrapped = cls(SlicedConfig(**_describe(model)), base=model)
+        wrapped.training = model.training
+        return wrapped
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, but too few or too many tensors are an error, unless `output_loading_info` reports them.
+
+        Raises:
+            ValueError: which tensors are missing or unexpected.
+        """
+        name = pretrained_model_name_or_path
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        for fault in ("missing", "unexpected"):
+            if names := sorted(info[f"{fault}_keys"]):
+                raise ValueError(f"{name}: {len(names)} tensors are {fault}: {', '.join(names[:3])} ...")
+        return model
+
+    def describe(self, notes: dict[str, Any] | None = None) -> None:
+        """Have the config say what the modules are now, and how they were made; `notes` as in `save_pretrained`."""
+        known = {**(self.config.slicing or {}), **made_by(self), **(notes or {})}
+        for name, value in {**_describe(self.base), "slicing": known}.items():
+            setattr(self.config, name, value)
+        self.config.tie_word_embeddings = self.config.head == "tied"
+        self._tied_weights_keys = _tied(self.base)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ):
+        """As the dense model's; the hidden states are the sliced signal: what each layer reads, and the final norm."""
+        states, hooks = [], []
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            net = network(self.base)
+            for layer in net.layers:
+                hooks.append(layer.register_forward_pre_hook(lambda _, args: states.append(args[0])))
+            hooks.append(net.final_norm.register_forward_hook(lambda _, args, output: states.append(output)))
+        try:
+            outputs = self.base(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                labels=labels,
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if hooks:
+            outputs.hidden_states = tuple(states)
+        return outputs
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base.set_input_embeddings(value)
+        if isinstance(head := self.get_output_embeddings(), TiedHead):
+            head.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.base.set_output_embeddings(value)
+
+    def save_pretrained(
+        self,
+        save_directory,
+        *args,
+        tokenizer: Any = None,
+        force: bool = False,
+        notes: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> None:
+        """Write a folder that `from_pretrained` loads: weights, config, code, model card; whole or not at all.
+
+        Args:
+            tokenizer: saved with it.
+            force: replace a folder that has files in it.
+            notes: what else is known about the model ("calibration", "perplexity" ...), for config and model card.
+            args, kwargs: transformers' own, such as `max_shard_size`.
+
+        Raises:
+            ValueError: the folder has files in it and no `force` is given; push_to_hub, which is a method of its own.
+        """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) isn't supported; call model.push_to_hub(name) instead")
+        self.describe(notes)
+        with whole_folder(save_directory, force) as folder:
+            super().save_pretrained(folder, *args, **kwargs)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
+
+    def save_description(self, folder: Path, tokenizer: Any = None) -> None:
+        """Write what `save_pretrained` does except the weights; whoever calls this has written them already."""
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        self.config.architectures = [type(self).__name__]
+        custom_object_save(self, folder, config=self.config)
+        self.config.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
+
+
+class SavesSliced:
+    """`save_pretrained` of a fused or sliced OPT, LLaMA ... object; its own would write a folder that loads wrongly.
+
+    An object and not a closure, so that a copied or pickled model gets one that saves the copy.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, save_directory, *args, state_dict: dict[str, Tensor] | None = None, **kwargs) -> None:
+        """As `SlicedForCausalLM.save_pretrained`."""
+        if state_dict is not None:
+            state_dict = {f"base.{name}": tensor for name, tensor in state_dict.items()}
+        SlicedForCausalLM.wrap(self.model).save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+
+@torch.no_grad()
+def _build(config: SlicedConfig) -> PreTrainedModel:
+    """The dense model of `config.base` with blocks for layers and every matrix cut to size."""
+    base = AutoModelForCausalLM.from_config(config.base, dtype=torch.get_default_dtype())
+    net = network(base)
+    net.install()
+    D, widths = net.trained_width, config.widths
+    for embedding in net.embeddings:
+        set_weight(embedding, embedding.weight[:, : widths[0]].clone())
+    for index, block in enumerate(net.blocks):
+        k, k_next = widths[index : index + 2]
+        block.norm = RMSNorm(D, config.norm_eps[index])
+        biased = config.biases[index % len(config.biases)]
+        for linear in block.w_in:
+            set_weight(linear, linear.weight[:, :k].clone())
+        for linear in block.w_out:
+            set_weight(linear, linear.weight[:k_next].clone())
+        for name, linear in block.linears.items():
+            _set_bias(linear, name in biased)
+        adapter, weight = config.adapters[index], block.w_out[0].weight
+        if adapter == "full":
+            block.adapter = nn.Linear(k, k_next, bias=False, device=weight.device, dtype=weight.dtype)
+        elif adapter is not None:
+            block.adapter = LowRankAdapter(weight.new_zeros(k, adapter), k_next)
+    net.final_norm = RMSNorm(D, config.norm_eps[-1])
+    set_weight(net.head, net.head.weight[:, : widths[-1]].clone())
+    _set_bias(net.head, config.head_bias)
+    base.head_was_tied = config.head_was_tied
+    if config.head == "tied":
+        H = net.head.weight.new_zeros(widths[-1], widths[0])
+        net.head = TiedHead(net.embeddings[0], H, net.head.bias)
+    return base
+
+
+def _set_bias(linear: nn.Linear, wanted: bool) -> None:
+    """Give a linear the bias it should have, of the right length."""
+    linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features)) if wanted else None
+
+
+def _tied(base: PreTrainedModel) -> dict[str, str] | None:
+    """For transformers: the name of a tied head's matrix, and the embedding's, under which it is saved."""
+    net = network(base)
+    if not isinstance(net.head, TiedHead):
+        return None
+    names = {parameter: name for name, parameter in base.named_parameters()}
+    return {f"base.{net.head_name}.embedding.weight": f"base.{names[net.embeddings[0].weight]}"}
+
+
+def _describe(model: PreTrainedModel) -> dict[str, Any]:
+    """What a `SlicedConfig` says of a model, read from the modules it has."""
+    net = network(model)
+    if not net.is_fused:
+        raise ValueError("this model isn't sliced: save it with transformers' own save_pretrained")
+    per_layer = len(net.layers[0].blocks)
+    biases = [[name for name, linear in block.linears.items() if linear.bias is not None] for block in net.blocks]
+    if any(names != biases[index % per_layer] for index, names in enumerate(biases)):
+        raise ValueError("can't save a model where the same linear has a bias in some layers and none in others")
+    return {
+        "base": model.config,
+        "widths": net.widths,
+        "adapters": [form_of(block) for block in net.blocks],
+        "norm_eps": [norm.eps for norm in net.norms],
+        "biases": biases[:per_layer],
+        "head": "tied" if isinstance(net.head, TiedHead) else "linear",
+        "head_bias": net.head.bias is not None,
+        "head_was_tied": net.head_was_tied,
+    }
+
+
+def form_of(block: Block) -> str | int | None:
+    """A block's adapter, as `SlicedConfig` says it."""
+    if isinstance(block.adapter, LowRankAdapter):
+        return block.adapter.rank
+    return None if block.adapter is None else "full"
+
+
+AutoConfig.register(SlicedConfig.model_type, SlicedConfig, exist_ok=True)
+AutoModelForCausalLM.register(SlicedConfig, SlicedForCausalLM, exist_ok=True)
+SlicedConfig.register_for_auto_class()
+SlicedForCausalLM.register_for_auto_class("AutoModelForCausalLM")

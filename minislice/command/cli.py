@@ -1,0 +1,45 @@
+"""The command `minislice`: its commands, and what becomes of their errors."""
+
+import sys
+
+import torch
+import transformers
+
+from ..large import processes
+from . import demo, evaluate, export, generate, slice, verify
+from .inputs import device_of
+from .parser import parser_for
+
+COMMANDS = {
+    "demo": demo,
+    "verify": verify,
+    "slice": slice,
+    "eval": evaluate,
+    "generate": generate,
+    "export": export,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
+    arguments = parser_for(COMMANDS).parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with processes.joined():
+            if "device" in arguments:
+                arguments.device = device_of(arguments.device)
+            arguments.quiet |= processes.index() > 0
+            return arguments.run(arguments)
+    except processes.Lost as error:
+        print(f"minislice: {error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
+        return 2
+    except KeyboardInterrupt:
+        print("minislice: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

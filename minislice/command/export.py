@@ -1,0 +1,32 @@
+"""`minislice export`: a sliced model as a stock architecture."""
+
+import argparse
+
+from ..architecture.folder import require_free
+from ..architecture.network import network
+from ..storage.checkpoint import export
+from .inputs import load_both
+from .output import print_result
+from .parser import add_machine, add_model, add_out
+
+HELP = "write a sliced model as a stock architecture that needs no minislice"
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """Add this command's own."""
+    add_model(sub)
+    add_out(sub, required=True)
+    add_machine(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_free(arguments.out, arguments.force)
+    model, tokenizer = load_both(arguments, default_dtype="auto")
+    if not network(model).is_fused:
+        raise ValueError(
+            f"{arguments.model} isn't sliced, it has a stock architecture already; slice it with --adapter none "
+            "--slice-head --out DIR, then export DIR"
+        )
+    export(model, arguments.out, tokenizer=tokenizer, force=arguments.force)
+    print_result(arguments, {"model": arguments.model, "saved to": arguments.out})
+    return 0

@@ -1,0 +1,40 @@
+"""`minislice generate`: a model goes on from a prompt."""
+
+import argparse
+
+import torch
+
+from ..corpus.batches import position_limit
+from .inputs import load_both, require_known
+from .output import print_result
+from .parser import add_machine, add_model, positive
+
+HELP = "continue a prompt"
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """Add this command's own."""
+    add_model(sub)
+    sub.add_argument("--prompt", required=True, help="text to continue")
+    sub.add_argument("--max-new-tokens", type=positive, default=64, help="(default: 64)")
+    sub.add_argument("--do-sample", action="store_true", help="sample, instead of taking the likeliest token")
+    add_machine(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    model, tokenizer = load_both(arguments)
+    inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+    if inputs["input_ids"].shape[1] == 0:
+        raise ValueError("the prompt is empty: give at least one token to go on from")
+    require_known(inputs["input_ids"], model)
+    length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, position_limit(model)
+    if limit is not None and length > limit:  # the last new token is not read again
+        raise ValueError(
+            f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions, but the model has {limit}; "
+            "ask for fewer, or shorten the prompt"
+        )
+    torch.manual_seed(arguments.seed)
+    ids = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=arguments.do_sample)
+    text = tokenizer.decode(ids[0], skip_special_tokens=True)
+    print_result(arguments, {"model": arguments.model, "text": text}, text)
+    return 0

@@ -1,0 +1,82 @@
+"""The parser of the command line, and the arguments that several commands share.
+
+A command is a module with `HELP`, `arguments(sub)`, which adds its own to a parser, and `run(arguments)`, which returns
+the exit status.
+"""
+
+import argparse
+from collections.abc import Mapping
+from types import ModuleType
+
+from .. import __version__
+from ..corpus.embedded import EMBEDDED, SEQLEN
+from ..corpus.text import SOURCES
+
+MODEL_HELP = f"one of the embedded models ({', '.join(EMBEDDED)}), a model's folder, or a name on the hub"
+TEXT_HELP = (
+    f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file (default: embedded for the embedded models, "
+    "wikitext2 for others)"
+)
+DTYPES = ["float32", "bfloat16", "float16", "float64"]
+
+
+def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    """The parser of these commands, by their names."""
+    parser = argparse.ArgumentParser(
+        prog="minislice",
+        description="SliceGPT: make a trained transformer smaller by deleting rows and columns of its weights.",
+        epilog="Start with 'minislice demo'. 'minislice COMMAND --help' explains a command's options. 'torchrun "
+        "--nproc-per-node N -m minislice slice ...' shares the calibration set among N processes, each on its own GPU.",
+    )
+    parser.add_argument("--version", action="version", version=f"minislice {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        description = command.HELP[0].upper() + command.HELP[1:] + "."
+        sub = subparsers.add_parser(name, help=command.HELP, description=description)
+        sub.set_defaults(run=command.run)
+        command.arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def add_model(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_machine(sub: argparse.ArgumentParser) -> None:
+    """What a command that computes with a model is told of seed, device and dtype."""
+    sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    sub.add_argument(
+        "--device",
+        help="such as cpu, cuda:1; for eval and generate also auto, all there are (default: cuda if there is one)",
+    )
+    sub.add_argument("--dtype", choices=DTYPES, help="of weights and signal (default: float32 on a CPU)")
+
+
+def add_calibration(sub: argparse.ArgumentParser, samples: int) -> None:
+    sub.add_argument("--calibration", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
+    sub.add_argument("--samples", type=positive, help=f"calibration sequences (default: {samples})")
+
+
+def add_seqlen(sub: argparse.ArgumentParser) -> None:
+    text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else 2048, or the model's limit if less)"
+    sub.add_argument("--seqlen", type=positive, help=text)
+
+
+def add_evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
+    sub.add_argument("--evaluation", metavar="TEXT", help=f"text to measure perplexity on: {TEXT_HELP}{note}")
+    sub.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
+
+
+def add_out(sub: argparse.ArgumentParser, required: bool) -> None:
+    sub.add_argument("--out", metavar="DIR", required=required, help="folder to save the model to")
+    sub.add_argument("--force", action="store_true", help="replace DIR if it has files in it")
+
+
+def positive(text: str) -> int:
+    """An argument's type: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number

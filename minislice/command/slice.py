@@ -1,0 +1,151 @@
+"""`minislice slice`: slice a model, in memory or from its files, and measure what it costs."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from ..adapters import FORMS
+from ..architecture.folder import require_free
+from ..architecture.network import network
+from ..heads import HEADS
+from ..large import processes
+from ..large.source import local_folder, without_weights
+from ..large.streaming import slice_streamed
+from ..measuring.cost import parameters
+from ..measuring.perplexity import perplexity
+from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
+from ..pca import SIGNALS
+from ..rotation import require_whole
+from ..slicing import slice_model, widths_of
+from ..storage.checkpoint import load_config, load_tokenizer
+from .inputs import calibration_tokens, describe_text, dtype_of, evaluation_tokens, load_both, require_tokenizer
+from .output import print_result
+from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
+
+HELP = "slice a model and measure what it costs; save it with --out"
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """Add this command's own."""
+    add_model(sub)
+    width = sub.add_mutually_exclusive_group()
+    width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
+    width.add_argument("--width", type=positive, help="width to keep, taken as it is")
+    width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
+    sub.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
+    add_calibration(sub, 128)
+    add_seqlen(sub)
+    add_evaluation(sub, "; if it is the calibration file, its first half calibrates and its second is measured on")
+    sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
+    sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
+    sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")
+    sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
+    sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
+    sub.add_argument("--basis", choices=BASES, help="what to keep; all but pca are baselines")
+    sub.add_argument("--orientation", choices=ORIENTATIONS, help="of the basis inside the kept subspace")
+    add_out(sub, required=False)
+    sub.add_argument("--batch-size", type=positive, default=8, help="sequences computed together (default: 8)")
+    text = (
+        "bring one layer at a time into memory, from MODEL's safetensors files; needs --out. Called again after an "
+        "interruption, it goes on from the last finished layer. Measure the result with 'minislice eval DIR'"
+    )
+    sub.add_argument("--stream", action="store_true", help=text)
+    add_machine(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    names = [option.name for option in dataclasses.fields(SlicingOptions)]
+    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
+    checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
+    if arguments.out:
+        require_free(arguments.out, arguments.force)
+    result = _slice_streamed(arguments, options) if arguments.stream else _slice_in_memory(arguments, checked, options)
+    if processes.index() == 0:
+        print_result(arguments, result)
+    return 0
+
+
+def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> dict:
+    model, tokenizer = load_both(arguments)
+    net = network(model)
+    require_whole(net, "slice")
+    widths_of(net, checked)  # a bad width, before the dense model is measured for long
+    calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    _require_rank(calibration, net.trained_width)
+    evaluation = evaluation_tokens(arguments, model, tokenizer)
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    result = {
+        "model": arguments.model,
+        "dense perplexity": perplexity(model, evaluation, **settings),
+        "dense parameters": parameters(model),
+    }
+    slice_model(model, calibration, **settings, **options)
+    result |= {
+        "sliced perplexity": perplexity(model, evaluation, **settings),
+        "sliced parameters": parameters(model),
+        **_describe_slicing(model.slicing),
+        "calibration": describe_text(arguments, "calibration", calibration),
+        "evaluation": describe_text(arguments, "test", evaluation),
+    }
+    if arguments.out and processes.index() == 0:
+        notes = {
+            "base_model": arguments.model,
+            "calibration": result["calibration"],
+            "perplexity": f"{result['sliced perplexity']:.4f} ({result['evaluation']}); "
+            f"dense {result['dense perplexity']:.4f}",
+        }
+        model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
+        result["saved to"] = arguments.out
+    processes.wait()
+    return result
+
+
+def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
+    if not arguments.out:
+        raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    folder = local_folder(arguments.model)
+    model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
+    calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    _require_rank(calibration, model.config.hidden_size)
+    described = describe_text(arguments, "calibration", calibration)
+    report = slice_streamed(
+        arguments.model,
+        calibration,
+        arguments.out,
+        batch_size=arguments.batch_size,
+        dtype=dtype_of(arguments),
+        device=arguments.device,
+        tokenizer=tokenizer,
+        notes={"base_model": arguments.model, "calibration": described},
+        force=arguments.force,
+        progress=not arguments.quiet,
+        **options,
+    )
+    return {
+        "model": arguments.model,
+        "dense parameters": parameters(model),
+        "sliced parameters": parameters(without_weights(load_config(Path(arguments.out)))),
+        **_describe_slicing(report),
+        "calibration": described,
+        "saved to": arguments.out,
+    }
+
+
+def _describe_slicing(report: SlicingReport) -> dict:
+    return {
+        "widths": report.widths,
+        "trained width": report.trained_width,
+        "variance discarded": report.discarded,
+        "adapter": report.options.adapter,
+        "adapter ranks": report.ranks,
+    }
+
+
+def _require_rank(calibration: torch.Tensor, D: int) -> None:
+    if calibration.numel() < D:
+        raise ValueError(
+            f"the covariance of {calibration.numel()} calibration tokens is singular in the {D} dimensions of this "
+            f"model's signal; give at least {D} tokens, and better many times as many (--samples, --seqlen)"
+        )

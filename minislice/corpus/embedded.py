@@ -1,0 +1,61 @@
+"""What comes with minislice: three small trained models, the paper's printed tables, and a text that is everywhere."""
+
+import csv
+import pydoc_data.topics
+import sysconfig
+import zlib
+from pathlib import Path
+
+EMBEDDED = ("mini-opt", "mini-llama", "mini-phi")  # the small trained models
+SEQLEN = 256  # they were trained on windows of so many tokens
+
+# Folders of the standard library that are tests, tables or other people's packages.
+_SKIPPED_FOLDERS = {
+    *("test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data"),
+    *("idlelib", "lib2to3", "ensurepip", "turtledemo", "__pycache__"),
+}
+
+
+def stdlib_documents(split: str) -> list[str]:
+    """The text that every CPython carries: the language reference and the standard library's sources.
+
+    A document belongs to one of ten parts by a checksum of its *name*, so that the split is the same on every machine
+    and (where a document exists in both) in every version of Python.
+
+    Args:
+        split: "test", one part, which the embedded models of `data/` have never seen; "train", the nine others, on
+            which they were trained; "calibration", one part of those nine.
+
+    Returns the documents in a fixed order: reference topics first, then modules, each sorted by name.
+    """
+    parts = {"test": {0}, "train": set(range(1, 10)), "calibration": {1}}[split]
+    library = Path(sysconfig.get_path("stdlib"))
+    sources = {path.relative_to(library).as_posix(): path for path in library.rglob("*.py")}
+    documents = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
+    for name in sorted(sources):
+        if not _SKIPPED_FOLDERS & set(name.split("/")):
+            documents[name] = sources[name].read_text(encoding="utf-8", errors="replace")
+    return [text for name, text in documents.items() if zlib.crc32(name.encode()) % 10 in parts]
+
+
+def data_folder() -> Path:
+    """The folder `data`: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "data" if (package / "data").is_dir() else package.parent / "data"
+
+
+def paper_table(number: int) -> list[dict[str, str | float]]:
+    """The rows of one of the paper's tables (`data/paper`), numbers as floats."""
+    folder = data_folder() / "paper"
+    found = sorted(folder.glob(f"table{number}_*.csv"))
+    if not found:
+        raise ValueError(f"there is no table {number} in {folder}")
+    with found[0].open(newline="", encoding="utf-8") as rows:
+        return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(rows)]
+
+
+def _number(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value

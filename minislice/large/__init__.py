@@ -1,0 +1,1 @@
+"""Models larger than memory, and several processes."""

@@ -1,0 +1,83 @@
+"""The equal-size comparison: perplexity against the parameters that are really left, adapters and head included.
+
+At one width the adapter forms differ in size, so comparing them there flatters the largest. Slicing each at many
+widths and comparing where their sizes meet is fair.
+"""
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..architecture.network import network
+from ..corpus.batches import Tokens
+from ..slicing import slice_model
+from .cost import parameters
+from .perplexity import perplexity
+
+# What is compared unless the caller says otherwise: options of `slice_model`, by the name that tables and plots show.
+VARIANTS = {
+    "full": {"adapter": "full"},
+    "low-rank": {"adapter": "low-rank"},
+    "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1},
+    "none": {"adapter": "none"},
+}
+TIED_VARIANTS = {"none, tied head": {"adapter": "none", "head": "tied"}}  # besides, where the head was tied
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sliced model."""
+
+    variant: str
+    width: int
+    parameters: int
+    perplexity: float
+
+
+def equal_size(
+    model: PreTrainedModel,
+    calibration: Tokens,
+    evaluation: Tokens,
+    *,
+    variants: Mapping[str, Mapping] | None = None,
+    widths: Iterable[int] | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> list[Point]:
+    """Slice copies of a trained model to each width in each variant; the model itself is not touched.
+
+    Args:
+        calibration: ids, [sequences, tokens], for the principal components.
+        evaluation: ids, for the perplexity.
+        variants: options of `slice_model` by name; `VARIANTS`, and `TIED_VARIANTS` for a model with a tied head.
+        widths: by default nine from 60% to 100% of D.
+    """
+    net = network(model)
+    if variants is None:
+        variants = VARIANTS | (TIED_VARIANTS if net.head_was_tied else {})
+    if widths is None:
+        widths = sorted({round(net.trained_width * percent / 100) for percent in range(60, 101, 5)})
+    tasks = [(name, options, width) for name, options in variants.items() for width in widths]
+    points = []
+    for name, options, width in tqdm(tasks, desc="equal size", disable=not progress, leave=False):
+        sliced = slice_model(copy.deepcopy(model), calibration, width=width, batch_size=batch_size, **options)
+        points.append(Point(name, width, parameters(sliced), perplexity(sliced, evaluation, batch_size=batch_size)))
+    return points
+
+
+def perplexity_at(points: Sequence[Point], variant: str, size: int) -> float | None:
+    """The perplexity that a variant reaches with `size` parameters, interpolated between its points (log-linear).
+
+    None where its points don't reach that size on both sides.
+    """
+    line = sorted((point.parameters, math.log(point.perplexity)) for point in points if point.variant == variant)
+    for (left, low), (right, high) in pairwise(line):
+        if left <= size <= right:
+            share = (size - left) / (right - left)
+            return math.exp(low + share * (high - low))
+    return None

@@ -1,0 +1,78 @@
+"""What a model costs: size and FLOPs, counted from the modules as they are; latency and throughput, by a clock."""
+
+import time
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..architecture.blocks import LowRankAdapter, TiedHead
+from ..architecture.network import inference, network
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters, embeddings, head and adapters included, a shared one counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_in_bytes(model: nn.Module) -> int:
+    """What the parameters take in memory in the dtypes that they have, a shared one counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
+    """Floating-point operations of the matrix products that one token costs, 2 for each multiply-add.
+
+    A product with an m x n matrix is 2 m n. Left out, as usual: norms, activations, softmax, biases, and looking up
+    embeddings.
+
+    Args:
+        context: how many tokens the new one attends to. Attention's own two products, scores and values, are 2 m each
+            for each of them, m = heads x head size. Slicing doesn't change them.
+    """
+    total = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            total += 2 * module.weight.numel()
+        elif isinstance(module, LowRankAdapter):
+            total += 4 * module.A.numel()  # x A, and that times A^T
+        elif isinstance(module, TiedHead):
+            total += 2 * (module.H.numel() + module.embedding.weight.numel())
+    attention_widths = [block.w_in[0].out_features for block in network(model).blocks if block.attention is not None]
+    return total + 4 * context * sum(attention_widths)  # w_in[0] is the queries' projection
+
+
+def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128, seed: int = 0) -> float:
+    """Seconds that one step of generation takes, with the cache, averaged over `length` steps.
+
+    Section 4's setting for tables 2 and 11 is length 128. The tokens are random, which costs the same time as a text.
+    """
+    device = model.get_input_embeddings().weight.device
+    vocabulary = model.get_input_embeddings().num_embeddings
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocabulary, (batch_size, length), generator=generator).to(device)
+    cache = None
+    with inference(model):
+        model(input_ids=ids[:, :1], use_cache=True)  # warm up
+        _wait(device)
+        began = time.perf_counter()
+        for step in range(length):
+            cache = model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True).past_key_values
+        _wait(device)
+    return (time.perf_counter() - began) / length
+
+
+def latency(model: PreTrainedModel, *, length: int = 128, repeats: int = 3) -> float:
+    """Milliseconds a token when one sequence is generated (the setting of table 2): the fastest of `repeats` runs."""
+    return 1000 * min(step_seconds(model, length=length) for _ in range(repeats))
+
+
+def throughput(model: PreTrainedModel, *, batch_size: int, length: int = 128, repeats: int = 3) -> float:
+    """Tokens a second when `batch_size` sequences are generated together (table 11): the fastest of `repeats` runs."""
+    return batch_size / min(step_seconds(model, batch_size=batch_size, length=length) for _ in range(repeats))
+
+
+def _wait(device: torch.device) -> None:
+    """Until what was handed to a GPU is done; its calls return before that."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

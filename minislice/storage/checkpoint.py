@@ -1,0 +1,166 @@
+"""Models on disk: `save` and `load` for dense and sliced ones, `export` to an architecture that needs no minislice.
+
+What a sliced model's folder holds is said in `configuration` and `modeling`, how it is written in `folder`.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..architecture.card import USAGE_STOCK, model_card
+from ..architecture.folder import whole_folder
+from ..architecture.modeling import SlicedForCausalLM
+from ..corpus.embedded import EMBEDDED, data_folder
+from .files import tensor_files
+from .stock import stock_model
+
+
+def save(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    force: bool = False,
+    notes: dict[str, Any] | None = None,
+    max_shard_size: int | str = "50GB",
+) -> None:
+    """Write a sliced model's folder, whole or not at all; `load` and transformers read it.
+
+    Args:
+        tokenizer: saved with it.
+        force: replace a folder that has files in it.
+        notes: what else is known ("calibration", "perplexity" ...), in JSON's types; config and model card say it.
+        max_shard_size: of one safetensors file.
+
+    Raises:
+        ValueError: the model isn't fused or sliced; the folder has files in it, and no `force`.
+    """
+    sliced = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    sliced.save_pretrained(folder, tokenizer=tokenizer, force=force, notes=notes, max_shard_size=max_shard_size)
+
+
+def export(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    force: bool = False,
+) -> None:
+    """Write a model sliced with ``adapter="none"`` and ``slice_head=True`` as one of transformers' own class.
+
+    Raises:
+        ValueError: the model can't be one (see `stock.stock_model`); the folder has files in it, and no `force`.
+    """
+    sliced = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    stock = stock_model(sliced)
+    sliced.describe()
+    stock.generation_config = sliced.generation_config
+    with whole_folder(folder, force) as new:
+        stock.save_pretrained(new)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(new)
+        (new / "README.md").write_text(model_card(sliced, stock.num_parameters(), USAGE_STOCK), encoding="utf-8")
+
+
+def load(
+    name: str | os.PathLike,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A dense or a sliced model in eval mode, and its tokenizer if it comes with one.
+
+    Args:
+        name: a folder, one of `embedded.EMBEDDED`, or a name on the Hugging Face hub.
+        dtype: "auto" is the one that the weights were saved in.
+        device: where to put it; "auto" spreads it over the devices there are (needs accelerate).
+
+    Raises:
+        ValueError: there is no such model, or something is wrong with one of its files; it says which.
+    """
+    source = locate(name)
+    config = load_config(source)
+    files = tensor_files(source) if isinstance(source, Path) else {}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=False,  # minislice has the code itself, and runs nobody else's
+            dtype=dtype,
+            device_map="auto" if device == "auto" else None,
+            ignore_mismatched_sizes=True,  # so that they are reported here, with the file's name
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise ValueError(f"can't load {source}: {error}") from error
+    for key, stored, expected in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"{files.get(key, source)}: {key} is {list(stored)}, and the config asks for {list(expected)}; "
+            "weights and config.json belong to different models"
+        )
+    for fault in ("missing", "unexpected"):
+        if keys := sorted(found[f"{fault}_keys"]):
+            where = files.get(keys[0]) or (source / "model.safetensors" if isinstance(source, Path) else source)
+            raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
+    if device not in (None, "auto"):
+        model = model.to(device)
+    return model.eval(), load_tokenizer(source)
+
+
+def locate(name: str | os.PathLike) -> Path | str:
+    """A local folder as a Path, a name on the hub as a str."""
+    if name in EMBEDDED:
+        return data_folder() / name
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder / 'config.json'} doesn't exist: {folder} is not a model's folder")
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; give the folder of a model")
+    if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ValueError(f"{folder}: no such folder")
+    return name
+
+
+def load_config(source: Path | str) -> PreTrainedConfig:
+    """The config in a folder or on the hub.
+
+    Raises:
+        ValueError: there is none that can be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        if isinstance(source, Path):
+            raise ValueError(f"{source / 'config.json'} can't be read: {error}") from error
+        raise ValueError(
+            f"{source!r} is no folder here, none of the embedded models ({', '.join(EMBEDDED)}), and can't be fetched "
+            f"from the Hugging Face hub: {error}"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        where = source / "config.json" if isinstance(source, Path) else source
+        raise ValueError(f"{where}: {error}") from error
+
+
+def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder or on the hub, if there is one."""
+    if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions, too, for what it can't read
+        raise ValueError(f"can't load the tokenizer of {source}: {error}") from error

@@ -1,0 +1,128 @@
+"""A model sliced to one width, without adapters, is an ordinary model of a smaller hidden size; here it becomes one.
+
+Section 3.4's network, with every boundary k wide and the adapters left out, differs from transformers' own of hidden
+size k in one thing: its norm still divides by the trained width D. A norm with weights can do that. With
+
+    eps' = eps D/k    and    weights sqrt(D/k):    x / sqrt(||x||^2/k + eps') sqrt(D/k) = x / sqrt(||x||^2/D + eps)
+
+LLaMA's RMSNorm computes `blocks.RMSNorm`. A LayerNorm (Phi) subtracts the mean first, so the signal is carried over to
+where that changes nothing: R^k is embedded isometrically in the vectors of mean zero of R^(k+1), x -> x J, and the
+hidden size becomes k + 1.
+"""
+
+import copy
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from jaxtyping import Float64
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..architecture.blocks import TiedHead
+from ..architecture.families import StockNorm, find_family
+from ..architecture.network import Network, network
+from ..rotation import linear_map, rotate_network
+
+
+def mean_zero_embedding(k: int) -> Float64[Tensor, "k k+1"]:
+    """J: orthonormal rows, each of mean zero, so that J J^T = I and x J has mean zero (rows of Helmert's matrix)."""
+    row = torch.arange(1, k + 1, dtype=torch.float64)[:, None]
+    column = torch.arange(k + 1, dtype=torch.float64)[None]
+    J = (column < row).double() - row * (column == row)  # row i: i ones, then -i
+    return J / (row * (row + 1)).sqrt()
+
+
+@torch.no_grad()
+def stock_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A sliced model as one of transformers' own class. It is there to be saved: its buffers aren't filled in.
+
+    The given model stays as it is.
+
+    Raises:
+        ValueError: the model isn't sliced, has adapters or different widths, or its family can't have this width; it
+            says what to slice instead.
+    """
+    net = network(model)
+    config = net.model.config
+    norm = find_family(config).stock_norm
+    if isinstance(norm, str):
+        raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
+    D, k = net.trained_width, _only_width(net)
+    width = k + norm.subtracts_mean
+    with torch.device("meta"):
+        stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
+    net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
+    if isinstance(net.head, TiedHead):
+        net.head = _untied(net.head)
+    J = mean_zero_embedding(k) if norm.subtracts_mean else torch.eye(k, dtype=torch.float64)
+    rotate_network(net, [J] * len(net.norms))
+    for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks), ([net.head], [stock.head])]:
+        for module, stock_module in zip(ours, theirs, strict=True):
+            _fill(stock_module, module.state_dict())
+    scale = net.head.weight.new_full((width,), (D / width) ** 0.5)
+    for stock_norm in stock.norms:
+        values = {"weight": scale.clone(), "bias": torch.zeros_like(scale)}
+        _fill(stock_norm, {name: values[name] for name in stock_norm.state_dict()})
+    if left := [name for name, parameter in stock.model.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"can't export: the stock model has {', '.join(left[:3])}, the sliced one doesn't")
+    return stock.model
+
+
+def _only_width(net: Network) -> int:
+    """k, where every boundary is k wide and there are no adapters."""
+    if not net.is_fused:
+        raise ValueError("this model isn't sliced: it has a stock architecture already")
+    if net.has_adapters or len(set(net.widths)) > 1 or len({norm.eps for norm in net.norms}) > 1:
+        state = "residual adapters" if net.has_adapters else f"boundaries of different widths {net.widths}"
+        raise ValueError(
+            f"this model has {state}, and no stock architecture does; slice the dense model with one width, "
+            'adapter="none" and slice_head=True (--adapter none --slice-head), then export that'
+        )
+    return net.widths[0]
+
+
+def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig:
+    """The dense model's config with another hidden size; attention keeps its width, the norm its function."""
+    dense, D = net.model.config, net.trained_width
+
+    def resized(width: int) -> PreTrainedConfig:
+        fields = dense.to_dict()
+        fields["head_dim"] = getattr(dense, "head_dim", None) or D // dense.num_attention_heads
+        fields |= {"hidden_size": width, norm.eps: net.final_norm.eps * D / width}
+        return AutoConfig.for_model(**fields)
+
+    def accepted(width: int) -> bool:
+        try:
+            return bool(resized(width))
+        except (ValueError, StrictDataclassError):
+            return False
+
+    try:
+        return resized(width)
+    except (ValueError, StrictDataclassError) as error:
+        lower = next((w for w in range(width - 1, 0, -1) if accepted(w)), None)
+        higher = next((w for w in range(width + 1, D + 1) if accepted(w)), None)
+        nearest = " or ".join(str(w - norm.subtracts_mean) for w in (lower, higher) if w)
+        raise ValueError(
+            f"transformers' {type(dense).__name__} refuses a hidden size of {width}; slice to a width of {nearest}, "
+            f"which it takes. It says: {error}"
+        ) from error
+
+
+def _untied(head: TiedHead) -> nn.Linear:
+    """The head x -> (x H) E^T + b with one matrix of its own, H E^T."""
+    linear = linear_map(head.H.double() @ head.embedding.weight.double().T, like=head.H)
+    linear.bias = head.bias
+    return linear
+
+
+def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give a stock module these parameters, which must fit; a block's norm is filled on its own."""
+    places = {name: place.shape for name, place in module.state_dict().items()}
+    for name, tensor in tensors.items():
+        if places.get(name) != tensor.shape:
+            raise ValueError(
+                f"can't export: {name} is {list(tensor.shape)}, and the stock model has "
+                f"{list(places[name]) if name in places else 'no such tensor'} there"
+            )
+    module.load_state_dict(tensors, strict=False, assign=True)

@@ -1,0 +1,88 @@
+"""What every notebook in `notebooks/` begins and ends with, and the few things that more than one of them needs."""
+
+import platform
+import time
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .. import __version__
+from ..architecture.network import inference, network
+from ..corpus.text import SOURCES, load_text, sample, tokenize
+from . import plots
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One run of a notebook: where it runs, its seed, and its clock."""
+
+    seed: int
+    device: str
+    began: float = field(default_factory=time.perf_counter)
+
+    def end(self) -> None:
+        """Print versions, seed, device and the time taken."""
+        device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
+        print(f"minislice {__version__}, torch {torch.__version__}, transformers {transformers.__version__},", end=" ")
+        print(f"Python {platform.python_version()}")
+        print(f"seed {self.seed}, device {device}, {time.perf_counter() - self.began:.0f} seconds")
+
+
+def begin(seed: int = 0) -> Lesson:
+    """Start a notebook's clock, seed torch, choose the device, draw in one style, and keep transformers quiet."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    plots.use_style()
+    torch.manual_seed(seed)
+    return Lesson(seed, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def token_sets(
+    text: str, tokenizer: PreTrainedTokenizerBase, *, samples: int = 16, seqlen: int = 256, seed: int = 0
+) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "samples seqlen"]]:
+    """A calibration and an evaluation set that share no token of the text.
+
+    Args:
+        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second evaluates.
+
+    Raises:
+        ValueError: no such text, or too little of it.
+    """
+    if text in SOURCES:
+        streams = [tokenize(load_text(text, split), tokenizer) for split in ("calibration", "test")]
+    else:
+        stream = tokenize(load_text(text), tokenizer)
+        streams = [stream[: len(stream) // 2], stream[len(stream) // 2 :]]
+    calibration, evaluation = (sample(stream, samples, seqlen, seed) for stream in streams)
+    return calibration, evaluation
+
+
+def signals(
+    model: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
+) -> list[Float[Tensor, "sequences tokens _"]]:
+    """The signal X at every boundary, blocks + 1 of them: Algorithm 1, one block after the other."""
+    net = network(model)
+    with inference(model):
+        x, context = net.embed(ids.to(model.device))
+        boundaries = [x]
+        for block in net.blocks:
+            boundaries.append(block(boundaries[-1], **context))
+    return boundaries
+
+
+def show(rows: list[dict]) -> None:
+    """Print a table; columns are as wide as they need to be, numbers to the right."""
+    cells = [[_cell(row[name]) for name in rows[0]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(list(rows[0]), *cells, strict=True)]
+    for line in ([*rows[0]], *cells):
+        print(line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)))
+
+
+def _cell(value) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

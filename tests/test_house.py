@@ -1,0 +1,85 @@
+"""The house: the paper at the top level, the rest in wings, and every import one way (README, "Where to read what")."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "minislice"
+WINGS = ("architecture", "corpus", "measuring", "storage", "large", "command", "teaching")
+# What each may import, besides itself and what lies outside the package; "paper" is the top level.
+MAY_IMPORT = {
+    "architecture": set(),
+    "corpus": set(),
+    "paper": {"architecture", "corpus"},
+    "measuring": {"architecture", "corpus", "paper"},
+    "storage": {"architecture", "corpus", "paper"},
+    "large": {"architecture", "corpus", "paper", "measuring", "storage"},
+    "command": {"architecture", "corpus", "paper", "measuring", "storage", "large", "teaching"},
+    "teaching": {"architecture", "corpus", "paper", "measuring", "storage", "large"},
+}
+
+
+def files() -> dict[str, ast.Module]:
+    """The source of every file but the entrances, by its name in the package."""
+    found = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+    return {
+        name: ast.parse(path.read_text(encoding="utf-8"))
+        for name, path in found.items()
+        if name not in ("__init__.py", "__main__.py")
+    }
+
+
+def imported(name: str, tree: ast.Module) -> set[str]:
+    """What a file imports: wings ("paper" for the top level) and the first words of what lies outside the package."""
+    place = name.split("/")[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            start = place[: len(place) - node.level + 1]
+            for alias in node.names:
+                path = [*start, *(node.module.split(".") if node.module else [alias.name])]
+                if alias.name != "__version__":
+                    found.add(path[0] if path[0] in WINGS else "paper")
+    return found
+
+
+def offences(name: str, tree: ast.Module) -> set[str]:
+    """What a file imports and may not."""
+    room = name.split("/")[0] if "/" in name else "paper"
+    return (imported(name, tree) & {*WINGS, "paper"}) - MAY_IMPORT[room] - {room}
+
+
+def test_every_import_goes_one_way():
+    assert {name: found for name, tree in files().items() if (found := offences(name, tree))} == {}
+
+
+def test_architecture_imports_torch_transformers_and_its_siblings_alone():
+    """All of it travels with a saved model, to where minislice isn't installed."""
+    standard = {"collections", "contextlib", "copy", "dataclasses", "os", "pathlib", "shutil", "sys", "typing", "uuid"}
+    checked = 0
+    for name, tree in files().items():
+        if name.startswith("architecture/"):
+            assert imported(name, tree) <= {"architecture", "torch", "transformers"} | standard, name
+            for node in ast.walk(tree):  # transformers follows `from .x import` alone
+                assert not (isinstance(node, ast.ImportFrom) and node.level) or (node.level == 1 and node.module), name
+            checked += 1
+    assert checked >= 7
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "found"),
+    [
+        ("slicing.py", "from .large import processes", {"large"}),
+        ("pca.py", "from .storage.files import INDEX", {"storage"}),
+        ("architecture/blocks.py", "from ..fusion import fuse", {"paper"}),
+        ("corpus/text.py", "def f():\n    from ..command import cli", {"command"}),
+        ("measuring/cost.py", "from .. import rotation\nfrom ..teaching.plots import spectrum", {"teaching"}),
+    ],
+)
+def test_an_import_the_wrong_way_is_found(name, line, found):
+    assert offences(name, ast.parse(line)) == found
