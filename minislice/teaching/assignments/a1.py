@@ -1,13 +1,14 @@
 """A1: a network with LayerNorms becomes one whose norms only divide by a length (section 3.2)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Form, Question, close, compare
+from .exercise import Array, Assignment, Case, Failure, Form, Places, Question, close
 from .feedback import checker
 
 
@@ -49,38 +50,41 @@ def _reader_form(arguments: Mapping[str, Any]) -> Form:
 
 
 def _judge_reader(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
-    W, b, alpha, beta = arguments.values()
-
-    def reads(x: np.ndarray) -> np.ndarray:  # of a row that is normalised, but neither scaled nor shifted
-        net = {"alpha": alpha[None], "beta": None if beta is None else beta[None], "W": W[None]}
-        net["b"] = None if b is None else b[None]
-        return toy.affine(net, "", 0, toy.scaled(net, x, 0))
-
-    W_wanted, b_wanted = toy.weights_of(reads, len(W))
-    expected, got = {"W": W_wanted}, {"W": result[0]}
-    if result[1] is not None:
-        expected["b"], got["b"] = b_wanted, result[1]
-    return compare(expected, got, *_reader_mistakes(W, b, alpha, beta, "W", "b"))
+    return _reader(Places(), "", arguments, result).failure()
 
 
-READER_HINTS = {
-    "W": "which numbers does alpha multiply: those that come into W, or those that come out?",
-    "b": "what comes out of the linear layer where the normalised row is zero?",
-}
+def _reader(places: Places, which: str, layer: Mapping[str, Any], got: tuple) -> Places:
+    """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
 
+    Args:
+        which: the end of the places' names.
+    """
+    W, b, alpha, beta = layer.values()
 
-def _reader_mistakes(W: np.ndarray, b: Any, alpha: np.ndarray, beta: Any, W_name: str, b_name: str) -> tuple:
-    before = 0.0 * W[0] if b is None else b
-    weight = {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]}
-    bias = {}
+    def reads(x: np.ndarray) -> np.ndarray:
+        x = x * alpha if beta is None else x * alpha + beta
+        return x @ W if b is None else x @ W + b
+
+    mistakes = {}
     if beta is not None:
-        bias = {
+        before = 0 * W[0] if b is None else b
+        mistakes = {
             "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * beta) @ W,
             "beta is lost.": before,
             "b itself is lost.": beta @ W,
         }
-    hints = {W_name: READER_HINTS["W"], b_name: READER_HINTS["b"]}
-    return {W_name: weight, b_name: bias}, hints
+    W_wanted, b_wanted = toy.weights_of(reads, len(W))
+    places.add(
+        f"W{which}",
+        W_wanted,
+        got[0],
+        {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]},
+        "which numbers does alpha multiply: those that come into W, or those that come out?",
+    )
+    if got[1] is not None:
+        hint = "what comes out of the linear layer where the normalised row is zero?"
+        places.add(f"b{which}", b_wanted, got[1], mistakes, hint)
+    return places
 
 
 def _writer_cases(rng: Generator) -> list[Case]:
@@ -91,24 +95,28 @@ def _writer_cases(rng: Generator) -> list[Case]:
 
 
 def _judge_writer(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
-    W, b = arguments.values()
-    net = {"norm": "LayerNorm", "W": W[None], "b": b[None]}
-    W_wanted, b_wanted = toy.weights_of(lambda h: toy.centred(net, toy.affine(net, "", 0, h)), len(W))
-    mistakes, hints = _writer_mistakes(W, b, "W", "b")
-    return compare({"W": W_wanted, "b": b_wanted}, {"W": result[0], "b": result[1]}, mistakes, hints)
+    return _writer(Places(), "", arguments, result, "LayerNorm").failure()
 
 
-def _writer_mistakes(W: np.ndarray, b: np.ndarray, W_name: str, b_name: str) -> tuple:
-    wrong_axis = "The mean is taken over the wrong axis: W's columns have mean zero, its rows should."
-    mistakes = {
-        W_name: {wrong_axis: W - W.mean(0), "W is as it was.": W},
-        b_name: {"b is as it was: it is written to the signal too.": b},
+def _writer(places: Places, which: str, layer: Mapping[str, Any], got: tuple, norm: str) -> Places:
+    """Add what W and b must write where the norms are of this kind."""
+    W, b = layer.values()
+    wrong = {
+        "It is as it was: the LayerNorms would subtract its mean.": W,
+        "The mean is taken over the wrong axis: its columns have mean zero, its rows should.": W - W.mean(0),
     }
-    hints = {
-        W_name: "what is written for one neuron is one row of W.",
-        b_name: "what is written where all neurons are zero?",
-    }
-    return mistakes, hints
+    if norm == "RMSNorm":
+        wrong["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
+
+    def writes(h: np.ndarray) -> np.ndarray:
+        return toy.centred({"norm": norm}, h @ W if b is None else h @ W + b)
+
+    W_wanted, b_wanted = toy.weights_of(writes, len(W))
+    places.add(f"W{which}", W_wanted, got[0], wrong, "what is written for one neuron, or one token, is one row.")
+    if b is not None:
+        mistakes = {"It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean.": b}
+        places.add(f"b{which}", b_wanted, got[1], mistakes, "who writes the signal besides W_out?")
+    return places
 
 
 def _dense(rng: Generator, D: int, H: int, kind: str, tied: bool) -> dict[str, Any]:
@@ -143,68 +151,26 @@ _FUSED = ("W_embd", "W_pos", "W_in", "b_in", "W_out", "b_out", "W_head", "b_head
 
 
 def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
-    net = arguments["net"]
-    B, D, H = net["W_in"].shape
-    centred = net["norm"] == "LayerNorm"
-    expected, got, mistakes, hints = {}, {}, {}, {}
-
-    def add(place: str, wanted: np.ndarray, value: np.ndarray | None) -> None:
-        if value is not None:
-            expected[place], got[place] = wanted, value
-
-    for name in ("W_embd", "W_pos"):
-        if net[name] is not None:
-            add(name, toy.centred(net, net[name]), fused[name])
-            rows = net[name]
-            mistakes[name] = {
-                "It is as it was: the LayerNorms would subtract its mean.": rows,
-                "It is centred, but an RMSNorm subtracts no mean.": rows - rows.mean(-1, keepdims=True),
-                "It is scaled by alpha: only the head may be, give it a matrix of its own.": toy.centred(net, rows)
-                * net["alpha"][-1],
-            }
-    for block in range(B):
-        W, b = toy.weights_of(lambda x, i=block: toy.affine(net, "_in", i, toy.scaled(net, x, i)), D)
-        add(f"W_in[{block}]", W, fused["W_in"][block])
-        add(f"b_in[{block}]", b, None if fused["b_in"] is None else fused["b_in"][block])
-        before, shift = (None if net[name] is None else net[name][block] for name in ("b_in", "beta"))
-        more, _ = _reader_mistakes(
-            net["W_in"][block], before, net["alpha"][block], shift, f"W_in[{block}]", f"b_in[{block}]"
-        )
-        mistakes |= more
-    for block in range(B):
-        W, b = toy.weights_of(lambda h, i=block: toy.centred(net, toy.affine(net, "_out", i, h)), H)
-        add(f"W_out[{block}]", W, fused["W_out"][block])
-        add(f"b_out[{block}]", b, None if fused["b_out"] is None else fused["b_out"][block])
-        if centred:
-            more, hints = _writer_mistakes(
-                net["W_out"][block], net["b_out"][block], f"W_out[{block}]", f"b_out[{block}]"
-            )
-        else:
-            W = net["W_out"][block]
-            more = {f"W_out[{block}]": {"It is centred, but an RMSNorm subtracts no mean.": W - W.mean(-1)[:, None]}}
-        mistakes |= more
+    net, places = arguments["net"], Places()
     head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
-    W, b = toy.weights_of(lambda x: toy.scaled(net, x, -1) @ head, D)
-    add("W_head", W, fused["W_head"])
-    add("b_head", b, fused["b_head"])
-    mistakes |= _reader_mistakes(
-        head, None, net["alpha"][-1], None if net["beta"] is None else net["beta"][-1], "W_head", "b_head"
-    )[0]
-    hints = {
-        "W_embd": "who writes the signal before the first block, and which norm would subtract its mean?",
-        "W_pos": "who writes the signal before the first block besides W_embd?",
-        "W_out": "who writes the signal besides the embeddings?",
-        "b_out": "who writes the signal besides W_out?",
-        "W_in": READER_HINTS["W"],
-        "b_in": READER_HINTS["b"],
-        "W_head": "the head reads a norm as well, the last one.",
-        "b_head": "the head reads a norm as well, the last one.",
-    }
-    failure = compare(expected, got, mistakes, hints)
-    if failure:
-        return failure
-    tokens = np.arange(min(5, len(net["W_embd"])))
-    return compare({"logits": toy.logits(net, tokens)}, {"logits": toy.logits(fused, tokens)})
+    for name in ("_embd", "_pos"):
+        if net["W" + name] is not None:
+            _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), net["norm"])
+    for block in range(len(net["W_in"])):
+        layer = {name: toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")}
+        _reader(places, f"_in[{block}]", layer, (fused["W_in"][block], toy.part(fused, "b_in", block)))
+        layer = {name: toy.part(net, name, block) for name in ("W_out", "b_out")}
+        _writer(places, f"_out[{block}]", layer, (fused["W_out"][block], toy.part(fused, "b_out", block)), net["norm"])
+    layer = {"W": head, "b": net["b_head"], "alpha": net["alpha"][-1], "beta": toy.part(net, "beta", -1)}
+    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]))
+    tokens = np.arange(5)
+    failure = places.add("logits", toy.logits(net, tokens), toy.logits(fused, tokens)).failure()
+    scaled = net["W_head"] is None and not close(fused["W_embd"], toy.centred(net, net["W_embd"]))
+    if failure and scaled and close(fused["W_head"], fused["W_embd"].T):
+        return replace(
+            failure, mistake="The embedding is scaled with the tied head: give the head a matrix of its own."
+        )
+    return failure
 
 
 A1 = Assignment(
@@ -213,8 +179,8 @@ A1 = Assignment(
     goal="take a LayerNorm apart and move its pieces into their neighbours, until a norm is nothing but a division",
     before="matrix products in NumPy; what a LayerNorm and a transformer block are (notebook 01)",
     difficulty=2,
-    notation=r"""Rows are tokens: a linear layer is $x W + b$ with `W` of shape `[in, out]`. Everything is float64. A LayerNorm of
-a row $x$ of $D$ numbers, scale $\alpha$, shift $\beta$, is eq. 1 of the paper
+    notation=r"""Rows are tokens: a linear layer is $x W + b$ with `W` of shape `[in, out]`. Everything is float64.
+A LayerNorm of a row $x$ of $D$ numbers, scale $\alpha$, shift $\beta$, is eq. 1 of the paper
 
 $$\mathrm{LayerNorm}(x) = \mathrm{RMSNorm}(x M)\,\mathrm{diag}(\alpha) + \beta,
 \qquad \mathrm{RMSNorm}(x) = x \Big/ \sqrt{\tfrac1D \textstyle\sum_i x_i^2 + \epsilon}$$
@@ -280,8 +246,9 @@ $$h W' + b' = (h W + b) M \quad\text{for every } h$$""",
             minutes=20,
             difficulty=2,
             text=r"""Now a whole network, in a dictionary: `W_embd [V, D]`, `W_pos [T, D]`, and for $B$ blocks
-`W_in [B, D, H]`, `b_in [B, H]`, `W_out [B, H, D]`, `b_out [B, D]`, then `W_head [D, V]`, `b_head [V]`. Its norms, one before each block
-and one before the head: `norm`, which is `"LayerNorm"` or `"RMSNorm"`, `alpha [B + 1, D]`, `beta [B + 1, D]`.
+`W_in [B, D, H]`, `b_in [B, H]`, `W_out [B, H, D]`, `b_out [B, D]`, then `W_head [D, V]`,
+`b_head [V]`. Its norms, one before each block and one before the head: `norm`, which is
+`"LayerNorm"` or `"RMSNorm"`, `alpha [B + 1, D]`, `beta [B + 1, D]`.
 
 $$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
 X \leftarrow X + \sigma\big(\mathrm{norm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out} + b_\mathrm{out},

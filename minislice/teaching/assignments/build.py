@@ -50,7 +50,15 @@ def as_json(notebook: dict[str, Any]) -> str:
 
 def source(given: Assignment) -> dict[str, Any]:
     """The notebook with answers and hidden tests."""
-    setup = f"import numpy as np\n\nfrom minislice.teaching.assignments.{given.name} import check\n\nrng = np.random.default_rng(0)  # for trials of your own"
+    setup = "\n".join(
+        [
+            "import numpy as np",
+            "",
+            f"from minislice.teaching.assignments.{given.name} import check",
+            "",
+            "rng = np.random.default_rng(0)  # for trials of your own",
+        ]
+    )
     cells = [
         _cell("markdown", _title(given), f"{given.name}_title", locked=True),
         _cell("code", setup, f"{given.name}_setup", locked=True),

@@ -1,9 +1,12 @@
 """All assignments, by name."""
 
 from .a1 import A1
+from .a2 import A2
+from .a3 import A3
+from .a4 import A4
 from .exercise import Assignment
 
-ASSIGNMENTS: dict[str, Assignment] = {assignment.name: assignment for assignment in (A1,)}
+ASSIGNMENTS: dict[str, Assignment] = {assignment.name: assignment for assignment in (A1, A2, A3, A4)}
 
 
 def assignment(name: str) -> Assignment:

@@ -14,7 +14,7 @@ another version of the function that is asked for.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -354,35 +354,45 @@ def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
     return bool((np.abs(expected - got) <= tolerance * max(1.0, np.abs(expected).max(initial=0.0))).all())
 
 
-def compare(
-    expected: Mapping[str, Any],
-    got: Mapping[str, Any],
-    mistakes: Mapping[str, Mapping[str, Any]] | None = None,
-    hints: Mapping[str, str] | None = None,
-) -> Failure | None:
-    """The first place where values differ, in the order of `expected`, or None.
-
-    Args:
-        expected: arrays or numbers by place: "W_in[0]", "b_out[1]", "k".
-        got: as expected.
-        mistakes: by place, what the values would be after a well-known mistake, by the sentence that names it.
-        hints: by place or by the name before its bracket.
-    """
-    wrong = [place for place in expected if not close(expected[place], got[place])]
-    if not wrong:
+def orthonormal(place: str, Q: np.ndarray) -> Failure | None:
+    """A failure unless the columns of Q are orthonormal."""
+    apart = np.abs(Q.T @ Q - np.eye(Q.shape[1]))
+    if not apart.size or apart.max() <= 1e-8:
         return None
-    place = wrong[0]
-    name = place.split("[")[0]
-    bad = {place.split("[")[0] for place in wrong}
-    fine = dict.fromkeys(place.split("[")[0] for place in expected if place.split("[")[0] not in bad)
-    what, values = difference(expected[place], got[place])
-    recognised = [
-        sentence
-        for sentence, value in ((mistakes or {}).get(place) or {}).items()
-        if np.shape(value) == np.shape(got[place]) and close(value, got[place])
-    ]
-    hint = (hints or {}).get(place) or (hints or {}).get(name) or ""
-    return Failure("values", place, what, values, tuple(fine), recognised[0] if recognised else "", hint)
+    worst = [int(i) for i in np.unravel_index(apart.argmax(), apart.shape)]
+    numbers = f"{place}^T {place} differs from the identity by {apart.max():.2g} at {worst}"
+    return Failure("values", place, "its columns are not orthonormal", numbers)
+
+
+class Places:
+    """Values and what they must be, place by place: "W_in[0]", "b_out[1]", "k"."""
+
+    def __init__(self) -> None:
+        self._wrong: list[Failure] = []
+        self._right: dict[str, bool] = {}  # by name, in order: every place of this name is right
+
+    def add(
+        self, place: str, expected: Any, got: Any, mistakes: Mapping[str, Any] | None = None, hint: str = ""
+    ) -> "Places":
+        """Compare one place.
+
+        Args:
+            expected: an array or a number; got has the same shape.
+            mistakes: what the value would be after a well-known mistake, by the sentence that names it.
+            hint: a question that leads on.
+        """
+        name, right = place.split("[")[0], close(expected, got)
+        self._right[name] = right and self._right.get(name, True)
+        if not right:
+            what, values = difference(expected, got)
+            named = [sentence for sentence, value in (mistakes or {}).items() if close(value, got)]
+            self._wrong.append(Failure("values", place, what, values, (), "".join(named[:1]), hint))
+        return self
+
+    def failure(self) -> Failure | None:
+        """The first place that is wrong, with the names of what is right, or None."""
+        fine = tuple(name for name, right in self._right.items() if right)
+        return replace(self._wrong[0], fine=fine) if self._wrong else None
 
 
 def difference(expected: Any, got: Any) -> tuple[str, str]:

@@ -10,7 +10,8 @@ and, before fusion only, the norms: norm "LayerNorm" or "RMSNorm", alpha [B + 1,
     X <- X + sigma(norm(X) W_in + b_in) W_out + b_out
 
 where sigma averages over the tokens so far, as attention does, and takes the tanh. A parallel block writes a second
-time, from neurons of its own nonlinearity, as attention and MLP of one layer do: W_out2 [B, H, D], b_out2 [B, D].
+time, from neurons of another nonlinearity, as attention and MLP of one layer do: W_out2 [B, H, D], b_out2 [B, D]. With
+residual adapters S [B, D, D] the residual connection carries X S.
 """
 
 from collections.abc import Callable, Mapping
@@ -62,6 +63,7 @@ def signals(net: Mapping[str, Any], tokens: np.ndarray) -> list[np.ndarray]:
     boundaries = [x]
     for block in range(len(net["W_in"])):
         h = affine(net, "_in", block, normalised(net, x, block))
+        x = x if net.get("S") is None else x @ net["S"][block]
         x = x + affine(net, "_out", block, sigma(h))
         if net.get("W_out2") is not None:
             x = x + affine(net, "_out2", block, np.maximum(h, 0))
@@ -74,6 +76,11 @@ def logits(net: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
     x = normalised(net, signals(net, tokens)[-1], -1)
     out = x @ (net["W_embd"].T if net["W_head"] is None else net["W_head"])
     return out if net["b_head"] is None else out + net["b_head"]
+
+
+def part(net: Mapping[str, Any], name: str, block: int) -> Any:
+    """The part of one block, or None where the network has none of this name."""
+    return None if net.get(name) is None else net[name][block]
 
 
 def affine(net: Mapping[str, Any], name: str, block: int, x: np.ndarray) -> np.ndarray:
