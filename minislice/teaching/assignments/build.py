@@ -6,9 +6,11 @@ bytes.
 """
 
 import ast
+import inspect
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def source(given: Assignment) -> dict[str, Any]:
         [
             "import numpy as np",
             "",
-            f"from minislice.teaching.assignments.{given.name} import check",
+            f"from minislice.teaching.assignments.{given.name} import {given.tool}",
             "",
             "rng = np.random.default_rng(0)  # for trials of your own",
         ]
@@ -68,7 +70,7 @@ def source(given: Assignment) -> dict[str, Any]:
         cells += [
             _cell("markdown", _heading(question), f"{answer}_text", locked=True),
             _cell("code", function_source(given.name, question.name), answer, solution=True),
-            _cell("code", _test(question), test, locked=True, points=question.points),
+            _cell("code", _test(given.tool, question), test, locked=True, points=question.points),
         ]
     for question in given.written:
         answer = given.answer_id(question)
@@ -120,18 +122,37 @@ def _title(given: Assignment) -> str:
 
 **Before:** {given.before}. **Time:** about {given.minutes} minutes. **Points:** {given.points}.
 
-Replace every `raise NotImplementedError()` and run the cell below it: `check` tries your function on small random
-networks and says what is wrong in the smallest one where it fails. `check(..., hint=1)` gives a first hint,
-`check(..., seed=1)` takes other random numbers. Your grade comes from other random numbers as well; only the cells for
-your answers are read.
+{_HOW_TO[given.tool]}
 
 {given.notation}""".rstrip()
+
+
+_HOW_TO = {
+    "check": """\
+Replace every `raise NotImplementedError()` and run the cell below it: `check` tries your function on small random
+cases and says what is wrong in the smallest one where it fails. `check(..., hint=1)` gives a first hint,
+`check(..., seed=1)` takes other random numbers. Your grade comes from other random numbers as well; only the cells for
+your answers are read. Your functions may call each other; write helpers inside a function, or above it in its cell.""",
+    "score": """\
+Replace `raise NotImplementedError()` and run the cell below it: `score` runs your check on the right function and on
+all mutants, the three that you see and five that you don't. `score(check, hint=1)` gives a first hint. A check that
+rejects the right function, with any of 20 random generators, gets no points; a mutant counts as killed if it is
+rejected every time. Only the cell for your answer is read; write helpers inside your function, or above it in its cell.""",
+}
 
 
 def _heading(question: Question | MutationQuestion | WrittenQuestion) -> str:
     name = question.name.replace("_", " ") if isinstance(question, WrittenQuestion) else f"`{question.name}`"
     facts = f"{stars(question.difficulty)}, {question.minutes} minutes, {question.points} points"
-    return f"## {name}\n\n{facts}\n\n{question.text}"
+    text = f"## {name}\n\n{facts}\n\n{question.text}"
+    if isinstance(question, MutationQuestion):
+        text += f"\n\nThe right function:\n\n{_code(question.reference)}\n\nThree mutants:\n\n"
+        text += "\n\n".join(map(_code, question.shown.values()))
+    return text
+
+
+def _code(function: Callable) -> str:
+    return f"```python\n{inspect.getsource(function).strip()}\n```"
 
 
 def stars(difficulty: int) -> str:
@@ -139,9 +160,9 @@ def stars(difficulty: int) -> str:
     return "★" * difficulty + "☆" * (3 - difficulty)
 
 
-def _test(question: Question | MutationQuestion) -> str:
-    hidden = f"assert check({question.name}, seed={HIDDEN_SEED})"
-    return f"check({question.name});\n### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
+def _test(tool: str, question: Question | MutationQuestion) -> str:
+    hidden = f"assert {tool}({question.name}, seed={HIDDEN_SEED})"
+    return f"{tool}({question.name});\n### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
 
 
 def function_source(name: str, function: str) -> str:

@@ -204,6 +204,11 @@ class Assignment:
     def points(self) -> int:
         return sum(question.points for question in (*self.questions, *self.written))
 
+    @property
+    def tool(self) -> str:
+        """What the function is called that tries an answer: `check`, unless that is what is to be written."""
+        return "score" if any(isinstance(question, MutationQuestion) for question in self.questions) else "check"
+
     def question(self, name: str) -> Question | MutationQuestion:
         """The question whose function has this name.
 

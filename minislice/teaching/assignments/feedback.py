@@ -19,7 +19,7 @@ from .exercise import Assignment, Case, Failure, MutationQuestion, Question, exa
 
 
 def checker(assignment: Assignment) -> Callable[..., bool]:
-    """The function `check` of an assignment."""
+    """The function `check` of an assignment; a mutation exercise calls it `score`."""
 
     def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
         """Try a function, print what is wrong with it, and return whether it is right."""
@@ -40,7 +40,7 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
         for layer, text in enumerate(question.hints[:hint], 1):
             print(f"Hint {layer}: {text}")
         if hint < len(question.hints):
-            print(f"More help: check({name}, hint={hint + 1})")
+            print(f"More help: {assignment.tool}({name}, hint={hint + 1})")
         return False
 
     return check
