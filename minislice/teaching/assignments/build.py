@@ -137,7 +137,7 @@ your answers are read. Your functions may call each other; write helpers inside 
 Replace `raise NotImplementedError()` and run the cell below it: `score` runs your check on the right function and on
 all mutants, the three that you see and five that you don't. `score(check, hint=1)` gives a first hint. A check that
 rejects the right function, with any of 20 random generators, gets no points; a mutant counts as killed if it is
-rejected every time. Only the cell for your answer is read; write helpers inside your function, or above it in its cell.""",
+rejected every time. Only the cell for your answer is read; write helpers inside your function, or above it.""",
 }
 
 

@@ -63,8 +63,8 @@ M3 = Assignment(
     goal="write a test of a result that is not unique, and say how exact it must be",
     before="A4",
     difficulty=2,
-    notation="""Eigenvectors have no sign, and equal eigenvalues no basis: a test can't compare with values that somebody
-once wrote down. It has to ask for what every right answer has.""",
+    notation="""Eigenvectors have no sign, and equal eigenvalues no basis: a test can't compare with values
+that somebody once wrote down. It has to ask for what every right answer has.""",
     questions=(
         MutationQuestion(
             name="check",

@@ -8,8 +8,7 @@ def check(candidate, rng):
     ### BEGIN SOLUTION
     for N, D, k in ((29, 5, 3), (43, 6, 6)):
         X = rng.normal(size=(N, D)) + 1
-        mask = rng.random(N) < 0.8
-        mask[0] = False
+        mask = rng.permutation(N) % 5 > 0
         eigenvalues, P = candidate(X, mask, k)
         C = sum(np.outer(x, x) for x in X[mask])
         assert P.shape == (D, k) and eigenvalues.shape == (D,)
