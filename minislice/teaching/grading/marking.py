@@ -22,7 +22,8 @@ class Mark:
 
     Args:
         share: of the question's points, 0 to 1.
-        status: "passed", "partial", "failed", "stopped", "missing", "duplicate" or "unreadable".
+        status: "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or
+            "unreadable".
         lines: for the student, without a number of the hidden cases.
     """
 
@@ -59,7 +60,7 @@ def mark(
         return Mark(1.0, "passed", (f"{title}  {heading}",))
     lines = failure.lines(values=False) if failure else []
     if failure and failure.kind == "missing":
-        return Mark(share, "missing", (f"{title}  {failure.what}",))
+        return Mark(share, "unanswered", (f"{title}  {failure.what}",))
     status = "partial" if share else "stopped" if failure and failure.kind == "stopped" else "failed"
     return Mark(share, status, (f"{title}  {heading}", *lines))
 
