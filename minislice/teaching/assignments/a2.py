@@ -74,16 +74,15 @@ def _judge_haar(arguments: Mapping[str, Any], Q: np.ndarray) -> Failure | None:
     if any(_one_of_a_kind(sign * form) for form in forms for sign in (1, -1)):
         return None
     hint = "which Q and R are there with Q R = G, if R's diagonal may have any signs?"
-    R = Q.T @ G
+    R, (lapack, its_R) = Q.T @ G, np.linalg.qr(G)
     if close(np.triu(R), R):
         signs = np.sign(R.diagonal())
         what = f"Q^T G is triangular, but its diagonal has the signs {''.join('+' if s > 0 else '-' for s in signs)}"
-        mistake = "The signs are LAPACK's choice, not chance: it is not Haar."
-        if (signs < 0).sum() == 1 and np.linalg.det(Q) > 0:
+        mistake = "The signs are LAPACK's choice, not chance: it is not Haar." if close(lapack, Q) else ""
+        if not mistake and (signs < 0).sum() == 1 and np.linalg.det(Q) > 0:
             mistake = "One column is turned round, as if det Q had to be 1: half of the orthogonal matrices have -1."
         return Failure("values", "Q", what, mistake=mistake, hint=hint)
-    lapack, R = np.linalg.qr(G)
-    on_rows = close(np.sign(R.diagonal())[:, None] * lapack, Q)
+    on_rows = close(np.sign(its_R.diagonal())[:, None] * lapack, Q)
     mistake = "The signs are those of the right diagonal, but they multiply Q's rows: Q R = G asks for its columns."
     what = "Q does not turn with G: for Q(O G) to be O Q(G), Q^T G should be triangular with a positive diagonal, say"
     return Failure("values", "Q", what, mistake=mistake if on_rows else "", hint=hint)

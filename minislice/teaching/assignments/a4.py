@@ -14,7 +14,7 @@ from .feedback import checker
 
 def _moment_cases(rng: Generator) -> list[Case]:
     cases = []
-    for D, lengths in zip(range(2, 7), ((5,), (4, 7), (6, 3, 5), (9, 2), (3, 8, 4)), strict=True):
+    for D, lengths in zip(range(2, 7), ((5, 3), (4, 7), (6, 3, 5), (9, 2), (3, 8, 4)), strict=True):
         batches = [rng.standard_normal((n, D)) * 3.0 ** -np.arange(D) + 0.7 for n in lengths]
         masks = [np.arange(n) < n - i for i, n in enumerate(lengths)]  # the first batch has no padding
         if len(lengths) == 3:

@@ -21,7 +21,7 @@ def _bases(rng: Generator, D: int, k: int, k_next: int) -> tuple[np.ndarray, np.
 
 def _cosine_cases(rng: Generator) -> list[Case]:
     cases = []
-    for D, k, k_next in SIZES:
+    for D, k, k_next in sorted(SIZES):
         P, R = _bases(rng, D, k, k_next)
         cases.append(Case({"D": D, "k": k}, {"P": P, "R": R}))
     return cases

@@ -23,7 +23,7 @@ def _block(weights: Sequence[np.ndarray], x: np.ndarray, width: int) -> np.ndarr
 
 def _block_cases(rng: Generator) -> list[Case]:
     cases = []
-    for D, H, k, k_next in ((2, 3, 1, 2), (3, 5, 2, 2), (4, 6, 3, 2), (5, 4, 2, 3), (6, 8, 4, 4)):
+    for D, H, k, k_next in ((2, 3, 1, 1), (3, 5, 2, 2), (4, 6, 3, 2), (5, 4, 2, 3), (6, 8, 4, 4)):
         net = toy.network(rng, D, H, B=1)
         block = {name: net[name][0] for name in ("W_in", "b_in", "W_out", "b_out")}
         bases = {"P": toy.haar(rng, D)[:, :k].copy(), "P_next": toy.haar(rng, D)[:, :k_next].copy()}

@@ -10,7 +10,7 @@ from .exercise import Assignment, Case, Failure, Number, Places, Question, close
 from .feedback import checker
 
 NETWORKS = (  # blocks (H_in, H_out) of attention and MLP: q, k, v and fc1 read, the output projection and fc2 write
-    {"V": 5, "T": 0, "D": 2, "blocks": [(3, 2)], "biases": False},
+    {"V": 5, "T": 0, "D": 2, "blocks": [(5, 3)], "biases": False},
     {"V": 7, "T": 4, "D": 3, "blocks": [(9, 3), (8, 8)], "biases": True},
     {"V": 11, "T": 0, "D": 4, "blocks": [(12, 4), (14, 7), (12, 4), (14, 7)], "biases": False},
     {"V": 9, "T": 6, "D": 6, "blocks": [(18, 6), (24, 24)], "biases": True},

@@ -6,6 +6,7 @@ bytes.
 """
 
 import ast
+import contextlib
 import inspect
 import json
 import os
@@ -41,7 +42,8 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
         unfinished.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
         os.replace(unfinished, file)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise ValueError(f"can't write {file}: {error.strerror}") from None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+LARGEST = 2**62  # a number that a function may return
 TOLERANCE = 1e-10  # of a value, relative to the largest in its array, or absolute below 1
 
 
@@ -305,16 +306,13 @@ def _array(form: Array, result: Any) -> np.ndarray:
     finite = np.isfinite(result)
     if not finite.all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise Misfit(Failure("finite", form.name, f"{_word(result[first])} at {list(first)}"))
+        word = "NaN" if np.isnan(result[first]) else "infinity"
+        raise Misfit(Failure("finite", form.name, f"{word} at {list(first)}"))
     return result
 
 
 def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
     return len(wanted) == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(wanted, shape, strict=True))
-
-
-def _word(value: float) -> str:
-    return "NaN" if np.isnan(value) else "infinity"
 
 
 def _number(form: Number, result: Any) -> int | float:
@@ -324,9 +322,12 @@ def _number(form: Number, result: Any) -> int | float:
     if isinstance(result, (bool, np.bool_)) or not isinstance(result, allowed):
         article = "an int" if form.kind is int else "a float"
         raise Misfit(Failure("type", form.name, f"expected {article}, got {described(result)}"))
-    if not np.isfinite(result):
-        raise Misfit(Failure("finite", form.name, _word(float(result))))
-    return form.kind(result)
+    if abs(result) > LARGEST:  # not NaN
+        raise Misfit(Failure("finite", form.name, "far too large"))
+    result = form.kind(result)
+    if result != result:
+        raise Misfit(Failure("finite", form.name, "NaN"))
+    return result
 
 
 def described(value: Any) -> str:

@@ -10,7 +10,6 @@ import linecache
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
 
     def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
         """Try a function, print what is wrong with it, and return whether it is right."""
-        name = _name_of(function, assignment, sys._getframe(1))
+        name = _name_of(function, assignment)
         try:
             question = assignment.question(name)
         except ValueError as error:
@@ -46,11 +45,13 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
     return check
 
 
-def _name_of(function: Callable[..., Any], assignment: Assignment, caller: FrameType) -> str:
+def _name_of(function: Callable[..., Any], assignment: Assignment) -> str:
     """The question that is asked about: by the notebook's variable, as for a lambda, or by the function's own name."""
-    for question in assignment.questions:
-        if function is caller.f_globals.get(question.name):
-            return question.name
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        for question in assignment.questions:
+            if function is frame.f_globals.get(question.name):
+                return question.name
     return getattr(function, "__name__", type(function).__name__)
 
 
