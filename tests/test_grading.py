@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, strategies
 from hypothesis.extra.numpy import arrays
 
-from minislice.teaching.assignments.exercise import Array, Assignment, Case, MutationQuestion, Places, Question, same
+from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
+from minislice.teaching.assignments.forms import Array, same
+from minislice.teaching.assignments.judging import Places
 from minislice.teaching.grading import sandbox as sandboxes
 from minislice.teaching.grading import wire
 from minislice.teaching.grading.marking import mark

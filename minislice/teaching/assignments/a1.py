@@ -8,8 +8,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Form, Places, Question, close
+from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
+from .forms import Array, Form
+from .judging import Places, close
 
 
 def _center_cases(rng: Generator) -> list[Case]:

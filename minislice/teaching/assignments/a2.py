@@ -7,8 +7,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Question, close, orthonormal
+from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
+from .forms import Array
+from .judging import close, orthonormal
 
 
 def _rms_cases(rng: Generator) -> list[Case]:

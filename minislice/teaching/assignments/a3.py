@@ -7,8 +7,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Form, Places, Question
+from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
+from .forms import Array, Form
+from .judging import Places
 
 
 def _cases(rng: Generator) -> list[Case]:

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Number, Places, Question, WrittenQuestion, close, orthonormal
+from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
 from .feedback import checker
+from .forms import Array, Number
+from .judging import Places, close, orthonormal
 
 
 def _moment_cases(rng: Generator) -> list[Case]:

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Places, Question, WrittenQuestion, close
+from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
 from .feedback import checker
+from .forms import Array
+from .judging import Places, close
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
 GROWING = ((3, 1, 2), (5, 3, 4), (4, 2, 4))

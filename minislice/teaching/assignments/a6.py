@@ -7,8 +7,10 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Array, Assignment, Case, Failure, Form, Places, Question, WrittenQuestion, close, orthonormal
+from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
 from .feedback import checker
+from .forms import Array, Form
+from .judging import Places, close, orthonormal
 
 
 def _normalised(x: np.ndarray, width: int, eps: float = toy.EPS) -> np.ndarray:

@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from .exercise import Assignment, Case, Failure, Number, Places, Question, close
+from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
+from .forms import Number
+from .judging import Places, close
 
 NETWORKS = (  # blocks (H_in, H_out) of attention and MLP: q, k, v and fc1 read, the output projection and fc2 write
     {"V": 5, "T": 0, "D": 2, "blocks": [(5, 3)], "biases": False},

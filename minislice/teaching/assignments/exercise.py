@@ -10,37 +10,16 @@ A case's arguments, and what a function returns, are plain values: None, bool, i
 int64 or bool, and tuples, lists and dictionaries of such. They can cross a pipe as dtype, shape and bytes.
 
 An answer is judged by the properties it must have, and against the full-width toy networks of `toy`, never against
-another version of the function that is asked for.
+another version of the function that is asked for. `judging` has what judges need.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-LARGEST = 2**62  # a number that a function may return
-TOLERANCE = 1e-10  # of a value, relative to the largest in its array, or absolute below 1
-
-
-@dataclass(frozen=True)
-class Array:
-    """A float64 array that a function must return; a size given by a letter may be any."""
-
-    name: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Number:
-    """One number that a function must return: `kind` is int or float."""
-
-    name: str
-    kind: type
-
-
-# What a function must return: an Array, a Number, None (nothing else will do), or a tuple, list or dict of those.
-Form = Any
+from .forms import Form, Misfit, conform, same
 
 
 @dataclass(frozen=True)
@@ -254,163 +233,6 @@ def examine(question: Question, arguments: Mapping[str, Any], result: Any, after
         with np.errstate(all="ignore"):
             return question.judge(arguments, result)
     except Misfit as misfit:
-        return misfit.failure
+        return Failure(*misfit.args)
     except np.linalg.LinAlgError:
         return Failure("values", "", "the numbers are so large that they can't be examined")
-
-
-class Misfit(Exception):
-    """A result of the wrong form; carries the failure."""
-
-    def __init__(self, failure: Failure):
-        self.failure = failure
-
-
-def conform(form: Form, result: Any, name: str) -> Any:
-    """The result in its form: tuples for tuples and lists for lists, numbers as Python's.
-
-    Raises:
-        Misfit: it has another type or shape, or a NaN or an infinity.
-    """
-    if isinstance(form, Array):
-        return _array(form, result)
-    if isinstance(form, Number):
-        return _number(form, result)
-    if form is None:
-        if result is not None:
-            raise Misfit(Failure("type", name, f"expected None, got {described(result)}"))
-        return None
-    if isinstance(form, dict):
-        if not isinstance(result, dict):
-            raise Misfit(Failure("type", name, f"expected a dictionary, got {described(result)}"))
-        for key in form:
-            if key not in result:
-                raise Misfit(Failure("type", name, f"the dictionary has no {key!r}"))
-        return {key: conform(part, result[key], key) for key, part in form.items()}
-    names = ", ".join(_name(part, f"{name}[{i}]") for i, part in enumerate(form))
-    if not isinstance(result, (tuple, list)) or len(result) != len(form):
-        raise Misfit(Failure("type", name, f"expected {len(form)} values, {names}; got {described(result)}"))
-    return type(form)(conform(part, value, _name(part, name)) for part, value in zip(form, result, strict=True))
-
-
-def _name(form: Form, otherwise: str) -> str:
-    return form.name if isinstance(form, (Array, Number)) else otherwise
-
-
-def _array(form: Array, result: Any) -> np.ndarray:
-    fits = isinstance(result, np.ndarray) and result.dtype == np.float64
-    kind = "shape" if fits else "type"
-    if not (fits and _fits(form.shape, result.shape)):
-        wanted = f"float64 [{', '.join(map(str, form.shape))}]"
-        raise Misfit(Failure(kind, form.name, f"expected {wanted}, got {described(result)}"))
-    finite = np.isfinite(result)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        word = "NaN" if np.isnan(result[first]) else "infinity"
-        raise Misfit(Failure("finite", form.name, f"{word} at {list(first)}"))
-    return result
-
-
-def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
-    return len(wanted) == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(wanted, shape, strict=True))
-
-
-def _number(form: Number, result: Any) -> int | float:
-    if isinstance(result, np.ndarray) and result.ndim == 0:
-        result = result[()]
-    allowed = (int, np.integer) if form.kind is int else (int, np.integer, float, np.floating)
-    if isinstance(result, (bool, np.bool_)) or not isinstance(result, allowed):
-        article = "an int" if form.kind is int else "a float"
-        raise Misfit(Failure("type", form.name, f"expected {article}, got {described(result)}"))
-    if abs(result) > LARGEST:  # not NaN
-        raise Misfit(Failure("finite", form.name, "far too large"))
-    result = form.kind(result)
-    if result != result:
-        raise Misfit(Failure("finite", form.name, "NaN"))
-    return result
-
-
-def described(value: Any) -> str:
-    """A value's type and shape: "float64 [6, 10]", "list of 3", "None"."""
-    if value is None:
-        return "None"
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} [{', '.join(map(str, value.shape))}]"
-    if isinstance(value, (tuple, list, dict)):
-        return f"{type(value).__name__} of {len(value)}"
-    return type(value).__name__
-
-
-def same(a: Any, b: Any) -> bool:
-    """Two plain values are equal to the last bit (NaN to NaN)."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (tuple, list)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
-    """Equal to within `tolerance` of the largest expected value, or of 1."""
-    expected, got = np.asarray(expected), np.asarray(got)
-    return bool((np.abs(expected - got) <= tolerance * max(1.0, np.abs(expected).max(initial=0.0))).all())
-
-
-def orthonormal(place: str, Q: np.ndarray) -> Failure | None:
-    """A failure unless the columns of Q are orthonormal."""
-    apart = np.abs(Q.T @ Q - np.eye(Q.shape[1]))
-    if not apart.size or apart.max() <= 1e-8:
-        return None
-    worst = [int(i) for i in np.unravel_index(apart.argmax(), apart.shape)]
-    numbers = f"{place}^T {place} differs from the identity by {apart.max():.2g} at {worst}"
-    return Failure("values", place, "its columns are not orthonormal", numbers)
-
-
-class Places:
-    """Values and what they must be, place by place: "W_in[0]", "b_out[1]", "k"."""
-
-    def __init__(self) -> None:
-        self._wrong: list[Failure] = []
-        self._right: dict[str, bool] = {}  # by name, in order: every place of this name is right
-
-    def add(
-        self, place: str, expected: Any, got: Any, mistakes: Mapping[str, Any] | None = None, hint: str = ""
-    ) -> "Places":
-        """Compare one place.
-
-        Args:
-            expected: an array or a number; got has the same shape.
-            mistakes: what the value would be after a well-known mistake, by the sentence that names it.
-            hint: a question that leads on.
-        """
-        name, right = place.split("[")[0], close(expected, got)
-        self._right[name] = right and self._right.get(name, True)
-        if not right:
-            what, values = difference(expected, got)
-            named = [sentence for sentence, value in (mistakes or {}).items() if close(value, got)]
-            self._wrong.append(Failure("values", place, what, values, (), "".join(named[:1]), hint))
-        return self
-
-    def failure(self) -> Failure | None:
-        """The first place that is wrong, with the names of what is right, or None."""
-        fine = tuple(name for name, right in self._right.items() if right)
-        return replace(self._wrong[0], fine=fine) if self._wrong else None
-
-
-def difference(expected: Any, got: Any) -> tuple[str, str]:
-    """Two sentences on the first entry that differs: without and with its values."""
-    expected, got = np.asarray(expected, dtype=np.float64), np.asarray(got, dtype=np.float64)
-    apart = np.abs(expected - got)
-    scale = max(1.0, np.abs(expected).max(initial=0.0))
-    first = tuple(int(i) for i in np.argwhere(~(apart <= TOLERANCE * scale))[0])
-    relative = apart.max() / max(np.abs(expected).max(), np.finfo(float).tiny)
-    at = f"first difference at {list(first)}" if first else "another value"
-    numbers = f"expected {expected[first]:.4g}, got {got[first]:.4g}"
-    if expected.ndim:
-        shape = f"float64 [{', '.join(map(str, expected.shape))}]"
-        return f"expected {shape}, got {shape}; {at}", f"{numbers} (max relative {relative:.2g})"
-    return at, numbers
