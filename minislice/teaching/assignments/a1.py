@@ -100,7 +100,14 @@ def _judge_writer(arguments: Mapping[str, Any], result: tuple) -> Failure | None
     return _writer(Places(), "", arguments, result, "LayerNorm").failure()
 
 
-def _writer(places: Places, which: str, layer: Mapping[str, Any], got: tuple, norm: str) -> Places:
+def _writer(
+    places: Places,
+    which: str,
+    layer: Mapping[str, Any],
+    got: tuple,
+    norm: str,
+    hint: str = "what is written for one neuron is one row of W.",
+) -> Places:
     """Add what W and b must write where the norms are of this kind."""
     W, b = layer.values()
     wrong = {
@@ -114,7 +121,7 @@ def _writer(places: Places, which: str, layer: Mapping[str, Any], got: tuple, no
         return toy.centred({"norm": norm}, h @ W if b is None else h @ W + b)
 
     W_wanted, b_wanted = toy.weights_of(writes, len(W))
-    places.add(f"W{which}", W_wanted, got[0], wrong, "what is written for one neuron, or one token, is one row.")
+    places.add(f"W{which}", W_wanted, got[0], wrong, hint)
     if b is not None:
         mistakes = {"It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean.": b}
         places.add(f"b{which}", b_wanted, got[1], mistakes, "who writes the signal besides W_out?")
@@ -157,7 +164,8 @@ def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
     head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
     for name in ("_embd", "_pos"):
         if net["W" + name] is not None:
-            _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), net["norm"])
+            hint = "who writes the signal before the first block, and which norm would subtract its mean?"
+            _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), net["norm"], hint)
     for block in range(len(net["W_in"])):
         layer = {name: toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")}
         _reader(places, f"_in[{block}]", layer, (fused["W_in"][block], toy.part(fused, "b_in", block)))

@@ -134,7 +134,7 @@ def _judge_low_rank(arguments: Mapping[str, Any], A: np.ndarray) -> Failure | No
     failure = Places().add("A A^T", np.eye(k) - S, A @ A.T, mistakes, hint).failure()
     if failure:
         where = "I - A A^T" if k == k_next else f"I - A A^T against the first {k} columns of P^T R'"
-        return replace(failure, where=where, what="it is not P^T R'; " + failure.what)
+        return replace(failure, where=where, what="it is not P^T R'\n" + failure.what)
     if A.shape[1] > most:
         what = f"it has {A.shape[1]} columns, D - k_next = {D - k_next} and k = {k} allow {most}"
         return Failure("values", "A", what, fine=("A A^T",), hint="how many cosines can be below 1?")

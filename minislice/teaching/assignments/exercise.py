@@ -29,7 +29,7 @@ class Failure:
     Args:
         kind: "missing", "exception", "changed", "type", "shape", "finite" or "values", in the order they are looked at.
         where: the place, as the student calls it: "b_out[1]".
-        what: what is wrong there, without a number of the case.
+        what: what is wrong there, in one line or two, without a number of the case.
         values: the numbers, for the eyes of whoever may know the case.
         fine: names of results that are right.
         mistake: what was probably done, where it is recognised.
@@ -45,11 +45,11 @@ class Failure:
     hint: str = ""
 
     def lines(self, values: bool = True) -> list[str]:
-        """The failure in words, one sentence a line, with or without the numbers of the case."""
-        place = f"{self.where}: {self.what}" if self.where else self.what
-        last = [", ".join(f"{name} ok" for name in self.fine) + "." if self.fine else ""]
-        last += [f"Hint: {self.hint}" if self.hint else ""]
-        lines = [place, self.values if values else "", self.mistake, "  ".join(part for part in last if part)]
+        """The failure in words, line by line, with or without the numbers of the case."""
+        parts = [self.where, self.what, self.values if values else ""]
+        fine = ", ".join(f"{name} ok" for name in self.fine)
+        lines = ": ".join(part for part in parts if part).split("\n")
+        lines += [self.mistake, fine and f"{fine}.", self.hint and f"Hint: {self.hint}"]
         return [line for line in lines if line]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .exercise import Assignment, Case, Failure, MutationQuestion, Question, examine, raised
+from .forms import described
 
 
 def checker(assignment: Assignment) -> Callable[..., bool]:
@@ -73,7 +74,7 @@ def try_case(question: Question, function: Callable[..., Any], case: Case) -> Fa
     try:
         result = function(*after.values())
     except (Exception, SystemExit) as error:
-        return _how_raised(error, function)
+        return _how_raised(error, function, f"called with {_described(case)}")
     return examine(question, case.arguments, result, after)
 
 
@@ -97,10 +98,19 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
     return heading, failure, not kills.survived
 
 
-def _how_raised(error: BaseException, function: Callable[..., Any]) -> Failure:
+def _described(case: Case) -> str:
+    """The arguments, in a word each, and what is in the dictionaries among them."""
+    words = []
+    for name, value in case.arguments.items():
+        parts = value.items() if isinstance(value, dict) else [(name, value)]
+        words += [f"{part} {described(content)}" for part, content in parts]
+    return ", ".join(words)
+
+
+def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:
     """The exception and the last line of the student's that it went through."""
     code = getattr(function, "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     line = frames[-1].lineno if frames else None
     text = linecache.getline(frames[-1].filename, line) if frames else ""
-    return raised(type(error).__name__, str(error), line, text)
+    return raised(type(error).__name__, f"{error}\n{called}".strip(), line, text)

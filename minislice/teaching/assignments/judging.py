@@ -69,5 +69,5 @@ def difference(expected: Any, got: Any) -> tuple[str, str]:
     numbers = f"expected {expected[first]:.4g}, got {got[first]:.4g}"
     if expected.ndim:
         shape = f"float64 [{', '.join(map(str, expected.shape))}]"
-        return f"expected {shape}, got {shape}; {at}", f"{numbers} (max relative {relative:.2g})"
+        return f"expected {shape}, got {shape}\n{at}", f"{numbers} (max relative {relative:.2g})"
     return at, numbers
