@@ -105,7 +105,7 @@ def zero_shot(
 
 
 def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -115,16 +115,10 @@ def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
     if missing := [task for task in tasks if task not in manager.all_subtasks]:
         raise ValueError(f"the LM Evaluation Harness has no task {', '.join(missing)}")
     try:
-        return simple_evaluate(
-            language,
-            tasks=tasks,
-            num_fewshot=0,
-            limit=limit,
-            task_manager=manager,
-            random_seed=None,  # nothing here is random; the caller's generators stay as they are
-            numpy_random_seed=None,
-            torch_random_seed=None,
-        )
+        loaded = manager.load(tasks)
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", 0)
+        return evaluate(language, loaded, limit=limit)
     except (OSError, datasets.exceptions.DatasetsError) as error:  # a ConnectionError is one
         raise ValueError(
             f"can't get {', '.join(tasks)} from the hub: {error}; give a folder of local copies with tasks_from"
