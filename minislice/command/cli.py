@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import demo, evaluate, export, generate, slice, verify
+from . import demo, evaluate, export, generate, recover, slice, verify, zeroshot
 from .inputs import device_of
 from .parser import parser_for
 
@@ -15,6 +15,8 @@ COMMANDS = {
     "verify": verify,
     "slice": slice,
     "eval": evaluate,
+    "zeroshot": zeroshot,
+    "recover": recover,
     "generate": generate,
     "export": export,
 }
