@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "minislice"
-WINGS = ("architecture", "corpus", "measuring", "storage", "large", "command", "teaching")
+WINGS = ("architecture", "corpus", "measuring", "storage", "large", "reproduction", "command", "teaching")
 # What each may import, besides itself and what lies outside the package; "paper" is the top level.
 MAY_IMPORT = {
     "architecture": set(),
@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "measuring": {"architecture", "corpus", "paper"},
     "storage": {"architecture", "corpus", "paper"},
     "large": {"architecture", "corpus", "paper", "measuring", "storage"},
-    "command": {"architecture", "corpus", "paper", "measuring", "storage", "large", "teaching"},
+    "reproduction": {"architecture", "corpus", "paper", "measuring", "storage", "large"},
+    "command": {"architecture", "corpus", "paper", "measuring", "storage", "large", "reproduction", "teaching"},
     "teaching": {"architecture", "corpus", "paper", "measuring", "storage", "large"},
 }
 
@@ -78,6 +79,8 @@ def test_architecture_imports_torch_transformers_and_its_siblings_alone():
         ("pca.py", "from .storage.files import INDEX", {"storage"}),
         ("architecture/blocks.py", "from ..fusion import fuse", {"paper"}),
         ("corpus/text.py", "def f():\n    from ..command import cli", {"command"}),
+        ("reproduction/runner.py", "from ..command import cost", {"command"}),
+        ("measuring/timing.py", "from ..reproduction.protocol import TASKS", {"reproduction"}),
         ("measuring/cost.py", "from .. import rotation\nfrom ..teaching.plots import spectrum", {"teaching"}),
     ],
 )
