@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import cost, demo, evaluate, export, generate, slice, verify
+from . import cost, demo, evaluate, export, generate, report, reproduce, slice, verify
 from .inputs import device_of
 from .parser import parser_for
 
@@ -18,6 +18,8 @@ COMMANDS = {
     "generate": generate,
     "export": export,
     "cost": cost,
+    "reproduce": reproduce,
+    "report": report,
 }
 
 
