@@ -188,8 +188,9 @@ def hub(monkeypatch):
 
 
 def test_wikitext2_calibrates_on_its_training_text_and_tests_on_its_test_text(hub):
-    assert load_text("wikitext2") == [" = A = \n", "Of training.\n"]
-    assert load_text("wikitext2", "test") == [" = B = \n", "Of the test.\n"]
+    """One text, its empty rows kept: without them it has fewer tokens, and no printed perplexity is reached."""
+    assert load_text("wikitext2") == ["\n\n = A = \n\n\n\n\nOf training.\n"]
+    assert load_text("wikitext2", "test") == ["\n\n = B = \n\n\nOf the test.\n\n\n"]
     name = ("Salesforce/wikitext", "wikitext-2-raw-v1")
     assert hub == [(*name, "train"), (*name, "test")]
 

@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import demo, evaluate, export, generate, recover, slice, verify, zeroshot
+from . import cost, demo, evaluate, export, generate, recover, report, reproduce, slice, verify, zeroshot
 from .inputs import device_of
 from .parser import parser_for
 
@@ -19,6 +19,9 @@ COMMANDS = {
     "recover": recover,
     "generate": generate,
     "export": export,
+    "cost": cost,
+    "reproduce": reproduce,
+    "report": report,
 }
 
 

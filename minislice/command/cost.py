@@ -1,0 +1,113 @@
+"""`minislice cost`: what inference costs by slicing level and form of adapter, dense beside sliced."""
+
+import argparse
+import dataclasses
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
+
+from ..adapters import FORMS
+from ..measuring.shapes import SHAPES, random_model, sliced_config
+from ..measuring.timing import Pair, compare, product_milliseconds
+from ..storage.checkpoint import load_config, locate
+from .output import print_result
+from .parser import MODEL_HELP, add_machine, positive
+
+HELP = "time inference, dense beside sliced in one run: latency, throughput, memory, FLOPs"
+PRODUCT_TOKENS = 2048  # table 12
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """Add this command's own."""
+    sub.description += (
+        " Only the model's config is read: times depend on shapes alone, so the weights are random, and the bases that "
+        "slicing would find are too. MODEL may also be one of the paper's shapes."
+    )
+    sub.add_argument("model", metavar="MODEL", help=f"{', '.join(SHAPES)}; {MODEL_HELP}, dense or sliced")
+    sub.add_argument("--slicing", default="0.25", help="fractions to delete, comma-separated (default: 0.25)")
+    sub.add_argument("--adapter", default="low-rank", help=f"some of {', '.join(FORMS)} (default: low-rank)")
+    sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
+    sub.add_argument("--prompt", type=positive, default=128, help="tokens of the prefill (default: 128)")
+    sub.add_argument("--length", type=positive, default=128, help="tokens generated (default: 128)")
+    sub.add_argument("--rounds", type=positive, default=5, help="turns of each model (default: 5)")
+    text = "sequences generated together, for the throughput (default: on a GPU the largest that fits, else 8)"
+    sub.add_argument("--batch-size", type=positive, help=text)
+    text = "table 12 as well: every matrix product of one layer, so many times (the paper: 1000)"
+    sub.add_argument("--products", type=positive, metavar="REPEATS", help=text)
+    add_machine(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.device == "auto":
+        raise ValueError("cost measures one device: give cpu or cuda:0, not auto")
+    dense_config, variants = _variants(arguments)
+    dtype = _dtype(arguments, dense_config)
+    machine = {"dtype": dtype, "device": arguments.device}
+    dense = random_model(dense_config, **machine)
+    rows = []
+    for variant, config in tqdm(variants.items(), desc="cost", leave=False, disable=arguments.quiet):
+        sliced = random_model(config, **machine)
+        names = ("prompt", "length", "rounds", "batch_size")
+        found = compare(dense, sliced, **{name: getattr(arguments, name) for name in names})
+        if arguments.products:
+            found |= _products(dense, sliced, arguments.products)
+        rows.append({"variant": variant, **{name: dataclasses.asdict(pair) for name, pair in found.items()}})
+        del sliced
+    head = f"{arguments.model}, {str(dtype).removeprefix('torch.')}, {_device_name(arguments.device)}"
+    print_result(arguments, {"model": arguments.model, "machine": head, "rows": rows}, _table(head, rows))
+    return 0
+
+
+def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, PreTrainedConfig]]:
+    """The dense config, and the sliced ones that are measured beside it."""
+    config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model))
+    if config.model_type == "minislice":
+        return config.base, {"as it is": config}
+    try:
+        levels = [float(level) for level in arguments.slicing.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--slicing takes fractions, comma-separated, got {arguments.slicing!r}") from error
+    return config, {
+        f"{level:.0%}, {form}": sliced_config(config, slicing=level, adapter=form, slice_head=arguments.slice_head)
+        for level in levels
+        for form in arguments.adapter.split(",")
+    }
+
+
+def _dtype(arguments: argparse.Namespace, config: PreTrainedConfig) -> torch.dtype:
+    if arguments.dtype:
+        return getattr(torch, arguments.dtype)
+    return torch.float32 if arguments.device == "cpu" else config.dtype or torch.float16
+
+
+def _products(dense, sliced, repeats: int) -> dict[str, Pair]:
+    both = product_milliseconds({"dense": dense, "sliced": sliced}, tokens=PRODUCT_TOKENS, repeats=repeats)
+    found = {}
+    for name in both["sliced"] | both["dense"]:
+        a, b = both["dense"].get(name), both["sliced"].get(name)
+        found[f"{name}, ms"] = Pair(a, b, b / a if a and b else None)
+    return found
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
+def _table(head: str, rows: list[dict]) -> str:
+    lines = [head]
+    for row in rows:
+        lines.append(f"\n{row['variant']:24s} {'dense':>16s} {'sliced':>16s} {'ratio':>7s}")
+        for name, pair in row.items():
+            if name != "variant":
+                ratio = "-" if pair["ratio"] is None else f"{pair['ratio']:.2f}"
+                lines.append(f"{name:24s} {_cell(pair['dense'])} {_cell(pair['sliced'])} {ratio:>7s}")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return f"{'-':>16s}"
+    return f"{value:16,d}" if isinstance(value, int) else f"{value:16,.3f}"

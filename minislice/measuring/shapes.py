@@ -1,0 +1,109 @@
+"""Models that are only there to be timed: the paper's shapes, dense and as slicing would leave them, random weights.
+
+Times and memory depend on shapes alone, so no weights are needed, no hub, and no slicing. In random weights no two
+bases share more than they must: the low-rank adapters have the highest rank there is, which trained models reach too
+unless a tolerance drops some of it.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel
+
+from ..architecture.configuration import SlicedConfig
+from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.network import network
+from ..fusion import fuse
+from ..options import SlicingOptions
+
+
+def _opt(width: int, layers: int, heads: int) -> OPTConfig:
+    return OPTConfig(
+        hidden_size=width,
+        word_embed_proj_dim=width,
+        ffn_dim=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=2048,
+        vocab_size=50272,
+    )
+
+
+def _llama(width: int, inner: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        vocab_size=32000,
+    )
+
+
+# The models of the paper, by their names there in lower case.
+SHAPES: dict[str, PreTrainedConfig] = {
+    "opt-125m": _opt(768, 12, 12),
+    "opt-1.3b": _opt(2048, 24, 32),
+    "opt-2.7b": _opt(2560, 32, 32),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "opt-13b": _opt(5120, 40, 40),
+    "opt-30b": _opt(7168, 48, 56),
+    "opt-66b": _opt(9216, 64, 72),
+    "llama-2-7b": _llama(4096, 11008, 32, 32, 32),
+    "llama-2-13b": _llama(5120, 13824, 40, 40, 40),
+    "llama-2-70b": _llama(8192, 28672, 80, 64, 8),
+    "phi-2": PhiConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=2048,
+        vocab_size=51200,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
+    ),
+}
+
+
+def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
+    """The config that slicing a model of this (dense) config leaves, at the highest ranks of its adapters.
+
+    Args:
+        options: of `SlicingOptions`; widths must not depend on a spectrum.
+
+    Raises:
+        ValueError: options that are out of range, or don't fit the model; a config that is sliced already.
+    """
+    options = SlicingOptions(**options)
+    if options.discard is not None:
+        raise ValueError("discard reads widths off a model's spectrum; give slicing or width")
+    with torch.device("meta"):
+        dense = AutoModelForCausalLM.from_config(config)
+        # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
+        room = config.hidden_size - isinstance(network(dense).final_norm, nn.LayerNorm)
+        known = SlicedForCausalLM.wrap(fuse(dense)).config
+    widths = options.widths(config.hidden_size, len(known.widths))
+    forms = [_form(options.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
+    fields = {name: getattr(known, name) for name in ("base", "norm_eps", "biases", "head_bias", "head_was_tied")}
+    return SlicedConfig(widths=widths, adapters=forms, **fields)
+
+
+def _form(adapter: str, room: int, k: int, k_next: int) -> str | int | None:
+    """As `SlicedConfig` says it; two subspaces of `room` dimensions may differ in `room` - k directions at most."""
+    if adapter == "full" or k > k_next:
+        return "full"
+    rank = 0 if adapter == "none" else max(0, min(k, room - k_next))
+    return None if rank == 0 and k == k_next else rank
+
+
+@torch.no_grad()
+def random_model(config: PreTrainedConfig, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """A model of this config, dense or sliced, with random weights, made on the device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for parameter in model.parameters():
+        if not parameter.any():  # a product with zeros draws less power, and a GPU is then faster than it really is
+            parameter.normal_(std=0.02)
+    return model

@@ -1,0 +1,158 @@
+"""What inference costs: shapes against models that were really sliced, turns, the largest batch, memory."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import minislice
+from minislice.adapters import FORMS
+from minislice.command.cli import main
+from minislice.corpus.embedded import EMBEDDED
+from minislice.measuring.shapes import SHAPES, random_model, sliced_config
+from minislice.measuring.timing import compare, in_turns, largest_batch, median_ratio, peak_memory, product_milliseconds
+
+CPU = {"dtype": torch.float32, "device": "cpu"}
+
+
+def shapes_of(model):
+    return {name.removeprefix("base."): tuple(p.shape) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("adapter", FORMS)
+@pytest.mark.parametrize("slice_head", [False, True])
+def test_a_shape_is_that_of_a_model_that_was_sliced(name, adapter, slice_head):
+    model, _ = minislice.load(name, dtype=torch.float32)
+    config, options = model.config, {"slicing": 0.25, "adapter": adapter, "slice_head": slice_head}
+    tokens = torch.randint(300, (8, 64), generator=torch.Generator().manual_seed(0))
+    sliced = minislice.slice_model(model, tokens, **options)
+    shape = random_model(sliced_config(config, **options), **CPU)
+    assert shapes_of(shape) == shapes_of(sliced)
+    other = random_model(sliced_config(config, **(options | {"slicing": 0.3})), **CPU)
+    assert shapes_of(other) != shapes_of(sliced)
+
+
+def test_the_papers_shapes_have_the_papers_sizes():
+    """Billions of parameters, as the models are named; Phi-2 has 2.7 or, head and embeddings counted, 2.78."""
+    sizes = {"opt-125m": 0.125, "opt-1.3b": 1.3, "opt-6.7b": 6.7, "opt-66b": 66, "llama-2-7b": 6.7, "llama-2-70b": 69}
+    for name, billions in (sizes | {"llama-2-13b": 13, "opt-13b": 13, "opt-30b": 30, "phi-2": 2.8}).items():
+        with torch.device("meta"):
+            count = minislice.parameters(AutoModelForCausalLM.from_config(SHAPES[name]))
+        assert abs(count / 1e9 / billions - 1) < 0.05, name
+
+
+def test_llama_70b_at_30_percent_has_the_papers_51_billion_parameters_between_no_adapters_and_full_ones():
+    sizes = {}
+    for adapter in ("none", "full"):
+        with torch.device("meta"):
+            sizes[adapter] = minislice.parameters(
+                AutoModelForCausalLM.from_config(sliced_config(SHAPES["llama-2-70b"], slicing=0.3, adapter=adapter))
+            )
+    assert sizes["none"] < 51.6e9 < sizes["full"] < 1.05 * 51.6e9
+
+
+def test_a_width_that_the_spectrum_decides_has_no_shape():
+    with pytest.raises(ValueError, match="give slicing or width"):
+        sliced_config(SHAPES["opt-125m"], discard=0.1)
+
+
+def test_everyone_has_a_turn_in_every_round_and_the_first_round_does_not_count():
+    turns = []
+    seconds = in_turns({name: lambda name=name: turns.append(name) for name in "ab"}, torch.device("cpu"), 3)
+    assert turns == ["a", "b"] * 4
+    assert {name: len(measured) for name, measured in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_taken_within_its_round():
+    """The machine is ten times as slow in the second round, for both."""
+    assert median_ratio([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 0.5
+    assert sum([1.0, 10.0, 1.0]) / 2.0 != 0.5
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 7, 100, 512, 1000])
+def test_the_largest_batch_fits_and_an_eighth_more_does_not(room):
+    tried = []
+    found = largest_batch(lambda size: tried.append(size) or size <= room)
+    assert found <= room < found + max(1, found // 8) + 1
+    assert len(tried) <= 16
+
+
+def test_a_device_on_which_nothing_fits_is_an_error():
+    with pytest.raises(ValueError, match="not even one"):
+        largest_batch(lambda size: False)
+
+
+def test_the_search_ends_where_everything_fits():
+    assert largest_batch(lambda size: True, limit=64) == 64
+
+
+def test_peak_memory_sees_what_was_held_and_let_go():
+    with peak_memory(torch.device("cpu")) as peak:
+        held = torch.ones(50_000_000 // 4)
+        del held
+    if peak.before is None:
+        pytest.skip("this system doesn't say")
+    assert 40e6 < peak.added < 80e6
+
+
+def test_compare_counts_what_slicing_changes_and_times_both():
+    config = minislice.load("mini-phi")[0].config
+    dense, sliced = (
+        random_model(c, **CPU) for c in (config, sliced_config(config, slicing=0.25, adapter="none", slice_head=True))
+    )
+    found = compare(dense, sliced, prompt=4, length=2, rounds=1, batch_size=2)
+    assert found["parameters"].sliced == minislice.parameters(sliced) < found["parameters"].dense
+    assert found["FLOPs a token"].ratio < 1 and found["batch"].dense == found["batch"].sliced == 2
+    for quantity in ("prefill, ms", "decoding, ms a token", "tokens a second"):
+        assert min(found[quantity].dense, found[quantity].sliced, found[quantity].ratio) > 0
+
+
+def test_table_12s_total_is_the_products_without_the_adapters():
+    config = minislice.load("mini-llama")[0].config
+    models = {"full": random_model(sliced_config(config, slicing=0.25, adapter="full"), **CPU)}
+    products = product_milliseconds(models, tokens=8, repeats=3)["full"]
+    adapter, total = products.pop("adapter"), products.pop("total")
+    assert set(products) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert total == pytest.approx(sum(products.values())) and adapter > 0
+
+
+def run_json(capsys, *arguments):
+    status = main(["cost", *arguments, "--json", "--quiet"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+SHORT = ("--prompt", "4", "--length", "2", "--rounds", "1", "--batch-size", "1")
+
+
+def test_the_command_measures_every_level_and_form(capsys):
+    status, result = run_json(capsys, "mini-phi", "--slicing", "0.2,0.3", "--adapter", "full,none", *SHORT)
+    assert status == 0
+    assert [row["variant"] for row in result["rows"]] == ["20%, full", "20%, none", "30%, full", "30%, none"]
+    sizes = [row["parameters"]["sliced"] for row in result["rows"]]
+    assert sizes[0] > sizes[1] > sizes[3]
+
+
+def test_the_command_takes_a_sliced_models_folder_without_its_weights(capsys, tmp_path):
+    model, _ = minislice.load("mini-opt", dtype=torch.float32)
+    minislice.slice_model(model, torch.arange(40).view(2, 20), width=100).save_pretrained(tmp_path / "sliced")
+    (tmp_path / "sliced" / "model.safetensors").unlink()
+    _, result = run_json(capsys, str(tmp_path / "sliced"), *SHORT)
+    (row,) = result["rows"]
+    assert row["parameters"]["sliced"] == minislice.parameters(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["opt-125m", "--slicing", "a lot"], "comma-separated"),
+        (["opt-125m", "--adapter", "round"], "adapter must be one of"),
+        (["opt-125m", "--device", "auto"], "one device"),
+        (["opt-125m", "--slicing", "1.5"], "fraction to delete"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, said):
+    assert main(["cost", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
