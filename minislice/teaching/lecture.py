@@ -42,12 +42,23 @@ def begin(seed: int = 0) -> Lesson:
 
 
 def token_sets(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, samples: int = 16, seqlen: int = 256, seed: int = 0
-) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "samples seqlen"]]:
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int = 16,
+    evaluation: int = 32,
+    seqlen: int = 256,
+    seed: int = 0,
+) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "evaluation seqlen"]]:
     """A calibration and an evaluation set that share no token of the text.
 
+    The evaluation set is the same wherever `evaluation`, `seqlen` and `seed` are, so that notebooks may be compared.
+
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second evaluates.
+        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second
+            evaluates.
+        samples: windows of the calibration set.
+        evaluation: windows of the evaluation set.
 
     Raises:
         ValueError: no such text, or too little of it.
@@ -57,8 +68,8 @@ def token_sets(
     else:
         stream = tokenize(load_text(text), tokenizer)
         streams = [stream[: len(stream) // 2], stream[len(stream) // 2 :]]
-    calibration, evaluation = (sample(stream, samples, seqlen, seed) for stream in streams)
-    return calibration, evaluation
+    counts = (samples, evaluation)
+    return tuple(sample(stream, count, seqlen, seed) for stream, count in zip(streams, counts, strict=True))
 
 
 def signals(
