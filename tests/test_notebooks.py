@@ -83,13 +83,27 @@ def figures_are_read(notebook):
 
 
 def exercises_have_solutions(notebook):
+    """A question without an answer in it, an empty cell for the student, then the answer: folded, and tagged."""
     asked = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("**Exercise ")]
     assert 3 <= len(asked) <= 5, f"{len(asked)} exercises"
     for index in asked:
-        assert "<details>" in notebook.cells[index].source, "not collapsed"
-        solution = notebook.cells[index + 1]
-        assert solution.cell_type == "code" and solution.metadata.jupyter.source_hidden, "not hidden"
+        question, empty, answer, solution = notebook.cells[index : index + 4]
+        assert "<details>" not in question.source, "the answer is in the question"
+        assert empty.cell_type == "code" and empty.source == "# your code" and not empty.outputs, "no empty cell"
+        assert "solution" not in empty.metadata.get("tags", []), "the empty cell would not be handed out"
+        assert answer.cell_type == "markdown" and answer.source.startswith("<details>"), "not collapsed"
+        hidden = solution.metadata.jupyter
+        assert solution.cell_type == "code" and hidden.source_hidden and hidden.outputs_hidden, "not hidden"
         assert "assert " in solution.source, "asserts nothing"
+        assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
+
+
+def perplexities_are_compared_with_errors(notebook):
+    """By `perplexity_ratio`, on the same windows; a perplexity by itself compares nothing."""
+    source = "\n".join(lines(notebook))
+    assert "minislice.perplexity(" not in source and "equal_size(" not in source, "a comparison without an error"
+    printed = "".join(texts(notebook))
+    assert "window_losses(" not in source or re.search(r"\d ± \d", printed), "no standard error is printed"
 
 
 def small_cells(notebook):
@@ -100,8 +114,12 @@ def small_cells(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes),
-    *(figures_are_read, exercises_have_solutions, small_cells),
+    *(figures_are_read, exercises_have_solutions, perplexities_are_compared_with_errors, small_cells),
 )
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
 def read(path):
@@ -170,6 +188,10 @@ def mistakes():
         for cell in notebook.cells:
             cell.source = cell.source.replace(old, new)
 
+    def hide(notebook, **hidden):
+        for cell in notebook.cells:
+            cell.metadata.get("jupyter", {}).update(hidden)
+
     return {
         "a cell not run": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=None)),
         "run out of order": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=7)),
@@ -181,16 +203,35 @@ def mistakes():
         "an object's repr": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("<Axes: >"))),
         "a progress bar": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("\r 5%| 9it/s"))),
         "a path printed": (without_absolute_paths, lambda n: code_cells(n)[1].outputs.append(output("in /home/me/x"))),
-        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-opt"', '"/home/me/models/opt"')),
+        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-llama"', '"/home/me/models/llama"')),
         "no title": (opens_and_closes, lambda n: n.cells.pop(0)),
         "no closing cell": (opens_and_closes, lambda n: n.cells.pop()),
-        "another model": (opens_and_closes, lambda n: source(n, 'MODEL = "mini-opt"', 'MODEL = "facebook/opt-125m"')),
+        "another model": (opens_and_closes, lambda n: source(n, 'MODEL = "mini-', 'MODEL = "facebook/')),
         "a figure without a reading": (figures_are_read, lambda n: source(n, "*Reading:", "*")),
-        "a solution in the open": (
-            exercises_have_solutions,
-            lambda n: [cell.metadata.get("jupyter", {}).update(source_hidden=False) for cell in n.cells],
-        ),
+        "a solution in the open": (exercises_have_solutions, lambda n: hide(n, source_hidden=False)),
+        "a solution's output in the open": (exercises_have_solutions, lambda n: hide(n, outputs_hidden=False)),
         "a solution without a check": (exercises_have_solutions, lambda n: source(n, "assert ", "print")),
+        "an answer in the question": (
+            exercises_have_solutions,
+            lambda n: source(n, "**Exercise 1.**", "**Exercise 1.** <details>42</details>"),
+        ),
+        "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
+        "a solution in the student's cell": (
+            exercises_have_solutions,
+            lambda n: source(n, "# your code", "# your code: k = 128"),
+        ),
+        "a solution without its tag": (
+            exercises_have_solutions,
+            lambda n: tagged(n, "solution")[0].metadata.update(tags=[]),
+        ),
+        "perplexities without an error": (
+            perplexities_are_compared_with_errors,
+            lambda n: source(n, "window_losses(model", "minislice.perplexity(model"),
+        ),
+        "no error printed": (
+            perplexities_are_compared_with_errors,
+            lambda n: [cell.update(outputs=[]) for cell in code_cells(n)],
+        ),
         "a long cell": (small_cells, lambda n: code_cells(n)[0].update(source="x = 1\n" * 30)),
     }, break_
 
