@@ -164,7 +164,7 @@ def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str
         ax.scatter(x, y, label=label, linewidths=1.0, **shape, **({"color": COLOURS[index]} if index else {}))
     ax.set_aspect("equal")
     _finish(ax, xlabel, ylabel, title)
-    ax.legend(loc="center")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(clouds))
     return ax
 
 
