@@ -5,8 +5,12 @@ Every structural rule is also run against a notebook that breaks it, and must fa
 
 import copy
 import itertools
+import json
 import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -173,6 +177,44 @@ def test_notebook_runs_from_clean_and_prints_what_is_committed(path, tmp_path):
         if "generate(" not in code_cells(fresh)[index].source and index < len(words(fresh)) - 1:
             assert now == then, f"cell {index + 1} prints something else than is committed: run the notebook again"
     assert not list(tmp_path.iterdir()), "a notebook leaves files behind"
+
+
+def handout_command():
+    """The command in notebooks/README.md that makes a handout, as one line."""
+    readme = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"jupyter nbconvert --to notebook --output-dir=handout[^`]*", readme)
+    return " ".join(command.replace("\\\n", " ").split())
+
+
+def without_answers(handout, notebook):
+    """Every question with its empty cell, and no line of any solution's source, text or output."""
+    assert len(tagged(handout, "student")) == len(tagged(notebook, "student")) >= 3
+    assert not tagged(handout, "solution")
+    whole = json.dumps(handout)
+    for cell in tagged(notebook, "solution"):
+        told = cell.source.splitlines() + [
+            line for output in cell.get("outputs", []) for line in output.get("text", "").splitlines()
+        ]
+        for line in told:
+            if len(line) > 40:  # shorter ones, such as a call, may well stand elsewhere
+                assert json.dumps(line)[1:-1] not in whole, f"an answer is handed out: {line}"
+
+
+def test_the_documented_command_makes_a_handout_without_answers(tmp_path):
+    pytest.importorskip("nbconvert", reason="comes with Jupyter")
+    command = handout_command().replace("--output-dir=handout", f"--output-dir={tmp_path}")
+    program, *arguments = shlex.split(command.replace("notebooks/*.ipynb", ""))
+    paths = [str(path) for path in NOTEBOOKS]
+    done = subprocess.run([sys.executable, "-m", program, *arguments, *paths], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for path in NOTEBOOKS:
+        without_answers(read(tmp_path / path.name), read(path))
+        with pytest.raises(AssertionError):
+            without_answers(read(path), read(path))
+        leaky = read(tmp_path / path.name)
+        leaky.cells += [nbformat.v4.new_markdown_cell(cell.source) for cell in tagged(read(path), "solution")]
+        with pytest.raises(AssertionError, match="an answer is handed out"):
+            without_answers(leaky, read(path))
 
 
 def mistakes():

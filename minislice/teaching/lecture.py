@@ -23,13 +23,15 @@ class Lesson:
     seed: int
     device: str
     began: float = field(default_factory=time.perf_counter)
+    worked: float = field(default_factory=time.process_time)
 
     def end(self) -> None:
-        """Print versions, seed, device and the time taken."""
+        """Print versions, seed, device and the time taken; on a busy machine more passes than was worked."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
+        seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
         print(f"minislice {__version__}, torch {torch.__version__}, transformers {transformers.__version__},", end=" ")
         print(f"Python {platform.python_version()}")
-        print(f"seed {self.seed}, device {device}, {time.perf_counter() - self.began:.0f} seconds")
+        print(f"seed {self.seed}, device {device}, {seconds:.0f} seconds, {worked:.0f} of work")
 
 
 def begin(seed: int = 0) -> Lesson:
