@@ -5,8 +5,12 @@ Every structural rule is also run against a notebook that breaks it, and must fa
 
 import copy
 import itertools
+import json
 import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -83,13 +87,27 @@ def figures_are_read(notebook):
 
 
 def exercises_have_solutions(notebook):
+    """A question without an answer in it, an empty cell for the student, then the answer: folded, and tagged."""
     asked = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("**Exercise ")]
     assert 3 <= len(asked) <= 5, f"{len(asked)} exercises"
     for index in asked:
-        assert "<details>" in notebook.cells[index].source, "not collapsed"
-        solution = notebook.cells[index + 1]
-        assert solution.cell_type == "code" and solution.metadata.jupyter.source_hidden, "not hidden"
+        question, empty, answer, solution = notebook.cells[index : index + 4]
+        assert "<details>" not in question.source, "the answer is in the question"
+        assert empty.cell_type == "code" and empty.source == "# your code" and not empty.outputs, "no empty cell"
+        assert "solution" not in empty.metadata.get("tags", []), "the empty cell would not be handed out"
+        assert answer.cell_type == "markdown" and answer.source.startswith("<details>"), "not collapsed"
+        hidden = solution.metadata.jupyter
+        assert solution.cell_type == "code" and hidden.source_hidden and hidden.outputs_hidden, "not hidden"
         assert "assert " in solution.source, "asserts nothing"
+        assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
+
+
+def perplexities_are_compared_with_errors(notebook):
+    """By `perplexity_ratio`, on the same windows; a perplexity by itself compares nothing."""
+    source = "\n".join(lines(notebook))
+    assert "minislice.perplexity(" not in source and "equal_size(" not in source, "a comparison without an error"
+    printed = "".join(texts(notebook))
+    assert "window_losses(" not in source or re.search(r"\d ± \d", printed), "no standard error is printed"
 
 
 def small_cells(notebook):
@@ -100,8 +118,12 @@ def small_cells(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes),
-    *(figures_are_read, exercises_have_solutions, small_cells),
+    *(figures_are_read, exercises_have_solutions, perplexities_are_compared_with_errors, small_cells),
 )
+
+
+def tagged(notebook, tag):
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
 def read(path):
@@ -157,6 +179,44 @@ def test_notebook_runs_from_clean_and_prints_what_is_committed(path, tmp_path):
     assert not list(tmp_path.iterdir()), "a notebook leaves files behind"
 
 
+def handout_command():
+    """The command in notebooks/README.md that makes a handout, as one line."""
+    readme = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"jupyter nbconvert --to notebook --output-dir=handout[^`]*", readme)
+    return " ".join(command.replace("\\\n", " ").split())
+
+
+def without_answers(handout, notebook):
+    """Every question with its empty cell, and no line of any solution's source, text or output."""
+    assert len(tagged(handout, "student")) == len(tagged(notebook, "student")) >= 3
+    assert not tagged(handout, "solution")
+    whole = json.dumps(handout)
+    for cell in tagged(notebook, "solution"):
+        told = cell.source.splitlines() + [
+            line for output in cell.get("outputs", []) for line in output.get("text", "").splitlines()
+        ]
+        for line in told:
+            if len(line) > 40:  # shorter ones, such as a call, may well stand elsewhere
+                assert json.dumps(line)[1:-1] not in whole, f"an answer is handed out: {line}"
+
+
+def test_the_documented_command_makes_a_handout_without_answers(tmp_path):
+    pytest.importorskip("nbconvert", reason="comes with Jupyter")
+    command = handout_command().replace("--output-dir=handout", f"--output-dir={tmp_path}")
+    program, *arguments = shlex.split(command.replace("notebooks/*.ipynb", ""))
+    paths = [str(path) for path in NOTEBOOKS]
+    done = subprocess.run([sys.executable, "-m", program, *arguments, *paths], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for path in NOTEBOOKS:
+        without_answers(read(tmp_path / path.name), read(path))
+        with pytest.raises(AssertionError):
+            without_answers(read(path), read(path))
+        leaky = read(tmp_path / path.name)
+        leaky.cells += [nbformat.v4.new_markdown_cell(cell.source) for cell in tagged(read(path), "solution")]
+        with pytest.raises(AssertionError, match="an answer is handed out"):
+            without_answers(leaky, read(path))
+
+
 def mistakes():
     def break_(change):
         notebook = copy.deepcopy(read(NOTEBOOKS[0]))
@@ -170,6 +230,10 @@ def mistakes():
         for cell in notebook.cells:
             cell.source = cell.source.replace(old, new)
 
+    def hide(notebook, **hidden):
+        for cell in notebook.cells:
+            cell.metadata.get("jupyter", {}).update(hidden)
+
     return {
         "a cell not run": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=None)),
         "run out of order": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=7)),
@@ -181,16 +245,35 @@ def mistakes():
         "an object's repr": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("<Axes: >"))),
         "a progress bar": (without_errors_or_debris, lambda n: code_cells(n)[1].outputs.append(output("\r 5%| 9it/s"))),
         "a path printed": (without_absolute_paths, lambda n: code_cells(n)[1].outputs.append(output("in /home/me/x"))),
-        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-opt"', '"/home/me/models/opt"')),
+        "a path in code": (without_absolute_paths, lambda n: source(n, '"mini-llama"', '"/home/me/models/llama"')),
         "no title": (opens_and_closes, lambda n: n.cells.pop(0)),
         "no closing cell": (opens_and_closes, lambda n: n.cells.pop()),
-        "another model": (opens_and_closes, lambda n: source(n, 'MODEL = "mini-opt"', 'MODEL = "facebook/opt-125m"')),
+        "another model": (opens_and_closes, lambda n: source(n, 'MODEL = "mini-', 'MODEL = "facebook/')),
         "a figure without a reading": (figures_are_read, lambda n: source(n, "*Reading:", "*")),
-        "a solution in the open": (
-            exercises_have_solutions,
-            lambda n: [cell.metadata.get("jupyter", {}).update(source_hidden=False) for cell in n.cells],
-        ),
+        "a solution in the open": (exercises_have_solutions, lambda n: hide(n, source_hidden=False)),
+        "a solution's output in the open": (exercises_have_solutions, lambda n: hide(n, outputs_hidden=False)),
         "a solution without a check": (exercises_have_solutions, lambda n: source(n, "assert ", "print")),
+        "an answer in the question": (
+            exercises_have_solutions,
+            lambda n: source(n, "**Exercise 1.**", "**Exercise 1.** <details>42</details>"),
+        ),
+        "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
+        "a solution in the student's cell": (
+            exercises_have_solutions,
+            lambda n: source(n, "# your code", "# your code: k = 128"),
+        ),
+        "a solution without its tag": (
+            exercises_have_solutions,
+            lambda n: tagged(n, "solution")[0].metadata.update(tags=[]),
+        ),
+        "perplexities without an error": (
+            perplexities_are_compared_with_errors,
+            lambda n: source(n, "window_losses(model", "minislice.perplexity(model"),
+        ),
+        "no error printed": (
+            perplexities_are_compared_with_errors,
+            lambda n: [cell.update(outputs=[]) for cell in code_cells(n)],
+        ),
         "a long cell": (small_cells, lambda n: code_cells(n)[0].update(source="x = 1\n" * 30)),
     }, break_
 

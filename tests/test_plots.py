@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import to_rgba
 
 from minislice.corpus.embedded import paper_table
-from minislice.teaching import plots
+from minislice.teaching import pictures, plots
 
 MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
 PAPER = {"OPT-125M": ([0, 20], [1.0, 1.25])}
@@ -86,13 +86,33 @@ def test_logarithmic_axis_has_a_tick_at_every_value():
     assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "16"]
 
 
-def test_depth_goes_from_light_to_black():
+def lightness(colour):
+    """Of a colour as it is printed in grey (ITU-R BT.709)."""
+    red, green, blue, _ = to_rgba(colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_depth_goes_from_light_to_dark_and_a_bar_says_which():
     curves = [([1, 2], [depth, depth]) for depth in range(4)]
-    drawn = plots.by_depth(curves, "x", "y").get_lines()
-    shades = [to_rgba(line.get_color())[0] for line in drawn]
-    assert shades == sorted(shades, reverse=True) and shades[-1] == 0 and len(set(shades)) == 4
-    for line, curve in zip(drawn, curves, strict=True):
+    ax = plots.by_depth(curves, "x", "y")
+    greys = [lightness(line.get_color()) for line in ax.get_lines()]
+    assert all(before - after > 0.1 for before, after in pairwise(greys))
+    for line, curve in zip(ax.get_lines(), curves, strict=True):
         draws(line, *curve)
+    bar = ax.figure.axes[1]
+    assert bar.get_ylabel() == "boundary" and list(bar.get_yticks()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("draw", ["lines", "bars"])
+def test_a_standard_error_reaches_as_far_to_either_side(draw):
+    y, errors = [1.0, 2.0], [0.25, 0.5]
+    if draw == "lines":
+        ax = plots.lines({"a": ([0, 10], y, errors)}, "x", "y")
+    else:
+        ax = plots.bars(["g", "h"], {"a": y}, "x", "y", errors={"a": errors})
+    (drawn,) = [collection for collection in ax.collections if len(collection.get_segments()) == 2]
+    ends = [sorted(float(point[1]) for point in segment) for segment in drawn.get_segments()]
+    assert ends == [[0.75, 1.25], [1.5, 2.5]]
 
 
 def test_bars_are_as_high_as_the_data_and_side_by_side():
@@ -117,6 +137,27 @@ def test_points_are_where_they_should_be():
     clouds = {"before": torch.tensor([[0.0, 1.0]]), "after": torch.tensor([[2.0, 3.0]])}
     drawn = plots.points(clouds, "x", "y").collections
     assert [cloud.get_offsets().tolist() for cloud in drawn] == [[[0.0, 1.0]], [[2.0, 3.0]]]
+
+
+def rectangles(ax):
+    return [(patch.get_width(), patch.get_height(), patch.get_hatch()) for patch in ax.patches]
+
+
+def test_a_cut_is_to_scale():
+    D, k, hidden, tokens = 6, 4, 9, 5
+    drawn = rectangles(pictures.cut(D, k, hidden, tokens))
+    assert [shape[:2] for shape in drawn[::2]] == [(D, tokens), (hidden, D), (D, hidden), (D, D)]  # X, W_in, W_out, S
+    assert [shape[:2] for shape in drawn[1::2]] == [(k, tokens), (hidden, k), (k, hidden), (k, k)]
+    assert all(hatch for *_, hatch in drawn[::2]) and not any(hatch for *_, hatch in drawn[1::2])
+    with pytest.raises(ValueError, match="can't keep 7 of 6"):
+        pictures.cut(D, 7, hidden, tokens)
+
+
+def test_the_architecture_has_its_parts_in_the_order_of_the_signal():
+    words = {text.get_text(): text.get_position()[0] for text in pictures.architecture().texts if text.get_text()}
+    order = ("$W_{embd}$", "boundary 0", "boundary 1", "boundary 2", "last boundary", "$W_{head}$", "logits")
+    assert [words[word] for word in order] == sorted(words[word] for word in order)
+    assert {"S", "norm", "$W_{in}$", "σ", "$W_{out}$", "one layer of the trained model"} < set(words)
 
 
 def test_paper_tables_are_all_there_and_numbers_are_numbers():

@@ -47,11 +47,21 @@ def test_the_commands_were_found():
     assert {line.split()[0] for line in COMMAND_LINES} == {"demo", "slice", "eval"}
 
 
-def test_every_file_of_the_package_is_in_the_reading_guide():
-    guide = README.split("## Where to read what")[1].split("\n## ")[0]
-    package = ROOT / "minislice"
-    files = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if not path.name.startswith("__")}
-    assert set(re.findall(r"`([\w/]+\.py)`", guide)) == files
+GUIDE = README.split("## Where to read what")[1].split("\n## ")[0]
+PACKAGE = ROOT / "minislice"
+
+
+def test_every_file_of_the_method_and_every_folder_is_in_the_reading_guide():
+    method = {path.name for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    assert method | {"architecture/blocks.py", "architecture/network.py"} == set(re.findall(r"`([\w/]+\.py)`", GUIDE))
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(re.findall(r"^\| (\w+) \|", GUIDE, re.MULTILINE)) - {"paper", "folder"} == folders
+
+
+def test_the_whole_method_is_ten_files_and_a_thousand_lines_at_most():
+    files = re.findall(r"`([\w/]+\.py)`", GUIDE.split("\n\n")[2])
+    assert 5 < len(files) <= 10
+    assert sum(len((PACKAGE / file).read_text(encoding="utf-8").splitlines()) for file in files) <= 1000
 
 
 def test_every_script_that_made_a_number_is_there():

@@ -23,13 +23,15 @@ class Lesson:
     seed: int
     device: str
     began: float = field(default_factory=time.perf_counter)
+    worked: float = field(default_factory=time.process_time)
 
     def end(self) -> None:
-        """Print versions, seed, device and the time taken."""
+        """Print versions, seed, device and the time taken; on a busy machine more passes than was worked."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
+        seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
         print(f"minislice {__version__}, torch {torch.__version__}, transformers {transformers.__version__},", end=" ")
         print(f"Python {platform.python_version()}")
-        print(f"seed {self.seed}, device {device}, {time.perf_counter() - self.began:.0f} seconds")
+        print(f"seed {self.seed}, device {device}, {seconds:.0f} seconds, {worked:.0f} of work")
 
 
 def begin(seed: int = 0) -> Lesson:
@@ -42,12 +44,23 @@ def begin(seed: int = 0) -> Lesson:
 
 
 def token_sets(
-    text: str, tokenizer: PreTrainedTokenizerBase, *, samples: int = 16, seqlen: int = 256, seed: int = 0
-) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "samples seqlen"]]:
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int = 16,
+    evaluation: int = 32,
+    seqlen: int = 256,
+    seed: int = 0,
+) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "evaluation seqlen"]]:
     """A calibration and an evaluation set that share no token of the text.
 
+    The evaluation set is the same wherever `evaluation`, `seqlen` and `seed` are, so that notebooks may be compared.
+
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second not.
+        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second
+            evaluates.
+        samples: windows of the calibration set.
+        evaluation: windows of the evaluation set.
 
     Raises:
         ValueError: no such text, or too little of it.
@@ -57,8 +70,8 @@ def token_sets(
     else:
         stream = tokenize(load_text(text), tokenizer)
         streams = [stream[: len(stream) // 2], stream[len(stream) // 2 :]]
-    calibration, evaluation = (sample(stream, samples, seqlen, seed) for stream in streams)
-    return calibration, evaluation
+    counts = (samples, evaluation)
+    return tuple(sample(stream, count, seqlen, seed) for stream, count in zip(streams, counts, strict=True))
 
 
 def signals(

@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DEPTHS = "viridis_r"  # gets darker all the way, so it reads in grey
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2)))
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 Values = Sequence[float] | Tensor
-Series = Mapping[str, tuple[Values, Values]]  # label: x values, y values
+Series = Mapping[str, tuple[Values, ...]]  # label: x values, y values and, where there are any, standard errors
 
 
 def use_style() -> None:
@@ -58,12 +59,17 @@ def lines(
     markers: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Measured series as lines with solid markers; the paper's as hollow markers on a thin grey line."""
+    """Measured series as lines with solid markers; the paper's as hollow markers on a thin grey line.
+
+    A bar at a marker is one standard error to either side.
+    """
     ax = plt.subplots()[1] if ax is None else ax
-    for index, (label, (x, y)) in enumerate(measured.items()):
+    for index, (label, (x, y, *errors)) in enumerate(measured.items()):
         marker = MARKERS[index % len(MARKERS)] if markers else None
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
         ax.plot(_floats(x), _floats(y), marker=marker, color=colour, linestyle=line, label=label)
+        for error in errors:
+            ax.errorbar(_floats(x), _floats(y), _floats(error), fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
     for index, (label, (x, y)) in enumerate((paper or {}).items()):
         marker = MARKERS[index % len(MARKERS)]
         ax.plot(
@@ -77,10 +83,10 @@ def lines(
         )
     if log_x:
         ax.set_xscale("log")
-        ticks = sorted({value for x, _ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
+        ticks = sorted({value for x, *_ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_xticks([], minor=True)
-    elif all(value == int(value) for x, _ in measured.values() for value in _floats(x)):
+    elif all(value == int(value) for x, *_ in measured.values() for value in _floats(x)):
         ax.locator_params(axis="x", integer=True)  # no boundary 0.5
     if log_y:
         ax.set_yscale("log")
@@ -99,16 +105,16 @@ def by_depth(
     log_y: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line for each boundary of a network, from light grey (the embeddings) to black (the head)."""
+    """One line for each boundary of a network, from light (the embeddings) to dark (the head); a bar says which."""
     ax = plt.subplots()[1] if ax is None else ax
+    shades = plt.get_cmap(DEPTHS, len(curves))
     for depth, (x, y) in enumerate(curves):
-        shade = 0.8 * (1 - depth / max(1, len(curves) - 1))
-        label = {0: "first boundary", len(curves) - 1: "last boundary"}.get(depth)
-        ax.plot(_floats(x), _floats(y), color=str(shade), linewidth=1.0, label=label)
+        ax.plot(_floats(x), _floats(y), color=shades(depth), linewidth=1.0)
+    scale = plt.cm.ScalarMappable(plt.Normalize(-0.5, len(curves) - 0.5), shades)
+    ax.figure.colorbar(scale, ax=ax, label="boundary", ticks=range(0, len(curves), -(-len(curves) // 10)))
     if log_y:
         ax.set_yscale("log")
     _finish(ax, xlabel, ylabel, title)
-    ax.legend()
     return ax
 
 
@@ -118,18 +124,25 @@ def bars(
     xlabel: str,
     ylabel: str,
     *,
+    errors: Mapping[str, Values] | None = None,
     paper: Mapping[str, Values] | None = None,
     title: str = "",
     log_y: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """One group of bars for each name, one bar in it for each series; the paper's series as hollow markers."""
+    """One group of bars for each name, one bar in it for each series; the paper's series as hollow markers.
+
+    Args:
+        errors: the standard errors of a measured series, by its name; drawn to either side of the bar's end.
+    """
     ax = plt.subplots()[1] if ax is None else ax
     width = 0.8 / len(measured)
     for index, (label, values) in enumerate(measured.items()):
         places = [group + (index - (len(measured) - 1) / 2) * width for group in range(len(groups))]
         colour, hatch = COLOURS[(index + 1) % len(COLOURS)], HATCHES[index % len(HATCHES)]
         ax.bar(places, _floats(values), width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=label)
+        if label in (errors or {}):
+            ax.errorbar(places, _floats(values), _floats(errors[label]), fmt="none", ecolor="black", capsize=3)
     for index, (label, values) in enumerate((paper or {}).items()):
         hollow = {"markerfacecolor": "none", "color": "black", "linestyle": "none", "label": f"paper: {label}"}
         ax.plot(range(len(groups)), _floats(values), marker=MARKERS[index % len(MARKERS)], **hollow)
@@ -151,7 +164,7 @@ def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str
         ax.scatter(x, y, label=label, linewidths=1.0, **shape, **({"color": COLOURS[index]} if index else {}))
     ax.set_aspect("equal")
     _finish(ax, xlabel, ylabel, title)
-    ax.legend(loc="center")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(clouds))
     return ax
 
 
