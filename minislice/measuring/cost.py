@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..architecture.blocks import LowRankAdapter, TiedHead
+from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 
 
@@ -57,7 +58,8 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
         _wait(device)
         began = time.perf_counter()
         for step in range(length):
-            cache = model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True).past_key_values
+            output = model(input_ids=ids[:, step : step + 1], use_cache=True, **{CACHE: cache})
+            cache = output[CACHE]
         _wait(device)
     return (time.perf_counter() - began) / length
 

@@ -47,7 +47,7 @@ def token_sets(
     """A calibration and an evaluation set that share no token of the text.
 
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second evaluates.
+        text: a source of `corpus.text.load_text`. A file is halved: its first half calibrates.
 
     Raises:
         ValueError: no such text, or too little of it.
