@@ -21,6 +21,20 @@ def size_in_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
+def size_in_words(model: PreTrainedModel, dense: int) -> str:
+    """What became of a model of `dense` parameters by slicing; where it isn't smaller, why."""
+    now, net = parameters(model), network(model)
+    if now < dense:
+        return f"The sliced model has {now / dense:.1%} of the dense model's parameters."
+    causes = []
+    if adapters := sum(parameters(block.adapter) for block in net.blocks if block.adapter is not None):
+        causes.append(f"residual adapters take {adapters:,}")
+    if net.head_was_tied and not isinstance(net.head, TiedHead):
+        causes.append(f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own")
+    cause = " and ".join(causes) or "nothing was deleted"
+    return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
+
+
 def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     """Floating-point operations of the matrix products that one token costs, 2 for each multiply-add.
 

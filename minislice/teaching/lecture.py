@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..architecture.network import inference, network
-from ..corpus.text import SOURCES, load_text, sample, tokenize
+from ..corpus.text import disjoint_streams, sample
 from . import plots
 
 
@@ -47,16 +47,12 @@ def token_sets(
     """A calibration and an evaluation set that share no token of the text.
 
     Args:
-        text: a source of `corpus.text.load_text`. A file is halved: its first half calibrates.
+        text: a source of `corpus.text.load_text`; see `corpus.text.disjoint_streams`.
 
     Raises:
         ValueError: no such text, or too little of it.
     """
-    if text in SOURCES:
-        streams = [tokenize(load_text(text, split), tokenizer) for split in ("calibration", "test")]
-    else:
-        stream = tokenize(load_text(text), tokenizer)
-        streams = [stream[: len(stream) // 2], stream[len(stream) // 2 :]]
+    streams = disjoint_streams(text, text, tokenizer)
     calibration, evaluation = (sample(stream, samples, seqlen, seed) for stream in streams)
     return calibration, evaluation
 
