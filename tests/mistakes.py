@@ -11,6 +11,7 @@ from models import VOCABULARY
 from torch import nn
 
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm, set_weight
+from minislice.architecture.modeling import CACHE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import subtract_mean
 
@@ -280,7 +281,7 @@ def batches_weighted_alike(right):
 
 
 def cache_not_handed_on(right):
-    return lambda self, x, **context: right(self, x, **{**context, "past_key_values": None})
+    return lambda self, x, **context: right(self, x, **{**context, CACHE: None})
 
 
 # Residual adapters

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import logging
 import pickle
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import minislice
 from minislice.architecture.blocks import LowRankAdapter, TiedHead
-from minislice.architecture.modeling import SlicedForCausalLM
+from minislice.architecture.modeling import CACHE, SlicedForCausalLM
 from minislice.architecture.network import network
+from minislice.measuring.cost import step_seconds
 from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -176,6 +179,25 @@ def test_it_generates_as_the_model_that_was_saved(saved, how):
         outputs.append(each.generate(tokens[:2, :5], **{**OPTIONS, **how}, use_cache=cached))
     assert outputs[0].shape == (2, 11)
     assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_has_both_of_its_names_and_neither_is_deprecated(name, saved, monkeypatch):
+    model, tokens, folder = saved
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+
+    def fail(logger, message, *arguments):
+        raise AssertionError(message)
+
+    monkeypatch.setattr(logging.Logger, "warning_once", fail)  # how transformers deprecates the attribute
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        first = loaded(input_ids=tokens[:, :-1], use_cache=True)[CACHE]
+        last = loaded(input_ids=tokens[:, -1:], use_cache=True, **{name: first}).logits
+        step_seconds(loaded, length=2)
+        step_seconds(model, length=2)
+        loaded.generate(tokens[:1, :4], **OPTIONS)
+    torch.testing.assert_close(last, logits(model, tokens)[:, -1:], rtol=1e-4, atol=1e-4)
 
 
 def test_padding_on_the_left_does_not_change_what_it_generates(saved):

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import minislice
+from minislice.architecture.modeling import CACHE
 from minislice.architecture.network import network
 from minislice.corpus.embedded import EMBEDDED
 from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, step_seconds, throughput
@@ -76,7 +77,7 @@ def test_every_step_of_the_clock_generates_with_the_cache():
         lambda module, args, inputs: lengths.append(
             (
                 inputs["input_ids"].shape[1],
-                0 if (cache := inputs.get("past_key_values")) is None else cache.get_seq_length(),
+                0 if (cache := inputs.get(CACHE)) is None else cache.get_seq_length(),
             )
         ),
         with_kwargs=True,

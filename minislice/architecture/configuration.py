@@ -22,7 +22,8 @@ class SlicedConfig(PreTrainedConfig):
 
     model_type = "minislice"
     sub_configs: ClassVar = {"base": AutoConfig}  # dtype and attention implementation are passed on to it
-    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
+    has_no_defaults_at_init: ClassVar = True  # or transformers 5.17 makes one without arguments
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values", "cache"]
 
     def __init__(
         self,

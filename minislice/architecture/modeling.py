@@ -8,6 +8,7 @@ A saved model takes this file with it, and the files that it imports, so that it
 it needs torch and transformers alone.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .blocks import Block, LowRankAdapter, RMSNorm, TiedHead, set_weight
@@ -22,6 +24,10 @@ from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
 from .network import network
+
+# What this release of transformers calls the cache of keys and values, in arguments and outputs.
+_OUTPUTS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+CACHE = "cache" if "cache" in _OUTPUTS else "past_key_values"
 
 
 class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -89,15 +95,19 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        past_key_values: Any = None,
         **kwargs,
     ):
-        """As the dense model's; the hidden states are the sliced signal: what each layer reads, and the final norm."""
+        """As the dense model's; the hidden states are the sliced signal: what each layer reads, and the final norm.
+
+        Transformers has two names for the cache, the newer and the older one (`CACHE`); either will do here.
+        """
         states, hooks = [], []
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             net = network(self.base)
@@ -109,11 +119,11 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
                 labels=labels,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
+                **{CACHE: past_key_values if cache is None else cache},
                 **kwargs,
             )
         finally:

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
     arguments = parser_for(COMMANDS).parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
         with processes.joined() as arguments.processes:
             if "device" in arguments:

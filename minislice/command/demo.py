@@ -7,7 +7,7 @@ import argparse
 import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,10 @@ from transformers import PreTrainedModel
 from ..adapters import FORMS
 from ..architecture.network import network
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..corpus.text import load_text, sample, tokenize
-from ..fusion import fuse
+from ..corpus.text import disjoint_streams, sample
 from ..measuring.cost import parameters
-from ..measuring.invariance import logits_of, relative_error
+from ..measuring.invariance import STEPS, logits_of, relative_error
 from ..measuring.perplexity import perplexity
-from ..rotation import rotate
 from ..slicing import slice_model
 from ..storage.checkpoint import load
 from .output import without_nan
@@ -51,7 +49,7 @@ def demo_rows(
     for name in EMBEDDED:
         model, tokenizer = load(name, dtype=dtype, device=device)
         if tokens is None:  # the three share one tokenizer
-            streams = [tokenize(load_text("embedded", split), tokenizer) for split in ("calibration", "test")]
+            streams = disjoint_streams("embedded", "embedded", tokenizer)
             tokens = [sample(stream, samples, SEQLEN, seed) for stream in streams]
         calibration, evaluation = tokens
         few = evaluation[:4]
@@ -68,22 +66,13 @@ def demo_rows(
             )
 
         yield measured("dense", model)
-        for step, change in _steps(calibration, seed).items():
-            yield measured(step, change(copy.deepcopy(model)))
-
-
-def _steps(calibration: torch.Tensor, seed: int) -> dict[str, Callable[[PreTrainedModel], PreTrainedModel]]:
-    steps = {
-        "fused": fuse,
-        "rotated": lambda model: rotate(model, seed=seed),
-        "rotated per block": lambda model: rotate(model, per_block=True, seed=seed),
-    }
-    for slicing in SLICINGS:
-        for form in FORMS:
-            steps[f"sliced {slicing:.0%}, {form}"] = lambda model, slicing=slicing, form=form: slice_model(
-                model, calibration, slicing=slicing, adapter=form, seed=seed
-            )
-    return steps
+        for step, change in STEPS.items():
+            if step != "loaded":  # which is the dense model, in another dtype
+                yield measured(step, change(copy.deepcopy(model), calibration, None, seed))
+        for slicing in SLICINGS:
+            for form in FORMS:
+                sliced = slice_model(copy.deepcopy(model), calibration, slicing=slicing, adapter=form, seed=seed)
+                yield measured(f"sliced {slicing:.0%}, {form}", sliced)
 
 
 HEADER = f"{'':24s} {'width':>6s} {'logits error':>13s} {'perplexity':>11s} {'parameters':>11s}"
@@ -98,14 +87,14 @@ HELP = "fuse, rotate and slice the three embedded models and show what changes"
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     """Add this command's own."""
-    sub.add_argument("--samples", type=positive, help="calibration and evaluation sequences (default: 16)")
+    sub.add_argument("--samples", type=positive, default=16, help="calibration and evaluation sequences (default: 16)")
     add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
     dtype = getattr(torch, arguments.dtype or "float32")
-    rows = demo_rows(arguments.samples or 16, arguments.seed, arguments.device, dtype)
-    count = len(EMBEDDED) * (4 + len(SLICINGS) * len(FORMS))
+    rows = demo_rows(arguments.samples, arguments.seed, arguments.device, dtype)
+    count = len(EMBEDDED) * (len(STEPS) + len(SLICINGS) * len(FORMS))
     rows = tqdm(rows, total=count, desc="demo", leave=False, disable=arguments.quiet)
     if arguments.json:
         print(json.dumps(without_nan([dataclasses.asdict(row) for row in rows])))

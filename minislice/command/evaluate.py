@@ -1,10 +1,10 @@
 """`minislice eval`: a model's perplexity and size."""
 
 import argparse
+import time
 
 from ..measuring.cost import parameters
-from ..measuring.perplexity import perplexity
-from .inputs import describe_text, evaluation_tokens, load_both
+from .inputs import load_both, measured, texts_of, token_sets
 from .output import print_result
 from .parser import add_evaluation, add_machine, add_model, add_seqlen
 
@@ -20,13 +20,16 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
-    tokens = evaluation_tokens(arguments, model, tokenizer)
+    _, tokens = token_sets(arguments, texts, model, tokenizer)
+    began = time.perf_counter()
     result = {
         "model": arguments.model,
-        "perplexity": perplexity(model, tokens, progress=not arguments.quiet),
+        "perplexity": measured(arguments.model, model, tokens, progress=not arguments.quiet),
         "parameters": parameters(model),
-        "evaluation": describe_text(arguments, "test", tokens),
+        "evaluation": texts.describe("test", tokens),
+        "seconds": time.perf_counter() - began,
     }
     print_result(arguments, result)
     return 0

@@ -4,8 +4,8 @@ import argparse
 
 import torch
 
-from ..corpus.batches import position_limit
-from .inputs import load_both, require_known
+from ..corpus.text import require_unicode
+from .inputs import length_limit, load_both, require_known
 from .output import print_result
 from .parser import add_machine, add_model, positive
 
@@ -22,12 +22,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_unicode(arguments.prompt)
     model, tokenizer = load_both(arguments)
     inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token to go on from")
     require_known(inputs["input_ids"], model)
-    length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, position_limit(model)
+    length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, length_limit(model)
     if limit is not None and length > limit:  # the last new token is not read again
         raise ValueError(
             f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions, but the model has {limit}; "

@@ -1,25 +1,27 @@
 """What a command line's arguments name: the device, the model and its tokenizer, the tokens of a text."""
 
 import argparse
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
+from ..corpus.batches import position_limit
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..corpus.text import SOURCES, load_text, sample, tokenize, windows
+from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
+from ..measuring.perplexity import perplexity
 from ..storage.checkpoint import load
+from ..storage.checks import usable_device
 
 
 def device_of(name: str | None) -> str:
     """The device, which is there and can compute: told before anything is loaded."""
     if name is None:
         return f"cuda:{processes.local_index()}" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.ones(1, device=None if name == "auto" else name).item()
-    except (RuntimeError, AssertionError) as error:  # torch raises the latter where it was built without CUDA
-        raise ValueError(f"can't use the device {name!r}: {error}") from error
-    return name
+    return usable_device(name)
 
 
 def load_both(arguments: argparse.Namespace, default_dtype: str | None = None):
@@ -38,16 +40,7 @@ def require_tokenizer(arguments: argparse.Namespace, tokenizer):
     return tokenizer
 
 
-def token_stream(arguments, source: str | None, split: str, model, tokenizer) -> torch.Tensor:
-    stream = tokenize(load_text(text_source(arguments, source), split), tokenizer)
-    require_known(stream, model)
-    if one_file(arguments):  # it has no splits: what calibrates must not be measured on
-        middle = len(stream) // 2
-        return stream[:middle] if split == "calibration" else stream[middle:]
-    return stream
-
-
-def require_known(ids: torch.Tensor, model) -> None:
+def require_known(ids: torch.Tensor, model: PreTrainedModel) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     if ids.numel() and ids.max() >= vocabulary:
         raise ValueError(
@@ -56,35 +49,82 @@ def require_known(ids: torch.Tensor, model) -> None:
         )
 
 
-def one_file(arguments: argparse.Namespace) -> bool:
-    """Whether calibration and evaluation text are the same file."""
-    names = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
-    files = [Path(name) for name in names if name and name not in SOURCES]
-    return len(files) == 2 and all(file.is_file() for file in files) and files[0].samefile(files[1])
+@dataclass(frozen=True)
+class Texts:
+    """The sources of a command's texts; None for one that it doesn't need."""
+
+    calibration: str | None
+    evaluation: str | None
+
+    def require(self) -> None:
+        """They are there: told before a large model is loaded."""
+        for source in (self.calibration, self.evaluation):
+            if source is not None:
+                require_source(source)
+
+    def describe(self, split: str, tokens: torch.Tensor) -> str:
+        source = self.calibration if split == "calibration" else self.evaluation
+        name = source if source in SOURCES else Path(source).name
+        half = {"calibration": ", first half", "test": ", second half"}[split]
+        half = half if is_one_file(self.calibration, self.evaluation) else ""
+        return f"{name}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
 
 
-def text_source(arguments: argparse.Namespace, source: str | None) -> str:
-    return source or ("embedded" if arguments.model in EMBEDDED else "wikitext2")
+def texts_of(arguments: argparse.Namespace) -> Texts:
+    """What is named; else the embedded text for an embedded model, WikiText-2 for another.
+
+    A file that is named for calibration alone is measured on too: on its other half, not on a text from the hub.
+    """
+    default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
+    calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
+    if evaluation is None:
+        evaluation = default if calibration in (None, *SOURCES) else calibration
+    if getattr(arguments, "stream", False) and not is_one_file(calibration, evaluation):
+        evaluation = None  # nothing is measured; but the same command calibrates on the same tokens
+    texts = Texts(
+        calibration or default if "calibration" in arguments else None,
+        evaluation if "evaluation" in arguments else None,
+    )
+    texts.require()
+    return texts
 
 
-def seqlen_of(arguments: argparse.Namespace, model) -> int:
+def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: int = 2048) -> int:
     if arguments.seqlen:
         return arguments.seqlen
-    return SEQLEN if arguments.model in EMBEDDED else min(2048, model.config.max_position_embeddings)
+    return SEQLEN if arguments.model in EMBEDDED else min(default, length_limit(model) or default)
 
 
-def calibration_tokens(arguments, source: str | None, model, tokenizer, default_samples: int) -> torch.Tensor:
-    stream = token_stream(arguments, source, "calibration", model, tokenizer)
-    return sample(stream, arguments.samples or default_samples, seqlen_of(arguments, model), arguments.seed)
+def length_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens a sequence may have, or had in training where the model itself sets no limit."""
+    return position_limit(model) or getattr(model.config, "max_position_embeddings", None)
 
 
-def evaluation_tokens(arguments, model, tokenizer) -> torch.Tensor:
-    stream = token_stream(arguments, arguments.evaluation, "test", model, tokenizer)
-    return windows(stream, seqlen_of(arguments, model), arguments.eval_samples)
+def token_sets(
+    arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The calibration and the evaluation set, [sequences, tokens]; None for one that isn't needed."""
+    calibration, evaluation = disjoint_streams(texts.calibration, texts.evaluation, tokenizer)
+    seqlen = seqlen_of(arguments, model)
+    if calibration is not None:
+        require_known(calibration, model)
+        calibration = sample(calibration, arguments.samples, seqlen, arguments.seed)
+    if evaluation is not None:
+        require_known(evaluation, model)
+        evaluation = windows(evaluation, seqlen, arguments.eval_samples)
+    return calibration, evaluation
 
 
-def describe_text(arguments, split: str, tokens: torch.Tensor) -> str:
-    source = text_source(arguments, arguments.calibration if split == "calibration" else arguments.evaluation)
-    name = source if source in SOURCES else Path(source).name
-    half = {"calibration": ", first half", "test": ", second half"}[split] if one_file(arguments) else ""
-    return f"{name}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
+def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings) -> float:
+    """The perplexity.
+
+    Raises:
+        ValueError: it isn't a number.
+    """
+    found = perplexity(model, tokens, **settings)
+    if math.isnan(found):
+        raise ValueError(
+            f"the perplexity of {name} isn't a number: the logits have a NaN or an infinity; check the weights, or use "
+            "a wider dtype (--dtype)"
+        )
+    return found

@@ -3,10 +3,13 @@
 import argparse
 import json
 import math
+from itertools import groupby
 
 
-def print_result(arguments: argparse.Namespace, result: dict, text: str | None = None) -> None:
-    """Print `result` as JSON where that is asked for; else `text`, or each entry in a line of its own."""
+def print_result(
+    arguments: argparse.Namespace, result: dict, text: str | None = None, notes: list[str] | None = None
+) -> None:
+    """Print `result` as JSON where that is asked for; else `text`, or each entry in a line of its own, and `notes`."""
     if arguments.json:
         print(json.dumps(without_nan(result)))
     elif text is not None:
@@ -15,10 +18,12 @@ def print_result(arguments: argparse.Namespace, result: dict, text: str | None =
         width = max(map(len, result))
         for key, value in result.items():
             print(f"{key:{width}s}  {_readable(value)}")
+        for note in notes or []:
+            print(note)
 
 
 def without_nan(value):
-    """JSON has no NaN: a perplexity or an error that isn't a number is null."""
+    """JSON has neither NaN nor infinity: an error or a perplexity that isn't a finite number is null."""
     if isinstance(value, dict):
         return {name: without_nan(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -28,7 +33,17 @@ def without_nan(value):
 
 def _readable(value) -> str:
     if isinstance(value, list):
-        return " ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in value)
+        return _in_short(value)
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _in_short(values: list[int] | list[float]) -> str:
+    """Runs of one number as "432 x 60, 576"; numbers that differ more by the least and the greatest of them."""
+    texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
+    runs = [(text, len(list(run))) for text, run in groupby(texts)]
+    if len(runs) <= 8:
+        return ", ".join(text if count == 1 else f"{text} x {count}" for text, count in runs)
+    least, greatest = texts[values.index(min(values))], texts[values.index(max(values))]
+    return f"{least} to {greatest}, {len(values)} in all"

@@ -15,10 +15,8 @@ from ..corpus.text import SOURCES
 MODEL_HELP = (
     f"one of the embedded models ({', '.join(EMBEDDED)}), smollm2, a model's folder, a GGUF file, or a name on the hub"
 )
-TEXT_HELP = (
-    f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file (default: embedded for the embedded models, "
-    "wikitext2 for others)"
-)
+TEXTS = f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file"
+TEXT_HELP = f"{TEXTS} (default: embedded for the embedded models, wikitext2 for others)"
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 
@@ -43,7 +41,7 @@ def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
 
 
 def add_model(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    sub.add_argument("model", metavar="MODEL", type=given, help=MODEL_HELP)
 
 
 def add_machine(sub: argparse.ArgumentParser) -> None:
@@ -56,24 +54,34 @@ def add_machine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", choices=DTYPES, help="of weights and signal (default: float32 on a CPU)")
 
 
-def add_calibration(sub: argparse.ArgumentParser, samples: int) -> None:
-    sub.add_argument("--calibration", metavar="TEXT", help=f"calibration text: {TEXT_HELP}")
-    sub.add_argument("--samples", type=positive, help=f"calibration sequences (default: {samples})")
+def add_calibration(sub: argparse.ArgumentParser, samples: int, text_help: str = TEXT_HELP) -> None:
+    sub.add_argument("--calibration", metavar="TEXT", type=given, help=f"calibration text: {text_help}")
+    sub.add_argument("--samples", type=positive, default=samples, help="calibration sequences (default: %(default)s)")
 
 
-def add_seqlen(sub: argparse.ArgumentParser) -> None:
-    text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else 2048, or the model's limit if less)"
+def add_seqlen(sub: argparse.ArgumentParser, default: int = 2048) -> None:
+    text = (
+        f"tokens a sequence (default: {SEQLEN} for the embedded models, else {default}, or the model's limit if less)"
+    )
     sub.add_argument("--seqlen", type=positive, help=text)
 
 
 def add_evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
-    sub.add_argument("--evaluation", metavar="TEXT", help=f"text to measure perplexity on: {TEXT_HELP}{note}")
+    help = f"text to measure perplexity on: {TEXT_HELP}{note}"
+    sub.add_argument("--evaluation", metavar="TEXT", type=given, help=help)
     sub.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
 
 
 def add_out(sub: argparse.ArgumentParser, required: bool) -> None:
-    sub.add_argument("--out", metavar="DIR", required=required, help="folder to save the model to")
+    sub.add_argument("--out", metavar="DIR", type=given, required=required, help="folder to save the model to")
     sub.add_argument("--force", action="store_true", help="replace DIR if it has files in it")
+
+
+def given(text: str) -> str:
+    """An argument's type: a name, which an unset variable of the shell isn't."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
 
 
 def positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import time
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +15,13 @@ from ..heads import HEADS
 from ..large.shared import SharedCalibration
 from ..large.source import local_folder, without_weights
 from ..large.streaming import slice_streamed
-from ..measuring.cost import parameters
-from ..measuring.perplexity import perplexity
+from ..measuring.cost import parameters, size_in_words
 from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
 from ..pca import SIGNALS
 from ..rotation import require_whole
 from ..slicing import slice_model, widths_of
 from ..storage.checkpoint import load_config, load_tokenizer
-from .inputs import calibration_tokens, describe_text, dtype_of, evaluation_tokens, load_both, require_tokenizer
+from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
 from .output import print_result
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
@@ -38,7 +38,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
     add_calibration(sub, 128)
     add_seqlen(sub)
-    add_evaluation(sub, "; if it is the calibration file, its first half calibrates and its second is measured on")
+    note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
+    add_evaluation(sub, note + "measured on")
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
     sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
     sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")
@@ -62,34 +63,40 @@ def run(arguments: argparse.Namespace) -> int:
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if arguments.out:
         require_free(arguments.out, arguments.force)
-    result = _slice_streamed(arguments, options) if arguments.stream else _slice_in_memory(arguments, checked, options)
+    if arguments.stream:
+        result, note = _slice_streamed(arguments, options)
+    else:
+        result, note = _slice_in_memory(arguments, checked, options)
     if arguments.processes.index == 0:
-        print_result(arguments, result)
+        print_result(arguments, result, notes=[note])
     return 0
 
 
-def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> dict:
+def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
+    """What to print of it, and a sentence about the size."""
+    texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     net = network(model)
     require_whole(net, "slice")
     widths_of(net, checked)  # a bad width, before the dense model is measured for long
-    calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, net.trained_width)
-    evaluation = evaluation_tokens(arguments, model, tokenizer)
     settings = {"batch_size": _batch_size(arguments), "progress": not arguments.quiet}
-    result = {
-        "model": arguments.model,
-        "dense perplexity": perplexity(model, evaluation, **settings),
-        "dense parameters": parameters(model),
-    }
+    dense, before = parameters(model), measured(arguments.model, model, evaluation, **settings)
+    began = time.perf_counter()
     shared = partial(SharedCalibration, processes=arguments.processes)
     slice_model(model, calibration, calibration=shared, **settings, **options)
-    result |= {
-        "sliced perplexity": perplexity(model, evaluation, **settings),
+    seconds = time.perf_counter() - began
+    result = {
+        "model": arguments.model,
+        "dense perplexity": before,
+        "sliced perplexity": measured("the sliced model", model, evaluation, **settings),
+        "dense parameters": dense,
         "sliced parameters": parameters(model),
         **_describe_slicing(model.slicing),
-        "calibration": describe_text(arguments, "calibration", calibration),
-        "evaluation": describe_text(arguments, "test", evaluation),
+        "calibration": texts.describe("calibration", calibration),
+        "evaluation": texts.describe("test", evaluation),
+        "seconds": seconds,
     }
     if arguments.out and arguments.processes.index == 0:
         notes = {
@@ -101,17 +108,19 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
         model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
         result["saved to"] = arguments.out
     arguments.processes.wait()
-    return result
+    return result, size_in_words(model, dense)
 
 
-def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
+def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict, str]:
+    """As `_slice_in_memory`; nothing is measured, so that no text is needed for it."""
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    texts = texts_of(arguments)
     folder = local_folder(arguments.model)
     model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
-    calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
+    calibration, _ = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, model.config.hidden_size)
-    described = describe_text(arguments, "calibration", calibration)
+    described, dense, began = texts.describe("calibration", calibration), parameters(model), time.perf_counter()
     report = slice_streamed(
         arguments.model,
         calibration,
@@ -126,14 +135,17 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
         processes=arguments.processes,
         **options,
     )
-    return {
+    sliced = without_weights(load_config(Path(arguments.out)))
+    result = {
         "model": arguments.model,
-        "dense parameters": parameters(model),
-        "sliced parameters": parameters(without_weights(load_config(Path(arguments.out)))),
+        "dense parameters": dense,
+        "sliced parameters": parameters(sliced),
         **_describe_slicing(report),
         "calibration": described,
+        "seconds": time.perf_counter() - began,
         "saved to": arguments.out,
     }
+    return result, size_in_words(sliced, dense)
 
 
 def _batch_size(arguments: argparse.Namespace) -> int:

@@ -3,26 +3,42 @@
 import argparse
 import dataclasses
 
+import torch
+from transformers import PreTrainedModel
+
+from ..corpus.embedded import SEQLEN
+from ..corpus.text import load_text, sample, tokenize
 from ..measuring.invariance import TOLERANCES, verify
-from .inputs import calibration_tokens, load_both
+from ..storage.checkpoint import load
+from .inputs import Texts, dtype_of, require_known, require_tokenizer, seqlen_of, token_sets
 from .output import print_result
-from .parser import add_calibration, add_machine, add_model, add_seqlen
+from .parser import TEXTS, add_calibration, add_machine, add_model, add_seqlen
 
 HELP = "measure whether a model has the invariance; exit status 1 if it has not"
+MOST_UNKNOWN = 0.05  # of a text's tokens, where a tokenizer can be said to read it
+RANDOM_TOKENS = 1 << 20
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
     """Add this command's own."""
     add_model(sub)
-    add_calibration(sub, 4)
-    add_seqlen(sub)
+    add_calibration(sub, 4, f"{TEXTS} (default: embedded; random tokens where the tokenizer can't read that)")
+    add_seqlen(sub, SEQLEN)
     sub.add_argument("--dtypes", default=",".join(TOLERANCES), help="comma-separated (default: %(default)s)")
     add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model, tokenizer = load_both(arguments)
-    tokens = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=4)
+    texts = Texts(arguments.calibration, None)
+    texts.require()
+    model, tokenizer = load(arguments.model, dtype=dtype_of(arguments), device=arguments.device)
+    if arguments.calibration:
+        tokens, _ = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
+        described = texts.describe("calibration", tokens)
+    else:
+        stream, name = _default_stream(model, tokenizer, arguments.seed)
+        tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
+        described = f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
     dtypes = arguments.dtypes.split(",")
     found = verify(model, tokens, dtypes=dtypes, seed=arguments.seed, progress=not arguments.quiet)
     print_result(
@@ -30,8 +46,29 @@ def run(arguments: argparse.Namespace) -> int:
         {
             "passed": found.passed,
             "reference_perplexity": found.reference_perplexity,
+            "tokens": described,
             "measurements": [dataclasses.asdict(m) | {"passed": m.passed} for m in found.measurements],
         },
-        str(found),
+        f"On {described}:\n{found}",
     )
     return 0 if found.passed else 1
+
+
+def _default_stream(model: PreTrainedModel, tokenizer, seed: int) -> tuple[torch.Tensor, str]:
+    """The embedded text where the tokenizer reads it, else random tokens, of which the invariance is true as well."""
+    if tokenizer is None:
+        cause = "no tokenizer"
+    else:
+        stream = tokenize(load_text("embedded"), tokenizer)
+        try:
+            require_known(stream, model)
+            unk = tokenizer.unk_token_id  # None: it can write every character
+            unknown = 0.0 if unk is None else (stream == unk).double().mean().item()
+            if unknown <= MOST_UNKNOWN:
+                return stream, "embedded"
+            cause = f"{unknown:.0%} of the embedded text is unknown to the tokenizer"
+        except ValueError:
+            cause = "the tokenizer belongs to another model"
+    vocabulary = model.get_input_embeddings().num_embeddings
+    stream = torch.randint(vocabulary, (RANDOM_TOKENS,), generator=torch.Generator().manual_seed(seed))
+    return stream, f"random tokens ({cause})"

@@ -32,10 +32,12 @@ def token_batches(
     """Batches of at most `batch_size` sequences. The caller's tensors are never written to.
 
     Raises:
-        ValueError: nothing to process, or nothing but padding, something else than tensors, a shape or dtype that isn't
-            [sequences, tokens] of ints, an id outside the vocabulary, a mask of another shape or of other values than 0
-            and 1, more tokens than the model has positions.
+        ValueError: no model; nothing to process, or nothing but padding, something else than tensors, a shape or dtype
+            that isn't [sequences, tokens] of ints, an id outside the vocabulary, a mask of another shape or of other
+            values than 0 and 1, more tokens than the model has positions.
     """
+    if not hasattr(model, "get_input_embeddings"):
+        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     whole = _listed(tokens, "tokens")

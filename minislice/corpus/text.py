@@ -7,6 +7,8 @@ from pathlib import Path
 import datasets
 import pyarrow.parquet
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +46,35 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     return documents
 
 
+def require_source(source: str) -> None:
+    """Told before anything else is done: the source is there, or the hub that has it can be reached.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if source not in SOURCES:
+        _require_file(Path(source))
+    elif source != "embedded":
+        if constants.HF_HUB_OFFLINE:  # then what was fetched before is all there is
+            load_text(source)
+        _require_hub(source)
+
+
+def _require_hub(source: str) -> None:
+    """Ask the hub once: `datasets` asks it five times, for half a minute, before it says that it can't."""
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # of whatever library the hub's client is made with
+        raise ValueError(
+            f"can't get {source} from the hub: {constants.ENDPOINT} can't be reached ({error}); give the path of a "
+            "file, or 'embedded', or set HF_HUB_OFFLINE=1 where the text was fetched before"
+        ) from error
+
+
 def _from_hub(source: str, split: str) -> list[str]:
+    _require_hub(source)
     try:
         if source == "wikitext2":
             part = {"calibration": "train", "test": "test"}[split]
@@ -56,9 +86,13 @@ def _from_hub(source: str, split: str) -> list[str]:
         raise ValueError(f"can't get {source} from the hub: {error}; give the path of a file, or 'embedded'") from error
 
 
-def _read_file(path: Path) -> list[str]:
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
+
+
+def _read_file(path: Path) -> list[str]:
+    _require_file(path)
     kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
     try:
         if kind == "parquet":
@@ -74,7 +108,10 @@ def _read_file(path: Path) -> list[str]:
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"can't read {path} as {kind}: {error}") from error
     try:
-        return [_document(row) for row in rows]
+        documents = [_document(row) for row in rows]
+        for document in documents:
+            require_unicode(document)
+        return documents
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -98,9 +135,53 @@ def _document(row: object) -> str:
     )
 
 
+def require_unicode(text: str) -> None:
+    """No lone surrogates, which a JSON escape or a command line can make, and which no tokenizer takes.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"no valid text: {error}") from error
+
+
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Int64[Tensor, " tokens"]:
     """The documents, joined by an empty line, as one stream of token ids."""
     return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"])
+
+
+def disjoint_streams(
+    calibration: str | None, evaluation: str | None, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Int64[Tensor, " first"] | None, Int64[Tensor, " second"] | None]:
+    """The token streams of a calibration and of an evaluation text, which share no token.
+
+    The two splits of a source have no document in common. A file has no splits: where one is to serve for both, its
+    first half calibrates and its second is measured on.
+
+    Args:
+        calibration, evaluation: sources of `load_text`; None for one that isn't needed.
+
+    Raises:
+        ValueError: as `load_text`.
+    """
+    if is_one_file(calibration, evaluation):
+        return halves(tokenize(load_text(calibration), tokenizer))
+    texts = zip((calibration, evaluation), SPLITS, strict=True)
+    first, second = (source and tokenize(load_text(source, split), tokenizer) for source, split in texts)
+    return first, second
+
+
+def is_one_file(calibration: str | None, evaluation: str | None) -> bool:
+    """Whether two sources are the same file, by whatever names."""
+    files = [Path(source) for source in (calibration, evaluation) if source is not None and source not in SOURCES]
+    return len(files) == 2 and all(file.is_file() for file in files) and files[0].samefile(files[1])
+
+
+def halves(stream: Int64[Tensor, " tokens"]) -> tuple[Int64[Tensor, " first"], Int64[Tensor, " second"]]:
+    middle = len(stream) // 2
+    return stream[:middle], stream[middle:]
 
 
 def windows(

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..architecture.blocks import LowRankAdapter, TiedHead
+from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 
 
@@ -19,6 +20,20 @@ def parameters(model: nn.Module) -> int:
 def size_in_bytes(model: nn.Module) -> int:
     """What the parameters take in memory in the dtypes that they have, a shared one counted once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def size_in_words(model: PreTrainedModel, dense: int) -> str:
+    """What became of a model of `dense` parameters by slicing; where it isn't smaller, why."""
+    now, net = parameters(model), network(model)
+    if now < dense:
+        return f"The sliced model has {now / dense:.1%} of the dense model's parameters."
+    causes = []
+    if adapters := sum(parameters(block.adapter) for block in net.blocks if block.adapter is not None):
+        causes.append(f"residual adapters take {adapters:,}")
+    if net.head_was_tied and not isinstance(net.head, TiedHead):
+        causes.append(f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own")
+    cause = " and ".join(causes) or "nothing was deleted"
+    return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
 
 
 def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
@@ -58,7 +73,8 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
         _wait(device)
         began = time.perf_counter()
         for step in range(length):
-            cache = model(input_ids=ids[:, step : step + 1], past_key_values=cache, use_cache=True).past_key_values
+            output = model(input_ids=ids[:, step : step + 1], use_cache=True, **{CACHE: cache})
+            cache = output[CACHE]
         _wait(device)
     return (time.perf_counter() - began) / length
 

@@ -6,7 +6,8 @@ dtype's alone.
 """
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,7 @@ STEPS = {
     "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
     "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, slicing=0, adapter="full"),
 }
+UNROTATED = {"loaded", "fused"}  # compared with the model as it is; the others with the fused one
 
 
 @dataclass(frozen=True)
@@ -72,22 +74,28 @@ class Verification:
         return "\n".join([*rows, f"The model {verdict} the invariance."])
 
 
-def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:
-    """The logits of each batch at the tokens that aren't padding, [tokens, vocabulary], in float64 on the CPU."""
-    logits = []
-    with inference(model):
-        for batch in token_batches(model, tokens, attention_mask, batch_size):
-            mask = None if batch.mask is None else batch.mask.long()
+def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> Iterator[Tensor]:
+    """The logits of one batch after the other at the tokens that aren't padding, [tokens, vocabulary], on the CPU."""
+    for batch in token_batches(model, tokens, attention_mask, batch_size):
+        mask = None if batch.mask is None else batch.mask.long()
+        with inference(model):
             output = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
-            logits.append((output.flatten(0, 1) if mask is None else output[batch.mask]).double().cpu())
-    return logits
+        yield (output.flatten(0, 1) if mask is None else output[batch.mask]).cpu()
+
+
+def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:
+    """`batch_logits`, all of them, in float64."""
+    return [logits.double() for logits in batch_logits(model, tokens, attention_mask, batch_size)]
 
 
 def relative_error(logits: Iterable[Tensor], reference: Iterable[Tensor]) -> float:
-    """Max |logits - reference| over max |reference|; NaN if any logit is."""
-    pairs = [(x, y) for x, y in zip(logits, reference, strict=True) if len(x)]  # a batch may be padding alone
-    worst = torch.stack([(x - y).abs().max() for x, y in pairs]).max()
-    return (worst / torch.stack([y.abs().max() for _, y in pairs]).max()).item()
+    """Max |logits - reference| over max |reference|, batch by batch, in float64; NaN if any logit is."""
+    worst = largest = torch.zeros((), dtype=torch.float64)
+    for x, y in zip(logits, reference, strict=True):
+        if len(x):  # a batch may be padding alone
+            worst = torch.maximum(worst, (x.double() - y.double()).abs().max().cpu())
+            largest = torch.maximum(largest, y.double().abs().max().cpu())
+    return (worst / largest).item()
 
 
 def verify(
@@ -97,18 +105,20 @@ def verify(
     *,
     dtypes: Iterable[str] = tuple(TOLERANCES),
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int = 1,
     progress: bool = False,
 ) -> Verification:
     """Measure what fusing, rotating, rotating per block and rotating onto the principal components change.
 
-    The model itself is not touched; each step works on a copy.
+    The model itself is not touched; each step works on a copy, one at a time. Besides it there are, in float64, the
+    logits at all tokens and those of one batch.
 
     Args:
         tokens: ids, [sequences, tokens], or an iterable of such batches; both for the PCA and for the comparison.
         attention_mask: as the tokens; 0 where padded.
         dtypes: which of float64, float32, bfloat16 and float16.
         seed: of the random rotations.
+        batch_size: sequences a forward pass.
 
     Raises:
         ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
@@ -124,25 +134,28 @@ def verify(
     batches = token_batches(model, tokens, attention_mask, batch_size)
     ids = [batch.ids for batch in batches]
     masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
-    exact = copy.deepcopy(model).to(torch.float64)
-    reference_perplexity = perplexity(exact, ids, masks, batch_size=batch_size)
-    dense = logits_of(exact, ids, masks, batch_size)
-    fused = logits_of(fuse(exact), ids, masks, batch_size)
-    del exact
-    fusion_tolerance = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
-    measurements = []
-    tasks = [(dtype, step) for dtype in dtypes for step in STEPS]
-    for dtype, step in tqdm(tasks, desc="verify", disable=not progress, leave=False):
-        changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), ids, masks, seed)
-        before_rotation = step in ("loaded", "fused")
-        logits = logits_of(changed, ids, masks, batch_size)
-        measurements.append(
-            Measurement(
-                dtype=dtype,
-                step=step,
-                error=relative_error(logits, dense if before_rotation else fused),
-                tolerance=max(TOLERANCES[dtype], fusion_tolerance if before_rotation else 0.0),
-                perplexity=perplexity(changed, ids, masks, batch_size=batch_size),
-            )
-        )
-    return Verification(measurements, reference_perplexity)
+    own_norm = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
+    found, reference_perplexity = {}, math.nan
+    with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
+        for steps in (UNROTATED, STEPS.keys() - UNROTATED):  # one reference at a time
+            exact = copy.deepcopy(model).to(torch.float64)
+            if steps is UNROTATED:
+                reference_perplexity = perplexity(exact, ids, masks, batch_size=batch_size)
+            else:
+                fuse(exact)
+            reference = logits_of(exact, ids, masks, batch_size)
+            del exact
+            for dtype in dtypes:
+                for step in filter(steps.__contains__, STEPS):
+                    changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), ids, masks, seed)
+                    found[dtype, step] = Measurement(
+                        dtype=dtype,
+                        step=step,
+                        error=relative_error(batch_logits(changed, ids, masks, batch_size), reference),
+                        tolerance=max(TOLERANCES[dtype], own_norm if steps is UNROTATED else 0.0),
+                        perplexity=perplexity(changed, ids, masks, batch_size=batch_size),
+                    )
+                    del changed
+                    bar.update()
+            del reference
+    return Verification([found[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)

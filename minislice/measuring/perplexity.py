@@ -29,6 +29,8 @@ def perplexity(
         attention_mask: as the tokens; 0 where padded.
         batch_size: sequences a forward pass.
 
+    Returns infinity where it is beyond a float, NaN where the logits aren't numbers.
+
     Raises:
         ValueError: tokens that don't fit the model, or nothing to predict.
     """
@@ -48,4 +50,7 @@ def perplexity(
             total, count = total + losses.double().sum().item(), count + losses.numel()
     if count == 0:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
-    return math.exp(min(total / count, 700.0)) if math.isfinite(total) else math.nan
+    try:
+        return math.exp(total / count)  # of NaN, NaN
+    except OverflowError:
+        return math.inf

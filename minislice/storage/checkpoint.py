@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +22,15 @@ from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.folder import whole_folder
 from ..architecture.modeling import SlicedForCausalLM
 from ..corpus.embedded import EMBEDDED, data_folder
-from .files import tensor_files
+from .checks import (
+    require_buildable,
+    require_fit,
+    require_generation_config,
+    require_values,
+    usable_device,
+    without_memory,
+)
+from .files import stored_tensors
 from .gguf import SMOLLM2, gguf_config, gguf_model, gguf_tokenizer, is_gguf, smollm2
 from .stock import stock_model
 
@@ -93,13 +99,16 @@ def load(
     Raises:
         ValueError: there is no such model, or something is wrong with one of its files; it says which.
     """
-    source = locate(name)
+    source, device = locate(name), usable_device(device)
     if is_gguf(source):
         model = gguf_model(source, dtype)
         # One GPU holds what fits in a GGUF file of this size.
-        return model.to(device or "cpu").eval(), gguf_tokenizer(source)
+        return model.to("cpu" if device in (None, "auto") else device).eval(), gguf_tokenizer(source)
     config = load_config(source)
-    files = tensor_files(source) if isinstance(source, Path) else {}
+    tensors = {}
+    if isinstance(source, Path):
+        tensors = stored_tensors(source)
+        require_fit(without_memory(config), tensors)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
@@ -107,19 +116,14 @@ def load(
             trust_remote_code=False,  # minislice has the code itself, and runs nobody else's
             dtype=dtype,
             device_map="auto" if device == "auto" else None,
-            ignore_mismatched_sizes=True,  # so that they are reported here, with the file's name
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+    except Exception as error:  # transformers, and the libraries that it calls, have many kinds
         raise ValueError(f"can't load {source}: {error}") from error
-    for key, stored, expected in sorted(found["mismatched_keys"]):
-        raise ValueError(
-            f"{files.get(key, source)}: {key} is {list(stored)}, and the config asks for {list(expected)}; "
-            "weights and config.json belong to different models"
-        )
     for fault in ("missing", "unexpected"):
         if keys := sorted(found[f"{fault}_keys"]):
-            where = files.get(keys[0]) or (source / "model.safetensors" if isinstance(source, Path) else source)
+            whole = source / "model.safetensors" if isinstance(source, Path) else source
+            where = tensors[keys[0]].path if keys[0] in tensors else whole
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
     if device not in (None, "auto"):
         model = model.to(device)
@@ -127,7 +131,13 @@ def load(
 
 
 def locate(name: str | os.PathLike) -> Path | str:
-    """A local folder or GGUF file as a Path, a name on the hub as a str."""
+    """A local folder or GGUF file as a Path, a name on the hub as a str.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise ValueError(f"give a model's folder, or its name on the hub, got {name!r}")
     if name in EMBEDDED:
         return data_folder() / name
     if name == SMOLLM2:
@@ -155,7 +165,10 @@ def load_config(source: Path | str) -> PreTrainedConfig:
     if is_gguf(source):
         return gguf_config(source)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        fields, _ = PreTrainedConfig.get_config_dict(source)
+        require_values(fields)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        require_buildable(config)
     except OSError as error:
         if isinstance(source, Path):
             raise ValueError(f"{source / 'config.json'} can't be read: {error}") from error
@@ -163,9 +176,12 @@ def load_config(source: Path | str) -> PreTrainedConfig:
             f"{source!r} is no folder here, none of the embedded models ({', '.join(EMBEDDED)}), and can't be fetched "
             f"from the Hugging Face hub: {error}"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+    except Exception as error:  # a config class may stumble over any value
         where = source / "config.json" if isinstance(source, Path) else source
         raise ValueError(f"{where}: {error}") from error
+    if isinstance(source, Path):
+        require_generation_config(source)
+    return config
 
 
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:

@@ -2,10 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -40,32 +43,102 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str  # by torch's name where torch has it, else by the file's
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """The safetensors file of each tensor of the model in a folder, by the tensor's name; every file is opened.
 
     Raises:
-        ValueError: a file is missing, damaged or cut off, or the index says of a tensor that it is in another file.
+        ValueError: as `stored_tensors`.
     """
+    return {name: stored.path for name, stored in _stored(folder, "model.safetensors", _in_safetensors).items()}
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """What the weight files of the model in a folder hold, by name: safetensors, or else PyTorch's older .bin files.
+
+    Raises:
+        ValueError: a file is missing, damaged or cut off, or holds something else than tensors; the index is no index,
+            names a file outside the folder, or says of a tensor that it is in another file.
+    """
+    return _stored(folder, "model.safetensors", _in_safetensors) or _stored(folder, "pytorch_model.bin", _in_bin)
+
+
+def _stored(folder: Path, single: str, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
     indexed = {}
-    if (index := folder / INDEX).is_file():
-        try:
-            indexed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(indexed.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error}") from error
+    if (index := folder / f"{single}.index.json").is_file():
+        indexed = _weight_map(index)
+        names = sorted(set(indexed.values()))
     else:
-        names = ["model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    files = {}
+        names = [single] if (folder / single).is_file() else []
+    tensors = {}
     for path in (folder / name for name in names):
         if not path.is_file():
-            raise ValueError(f"{path} is missing; {INDEX} names it")
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                files.update(dict.fromkeys(tensors.keys(), path))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or cut off: {error}") from error
+            raise ValueError(f"{path} is missing; {index.name} names it")
+        tensors |= read(path)
     for key, name in indexed.items():
-        if files.get(key) != folder / name:
-            found = f"it is in {files[key].name}" if key in files else "it isn't there"
+        if key not in tensors or tensors[key].path != folder / name:
+            found = f"it is in {tensors[key].path.name}" if key in tensors else "it isn't there"
             raise ValueError(f"{index} says that {key} is in {name}, but {found}")
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index has it."""
+    fields = read_json(index)
+    files = fields.get("weight_map") if isinstance(fields, dict) else None
+    if not isinstance(files, dict):
+        raise ValueError(f"{index} is damaged: it has no object 'weight_map'")
+    for key, name in files.items():
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise ValueError(f"{index} is damaged: {key} must be in a file of the same folder, got {str(name)[:40]!r}")
     return files
+
+
+def _in_safetensors(path: Path) -> dict[str, Stored]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+            return {
+                name: Stored(path, tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut off: {error}") from error
+
+
+def _in_bin(path: Path) -> dict[str, Stored]:
+    """Of a pickle: torch unpickles tensors and nothing else, here without their contents."""
+    try:
+        tensors = torch.load(path, map_location="meta", weights_only=True)
+        return {
+            name: Stored(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            for name, tensor in tensors.items()
+        }
+    except Exception as error:  # a pickle can fail in any way
+        raise ValueError(
+            f"{path} is damaged, or holds something else than tensors, which minislice doesn't run; get the model's "
+            "safetensors files"
+        ) from error
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        ValueError: it can't be read; with its name.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error

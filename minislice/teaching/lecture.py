@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import __version__
 from ..architecture.network import inference, network
-from ..corpus.text import SOURCES, load_text, sample, tokenize
+from ..corpus.text import disjoint_streams, sample
 from . import plots
 
 
@@ -57,20 +57,14 @@ def token_sets(
     The evaluation set is the same wherever `evaluation`, `seqlen` and `seed` are, so that notebooks may be compared.
 
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second
-            evaluates.
+        text: a source of `corpus.text.load_text`; see `corpus.text.disjoint_streams`.
         samples: windows of the calibration set.
         evaluation: windows of the evaluation set.
 
     Raises:
         ValueError: no such text, or too little of it.
     """
-    if text in SOURCES:
-        streams = [tokenize(load_text(text, split), tokenizer) for split in ("calibration", "test")]
-    else:
-        stream = tokenize(load_text(text), tokenizer)
-        streams = [stream[: len(stream) // 2], stream[len(stream) // 2 :]]
-    counts = (samples, evaluation)
+    streams, counts = disjoint_streams(text, text, tokenizer), (samples, evaluation)
     return tuple(sample(stream, count, seqlen, seed) for stream, count in zip(streams, counts, strict=True))
 
 

@@ -1,0 +1,137 @@
+"""What is wrong with a model's folder, found before its weights are loaded; each fault is one ValueError.
+
+Configs and weights come from anywhere. transformers, given a bad one, raises whatever its code stumbles over, fills the
+memory, or doesn't come back; and it casts integers and float8 to the dtype it is asked for, as if they were weights.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from .files import Stored, read_json
+
+# Sizes in a config.json, under the names that families have for them.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "word_embed_proj_dim", "head_dim"),
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+)
+LARGEST = 10**8  # of any size; the largest that was published is a tenth of it
+MOST_LAYERS = 1000
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def require_values(fields: Any) -> None:
+    """The values of a config.json that decide how much is computed and in what, and those of the config inside it.
+
+    Raises:
+        ValueError: a size that no model has, a dtype that isn't one of `FLOATS`, quantized weights.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError(f"a config must be a JSON object, got {type(fields).__name__}")
+    for name in SIZES:
+        size, most = fields.get(name), MOST_LAYERS if name in ("num_hidden_layers", "n_layer") else LARGEST
+        if size is not None and not (type(size) is int and 1 <= size <= most):
+            raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {_short(size)}")
+    for name in ("dtype", "torch_dtype"):
+        if fields.get(name) not in (None, *FLOATS):
+            raise ValueError(f"{name} must be one of {', '.join(FLOATS)}, got {_short(fields[name])}")
+    if quantized := fields.get("quantization_config"):
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"the weights are quantized ({_short(method)}); minislice needs them in floating point: take the model "
+            "that was quantized"
+        )
+    if isinstance(fields.get("base"), dict):  # of a sliced model
+        require_values(fields["base"])
+
+
+def require_buildable(config: PreTrainedConfig) -> None:
+    """One layer of the model that a config describes can be made; no memory is needed for it.
+
+    Raises:
+        ValueError: it can't; an unknown activation or kind of RoPE, an attention that isn't installed, sizes that don't
+            fit together.
+    """
+    config = copy.deepcopy(getattr(config, "base", config))
+    config.num_hidden_layers = 1
+    try:
+        without_memory(config)
+    except Exception as error:  # anything: it is transformers' own code that meets what it didn't expect
+        raise ValueError(f"no {config.model_type!r} model can be made of it: {_said(error)}") from error
+
+
+def require_generation_config(folder: Path) -> None:
+    """generation_config.json, if there is one, is an object that transformers can read.
+
+    Raises:
+        ValueError: it isn't; with the file's name.
+    """
+    if not (path := folder / "generation_config.json").is_file():
+        return
+    fields = read_json(path)
+    try:
+        if not isinstance(fields, dict):
+            raise ValueError(f"must be a JSON object, got {type(fields).__name__}")
+        GenerationConfig.from_dict(fields)
+    except Exception as error:  # as in `require_buildable`
+        raise ValueError(f"{path}: {_said(error)}") from error
+
+
+def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
+    """The tensors in the files are what a model's parameters take: of the same shapes, in floating point.
+
+    Args:
+        model: with or without memory. Names that it doesn't know, or that the files don't have, are passed over.
+
+    Raises:
+        ValueError: they aren't; with file, tensor and both shapes.
+    """
+    for name, parameter in model.named_parameters():
+        stored = tensors.get(name) or tensors.get(name.removeprefix(f"{model.base_model_prefix}."))
+        if stored is None:
+            continue
+        if stored.dtype not in FLOATS:
+            raise ValueError(
+                f"{stored.path}: {name} is {stored.dtype}, none of {', '.join(FLOATS)}, and config.json has no "
+                "quantization_config; minislice needs weights in floating point"
+            )
+        if stored.shape != tuple(parameter.shape):
+            raise ValueError(
+                f"{stored.path}: {name} is {list(stored.shape)}, and the config asks for {list(parameter.shape)}; "
+                "weights and config.json belong to different models"
+            )
+
+
+def without_memory(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config on torch's meta device: every shape, no weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def usable_device(device: torch.device | str | None) -> torch.device | str | None:
+    """The same device, which is there and can compute; "auto" and None are nowhere yet.
+
+    Raises:
+        ValueError: it isn't there.
+    """
+    if device in (None, "auto"):
+        return device
+    try:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # torch has a different one for every device that it wasn't built for
+        raise ValueError(f"can't use the device {str(device)!r}: {_said(error)}") from error
+    return device
+
+
+def _said(error: Exception) -> str:
+    """What an exception says; a KeyError has nothing but the key that was looked up, an activation's name, say."""
+    return f"transformers has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

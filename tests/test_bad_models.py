@@ -1,0 +1,250 @@
+"""A model's folder that can't be right is refused before its weights are loaded: at once, in one ValueError."""
+
+import json
+import pickle
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from models import Recipe
+from safetensors.torch import load_file, save_file
+from transformers.utils import is_flash_attn_2_available
+
+import minislice
+from minislice.large.source import TrainedWeights
+from minislice.storage.files import INDEX
+
+LOADERS = {"load": minislice.load, "stream": lambda folder: TrainedWeights(folder, "auto")}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """Models that can be loaded; not to be changed."""
+    folder = tmp_path_factory.mktemp("good")
+    Recipe("llama").model().float().save_pretrained(folder / "llama")
+    Recipe("opt").model().float().save_pretrained(folder / "opt")
+    Recipe("llama").model().float().save_pretrained(folder / "shards", max_shard_size="8KB")
+    sliced = minislice.slice_model(Recipe("llama").model().float(), Recipe("llama").tokens(), width=12)
+    sliced.save_pretrained(folder / "sliced")
+    for name in ("llama", "opt", "shards", "sliced"):
+        minislice.load(folder / name)
+    return folder
+
+
+def edited(folder: Path, target: Path, file: str = "config.json", **changes) -> Path:
+    """A copy with other values in one of its files."""
+    shutil.copytree(folder, target)
+    path = target / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return target
+
+
+def assert_refused(load, folder, *fragments) -> None:
+    """A ValueError with every fragment, in less than five seconds."""
+    began = time.perf_counter()
+    with pytest.raises(ValueError) as error:
+        load(folder)
+    assert time.perf_counter() - began < 5
+    for fragment in fragments:
+        assert str(fragment) in str(error.value)
+
+
+VALUES = [
+    *(("llama", name, 10**30) for name in ("vocab_size", "hidden_size", "max_position_embeddings")),
+    *(("llama", name, 10**9) for name in ("num_hidden_layers", "head_dim", "vocab_size", "intermediate_size")),
+    *(("llama", name, 0) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")),
+    *(("llama", name, -8) for name in ("num_hidden_layers", "head_dim", "intermediate_size")),
+    *(("opt", name, -8) for name in ("ffn_dim", "hidden_size", "num_attention_heads")),
+    *(("llama", "num_key_value_heads", value) for value in (0, True, 1.5, "2", [1])),
+    *(("llama", "dtype", value) for value in ([], "int8", "float8_e4m3fn", "nonesuch", 5)),
+    *(("llama", "pad_token_id", 5000), ("opt", "pad_token_id", 5000)),
+    *(("llama", "hidden_act", "nonesuch"), ("opt", "activation_function", "nonesuch")),
+    ("llama", "rope_scaling", {"rope_type": "nonesuch", "rope_theta": 10000.0}),
+    ("llama", "rope_parameters", []),
+    ("llama", "_attn_implementation", "nonesuch"),
+]
+IN_WORDS = {
+    "pad_token_id": "Padding_idx",
+    "hidden_act": "transformers has no 'nonesuch'",
+    "activation_function": "transformers has no 'nonesuch'",
+    "rope_scaling": "transformers has no 'nonesuch'",  # the older name for rope_parameters
+    "_attn_implementation": "nonesuch",
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(("family", "name", "value"), VALUES)
+def test_a_value_that_no_model_has_is_refused(loader, family, name, value, good, tmp_path):
+    folder = edited(good / family, tmp_path / "model", **{name: value})
+    assert_refused(LOADERS[loader], folder, folder / "config.json", IN_WORDS.get(name, name))
+
+
+@pytest.mark.parametrize(("name", "value"), [("head_dim", 10**9), ("num_hidden_layers", 10**9), ("vocab_size", 0)])
+def test_it_is_refused_in_the_dense_config_of_a_sliced_model_too(name, value, good, tmp_path):
+    base = json.loads((good / "sliced" / "config.json").read_text())["base"]
+    folder = edited(good / "sliced", tmp_path / "model", base={**base, name: value})
+    assert_refused(minislice.load, folder, folder / "config.json", name)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("content", ["[]", "null", "5", "[" * 100_000, "{"], ids=lambda text: text[:5])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_what_should_be_an_object_and_is_not_is_refused(loader, file, content, good, tmp_path):
+    folder = shutil.copytree(good / "llama", tmp_path / "model")
+    (folder / file).write_text(content)
+    assert_refused(LOADERS[loader], folder, folder / file)
+
+
+@pytest.mark.parametrize("changes", [{"max_new_tokens": []}, {"max_new_tokens": -1}], ids=str)
+def test_generation_settings_that_make_no_sense_are_refused(changes, good, tmp_path):
+    folder = edited(good / "llama", tmp_path / "model", "generation_config.json", **changes)
+    assert_refused(minislice.load, folder, folder / "generation_config.json")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "method", ["gptq", "bitsandbytes", "awq", "compressed-tensors", "torchao", "quanto", "fp8", "nonesuch"]
+)
+def test_quantized_weights_are_refused_by_their_method(loader, method, good, tmp_path):
+    settings = {"quant_method": method, "bits": 4, "load_in_4bit": True}
+    folder = edited(good / "llama", tmp_path / "model", quantization_config=settings)
+    assert_refused(LOADERS[loader], folder, folder / "config.json", "quantized", method)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_an_attention_that_is_not_installed_is_refused(loader, good, tmp_path):
+    if is_flash_attn_2_available():
+        pytest.skip("it is installed")
+    folder = edited(good / "llama", tmp_path / "model", _attn_implementation="flash_attention_2")
+    assert_refused(LOADERS[loader], folder, folder / "config.json", "FlashAttention2")
+
+
+# ---- files of weights ----
+
+
+def with_tensors(folder: Path, target: Path, change, save=save_file, file: str = "model.safetensors") -> Path:
+    """A copy whose tensors were changed, in one file."""
+    shutil.copytree(folder, target)
+    tensors = load_file(target / "model.safetensors")
+    (target / "model.safetensors").unlink()
+    change(tensors)
+    save(tensors, target / file)
+    return target
+
+
+DTYPES = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "C64": torch.complex64, "I64": torch.int64}
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.bias"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_not_floating_point_are_refused(dtype, name, good, tmp_path):
+    def cast(tensors):
+        tensors[name] = tensors[name].to(DTYPES[dtype])
+
+    folder = with_tensors(good / "llama", tmp_path / "model", cast)
+    assert_refused(minislice.load, folder, folder / "model.safetensors", name, dtype, "quantization_config")
+    folder = with_tensors(good / "llama", tmp_path / "bin", cast, torch.save, "pytorch_model.bin")
+    assert_refused(minislice.load, folder, folder / "pytorch_model.bin", name, str(DTYPES[dtype])[6:])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_bin_file_of_tensors_loads_as_their_safetensors_file_does(zipped, good, tmp_path):
+    def save(tensors, path):
+        torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+
+    folder = with_tensors(good / "llama", tmp_path / "model", lambda tensors: None, save, "pytorch_model.bin")
+    weights = minislice.load(folder)[0].state_dict()
+    assert all(torch.equal(weights[name], t) for name, t in minislice.load(good / "llama")[0].state_dict().items())
+
+
+class Malicious:
+    """Prints where it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("unpickled",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"a": Malicious()}, Malicious(), [1, 2], {"a": 1}, b"no pickle at all", pickle.dumps({"a": 1}, protocol=0)],
+    ids=["malicious", "malicious itself", "a list", "numbers", "bytes", "another pickle"],
+)
+def test_a_bin_file_of_anything_else_is_refused_and_not_run(content, good, tmp_path, capsys):
+    folder = shutil.copytree(good / "llama", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    if isinstance(content, bytes):
+        (folder / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, folder / "pytorch_model.bin")
+    assert_refused(minislice.load, folder, folder / "pytorch_model.bin", "safetensors")
+    assert capsys.readouterr().out == ""
+
+
+def with_index(folder: Path, target: Path, change) -> Path:
+    """A copy with an index whose first entry was changed."""
+    shutil.copytree(folder, target)
+    fields = json.loads((target / INDEX).read_text())
+    change(fields["weight_map"])
+    (target / INDEX).write_text(json.dumps(fields))
+    return target
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize(
+    "value", [5, None, [], ["a"], {}, "", "..", "/etc/passwd", "../shards/model.safetensors"], ids=str
+)
+def test_an_index_names_files_beside_it_and_nothing_else(loader, value, good, tmp_path):
+    def change(files):
+        files[next(iter(files))] = value
+
+    folder = with_index(good / "shards", tmp_path / "model", change)
+    assert_refused(LOADERS[loader], folder, folder / INDEX, "same folder")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_weights_outside_the_folder_are_not_read(loader, good, tmp_path):
+    """Where transformers would: the file is there, and whole."""
+
+    def change(files):
+        name = next(iter(files.values()))
+        shutil.copy(good / "shards" / name, tmp_path / name)
+        files.update({key: f"../{name}" for key in files if files[key] == name})
+
+    assert_refused(LOADERS[loader], with_index(good / "shards", tmp_path / "model", change), INDEX, "same folder")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("content", ["[]", '{"weight_map": []}', "{}", '{"weight_map":' + "[" * 100_000])
+def test_an_index_that_is_none_is_refused(loader, content, good, tmp_path):
+    folder = shutil.copytree(good / "shards", tmp_path / "model")
+    (folder / INDEX).write_text(content)
+    assert_refused(LOADERS[loader], folder, folder / INDEX, "damaged")
+
+
+# ---- what is no model at all ----
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As a user calls: the annotations, which only tests check, would refuse what has the wrong type."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", [None, 5, "", b"mini-opt", "\udcff", "a\0b", []], ids=repr)
+def test_what_is_no_name_is_refused(name):
+    assert_refused(minislice.load, name)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("device", ["hpu", "nonesuch", "meta", "cuda:99", 5.0, ""], ids=repr)
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device, good, monkeypatch):
+    monkeypatch.setattr("minislice.storage.checkpoint.load_config", lambda source: 1 / 0)
+    assert_refused(lambda folder: minislice.load(folder, device=device), good / "llama", "device", device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_where_there_is_none_is_refused(good):
+    assert_refused(lambda folder: minislice.load(folder, device="cuda"), good / "llama", "device 'cuda'")
