@@ -9,7 +9,7 @@ from ..architecture.folder import require_free
 from ..measuring.cost import parameters
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
-from .inputs import calibration_tokens, describe_text, evaluation_tokens, load_both
+from .inputs import load_both, seqlen_of, texts_of, token_sets
 from .output import print_result
 from .parser import TEXT_HELP, add_evaluation, add_machine, add_model, add_out, positive
 
@@ -59,12 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
     target = require_free(arguments.out, arguments.force)
+    texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     require_sliced(model)
-    arguments.seqlen = arguments.seqlen or min(SEQLEN, model.config.max_position_embeddings)
-    samples = SEQUENCES.get(arguments.calibration, OTHERWISE)
-    training = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=samples)
-    evaluation = evaluation_tokens(arguments, model, tokenizer)
+    arguments.seqlen = seqlen_of(arguments, model, default=SEQLEN)
+    arguments.samples = arguments.samples or SEQUENCES.get(texts.calibration, OTHERWISE)
+    training, evaluation = token_sets(arguments, texts, model, tokenizer)
     checkpoints = target.with_name(f".{target.name}.recovery")
     report = recover(
         model,
@@ -75,8 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
         **options,
     )
-    trained_on = describe_text(arguments, "calibration", training)
-    described = describe_text(arguments, "test", evaluation)
+    trained_on, described = texts.describe("calibration", training), texts.describe("test", evaluation)
     notes = {"perplexity": f"{report.after:.4f} ({described}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)
     shutil.rmtree(checkpoints)
