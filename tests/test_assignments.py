@@ -352,6 +352,8 @@ def test_nothing_of_the_solution_is_in_a_release(name):
         assert f"# {question.name}\n" in answer
         for line in filter(None, answer.splitlines()):
             assert line not in lines
+        for number in re.findall(r"\d+\.\d+", answer):
+            assert number not in text
     assert found >= 4 or name == "a7"
     assert "SOLUTION" not in text and "HIDDEN" not in text and str(builder.HIDDEN_SEED) not in text
     for question in given.questions:
@@ -475,3 +477,52 @@ def test_an_assignment_needs_nothing_but_numpy():
                 assert module.split(".")[0] in sys.stdlib_module_names | {"numpy"}, f"{path.name} imports {module}"
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert node.level == 1 and "solutions" not in (node.module or "")
+
+
+# The instructors' README
+
+
+def readme():
+    return (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_readme_lists_every_assignment(name):
+    given = ASSIGNMENTS[name]
+    row = f"| [{name.upper()}]({name}.ipynb) | {given.title} | {builder.stars(given.difficulty)} |"
+    assert f"{row} {given.minutes} | {given.points} |" in readme()
+
+
+def test_the_readmes_minutes_add_up():
+    rows = re.findall(r"^\| \d \| [\d, ]+ \| ([AM\d, ]+) \| (\d+) \|$", readme(), flags=re.MULTILINE)
+    assert len(rows) == 5
+    for names, minutes in rows:
+        assert sum(ASSIGNMENTS[name.lower()].minutes for name in names.split(", ")) == int(minutes)
+
+
+def test_the_readmes_exercise_of_twenty_lines_works(capsys):
+    code = re.search(r"```python\n(.*?)```", readme(), flags=re.DOTALL)[1]
+    assert sum(1 for line in code.splitlines() if line.strip() and "import" not in line) <= 20
+    module = {"__package__": "minislice.teaching.assignments", "__name__": "minislice.teaching.assignments.a8"}
+    exec(code, module)
+
+    def unit(x):
+        return x / np.linalg.norm(x)
+
+    assert module["check"](unit)
+
+    def unit(x):
+        return x.copy()
+
+    assert not module["check"](unit)
+    printed = capsys.readouterr().out
+    assert "A8.unit  ok, 5 cases" in printed and "It is x as it was." in printed
+
+
+def test_calibrating_on_noise_costs_little(capsys):
+    """As the question in A4 says: less than twice what calibrating on text costs."""
+    text = next(question for question in ASSIGNMENTS["a4"].written if question.name == "noise").text
+    exec(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], {})
+    rows = re.findall(r"^(text|noise) (\S+) -> (\S+)$", capsys.readouterr().out, flags=re.MULTILINE)
+    cost = {name: float(sliced) / float(dense) - 1 for name, dense, sliced in rows}
+    assert 0 < cost["text"] < cost["noise"] < 2 * cost["text"]

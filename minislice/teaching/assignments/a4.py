@@ -208,8 +208,24 @@ columns of $Q$, loses least of the signal: it makes $\sum_x \|x - x P P^\top\|^2
             points=5,
             minutes=10,
             difficulty=2,
-            text="""Notebook 05 calibrates on random tokens, and loses less than one would think. Why does calibrating
-on noise cost so little? Propose a measurement that would tell whether you are right.""",
+            text="""Slice a trained network, calibrated once on text and once on tokens drawn at random:
+
+```python
+import minislice
+import torch
+from minislice.teaching import lecture
+
+for calibration in ("text", "noise"):
+    model, tokenizer = minislice.load("mini-opt", dtype=torch.float32)
+    tokens, evaluation = lecture.token_sets("embedded", tokenizer)
+    if calibration == "noise":
+        tokens = torch.randint(model.config.vocab_size, tokens.shape, generator=torch.Generator().manual_seed(0))
+    dense = minislice.perplexity(model, evaluation)
+    minislice.slice_model(model, tokens, slicing=0.25)
+    print(calibration, f"{dense:.2f} -> {minislice.perplexity(model, evaluation):.2f}")
+```
+
+Why does calibrating on noise cost so little? Propose a measurement that would tell whether you are right.""",
         ),
     ),
 )

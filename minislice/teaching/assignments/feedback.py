@@ -1,8 +1,8 @@
 """What a student's notebook calls: run a function on its cases, here and now, and say in a few lines what is wrong.
 
-check(rotate)            five cases, the smallest that fails
-check(rotate, hint=1)    and the first hint, if it fails; hint=2 the first two
-check(rotate, seed=7)    other cases
+- `check(rotate)`: the smallest case that fails
+- `check(rotate, hint=1)`: and the first hint, if one fails; `hint=2` the first two
+- `check(rotate, seed=7)`: other cases
 """
 
 import copy

@@ -12,8 +12,10 @@ TOLERANCE = 1e-10  # of a value, relative to the largest in its array, or absolu
 
 
 def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
-    """Equal to within `tolerance` of the largest expected value, or of 1."""
+    """Equal to within `tolerance` of the largest expected value, or of 1; one number may be expected everywhere."""
     expected, got = np.asarray(expected), np.asarray(got)
+    if expected.ndim and expected.shape != got.shape:
+        return False
     return bool((np.abs(expected - got) <= tolerance * max(1.0, np.abs(expected).max(initial=0.0))).all())
 
 
@@ -41,7 +43,8 @@ class Places:
 
         Args:
             expected: an array or a number; got has the same shape.
-            mistakes: what the value would be after a well-known mistake, by the sentence that names it.
+            mistakes: what the value would be after a well-known mistake, by the sentence that names it. It is told if
+                no other mistake gives the same.
             hint: a question that leads on.
         """
         name, right = place.split("[")[0], close(expected, got)
@@ -49,7 +52,7 @@ class Places:
         if not right:
             what, values = difference(expected, got)
             named = [sentence for sentence, value in (mistakes or {}).items() if close(value, got)]
-            self._wrong.append(Failure("values", place, what, values, (), "".join(named[:1]), hint))
+            self._wrong.append(Failure("values", place, what, values, (), named[0] if len(named) == 1 else "", hint))
         return self
 
     def failure(self) -> Failure | None:

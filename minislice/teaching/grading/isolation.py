@@ -101,8 +101,8 @@ def _become_nobody() -> None:
     """No effect but on root."""
     if os.geteuid() == 0:
         os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
 
 
 def _no_further_namespaces(processes: int, inside: bool) -> None:
