@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
 from ..storage.files import tensor_files
+from ..storage.gguf import is_gguf
 
 
 def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -34,6 +35,10 @@ def local_folder(source: str | os.PathLike) -> Path:
         ValueError: there is none.
     """
     place = locate(source)
+    if is_gguf(place):
+        raise ValueError(
+            f"{place} is one quantized file, not to be read layer by layer: load it and save it as a folder"
+        )
     if isinstance(place, Path):
         return place
     try:

