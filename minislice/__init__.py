@@ -10,6 +10,8 @@ from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
 from .measuring.perplexity import perplexity
+from .measuring.zero_shot import zero_shot
+from .recovery.recover import recover
 from .rotation import rotate
 from .slicing import slice_model
 from .storage.checkpoint import export, load, save
@@ -23,9 +25,11 @@ __all__ = [
     "load",
     "parameters",
     "perplexity",
+    "recover",
     "rotate",
     "save",
     "slice_model",
     "slice_streamed",
     "verify",
+    "zero_shot",
 ]

@@ -1,9 +1,10 @@
 """Residual adapters (section 3.3): what carries the signal from one block's basis to the next.
 
-With P_l the D x k basis of boundary l, the paper's adapter is S = P_l^T P_{l+1}, a k x k matrix (`full`). Two
-k-dimensional subspaces of R^D meet in at least 2k - D dimensions, so at least 2k - D of the singular values of
-S = U C V^T, the cosines of the principal angles between the subspaces, are 1. Replacing P_{l+1} by P_{l+1} V U^T keeps
-its subspace, so the sliced network computes the same function, and the adapter becomes symmetric:
+A block reads the signal in the basis P (D x k) of one boundary and writes it in the basis P' (D x k') of the next. The
+paper's adapter between them is S = P^T P', a k x k' matrix (`full`). Two k-dimensional subspaces of R^D meet in at
+least 2k - D dimensions, so at least 2k - D of the singular values of S = U C V^T, the cosines of the principal angles
+between the subspaces, are 1. Replacing P' by P' V U^T keeps its subspace, so the sliced network computes the same
+function, and the adapter becomes symmetric:
 
     S  ->  U C U^T  =  I - U_r (1 - C_r) U_r^T,        r <= D - k directions whose cosine is below 1
 
@@ -11,10 +12,7 @@ its subspace, so the sliced network computes the same function, and the adapter 
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
   computed with it, so that they make up for some of what it loses
 
-The r directions come cheaper, and small angles more exactly, from what boundary l+1 deletes: with R its other D - k
-columns, P_l^T R = U_r sin V'^T has the sines of the same angles, and 1 - cos = sin^2 / (1 + cos).
-
-Where the width grows (k -> k', the last boundary when the head isn't sliced), the aligned adapter appends k' - k zeros.
+Where the width grows (k < k', the last boundary when the head isn't sliced), the aligned adapter appends k' - k zeros.
 """
 
 import torch
@@ -26,6 +24,7 @@ from .rotation import linear_map
 
 FORMS = ("full", "low-rank", "none")
 ROUNDING = 1e-12  # a cosine deficit below this is an angle of zero
+SMALL_COSINE = 0.1  # dividing by a cosine below this would amplify rounding
 
 
 def align(
@@ -36,23 +35,61 @@ def align(
     Needs k <= k_next. Returns that basis, U, and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next)
     principal angles that may differ from zero.
 
+    They come from what the next boundary deletes. With R the last D - k_next columns of Q_next, P^T R = U sin W^T has
+    the sines of the same angles: fewer of them than cosines, and more exact where they are small.
+
     Raises:
-        ValueError: the width shrinks.
+        ValueError: the width shrinks, or a basis has a NaN or an infinity.
     """
-    k = P.shape[1]
+    D, k = P.shape
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
+    if not torch.isfinite(P.T @ Q_next).all():
+        raise ValueError(f"can't align two bases: P^T Q, {[k, D]}, has a NaN or an infinity")
+    if k_next == D:  # nothing is deleted: P itself, completed
+        return complete(P), P.new_zeros(k, 0), P.new_zeros(0)
     P_next, R = Q_next[:, :k_next], Q_next[:, k_next:]
-    U, sines, _ = torch.linalg.svd(P.T @ R, full_matrices=False)
     S = P.T @ P_next
-    cosines = (U.T @ S).norm(dim=1)  # more exact near zero than (1 - sines^2)^(1/2)
-    deficits = sines.square() / (1 + cosines)
-    if k == k_next and (len(cosines) == 0 or cosines.min() > 0.1):
-        W = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
-    else:  # near a right angle, division by a cosine would amplify rounding; a full decomposition doesn't divide
-        V, _, Vh = torch.linalg.svd(S, full_matrices=True)
-        W = torch.cat([V @ Vh[:k], Vh[k:]])
-    return P_next @ W.T, U, deficits
+    U = left_singular_vectors(P.T @ R)
+    cosines = (U.T @ S).norm(dim=1)
+    deficits = (U.T @ P.T @ R).square().sum(1) / (1 + cosines)  # 1 - cos = sin^2 / (1 + cos)
+    if k == k_next and cosines.min() > SMALL_COSINE:
+        # U V^T = S + U (C^-1 - 1) U^T S, the orthogonal factor of S, without decomposing all of it
+        rotation = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
+    else:
+        left, _, right = singular_vectors(S)
+        rotation = torch.cat([left @ right[:k], right[k:]])
+    order = deficits.argsort(descending=True)
+    return P_next @ rotation.T, U[:, order], deficits[order]
+
+
+def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
+    """An orthogonal matrix whose first k columns are P, which has orthonormal columns."""
+    return torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, P.shape[1] :]], dim=1)
+
+
+def left_singular_vectors(A: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
+    """The left singular vectors of A by descending singular value, m = min(k, r) of them, for singular values up to 1.
+
+    From the eigenvectors W of A^T A: the columns of A W are orthogonal, and QR makes them unit vectors. Unlike the
+    singular value decomposition, LAPACK's symmetric one converges also where many singular values are equal.
+    """
+    W = torch.linalg.eigh(A.T @ A).eigenvectors.flip(1)
+    return torch.linalg.qr(A @ W[:, : A.shape[0]]).Q
+
+
+def singular_vectors(
+    S: Float64[Tensor, "k k_next"],
+) -> tuple[Float64[Tensor, "k k"], Float64[Tensor, " k"], Float64[Tensor, "k_next k_next"]]:
+    """The whole singular value decomposition of S, k <= k_next, also where LAPACK's own doesn't converge."""
+    try:
+        return torch.linalg.svd(S, full_matrices=True)
+    except torch.linalg.LinAlgError:  # seen where many singular values differ from 1 by rounding alone
+        U = left_singular_vectors(S)
+        Q, R = torch.linalg.qr(S.T @ U, mode="complete")
+        signs = torch.ones(len(Q), dtype=S.dtype, device=S.device)
+        signs[: len(U)] = torch.where(R.diagonal() < 0, -1.0, 1.0)
+        return U, R.diagonal().abs(), (Q * signs).T
 
 
 def make_adapter(
@@ -62,12 +99,15 @@ def make_adapter(
     form: str,
     tolerance: float,
     like: Tensor,
-) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None]:
-    """The next basis, aligned where the form asks for it, and the adapter that leads to it; None is the identity.
+) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k r"]]:
+    """The next basis, aligned where the form asks for it; the adapter that leads to it; and how far that is from S.
+
+    An adapter of None is the identity. An approximate adapter is S + [E E^T, 0], E = U_r (1 - C_r)^(1/2) of the
+    directions that it drops; E is [k, r], and r = 0 for one that is exact.
 
     Args:
         Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.
-        form: one of `FORMS`. Where the width shrinks, S is not square, and "low-rank" keeps it whole.
+        form: one of `FORMS`. Where the width shrinks, S has no aligned form, and "low-rank" keeps it whole.
         tolerance: "low-rank" drops the directions whose cosine deficit 1 - c is at most this; 0 is exact.
         like: the adapter takes dtype, device and requires_grad of this tensor.
 
@@ -77,10 +117,18 @@ def make_adapter(
     k = P.shape[1]
     if form == "full" or (form == "low-rank" and k > k_next):
         P_next = Q_next[:, :k_next].contiguous()
-        return P_next, linear_map(P.T @ P_next, like)
+        return P_next, linear_map(P.T @ P_next, like), P.new_zeros(k, 0)
     P_next, U, deficits = align(P, Q_next, k_next)
+    known = int((deficits > ROUNDING).sum())
     rank = 0 if form == "none" else int((deficits > max(tolerance, ROUNDING)).sum())
+    A, E = (U[:, part] * deficits[part].sqrt() for part in (slice(0, rank), slice(rank, known)))
     if rank == 0 and k == k_next:
-        return P_next, None
-    A = U[:, :rank] * deficits[:rank].sqrt()
-    return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad)
+        return P_next, None, E
+    return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), E
+
+
+def rank(adapter: nn.Module | None) -> int:
+    """Of a low-rank adapter; k for a full one, 0 for none."""
+    if adapter is None:
+        return 0
+    return min(adapter.weight.shape) if isinstance(adapter, nn.Linear) else adapter.rank

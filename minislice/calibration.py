@@ -1,45 +1,27 @@
-"""The signal of the calibration set at one boundary: all of X, the network between two blocks.
+"""The calibration set on its way through the network, from one boundary to the next.
 
-It is the largest thing that the pass holds besides weights: tokens x width. It lies in the memory of the machine,
-pinned where a GPU reads it, or in a file that the operating system maps into memory, and keeps there as long as there
-is room; the device that computes sees one batch of it at a time.
+The signal of the whole set is the largest thing that slicing holds besides weights: tokens x width. It lies in the
+memory of the machine, pinned where a GPU reads it; the device that computes sees one batch of it at a time.
 """
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from .architecture.blocks import Block
+from .architecture.network import Network
+from .corpus.batches import Batch
+from .pca import covariance, principal_components
 
 
 class Signal:
-    """X for every calibration batch: ``signal[i]`` is [sequences, tokens, width], on the device that computes.
+    """X for every calibration batch: ``signal[i]`` is [sequences, tokens, width], on the device that computes."""
 
-    Args:
-        shapes: (sequences, tokens) of each batch.
-        path: of the file that holds it; in memory without.
-    """
-
-    def __init__(
-        self,
-        shapes: Sequence[tuple[int, int]],
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        path: Path | None = None,
-    ):
-        self.shapes, self.dtype, self.device = list(shapes), dtype, device
-        sizes = [sequences * tokens for sequences, tokens in self.shapes]
-        if path is None:
-            rows = torch.empty(sum(sizes), width, dtype=dtype, pin_memory=device.type == "cuda")
-        else:
-            count = sum(sizes) * width
-            if hasattr(os, "posix_fallocate"):  # or a full disk would show in the middle of a write, as a dead process
-                with open(path, "ab") as file:
-                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
-            rows = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, width)
-        self.batches = rows.split(sizes)
+    def __init__(self, rows: Tensor, shapes: Sequence[tuple[int, int]], device: torch.device):
+        self.batches = rows.split([sequences * tokens for sequences, tokens in shapes])
+        self.shapes, self.device = shapes, device
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -49,8 +31,92 @@ class Signal:
             raise IndexError(index)  # ends a loop over the batches
         host = self.batches[index].view(*self.shapes[index], -1)
         if self.device.type == "cuda" and not host.is_pinned():
-            host = host.pin_memory()  # a file's pages can't be read by the card while it computes
+            host = host.pin_memory()  # what isn't pinned can't be copied to the card while it computes
         return host.to(self.device, non_blocking=True)
 
     def __setitem__(self, index: int, x: Tensor) -> None:
         self.batches[index].view(x.shape).copy_(x)
+
+
+class Calibration:
+    """The batches of the calibration set, what each layer needs besides their signal, and what is computed of both.
+
+    All of it is in memory, in this process. `large.shared.SharedCalibration` keeps signals in files, and shares the set
+    among processes.
+    """
+
+    def __init__(self, batches: list[Batch]):
+        self.batches = batches
+        self.shapes = [tuple(batch.ids.shape) for batch in batches]
+        self.contexts: list[list[dict]] = []  # of each batch, for each layer: its mask, RoPE ...
+
+    def embed(self, net: Network) -> Signal:
+        """X at boundary 0, and the contexts."""
+        signal = self.room("wide", net.trained_width, net.embeddings[0].weight.dtype)
+        shared = {}  # one for all unpadded batches of a shape
+        for index, batch in enumerate(self.batches):
+            signal[index], contexts = net.embed(batch.ids, batch.mask)
+            self.contexts.append(
+                contexts if batch.mask is not None else shared.setdefault(self.shapes[index], contexts)
+            )
+        return signal
+
+    def forward(self, block: Block, layer: int, Z: Signal) -> Signal:
+        """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out; W_out has all its D columns."""
+        wide = self.room("wide", block.w_out[0].out_features, Z[0].dtype)
+        for index, z in enumerate(Z):
+            x = block.branch(z, **self.contexts[index][layer])
+            x[..., : z.shape[-1]] += z
+            wide[index] = x
+        return wide
+
+    def project(self, X: Signal, A: Float64[Tensor, "D k"], boundary: int) -> Signal:
+        """X A, the signal at a boundary."""
+        A = A.to(X[0])
+        narrow = self.room(f"signal-{boundary}", A.shape[1], A.dtype)
+        for index, x in enumerate(X):
+            narrow[index] = x @ A
+        return narrow
+
+    def add(self, Z: Signal, before: Signal, E: Float64[Tensor, "k r"]) -> None:
+        """Z <- Z + [Z_before E E^T, 0], in place."""
+        E = E.to(Z[0])
+        for index, z in enumerate(Z):
+            z[..., : E.shape[0]] += (before[index] @ E) @ E.T
+            Z[index] = z
+
+    def covariance(self, X: Signal, norm: nn.Module, boundary: int) -> Float64[Tensor, "D D"]:
+        """Eq. 8 over the whole set; padding doesn't enter.
+
+        Raises:
+            ValueError: the signal has a NaN or an infinity; the message says behind which block, on which sequence.
+        """
+        total = None
+        for x, batch in zip(X, self.batches, strict=True):
+            total = covariance(norm(x), batch.mask, total)
+            if not torch.isfinite(total.diagonal()).all():
+                raise ValueError(_not_finite(x, batch, boundary))
+        return total
+
+    def principal_components(
+        self, C: Float64[Tensor, "D D"], dtype: torch.dtype
+    ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
+        """Those of the covariance, the same for all who share the set."""
+        return principal_components(C, dtype)
+
+    def room(self, name: str, width: int, dtype: torch.dtype) -> Signal:
+        """Room for a signal. There is one "wide" one at a time, and for each boundary one of its own."""
+        device = self.batches[0].ids.device
+        tokens = sum(sequences * length for sequences, length in self.shapes)
+        rows = torch.empty(tokens, width, dtype=dtype, pin_memory=device.type == "cuda")
+        return Signal(rows, self.shapes, device)
+
+
+def _not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
+    bad = ~torch.isfinite(x).all(-1)
+    if batch.mask is not None:
+        bad &= batch.mask
+    rows = bad.any(-1).nonzero().flatten().tolist()
+    where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
+    which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
+    return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"

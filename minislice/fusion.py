@@ -7,54 +7,42 @@ Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^
 - alpha and beta belong to whoever reads the norm:  W_in <- diag(alpha) W_in,  b_in <- b_in + beta W_in
 - M belongs to whoever wrote the signal:            W_embd <- W_embd M,  W_out <- W_out M,  b_out <- b_out M
 
-LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of `blocks.RMSNorm`.)
+LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of `blocks.RMSNorm`.) Two norms that read
+one signal, as some parallel layers have, are the same RMSNorm once their scales are gone.
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm, set_weight
+from .architecture.family import LAYERNORM, NormKind
 from .architecture.network import Network, network
-
-ROWS = 4096  # of a matrix that are in float64 at one time: a vocabulary has many
-
-
-def in_float64(
-    product: Callable[[Float64[Tensor, "some D"]], Float64[Tensor, "some k"]], W: Float[Tensor, "rows D"]
-) -> Float[Tensor, "rows k"]:
-    """The product of every row of W, computed in float64, in W's dtype."""
-    result = None
-    for start in range(0, len(W), ROWS):
-        rows = product(W[start : start + ROWS].double())
-        if result is None:
-            result = W.new_empty(len(W), rows.shape[1])
-        result[start : start + ROWS] = rows
-    return result
+from .precision import ROWS, by_rows
 
 
 def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     """W M: subtract from every row its mean (eq. 1)."""
     rows = weight.reshape(-1, weight.shape[-1])
-    return in_float64(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
+    return by_rows(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
 
 
-def fuse_into(norm: nn.Module, linear: nn.Linear) -> None:
+def fuse_into(norm: nn.Module, linear: nn.Linear, kind: NormKind = LAYERNORM) -> None:
     """Move the norm's scale and shift into a linear that reads it, in place; products in float64 (section 3.2).
 
     A linear without a bias gets one where the norm has a shift.
     """
     weight, bias = linear.weight, linear.bias
-    shift = getattr(norm, "bias", None)
+    scale, shift = kind.scale_of(norm), getattr(norm, "bias", None)
     if shift is not None:
         added = torch.cat([rows.double() @ shift.double() for rows in weight.split(ROWS)])
         bias = added + (0.0 if bias is None else bias.double())  # b_in + beta W_in
-    if norm.weight is not None:
-        weight = in_float64(lambda rows: rows * norm.weight.double(), weight)  # diag(alpha) W_in
+    if scale is not None:
+        weight = by_rows(lambda rows: rows * scale.double(), weight)  # diag(alpha) W_in
     set_weight(linear, weight, bias)
 
 
@@ -64,46 +52,64 @@ def subtract_mean_from_output(linear: nn.Linear) -> None:
     set_weight(linear, subtract_mean(linear.weight.T).T, bias)
 
 
-def bare(norm: nn.Module, width: int) -> RMSNorm:
+def scale_output(linear: nn.Linear, number: float) -> None:
+    """Move a number that the branch is multiplied by into W_out and b_out, in place."""
+    bias = None if linear.bias is None else linear.bias * number
+    set_weight(linear, by_rows(lambda rows: rows * number, linear.weight), bias)
+
+
+def bare(norm: nn.Module, net: Network) -> RMSNorm:
     """What is left of a norm when its scale, shift and mean subtraction are elsewhere."""
-    if isinstance(norm, RMSNorm):
-        return norm
-    return RMSNorm(width, norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon)
+    return norm if isinstance(norm, RMSNorm) else RMSNorm(net.trained_width, net.family.norm.eps_of(norm))
 
 
 def fuse_embeddings(net: Network) -> None:
-    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would."""
-    if isinstance(net.final_norm, nn.LayerNorm):
+    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would.
+
+    A norm of the token embedding alone, which is a table of the same size, becomes part of the table.
+    """
+    if net.embedding_norm is not None:
+        set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
+        setattr(net.decoder, net.family.embedding_norm, nn.Identity())
+    if net.subtracts_mean:
         for embedding in net.embeddings:
             set_weight(embedding, subtract_mean(embedding.weight))
 
 
-def fuse_blocks(blocks: Iterable[Block], width: int) -> None:
+def fuse_blocks(net: Network, blocks: Iterable[Block]) -> None:
     """Fuse the norm of each block into its w_in, and mean subtraction into its w_out, in place."""
     for block in blocks:
-        if isinstance(block.norm, nn.LayerNorm):
-            for linear in block.w_out:
+        for linear in block.w_out:
+            if net.subtracts_mean:
                 subtract_mean_from_output(linear)
-        for linear in block.w_in:
-            fuse_into(block.norm, linear)
-        block.norm = bare(block.norm, width)
+            if block.scale != 1:
+                scale_output(linear, block.scale)
+        for name, linear in block.readers.items():
+            fuse_into(block.norm_of(name), linear, net.family.norm)
+        block.norm, block.mlp_norm, block.scale = bare(block.norm, net), None, 1.0
 
 
 def fuse_head(net: Network) -> None:
     """Fuse the final norm into the head, in place."""
-    fuse_into(net.final_norm, net.head)
-    net.final_norm = bare(net.final_norm, net.trained_width)
+    fuse_into(net.final_norm, net.head, net.family.norm)
+    net.final_norm = bare(net.final_norm, net)
+
+
+def fuse_config(net: Network) -> None:
+    """Give the model a config of its own that says what fusion makes of it, in place; the modules come later."""
+    model, scale = net.model, net.family.branch_scale
+    _give_own_config(model)
+    model.head_was_tied = net.head_was_tied
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
+    if scale is not None:
+        setattr(model.config, scale, 1.0)
 
 
 def untie_head(net: Network) -> None:
-    """Give a head that shares the embedding's matrix one of its own, in place, and have the config say so."""
-    model = net.model
-    _give_own_config(model)
-    model.head_was_tied = net.head_was_tied
-    if model.head_was_tied:
+    """Give a head that shares the embedding's matrix one of its own, in place."""
+    if net.head.weight is net.embeddings[0].weight:
         net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
-    model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
 
 
 @torch.no_grad()
@@ -122,9 +128,10 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")
     net.install()
+    fuse_config(net)
     untie_head(net)
     fuse_embeddings(net)
-    fuse_blocks(net.blocks, net.trained_width)
+    fuse_blocks(net, net.blocks)
     fuse_head(net)
     return model
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from .architecture.blocks import TiedHead
-from .fusion import ROWS
+from .precision import ROWS
 
 HEADS = ("own", "tied")
 

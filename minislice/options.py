@@ -1,10 +1,9 @@
 """What to keep of a model and how, and the report of what was done."""
 
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from numbers import Integral, Real
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .adapters import FORMS
 from .heads import HEADS
-from .pca import SIGNALS
+from .pca import SIGNALS, rank_of
 
 BASES = ("pca", "random", "column-norm")
 ORIENTATIONS = ("pca", "random")
@@ -23,77 +22,48 @@ PCA_DTYPES = ("float64", "float32")
 class SlicingOptions:
     """What to keep and how. The width of each boundary comes from one of `slicing`, `width` and `discard`.
 
+    Args:
+        slicing: the fraction of the model's width to delete at every boundary, 0 <= slicing < 1; what is left is
+            rounded down to a multiple of `multiple`. Without `width` and `discard` it is 0.25.
+        width: the width to keep, taken as it is; or one for each boundary, blocks + 1 in all, the last for the head.
+        discard: the fraction of the variance to delete at every boundary, 0 <= discard < 1 (appendix A.4); widths then
+            vary, and are rounded up to a multiple of `multiple`.
+        multiple: see `slicing` and `discard`.
+        signal: what the principal components are of: the norm's output, "normalized" (eq. 8), or its input, "raw".
+        slice_head: slice the boundary between the last block and the head too; the paper leaves it whole.
+        adapter: the form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
+        tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1; 0
+            computes exactly what "full" does.
+        head: of a model whose head is tied to the embedding: weights of its "own", or still "tied"; see `heads`.
+        basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns
+            of the signal with the largest norms, unrotated. The last two are baselines.
+        orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
+        pca_dtype: the precision of the eigendecomposition, "float64" or "float32" (the ablation of appendix A.2).
+        seed: of "random" basis and orientation.
+
     Raises:
         ValueError: an option outside its range, by its name.
     """
 
-    # The fraction of D to delete at every boundary; the width is rounded down to a multiple of `multiple`. The default
-    # where neither `width` nor `discard` is given is 0.25.
     slicing: float | None = None
-    # The width to keep, taken as it is; or one for each boundary, blocks + 1 in all, the last of them for the head.
     width: int | Sequence[int] | None = None
-    # The fraction of the variance to delete at every boundary (appendix A.4); widths then vary, and are rounded up to
-    # a multiple of `multiple`.
     discard: float | None = None
     multiple: int = 8
-    # What the principal components are of: the norm's output, "normalized" (eq. 8), or its input, "raw".
     signal: str = "normalized"
-    # Slice the boundary between the last block and the head too; the paper leaves it whole.
     slice_head: bool = False
-    # The form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
     adapter: str = "low-rank"
-    # For "low-rank": drop the directions whose cosine deficit is at most this; 0 computes exactly what "full" does.
     tolerance: float = 0.0
-    # The head of a model whose head was tied to the embedding: weights of its "own", or still "tied"; see `heads`.
     head: str = "own"
-    # What to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns of the
-    # signal with the largest norms, unrotated. The last two are baselines.
     basis: str = "pca"
-    # The orientation of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
     orientation: str = "pca"
-    # The precision of the eigendecomposition; "float32" repeats the ablation of appendix A.2.
     pca_dtype: str = "float64"
-    # For "random" basis and orientation.
     seed: int = 0
 
     def __post_init__(self):
-        choices = {
-            "signal": SIGNALS,
-            "adapter": FORMS,
-            "head": HEADS,
-            "basis": BASES,
-            "orientation": ORIENTATIONS,
-            "pca_dtype": PCA_DTYPES,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        widths = self.width if isinstance(self.width, Sequence) and not isinstance(self.width, str) else [self.width]
-        if not all(_is_int(k) for k in widths if self.width is not None):
-            raise ValueError(f"width must be a whole number, or one for each boundary, got {self.width!r}")
+        _check(self)
         if self.width is not None:  # NumPy's numbers would not go into a config.json
-            widths = [int(k) for k in widths]
-            object.__setattr__(self, "width", widths if isinstance(self.width, Sequence) else widths[0])
-        if not isinstance(self.slice_head, bool):
-            raise ValueError(f"slice_head must be True or False, got {self.slice_head!r}")
-        for name in ("slicing", "discard", "tolerance"):
-            if not isinstance(getattr(self, name), (Real, type(None))) or isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
-        for name in ("multiple", "seed"):
-            if not _is_int(getattr(self, name)):
-                raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if self.discard is not None and self.basis != "pca":
-            raise ValueError(f"discard reads widths off the spectrum; with basis={self.basis!r} give slicing or width")
-        if sum(option is not None for option in (self.slicing, self.width, self.discard)) > 1:
-            raise ValueError("give one of slicing, width and discard")
-        if self.slicing is not None and not 0 <= self.slicing < 1:
-            raise ValueError(f"slicing is the fraction to delete, 0 <= slicing < 1, got {self.slicing}")
-        if self.discard is not None and not 0 <= self.discard < 1:
-            raise ValueError(f"discard is a fraction of the variance, 0 <= discard < 1, got {self.discard}")
-        if self.multiple < 1:
-            raise ValueError(f"multiple must be at least 1, got {self.multiple}")
-        if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance is a cosine deficit, 0 <= tolerance <= 1, got {self.tolerance}")
+            many = isinstance(self.width, Sequence)
+            object.__setattr__(self, "width", [int(k) for k in self.width] if many else int(self.width))
 
     def widths(self, D: int, boundaries: int) -> list[int | None]:
         """The width of every boundary; None where the spectrum is to decide.
@@ -101,15 +71,16 @@ class SlicingOptions:
         Raises:
             ValueError: widths that don't fit a model of `D` columns and so many boundaries, or this adapter form.
         """
-        if self.discard is not None:
-            widths = [None] * (boundaries - 1) + [None if self.slice_head else D]
-        elif not isinstance(self.width, Sequence):
-            k = self.width
-            if k is None:
+        if isinstance(self.width, Sequence):
+            widths = list(self.width)
+        else:
+            if self.discard is not None:
+                k = None
+            elif self.width is not None:
+                k = self.width
+            else:
                 k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
-        else:
-            widths = list(self.width)
         if len(widths) != boundaries:
             raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
         if not all(k is None or 1 <= k <= D for k in widths):
@@ -117,6 +88,52 @@ class SlicingOptions:
         if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(widths))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths
+
+
+def _check(options: SlicingOptions) -> None:
+    """Raise a ValueError for an option outside its range."""
+
+    def require(fits: bool, name: str, what: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} must be {what}, got {getattr(options, name)!r}")
+
+    def is_int(value: object) -> bool:  # Python's and NumPy's, but no bool
+        return isinstance(value, Integral) and not isinstance(value, bool)
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, Real) and not isinstance(value, bool)
+
+    choices = {"signal": SIGNALS, "adapter": FORMS, "head": HEADS, "basis": BASES}
+    for name, allowed in {**choices, "orientation": ORIENTATIONS, "pca_dtype": PCA_DTYPES}.items():
+        require(getattr(options, name) in allowed, name, f"one of {', '.join(allowed)}")
+    width, slicing, discard, tolerance = options.width, options.slicing, options.discard, options.tolerance
+    widths = width if isinstance(width, Sequence) and not isinstance(width, str) else [width]
+    require(width is None or all(map(is_int, widths)), "width", "a whole number, or one for each boundary")
+    require(isinstance(options.slice_head, bool), "slice_head", "True or False")
+    require(is_int(options.multiple) and options.multiple >= 1, "multiple", "a whole number of at least 1")
+    require(is_int(options.seed), "seed", "a whole number")
+    require(slicing is None or (is_number(slicing) and 0 <= slicing < 1), "slicing", "a fraction, 0 <= slicing < 1")
+    require(discard is None or (is_number(discard) and 0 <= discard < 1), "discard", "a fraction, 0 <= discard < 1")
+    require(is_number(tolerance) and 0 <= tolerance <= 1, "tolerance", "a cosine deficit, 0 <= tolerance <= 1")
+    if sum(option is not None for option in (slicing, width, discard)) > 1:
+        raise ValueError("give one of slicing, width and discard")
+    if discard is not None and options.basis != "pca":
+        raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
+
+
+def takes_options(function: Callable) -> Callable:
+    """Have ``help(function)`` show what its ``**options`` may be: the fields of `SlicingOptions` and their defaults."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+        for option in fields(SlicingOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=own + options)
+    if function.__doc__:  # python -OO leaves none
+        explained = SlicingOptions.__doc__.split("Args:\n")[1].split("\n\n")[0]
+        function.__doc__ = function.__doc__.replace("        options: the fields of `SlicingOptions`.", explained)
+    return function
 
 
 @dataclass
@@ -127,21 +144,26 @@ class SlicingReport:
     trained_width: int
     calibration_tokens: int
     widths: list[int] = field(default_factory=list)  # kept at each boundary, blocks + 1 of them
-    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all D of them, descending; float64
+    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all of them, descending; float64
     discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
     ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
-    seconds: Counter = field(default_factory=Counter)  # by phase of the pass
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[phase] += time.perf_counter() - began
+    def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
+        """Note what was kept of the next boundary."""
+        self.widths.append(width)
+        self.eigenvalues.append(eigenvalues.cpu())
+        self.discarded.append(discarded)
 
-
-def _is_int(value: object) -> bool:
-    """Python's and NumPy's, but no bool."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    def warn_of_missing_rank(self) -> None:
+        """Warn where the embeddings of the calibration set span fewer dimensions than were kept."""
+        rank, k = rank_of(self.eigenvalues[0]), self.widths[0]
+        if rank < k < self.trained_width and self.options.basis == "pca":
+            warnings.warn(
+                f"the {self.calibration_tokens} calibration tokens are too few or too much alike: their embeddings span"
+                f" {rank} of {self.trained_width} dimensions, and {k} were kept, so that {k - rank} of these are "
+                "arbitrary; calibrate on more text, or keep less",
+                stacklevel=4,
+            )
 
 
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:

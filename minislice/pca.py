@@ -2,18 +2,20 @@
 
     C_l = sum_i X_{l,i}^T X_{l,i},        Q_l = eigenvectors of C_l, eigenvalues descending
 
-X_{l,i} is the l-th RMSNorm's output on calibration sequence i (``signal="normalized"``), or that norm's input
-(``signal="raw"``, which is what the authors' released code looks at).
+X_{l,i} is the signal at boundary l on calibration sequence i behind the norm that reads it (``signal="normalized"``),
+or before that norm (``signal="raw"``, which is what the authors' released code looks at).
 """
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from .fusion import subtract_mean
+from .precision import without_tf32
+from .rotation import random_orthogonal
+
 SIGNALS = ("normalized", "raw")
+RUN = 1024  # tokens whose products are summed before they are added to the others
 
 
 def covariance(
@@ -23,34 +25,19 @@ def covariance(
 ) -> Float64[Tensor, "D D"]:
     """X^T X over the tokens where `mask` is True (eq. 8): not centred, not divided by their number.
 
-    In float64; on a GPU, where that is slow, the products are in float32 and are summed in float64 every 1024 tokens.
+    Products are in the signal's precision, float32 at least, and are summed in float64 every `RUN` tokens. For all but
+    the smallest eigenvalues that is as good as float64: one that should be zero is about 1e-8 of the largest.
 
     Args:
         add_to: the covariance of other tokens; the sum is in place.
     """
     rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32) if rows.is_cuda else torch.float64)
-    D = rows.shape[1]
-    C = rows.new_zeros(D, D, dtype=torch.float64) if add_to is None else add_to
-    panel = -(-D // 4)
-    with _without_tf32():
-        for part in rows.split(1024):
-            for start in range(0, D, panel):  # C is symmetric: a panel right of the diagonal is also the one below it
-                product = part[:, start : start + panel].T @ part[:, start:]
-                C[start : start + panel, start:] += product
-                C[start + panel :, start : start + panel] += product[:, panel:].T
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    C = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64) if add_to is None else add_to
+    with without_tf32():
+        for run in rows.split(RUN):
+            C += run.T @ run  # eq. 8
     return C
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Float32 products of float32's precision on a GPU, whatever the caller has allowed."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
 
 
 def principal_components(
@@ -69,7 +56,7 @@ def principal_components(
     if not C.trace() > 0:
         raise ValueError("the covariance of the signal is zero: no calibration token carries any signal")
     eigenvalues, Q = torch.linalg.eigh(C.to(dtype))
-    return eigenvalues.flip(0).clamp(min=0).double(), Q.flip(1).double()
+    return eigenvalues.flip(0).clamp(min=0).double(), Q.flip(1).double().contiguous()
 
 
 def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: int = 1) -> int:
@@ -80,3 +67,45 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
     kept = eigenvalues.cumsum(0) / eigenvalues.sum()
     width = int((kept < 1 - discard).sum()) + 1
     return min(-(-width // multiple) * multiple, len(eigenvalues))
+
+
+def rank_of(eigenvalues: Float64[Tensor, " D"]) -> int:
+    """How many dimensions the signal has: those whose variance is more than rounding in `covariance`."""
+    return int((eigenvalues > 1e-7 * eigenvalues[0]).sum())
+
+
+def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
+    """M C M, for a signal whose rows have mean zero (section 3.2): what C has along their mean is rounding.
+
+    C itself where that is more than rounding, as in a network that was rotated since it was fused.
+    """
+    centred = subtract_mean(subtract_mean(C).T)
+    return centred if centred.trace() > (1 - 1e-6) * C.trace() else C
+
+
+def choose_basis(
+    Q: Float64[Tensor, "D D"],
+    k: int,
+    C: Float64[Tensor, "D D"],
+    basis: str,
+    orientation: str,
+    generator: torch.Generator,
+) -> Float64[Tensor, "D D"]:
+    """An orthogonal matrix whose first k columns are to be kept: the principal components Q, or a baseline.
+
+    Args:
+        basis, orientation: see `options.SlicingOptions`.
+    """
+    if basis == "random":
+        Q = random_orthogonal(len(C), generator).to(C.device)
+    elif basis == "column-norm":
+        Q = torch.eye(len(C), dtype=C.dtype, device=C.device)[:, C.diagonal().argsort(descending=True, stable=True)]
+    if orientation == "random":
+        Q = torch.cat([Q[:, :k] @ random_orthogonal(k, generator).to(Q.device), Q[:, k:]], dim=1)
+    return Q
+
+
+def discarded_share(C: Float64[Tensor, "D D"], Q: Float64[Tensor, "D D"], k: int) -> float:
+    """The share of the variance that all but the first k columns of Q have."""
+    deleted = Q[:, k:].T
+    return max(0.0, ((deleted @ C * deleted).sum() / C.trace()).item())  # rounding may make it less than zero

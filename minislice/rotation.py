@@ -4,8 +4,9 @@ Eq. 2, RMSNorm(X Q) Q^T = RMSNorm(X), holds because ||x Q|| = ||x||. So (theorem
 
     W_embd <- W_embd Q,   W_in <- Q^T W_in,   W_out <- W_out Q,   b_out <- b_out Q,   W_head <- Q^T W_head
 
-every signal in the network is X Q instead of X, and the logits are what they were. One Q_l for each block works too,
-if the residual connection carries the signal from one basis to the next: S_l = Q_{l-1}^T Q_l (section 3.3).
+every signal in the network is X Q instead of X, and the logits are what they were. A Q_l for each boundary works too,
+if the residual connection of the block between them carries the signal from one basis to the next: S = Q_{l-1}^T Q_l
+(section 3.3). Slicing folds in only the first k columns of Q, which deletes rows and columns of these matrices (eq. 9).
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from transformers import PreTrainedModel
 
 from .architecture.blocks import set_weight
 from .architecture.network import Network, network
-from .fusion import fuse, in_float64
+from .fusion import fuse
+from .precision import by_rows
 
 
 def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor, "D D"]:
@@ -31,26 +33,27 @@ def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor,
     return Q * R.diagonal().sign()
 
 
-def times(W: Float[Tensor, "rows D"], Q: Float64[Tensor, "D k"]) -> Float[Tensor, "rows k"]:
-    """W Q, the products in float64 and the result in W's dtype."""
-    Q = Q.to(W.device)
-    return in_float64(lambda rows: rows @ Q, W)
+def times(W: Float[Tensor, "rows D"], P: Float64[Tensor, "D k"]) -> Float[Tensor, "rows k"]:
+    """W P, in W's dtype (see `precision`)."""
+    wide = torch.promote_types(W.dtype, torch.float32)
+    P = P.to(W.device, wide)
+    return by_rows(lambda rows: rows @ P, W, wide)
 
 
-def rotate_input(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
-    """W_in <- Q^T W_in, in place; with k < D columns the rows of W_in are deleted too (eq. 9)."""
-    set_weight(linear, times(linear.weight, Q))
+def fold_reader(linear: nn.Linear, P: Float64[Tensor, "D k"]) -> None:
+    """W_in <- P^T W_in, in place (theorem 1); where k < D, D - k rows of W_in are deleted with it (eq. 9)."""
+    set_weight(linear, times(linear.weight, P))
 
 
-def rotate_output(linear: nn.Linear, Q: Float64[Tensor, "D k"]) -> None:
-    """W_out <- W_out Q and b_out <- b_out Q, in place; with k < D their columns are deleted too (eq. 9)."""
-    bias = None if linear.bias is None else times(linear.bias[None], Q)[0]
-    set_weight(linear, times(linear.weight.T, Q).T, bias)
+def fold_writer(linear: nn.Linear, P: Float64[Tensor, "D k"]) -> None:
+    """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); where k < D, columns are deleted with it (eq. 9)."""
+    bias = None if linear.bias is None else times(linear.bias[None], P)[0]
+    set_weight(linear, times(linear.weight.T, P).T, bias)
 
 
-def rotate_embedding(embedding: nn.Embedding, Q: Float64[Tensor, "D k"]) -> None:
-    """W_embd <- W_embd Q, in place; with k < D its columns are deleted too (eq. 9)."""
-    set_weight(embedding, times(embedding.weight, Q))
+def fold_embedding(embedding: nn.Embedding, P: Float64[Tensor, "D k"]) -> None:
+    """W_embd <- W_embd P, in place (theorem 1); where k < D, columns are deleted with it (eq. 9)."""
+    set_weight(embedding, times(embedding.weight, P))
 
 
 def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:
@@ -66,15 +69,15 @@ def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D k"]]) ->
     Matrices of more columns than rows, with orthonormal rows, carry the signal over to a wider space.
     """
     for embedding in net.embeddings:
-        rotate_embedding(embedding, rotations[0])
+        fold_embedding(embedding, rotations[0])
     for block, Q, Q_next in zip(net.blocks, rotations[:-1], rotations[1:], strict=True):
         for linear in block.w_in:
-            rotate_input(linear, Q)
+            fold_reader(linear, Q)
         for linear in block.w_out:
-            rotate_output(linear, Q_next)
+            fold_writer(linear, Q_next)
         if Q is not Q_next:
-            block.adapter = linear_map(Q.T @ Q_next, like=block.w_out[0].weight)  # Q_{l-1}^T Q_l
-    rotate_input(net.head, rotations[-1])
+            block.adapter = linear_map(Q.T @ Q_next, like=block.w_out[0].weight)  # S = Q_{l-1}^T Q_l
+    fold_reader(net.head, rotations[-1])
 
 
 @torch.no_grad()

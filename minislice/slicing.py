@@ -1,40 +1,41 @@
-"""Section 3.4: the interleaved pass that rotates every block onto its principal components and deletes the least.
+"""Section 3.4: the interleaved pass that rotates every boundary onto its principal components and deletes the least.
 
-Eq. 9, with the deletion matrix already multiplied into the basis (P = Q D, D x k, orthonormal columns): the signal X
-is replaced by Z = X P, which stands for X~ = Z P^T. Rows of W_in, columns of W_out and W_embd, rows and columns of the
-residual adapters are deleted with it.
+P is the first k columns of Q, the principal components of a boundary: Z = X P is the sliced signal, and stands for
+X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary deletes their columns and rows.
 
-The pass, for each boundary l in order:
+    X~ = embeddings(tokens);   P = principal components of X~;   W_embd <- W_embd P;   Z = X~ P
+    for each block:
+        W_in <- P^T W_in
+        X~ = Z P^T + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out       one forward pass, of a network sliced up to here
+        P' = principal components of X~;   S = P^T P'
+        W_out <- W_out P';   b_out <- b_out P';   Z = X~ P';   P = P'
+    W_head <- P^T W_head
 
-1. the signal at the boundary, full width, in the network as it is by then: sliced up to block l - 1
-2. P_l from its principal components (eq. 8)
-3. fold P_l into whoever writes the boundary (embeddings, or W_out of block l - 1) and whoever reads it (W_in, or head)
-4. run block l once: its full-width output is X P_l^T, or what its adapter makes of it, plus its branch
+X~ is computed in the basis Q of the boundary before, all D columns of it: there Z P^T is [Z, 0], a padding, and the
+norm that reads it gives the same (eq. 2).
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .adapters import make_adapter
-from .architecture.blocks import Block, BlockLayer, LowRankAdapter
+from .adapters import make_adapter, rank
+from .architecture.blocks import Block, set_weight
 from .architecture.network import Network, inference, network
-from .calibration import Signal
+from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import tie_head
-from .large import processes
-from .options import SlicingOptions, SlicingReport
-from .pca import covariance, principal_components, width_keeping
-from .rotation import random_orthogonal, require_whole, rotate_embedding, rotate_input, rotate_output
+from .options import SlicingOptions, SlicingReport, takes_options
+from .pca import choose_basis, discarded_share, width_keeping, without_mean
+from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
 
 
+@takes_options
 def slice_model(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -42,6 +43,7 @@ def slice_model(
     *,
     batch_size: int = 8,
     progress: bool = False,
+    calibration: Callable[[list[Batch]], Calibration] = Calibration,
     **options,
 ) -> PreTrainedModel:
     """Slice a model in place, on a calibration set; a model that isn't fused is fused first (section 3.4).
@@ -54,7 +56,8 @@ def slice_model(
         attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
         batch_size: sequences a forward pass.
         progress: show a progress bar.
-        options: the fields of `SlicingOptions`, where each is explained.
+        calibration: what holds the calibration set; `large.shared.SharedCalibration` shares it among processes.
+        options: the fields of `SlicingOptions`.
 
     Returns the same model object; ``model.slicing`` is a `SlicingReport`.
 
@@ -66,14 +69,19 @@ def slice_model(
     net = network(model)
     require_whole(net, "slice")
     widths = widths_of(net, options)
-    batches = token_batches(model, tokens, attention_mask, -(-batch_size // processes.count()))
-    share = processes.share(batches)
+    batches = token_batches(model, tokens, attention_mask, batch_size)
+    held = calibration(batches)
     if not net.is_fused:
         net = network(fuse(model))
-    report = SlicingReport(options, net.trained_width, count_tokens(batches))
+    slicer = Slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
     with inference(model):
-        InterleavedPass(net, share, widths, report).run(progress)
-    model.slicing = report
+        slicer.slice_embeddings()
+        for index, layer in enumerate(tqdm(net.layers, desc="slicing", disable=not progress, leave=False)):
+            for block in layer.blocks:
+                slicer.slice_block(block, index)
+        slicer.slice_head()
+    slicer.report.warn_of_missing_rank()
+    model.slicing = slicer.report
     return model
 
 
@@ -88,209 +96,76 @@ def widths_of(net: Network, options: SlicingOptions) -> list[int | None]:
     return options.widths(net.trained_width, len(net.blocks) + 1)
 
 
-class InMemory:
-    """Where the weights of a network are while the pass runs over it: in memory, all of them, all the time.
+class Slicer:
+    """The steps of the pass over one network, each of which goes on from what the one before has left.
 
-    `streaming.FromShards` is the other place: it brings each part in when its turn comes, and takes it out again.
+    `boundary` is the one that the pass has reached, Q its basis, the first k columns of which are kept, and Z the
+    calibration set's signal there.
     """
 
-    def part(self, index: int, position: "InterleavedPass") -> AbstractContextManager:
-        """Part 0 is the embeddings, part i the i-th layer, the last part final norm and head."""
-        return nullcontext()
-
-    def reached(self, position: "InterleavedPass") -> None:
-        """Called when a part is done."""
-
-    def signal_file(self, name: str) -> Path | None:
-        """The file for a signal; None to have it in memory."""
-        return None
-
-
-class InterleavedPass:
-    """The pass over one network, part by part: embeddings, each layer, head.
-
-    Between two parts, all that the rest of the pass depends on is `done`, `P`, `signal`, `generator` and `report`.
-
-    Args:
-        net: fused, or fused by `weights` part by part.
-        batches: the calibration set, or this process's share of it.
-        widths: of every boundary, None where the spectrum decides.
-    """
-
-    def __init__(
-        self,
-        net: Network,
-        batches: list[Batch],
-        widths: list[int | None],
-        report: SlicingReport,
-        weights: InMemory | None = None,
-    ):
-        self.net, self.batches, self.widths, self.report = net, batches, widths, report
-        self.options, self.weights = report.options, weights or InMemory()
-        self.norms = [bare(norm, net.trained_width) for norm in net.norms]  # what reads each boundary
+    def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
+        self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
+        self.options = report.options
+        self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
-        self.done = 0  # parts
-        self.contexts: list[dict] = []  # of each batch: what attention needs besides the signal
-        self.P: Tensor | None = None  # the basis of the boundary that the pass has reached, [D, k]
-        self.signal: Signal | None = None  # the calibration set there, in that basis
+        self.boundary, self.k = -1, 0
+        self.Q: Float64[Tensor, "D D"] | None = None
+        self.Z: Signal | None = None
 
     @property
-    def boundary(self) -> int:
-        """The boundary that the pass has reached; -1 before the embeddings."""
-        return len(self.report.widths) - 1
+    def P(self) -> Float64[Tensor, "D k"]:
+        """The basis that is kept of the boundary."""
+        return self.Q[:, : self.k]
 
-    def run(self, progress: bool = False) -> None:
-        """Do what is left of the pass."""
-        layers = [partial(self._slice_layer, layer) for layer in self.net.layers]
-        parts = [self._embed, *layers, self._slice_head]
-        if self.done == len(parts):
-            return
-        for index, work in enumerate(tqdm(parts, desc="slicing", disable=not progress, leave=False)):
-            if 0 < index < self.done:
-                continue  # but the embeddings are always needed, for the contexts
-            with self.weights.part(index, self):
-                work()
-            if index == self.done:
-                self.done += 1
-                self.weights.reached(self)
+    def slice_embeddings(self) -> None:
+        """Boundary 0: its writers are the embeddings."""
+        X = self.calibration.embed(self.net)
+        self.Q, self.k = self._basis(X)
+        for embedding in self.net.embeddings:
+            fold_embedding(embedding, self.P)  # W_embd <- W_embd P
+        self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
 
-    def _embed(self) -> None:
-        full = None if self.done else self.room(self.net.trained_width, "full")
-        shared = {}  # one context for all unpadded batches of a shape
-        for index, batch in enumerate(self.batches):
-            with self._timed("forward"):
-                x, context = self.net.embed(batch.ids, batch.mask)
-            self.contexts.append(context if batch.mask is not None else shared.setdefault(batch.ids.shape, context))
-            if full:
-                full[index] = x
-        if full:
-            Q, k = self._basis(full)
-            self.P = Q[:, :k].contiguous()
-            with self._timed("projection"):
-                for embedding in self.net.embeddings:
-                    rotate_embedding(embedding, self.P)
-                self._project(full, None)
+    def slice_block(self, block: Block, layer: int) -> None:
+        """From a boundary to the next: the block between them reads the one and writes the other."""
+        Q, P, Z = self.Q, self.P, self.Z
+        for linear in block.w_in:
+            fold_reader(linear, P)  # W_in <- P^T W_in
+        trained = [(linear, linear.weight, linear.bias) for linear in block.w_out]
+        for linear in block.w_out:
+            fold_writer(linear, Q)  # all D columns, in the basis Q
+        X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
+        Q_next, k = self._basis(X)
+        like, options = block.w_out[0].weight, self.options
+        P_next, block.adapter, E = make_adapter(P, Q_next, k, options.adapter, options.tolerance, like)  # S = P^T P'
+        for linear, weight, bias in trained:
+            set_weight(linear, weight, bias)
+            fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'
+        self.boundary += 1
+        self.Z = self.calibration.project(X, Q.T @ P_next, self.boundary)  # Z' = X~ P'
+        if E.shape[1]:
+            self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over beyond S
+        self.Q, self.k = torch.cat([P_next, Q_next[:, k:]], dim=1), k
+        self.report.ranks.append(rank(block.adapter))
 
-    def _slice_layer(self, layer: BlockLayer) -> None:
-        for block in layer.blocks:
-            self._slice_block(block)
+    def slice_head(self) -> None:
+        """The last boundary's reader."""
+        fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
+        if self.options.head == "tied":
+            self.net.head = tie_head(self.net.head, self.net.embeddings[0])
 
-    def _slice_head(self) -> None:
-        with self._timed("projection"):
-            rotate_input(self.net.head, self.P)
-            if self.options.head == "tied":
-                self.net.head = tie_head(self.net.head, self.net.embeddings[0])
-
-    def _slice_block(self, block: Block) -> None:
-        P = self.P
-        with self._timed("projection"):
-            for linear in block.w_in:
-                rotate_input(linear, P)
-        full = self.room(self.net.trained_width, "full")
-        back = P.T.to(full.device, full.dtype)
-        for index, context in enumerate(self.contexts):
-            x = self.signal[index]
-            with self._timed("forward"):
-                branch = block.branch(x, **context)
-            with self._timed("projection"):
-                full[index] = torch.addmm(branch.flatten(0, 1), x.flatten(0, 1), back).view_as(branch)
-        Q, k = self._basis(full)
-        with self._timed("adapters"):
-            like = block.w_out[0].weight
-            self.P, block.adapter = make_adapter(P, Q, k, self.options.adapter, self.options.tolerance, like)
-            self.report.ranks.append(_rank(block.adapter))
-            truncated = self.options.adapter == "none" or self.options.tolerance > 0
-            lost = _lost(P, self.P, block.adapter) if truncated else None
-        with self._timed("projection"):
-            for linear in block.w_out:
-                rotate_output(linear, self.P)
-            self._project(full, lost)
-
-    def _project(self, full: Signal, lost: Tensor | None) -> None:
-        """The signal in the basis P, from what it is at full width; `lost` is what an adapter adds, of the old one."""
-        before = self.signal
-        signal = self.room(self.P.shape[1], f"signal-{self.boundary}")
-        P = self.P.to(signal.device, signal.dtype)
-        for index, x in enumerate(full):
-            projected = x @ P
-            if lost is not None:
-                projected += before[index] @ lost.to(x)
-            signal[index] = projected
-        self.signal = signal
-
-    def _basis(self, full: Signal) -> tuple[Tensor, int]:
-        """Q of the next boundary, [D, D], and the k of its columns to keep, from the signal there at full width."""
-        options, D, boundary = self.options, self.net.trained_width, self.boundary + 1
-        with self._timed("covariance"):
-            norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
-            C = processes.summed(_signal_covariance(full, self.batches, norm, boundary))
-        with self._timed("eigendecomposition"):
-            eigenvalues, Q = processes.once(
-                lambda: principal_components(C, getattr(torch, options.pca_dtype)), like=(C[0], C)
-            )
-            if options.basis == "random":
-                Q = random_orthogonal(D, self.generator).to(C.device)
-            elif options.basis == "column-norm":
-                order = C.diagonal().argsort(descending=True, stable=True)
-                Q = torch.eye(D, dtype=C.dtype, device=C.device)[:, order]
-            k = self.widths[boundary]
-            if k is None:
-                k = width_keeping(eigenvalues, options.discard, options.multiple)
-            if options.orientation == "random":
-                Q = torch.cat([Q[:, :k] @ random_orthogonal(k, self.generator).to(Q.device), Q[:, k:]], dim=1)
-        self.report.widths.append(k)
-        self.report.eigenvalues.append(eigenvalues.cpu())
-        share = (Q[:, k:].T @ C * Q[:, k:].T).sum() / C.trace()
-        self.report.discarded.append(max(0.0, share.item()))  # rounding may make it less
+    def _basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
+        """Q of the next boundary, and the k of its columns to keep, from the signal there, which is in this one's Q."""
+        options, boundary = self.options, self.boundary + 1
+        norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
+        C = self.calibration.covariance(X, norm, boundary)  # eq. 8
+        if self.Q is not None:
+            C = self.Q @ C @ self.Q.T
+        if self.net.subtracts_mean:
+            C = without_mean(C)
+        eigenvalues, Q = self.calibration.principal_components(C, getattr(torch, options.pca_dtype))
+        k = self.widths[boundary]
+        if k is None:
+            k = width_keeping(eigenvalues, options.discard, options.multiple)
+        Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
+        self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
         return Q, k
-
-    def room(self, width: int, name: str) -> Signal:
-        """Where a signal of this width goes, or is."""
-        ids, weight = self.batches[0].ids, self.net.embeddings[0].weight
-        shapes = [tuple(batch.ids.shape) for batch in self.batches]
-        return Signal(shapes, width, weight.dtype, ids.device, self.weights.signal_file(name))
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        with self.report.timed(phase):
-            yield
-            if self.batches[0].ids.is_cuda:
-                torch.cuda.synchronize()  # its calls return before the work is done
-
-
-def _signal_covariance(full: Signal, batches: list[Batch], norm: nn.Module, boundary: int) -> Tensor:
-    """Eq. 8 over the whole calibration set, or the share of this process."""
-    total = None
-    for x, batch in zip(full, batches, strict=True):
-        total = covariance(norm(x), batch.mask, total)
-        if not torch.isfinite(total.diagonal()).all():
-            raise ValueError(_not_finite(x, batch, boundary))
-    return total
-
-
-def _not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
-    bad = ~torch.isfinite(x).all(-1)
-    if batch.mask is not None:
-        bad &= batch.mask
-    rows = bad.any(-1).nonzero().flatten().tolist()
-    where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
-    which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
-    return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"
-
-
-def _rank(adapter: nn.Module | None) -> int:
-    if adapter is None:
-        return 0
-    return adapter.rank if isinstance(adapter, LowRankAdapter) else min(adapter.weight.shape)
-
-
-def _lost(P: Tensor, P_next: Tensor, adapter: nn.Module | None) -> Tensor | None:
-    """What an adapter of aligned bases computes beyond P^T P_next, [k, k_next]; None for one that is P^T P_next."""
-    if isinstance(adapter, nn.Linear):
-        return None
-    k, k_next = P.shape[1], P_next.shape[1]
-    identity = torch.eye(k, k_next, dtype=P.dtype, device=P.device)
-    if adapter is not None:
-        A = adapter.A.to(P)
-        identity[:, :k] -= A @ A.T
-    return identity - P.T @ P_next

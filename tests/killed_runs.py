@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import minislice.storage.files
-from minislice.large.streaming import FromShards, slice_streamed
+from minislice.large.streaming import StreamedRun, slice_streamed
 
 torch.set_num_threads(1)  # a fork has no other threads
 
@@ -26,7 +26,7 @@ torch.set_num_threads(1)  # a fork has no other threads
 def run(model: str, out: str) -> int:
     """Slice; the number of parts that were sliced. A folder that is there already is an error, and none."""
     written = []
-    FromShards.reached = noted(FromShards.reached, written)
+    StreamedRun._save_state = noted(StreamedRun._save_state, written)
     tokens = torch.randint(1, 120, (4, 30), generator=torch.Generator().manual_seed(0))
     try:
         slice_streamed(model, tokens, out, slicing=0.25, orientation="random", batch_size=3)

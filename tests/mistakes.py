@@ -23,11 +23,27 @@ def is_head(linear):
 
 
 def eps_forgotten(right):
-    return lambda norm, width: RMSNorm(width, 0.0)
+    return lambda norm, net: RMSNorm(net.trained_width, 0.0)
 
 
 def eps_outside_the_root(right):
     return lambda self, x: x / ((x.square().sum(-1, keepdim=True) / self.trained_width).sqrt() + self.eps)
+
+
+def mean_of_each_column(right):
+    return lambda X: X - X.mean(0)
+
+
+def mean_subtracted_again(right):
+    return lambda self, x: right(self, x - x.mean(-1, keepdim=True))
+
+
+def norm_over_the_tokens(right):
+    return lambda self, x: x * torch.rsqrt(x.square().mean(0) + self.eps)
+
+
+def root_of_the_width_lost(right):
+    return lambda self, x: right(self, x) / self.trained_width**0.5
 
 
 def mean_subtracted_from_every_embedding(right):
@@ -60,9 +76,9 @@ def mean_of_the_wrong_axis(right):
 
 
 def shift_not_folded_into_the_head(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         bias = linear.bias
-        right(norm, linear)
+        right(norm, linear, kind)
         if is_head(linear):
             linear.bias = bias
 
@@ -70,7 +86,7 @@ def shift_not_folded_into_the_head(right):
 
 
 def shift_folded_through_scaled_weights(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight * norm.weight
         set_weight(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
 
@@ -78,18 +94,18 @@ def shift_folded_through_scaled_weights(right):
 
 
 def scale_forgotten(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight
-        right(norm, linear)
+        right(norm, linear, kind)
         set_weight(linear, weight)
 
     return fuse_into
 
 
 def scale_on_the_output_side(right):
-    def fuse_into(norm, linear):
+    def fuse_into(norm, linear, kind):
         weight = linear.weight
-        right(norm, linear)
+        right(norm, linear, kind)
         if weight.shape[0] == weight.shape[1]:
             set_weight(linear, weight * norm.weight[:, None])
 
@@ -199,7 +215,7 @@ def centred(right):
 
 
 def of_the_norms_input(right):
-    return lambda full, batches, norm, *rest: right(full, batches, nn.Identity(), *rest)
+    return lambda self, X, norm, *rest: right(self, X, nn.Identity(), *rest)
 
 
 def averaged_over_the_batch(right):
@@ -292,14 +308,14 @@ def deficit_without_its_root(right):
 
 
 def next_basis_left_as_it_was(right):
-    return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], right(P, Q_next, k_next, *rest)[1])
+    return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], *right(P, Q_next, k_next, *rest)[1:])
 
 
 def no_direction_dropped(right):
     def make_adapter(P, Q_next, k_next, form, tolerance, like):
-        P_next, _ = right(P, Q_next, k_next, form, tolerance, like)
+        P_next, _, E = right(P, Q_next, k_next, form, tolerance, like)
         deficits, U = torch.linalg.eigh(torch.eye(k_next) - P.T @ P_next)
-        return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next)
+        return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next), E
 
     return make_adapter
 
@@ -310,6 +326,7 @@ def always_full(right):
 
 def left_out_without_aligning(right):
     def make_adapter(P, Q_next, k_next, form, *rest):
-        return (Q_next[:, :k_next], None) if form == "none" else right(P, Q_next, k_next, form, *rest)
+        right_one = right(P, Q_next, k_next, form, *rest)
+        return (Q_next[:, :k_next], *right_one[1:]) if form == "none" else right_one
 
     return make_adapter

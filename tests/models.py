@@ -38,6 +38,16 @@ class Recipe:
         """D."""
         return self.hidden if self.family == "llama" else self.heads * self.head_dim
 
+    @property
+    def norm_in_float32(self) -> bool:
+        """Whether the model's own norms compute in float32, whatever its dtype: LLaMA's do."""
+        return self.family == "llama"
+
+    @property
+    def logit_scale(self) -> float:
+        """What the head's output is multiplied by."""
+        return 1.0
+
     def model(self) -> nn.Module:
         """A new float64 model, in eval mode; the same one for the same recipe."""
         model = {"opt": self._opt, "llama": self._llama, "phi": self._phi}[self.family]().double().eval()

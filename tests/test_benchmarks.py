@@ -36,5 +36,5 @@ def test_a_benchmark_runs_at_small_size_and_reports(script):
     assert reported <= result.keys()
     if "by phase" in reported:
         phases = result["by phase"]
-        assert {"forward", "covariance", "eigendecomposition", "projection", "adapters"} <= phases.keys()
+        assert {"forward", "covariance", "eigendecomposition", "projection", "weights", "adapters"} <= phases.keys()
         assert all(seconds > 0 for seconds in phases.values())

@@ -151,8 +151,8 @@ def test_verify_finds_the_invariance(model, run, place):
 
 
 def test_verify_has_exit_status_1_where_the_invariance_fails(run, place, monkeypatch):
-    right = resolve_name("minislice.rotation.rotate_input")
-    monkeypatch.setattr("minislice.rotation.rotate_input", mistakes.transposed(right))
+    right = resolve_name("minislice.rotation.fold_reader")
+    monkeypatch.setattr("minislice.rotation.fold_reader", mistakes.transposed(right))
     arguments = ["verify", "mini-opt", "--calibration", f"{place}/test.txt", *TINY, "--dtypes", "float64", "--quiet"]
     status, out, err = run(*arguments, "--json")
     found = document(out)

@@ -16,6 +16,16 @@ from minislice.rotation import random_orthogonal
 
 
 @given(recipes())
+def test_layernorm_is_rmsnorm_of_a_signal_without_mean(recipe):
+    properties.layernorm_is_rmsnorm_of_a_signal_without_mean(recipe)
+
+
+@given(recipes())
+def test_rmsnorm_commutes_with_rotations(recipe):
+    properties.rmsnorm_commutes_with_rotations(recipe)
+
+
+@given(recipes())
 def test_fusion_preserves_logits(recipe):
     properties.fusion_preserves_logits(recipe)
 

@@ -11,16 +11,54 @@ import properties
 import pytest
 from models import Recipe
 
+# What mistakes are planted into: a function is patched where it is used, since modules import by name.
+BARE = "minislice.fusion.bare"
+FUSE_INTO = "minislice.fusion.fuse_into"
+MEAN_OF_OUTPUT = "minislice.fusion.subtract_mean_from_output"
+FUSED_NETWORK = "minislice.fusion.network"
+RMSNORM = "minislice.architecture.blocks.RMSNorm.forward"
+W_OUT = "minislice.architecture.blocks.Block.w_out"
+BRANCH = "minislice.architecture.blocks.Block.branch"
+EMBED = "minislice.architecture.network.Network.embed"
+ROTATED_NETWORK = "minislice.rotation.network"
+ROTATE_READER = "minislice.rotation.fold_reader"
+ROTATE_WRITER = "minislice.rotation.fold_writer"
+ROTATION_ADAPTER = "minislice.rotation.linear_map"
+ROTATION = "minislice.rotation.random_orthogonal"
+SLICE_READER = "minislice.slicing.fold_reader"
+SLICE_WRITER = "minislice.slicing.fold_writer"
+MAKE_ADAPTER = "minislice.slicing.make_adapter"
+WIDTH_KEEPING = "minislice.slicing.width_keeping"
+COMPONENTS = "minislice.calibration.principal_components"
+COVARIANCE = "minislice.calibration.covariance"
+SIGNAL_COVARIANCE = "minislice.calibration.Calibration.covariance"
+EXCESS = "minislice.calibration.Calibration.add"
+ORIENTATION = "minislice.pca.random_orthogonal"
+ALIGN = "minislice.adapters.align"
+FULL_ADAPTER = "minislice.adapters.linear_map"
+LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
+TOKENS = "minislice.corpus.batches._checked"
+EVALUATED = "minislice.measuring.perplexity.token_batches"
+# ... and where the properties themselves use it.
+ITS_FUSE = "properties.fuse"
+ITS_SUBTRACT_MEAN = "properties.subtract_mean"
+ITS_RANDOM_ORTHOGONAL = "properties.random_orthogonal"
+ITS_COMPONENTS = "properties.principal_components"
+ITS_COVARIANCE = "properties.covariance"
+ITS_PERPLEXITY = "properties.perplexity"
+ITS_ALIGN = "adapter_properties.align"
+
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 
 
 @dataclass(frozen=True)
 class Mistake:
-    target: str  # patched where the function is used, since modules import by name
+    target: str  # one of those above
     version: Callable  # one of `mistakes`
     fact: Callable  # which must fail
     recipe: Recipe
     options: dict = field(default_factory=dict)
+    claim: str = ""  # of the assertion that must fail, in a property that has several
 
     @property
     def name(self) -> str:
@@ -45,127 +83,137 @@ left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
-    Mistake("minislice.fusion.bare", wrong.eps_forgotten, p.fusion_preserves_logits, thin_eps),
+    Mistake(ITS_SUBTRACT_MEAN, wrong.mean_of_each_column, p.layernorm_is_rmsnorm_of_a_signal_without_mean, OPT),
+    Mistake(RMSNORM, wrong.eps_outside_the_root, p.layernorm_is_rmsnorm_of_a_signal_without_mean, thin_eps),
+    Mistake(RMSNORM, wrong.mean_subtracted_again, p.rmsnorm_commutes_with_rotations, OPT, claim="norm(X @ Q) @ Q.T"),
+    Mistake(RMSNORM, wrong.norm_over_the_tokens, p.rmsnorm_commutes_with_rotations, LLAMA, claim="norm(X @ Q) @ Q.T"),
+    Mistake(RMSNORM, wrong.root_of_the_width_lost, p.rmsnorm_commutes_with_rotations, PHI, claim="X / X.norm("),
+    Mistake(BARE, wrong.eps_forgotten, p.fusion_preserves_logits, thin_eps),
+    Mistake(RMSNORM, wrong.eps_outside_the_root, p.fusion_preserves_logits, thin_eps),
+    Mistake(ITS_FUSE, wrong.mean_subtracted_from_every_embedding, p.fusion_preserves_logits, LLAMA),
+    Mistake(FUSED_NETWORK, wrong.positions_overlooked, p.fusion_preserves_logits, OPT),
+    Mistake(MEAN_OF_OUTPUT, wrong.nothing_done, p.fusion_preserves_logits, OPT),
+    Mistake(MEAN_OF_OUTPUT, wrong.output_bias_keeps_its_mean, p.fusion_preserves_logits, PHI),
+    Mistake(MEAN_OF_OUTPUT, wrong.mean_of_the_wrong_axis, p.fusion_preserves_logits, OPT),
+    Mistake(FUSE_INTO, wrong.shift_not_folded_into_the_head, p.fusion_preserves_logits, OPT),
+    Mistake(FUSE_INTO, wrong.shift_folded_through_scaled_weights, p.fusion_preserves_logits, PHI),
+    Mistake(FUSE_INTO, wrong.scale_forgotten, p.fusion_preserves_logits, LLAMA),
+    Mistake(FUSE_INTO, wrong.scale_on_the_output_side, p.fusion_preserves_logits, OPT),
+    Mistake(FUSE_INTO, wrong.done_twice, p.fusion_preserves_logits, LLAMA),
+    Mistake(ITS_FUSE, wrong.head_still_tied, p.fusion_preserves_logits, tied),
+    Mistake(ROTATE_READER, wrong.transposed, p.one_rotation_preserves_logits, LLAMA),
+    Mistake(ROTATE_WRITER, wrong.output_bias_not_rotated, p.one_rotation_preserves_logits, OPT),
+    Mistake(ROTATED_NETWORK, wrong.positions_overlooked, p.one_rotation_preserves_logits, OPT),
+    Mistake(W_OUT, wrong.second_output_overlooked, p.one_rotation_preserves_logits, PHI),
+    Mistake(ROTATE_READER, wrong.head_rotated_twice, p.one_rotation_preserves_logits, tied),
+    Mistake(ROTATE_READER, wrong.head_not_rotated, p.one_rotation_preserves_logits, PHI),
+    Mistake(ROTATION_ADAPTER, wrong.adapter_missing, p.rotation_per_block_preserves_logits, LLAMA),
+    Mistake(ROTATION_ADAPTER, wrong.adapter_transposed, p.rotation_per_block_preserves_logits, PHI),
     Mistake(
-        "minislice.architecture.blocks.RMSNorm.forward", wrong.eps_outside_the_root, p.fusion_preserves_logits, thin_eps
+        ITS_RANDOM_ORTHOGONAL, wrong.gaussian_matrix, p.random_orthogonal_is_orthogonal_and_seeded, OPT, claim="Q.T @ Q"
     ),
-    Mistake("properties.fuse", wrong.mean_subtracted_from_every_embedding, p.fusion_preserves_logits, LLAMA),
-    Mistake("minislice.fusion.network", wrong.positions_overlooked, p.fusion_preserves_logits, OPT),
-    Mistake("minislice.fusion.subtract_mean_from_output", wrong.nothing_done, p.fusion_preserves_logits, OPT),
     Mistake(
-        "minislice.fusion.subtract_mean_from_output", wrong.output_bias_keeps_its_mean, p.fusion_preserves_logits, PHI
-    ),
-    Mistake("minislice.fusion.subtract_mean_from_output", wrong.mean_of_the_wrong_axis, p.fusion_preserves_logits, OPT),
-    Mistake("minislice.fusion.fuse_into", wrong.shift_not_folded_into_the_head, p.fusion_preserves_logits, OPT),
-    Mistake("minislice.fusion.fuse_into", wrong.shift_folded_through_scaled_weights, p.fusion_preserves_logits, PHI),
-    Mistake("minislice.fusion.fuse_into", wrong.scale_forgotten, p.fusion_preserves_logits, LLAMA),
-    Mistake("minislice.fusion.fuse_into", wrong.scale_on_the_output_side, p.fusion_preserves_logits, OPT),
-    Mistake("minislice.fusion.fuse_into", wrong.done_twice, p.fusion_preserves_logits, LLAMA),
-    Mistake("properties.fuse", wrong.head_still_tied, p.fusion_preserves_logits, tied),
-    Mistake("minislice.rotation.rotate_input", wrong.transposed, p.one_rotation_preserves_logits, LLAMA),
-    Mistake("minislice.rotation.rotate_output", wrong.output_bias_not_rotated, p.one_rotation_preserves_logits, OPT),
-    Mistake("minislice.rotation.network", wrong.positions_overlooked, p.one_rotation_preserves_logits, OPT),
-    Mistake(
-        "minislice.architecture.blocks.Block.w_out",
-        wrong.second_output_overlooked,
-        p.one_rotation_preserves_logits,
-        PHI,
-    ),
-    Mistake("minislice.rotation.rotate_input", wrong.head_rotated_twice, p.one_rotation_preserves_logits, tied),
-    Mistake("minislice.rotation.rotate_input", wrong.head_not_rotated, p.one_rotation_preserves_logits, PHI),
-    Mistake("minislice.rotation.linear_map", wrong.adapter_missing, p.rotation_per_block_preserves_logits, LLAMA),
-    Mistake("minislice.rotation.linear_map", wrong.adapter_transposed, p.rotation_per_block_preserves_logits, PHI),
-    Mistake("properties.random_orthogonal", wrong.gaussian_matrix, p.random_orthogonal_is_orthogonal_and_seeded, OPT),
-    Mistake(
-        "properties.random_orthogonal",
+        ITS_RANDOM_ORTHOGONAL,
         wrong.from_the_global_generator,
         p.random_orthogonal_is_orthogonal_and_seeded,
         OPT,
+        claim="torch.equal(Q, again)",
     ),
-    Mistake("properties.random_orthogonal", wrong.qr_without_the_sign_fix, p.random_orthogonal_is_haar, OPT),
-    Mistake("properties.random_orthogonal", wrong.qr_of_a_uniform_matrix, p.random_orthogonal_is_haar, OPT),
-    Mistake("minislice.rotation.random_orthogonal", wrong.gaussian_matrix, p.one_rotation_preserves_logits, OPT),
-    Mistake("properties.principal_components", wrong.ascending, p.principal_components_diagonalise, OPT),
+    Mistake(ITS_RANDOM_ORTHOGONAL, wrong.qr_without_the_sign_fix, p.random_orthogonal_is_haar, OPT, claim="Q.mean(0)"),
+    Mistake(ITS_RANDOM_ORTHOGONAL, wrong.qr_of_a_uniform_matrix, p.random_orthogonal_is_haar, OPT, claim="Q.mean(0)"),
+    Mistake(ROTATION, wrong.gaussian_matrix, p.one_rotation_preserves_logits, OPT),
+    Mistake(ITS_COMPONENTS, wrong.ascending, p.principal_components_diagonalise, OPT, claim="eigenvalues.diff()"),
     Mistake(
-        "properties.principal_components",
+        ITS_COMPONENTS,
         wrong.only_eigenvalues_turned_round,
         p.principal_components_diagonalise,
         OPT,
+        claim="eigenvalues.diag() @ Q.T",
     ),
-    Mistake("minislice.slicing.principal_components", wrong.ascending, p.slicing_is_projection, LLAMA),
-    Mistake("minislice.slicing.principal_components", wrong.ascending, p.variance_adds_up, OPT),
-    Mistake("minislice.slicing.principal_components", wrong.only_eigenvalues_turned_round, p.variance_adds_up, PHI),
+    Mistake(COMPONENTS, wrong.ascending, p.slicing_is_projection, LLAMA),
+    Mistake(COMPONENTS, wrong.ascending, p.variance_adds_up, OPT, claim="eigenvalues.diff()"),
+    Mistake(COMPONENTS, wrong.only_eigenvalues_turned_round, p.variance_adds_up, PHI, claim="kept + discarded"),
+    Mistake(COMPONENTS, wrong.columns_of_largest_norm, p.earlier_rotation_does_not_matter, LLAMA),
+    Mistake(RMSNORM, wrong.divided_by_the_sliced_width, p.slicing_is_projection, PHI),
+    Mistake(SLICE_READER, wrong.head_not_rotated, p.full_width_preserves_logits, OPT, claim="assert_same_logits"),
     Mistake(
-        "minislice.slicing.principal_components",
-        wrong.columns_of_largest_norm,
-        p.earlier_rotation_does_not_matter,
-        LLAMA,
-    ),
-    Mistake(
-        "minislice.architecture.blocks.RMSNorm.forward", wrong.divided_by_the_sliced_width, p.slicing_is_projection, PHI
-    ),
-    Mistake("minislice.slicing.rotate_input", wrong.head_not_rotated, p.full_width_preserves_logits, OPT),
-    Mistake("minislice.slicing.rotate_output", wrong.output_bias_not_rotated, p.full_width_preserves_logits, PHI),
-    Mistake("properties.covariance", wrong.last_tokens_left_out, p.covariance_is_summed_in_float64, OPT),
-    Mistake("properties.covariance", wrong.only_one_triangle, p.covariance_is_summed_in_float64, OPT),
-    Mistake("properties.covariance", wrong.products_in_float32, p.covariance_is_summed_in_float64, OPT),
-    Mistake("properties.covariance", wrong.mask_ignored, p.covariance_is_summed_in_float64, left),
-    Mistake("minislice.slicing.covariance", wrong.centred, p.slicing_is_projection, LLAMA),
-    Mistake("minislice.slicing._signal_covariance", wrong.of_the_norms_input, p.slicing_is_projection, OPT),
-    Mistake("minislice.slicing.random_orthogonal", wrong.gaussian_matrix, p.orientation_does_not_matter, PHI),
-    Mistake("minislice.slicing.covariance", wrong.mask_ignored, p.padding_is_not_counted, left),
-    Mistake("minislice.architecture.network.Network.embed", wrong.padding_attended_to, p.padding_is_not_counted, left),
-    Mistake("minislice.corpus.batches._checked", wrong.padding_filled_in_place, p.padding_is_not_counted, right),
-    Mistake("minislice.slicing.covariance", wrong.averaged_over_the_batch, p.batches_do_not_matter, LLAMA),
-    Mistake("properties.perplexity", wrong.batches_weighted_alike, p.batches_do_not_matter, OPT),
-    Mistake("minislice.slicing.width_keeping", wrong.one_less, p.discard_keeps_the_least_that_suffices, LLAMA),
-    Mistake("properties.perplexity", wrong.not_shifted, p.perplexity_is_exp_of_transformers_loss, OPT),
-    Mistake(
-        "minislice.measuring.perplexity.token_batches",
-        wrong.padding_predicted,
-        p.perplexity_is_exp_of_transformers_loss,
-        right,
+        SLICE_WRITER, wrong.output_bias_not_rotated, p.full_width_preserves_logits, PHI, claim="assert_same_logits"
     ),
     Mistake(
-        "minislice.architecture.blocks.Block.branch",
-        wrong.cache_not_handed_on,
-        p.cached_generation_equals_uncached,
-        PHI,
+        ITS_COVARIANCE,
+        wrong.last_tokens_left_out,
+        p.covariance_is_summed_in_float64,
+        OPT,
+        claim="covariance(rows) - first",
     ),
     Mistake(
-        "minislice.adapters.linear_map", wrong.adapter_transposed, p.slicing_is_projection, OPT, {"slice_head": True}
+        ITS_COVARIANCE, wrong.only_one_triangle, p.covariance_is_summed_in_float64, OPT, claim="relative_error(first"
     ),
-    Mistake("adapter_properties.align", wrong.wrong_polar_factor, a.alignment_makes_the_adapter_symmetric, LLAMA),
-    Mistake("adapter_properties.align", wrong.directions_in_reverse, a.alignment_makes_the_adapter_symmetric, LLAMA),
-    Mistake("minislice.adapters.align", wrong.wrong_polar_factor, a.exact_low_rank_equals_full, LLAMA),
-    Mistake("minislice.adapters.align", wrong.wrong_polar_factor, p.slicing_is_projection, PHI, none),
-    Mistake("minislice.adapters.align", wrong.directions_in_reverse, a.exact_low_rank_equals_full, OPT),
     Mistake(
-        "minislice.adapters.align",
+        ITS_COVARIANCE,
+        wrong.products_in_float32,
+        p.covariance_is_summed_in_float64,
+        OPT,
+        claim="covariance(rows) - first",
+    ),
+    Mistake(ITS_COVARIANCE, wrong.mask_ignored, p.covariance_is_summed_in_float64, left, claim="rows[mask]"),
+    Mistake(COVARIANCE, wrong.centred, p.slicing_is_projection, LLAMA),
+    Mistake(SIGNAL_COVARIANCE, wrong.of_the_norms_input, p.slicing_is_projection, OPT),
+    Mistake(ORIENTATION, wrong.gaussian_matrix, p.orientation_does_not_matter, PHI),
+    Mistake(COVARIANCE, wrong.mask_ignored, p.padding_is_not_counted, left, claim="assert_same_logits"),
+    Mistake(EMBED, wrong.padding_attended_to, p.padding_is_not_counted, left, claim="assert_same_logits"),
+    Mistake(
+        TOKENS, wrong.padding_filled_in_place, p.padding_is_not_counted, right, claim="torch.equal(ids, before[0])"
+    ),
+    Mistake(COVARIANCE, wrong.averaged_over_the_batch, p.batches_do_not_matter, LLAMA, claim="assert_same_logits"),
+    Mistake(ITS_PERPLEXITY, wrong.batches_weighted_alike, p.batches_do_not_matter, OPT, claim="isclose(one, other"),
+    Mistake(
+        WIDTH_KEEPING, wrong.one_less, p.discard_keeps_the_least_that_suffices, LLAMA, claim="discarded <= discard"
+    ),
+    Mistake(ITS_PERPLEXITY, wrong.not_shifted, p.perplexity_is_exp_of_transformers_loss, OPT),
+    Mistake(EVALUATED, wrong.padding_predicted, p.perplexity_is_exp_of_transformers_loss, right),
+    Mistake(BRANCH, wrong.cache_not_handed_on, p.cached_generation_equals_uncached, PHI, claim="cached."),
+    Mistake(FULL_ADAPTER, wrong.adapter_transposed, p.slicing_is_projection, OPT, {"slice_head": True}),
+    Mistake(ITS_ALIGN, wrong.wrong_polar_factor, a.alignment_makes_the_adapter_symmetric, LLAMA, claim="S[:, :k].T"),
+    Mistake(
+        ITS_ALIGN,
         wrong.directions_in_reverse,
-        p.slicing_is_projection,
+        a.alignment_makes_the_adapter_symmetric,
+        LLAMA,
+        claim="U @ deficits.diag()",
+    ),
+    Mistake(ALIGN, wrong.wrong_polar_factor, a.exact_low_rank_equals_full, LLAMA),
+    Mistake(ALIGN, wrong.wrong_polar_factor, p.approximate_adapters_carry_close_directions_whole, PHI, none),
+    Mistake(ALIGN, wrong.directions_in_reverse, a.exact_low_rank_equals_full, OPT),
+    Mistake(
+        ALIGN,
+        wrong.directions_in_reverse,
+        p.approximate_adapters_carry_close_directions_whole,
         LLAMA,
         {**low_rank, "tolerance": 0.3},
     ),
-    Mistake("minislice.adapters.LowRankAdapter", wrong.deficit_without_its_root, a.exact_low_rank_equals_full, PHI),
-    Mistake("minislice.slicing.make_adapter", wrong.next_basis_left_as_it_was, a.exact_low_rank_equals_full, LLAMA),
-    Mistake("minislice.slicing.make_adapter", wrong.no_direction_dropped, a.rank_is_at_most_what_was_deleted, LLAMA),
+    Mistake(LOW_RANK_ADAPTER, wrong.deficit_without_its_root, a.exact_low_rank_equals_full, PHI),
+    Mistake(MAKE_ADAPTER, wrong.next_basis_left_as_it_was, a.exact_low_rank_equals_full, LLAMA),
     Mistake(
-        "minislice.slicing.make_adapter",
+        MAKE_ADAPTER,
+        wrong.no_direction_dropped,
+        a.rank_is_at_most_what_was_deleted,
+        LLAMA,
+        claim="min(recipe.width - k, k)",
+    ),
+    Mistake(
+        MAKE_ADAPTER,
         wrong.left_out_without_aligning,
         a.none_equals_every_direction_dropped,
         OPT,
         {"slice_head": True},
+        claim="assert_same_logits",
     ),
+    Mistake(MAKE_ADAPTER, wrong.always_full, a.parameter_counts_follow_the_formulas, LLAMA, low_rank, claim="k * rank"),
     Mistake(
-        "minislice.slicing.make_adapter", wrong.always_full, a.parameter_counts_follow_the_formulas, LLAMA, low_rank
+        COMPONENTS, wrong.eigenvectors_not_normalised, a.adapter_has_unit_singular_values, LLAMA, claim="cosines.max()"
     ),
-    Mistake(
-        "minislice.slicing.principal_components",
-        wrong.eigenvectors_not_normalised,
-        a.adapter_has_unit_singular_values,
-        LLAMA,
-    ),
+    Mistake(EXCESS, wrong.nothing_done, p.approximate_adapters_carry_close_directions_whole, OPT, none),
 ]
 
 
@@ -173,8 +221,21 @@ MISTAKES = [
 def test_property_fails_on(mistake, monkeypatch):
     mistake.fact(mistake.recipe, **mistake.options)
     monkeypatch.setattr(mistake.target, mistake.version(resolve_name(mistake.target)))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError) as failure:
         mistake.fact(mistake.recipe, **mistake.options)
+    assert mistake.claim in failed_claim(failure.traceback, mistake.fact)
+
+
+def failed_claim(traceback, fact: Callable) -> str:
+    """The line of the property itself that failed."""
+    (line,) = (str(entry.statement).strip() for entry in traceback if entry.name == fact.__name__)
+    return line
+
+
+def test_a_property_with_several_claims_has_the_one_named_that_a_mistake_breaks():
+    for mistake in MISTAKES:
+        claims = [line for line in inspect.getsource(mistake.fact).splitlines() if line.strip().startswith("assert")]
+        assert len(claims) == 1 or any(mistake.claim in line for line in claims if mistake.claim), mistake.name
 
 
 def test_every_property_has_a_mistake_on_which_it_fails():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -36,6 +37,13 @@ def recorded(request, assets):
     return Recorded(assets, request.param)
 
 
+def few_distinct_tokens(recorded):
+    """The batches of babyllama show so few that part of its first basis is arbitrary, and slicing says so."""
+    if recorded.path.name == "babyllama-tok361":
+        return pytest.warns(UserWarning, match="span 59 of 128 dimensions, and .* were kept")
+    return nullcontext()
+
+
 def test_every_recorded_model_is_compared(assets):
     assert sorted(path.parent.name for path in (assets / "oracle").glob("*/expected.json")) == sorted(MODELS)
 
@@ -53,6 +61,7 @@ def test_sliced_perplexity_and_parameters_are_the_recorded_ones(recorded):
     assert recorded.expected["sliced"]
     for width, expected in recorded.expected["sliced"].items():
         options = {"width": int(width), "signal": "raw", "adapter": "full", "batch_size": 16}
-        model = slice_model(recorded.load(), recorded.calibration, **options)
+        with few_distinct_tokens(recorded):
+            model = slice_model(recorded.load(), recorded.calibration, **options)
         assert parameters(model) == expected["parameters"]
         assert math.isclose(recorded.perplexity(model), expected["perplexity"], rel_tol=1e-3)

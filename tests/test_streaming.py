@@ -24,8 +24,7 @@ import minislice
 from minislice.command.cli import main
 from minislice.corpus import text
 from minislice.fusion import bare
-from minislice.large.streaming import FromShards, slice_streamed
-from minislice.slicing import InterleavedPass
+from minislice.large.streaming import StreamedRun, slice_streamed
 from minislice.storage import files
 from minislice.storage.files import INDEX
 
@@ -97,7 +96,7 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
 
 
 def norms_left_out(right):
-    return lambda blocks, width: [setattr(block, "norm", bare(block.norm, width)) for block in blocks]
+    return lambda net, blocks: [setattr(block, "norm", bare(block.norm, net)) for block in blocks]
 
 
 def nothing_done(right):
@@ -115,10 +114,9 @@ def read_in_float16(right):
 
 def written_before_it_was_sliced(right):
     @contextmanager
-    def part(self, index, position):
-        with right(self, index, position):
-            if position.done == index:
-                self._write(index)
+    def part(self, index):
+        with right(self, index):
+            self._write(index)
             self._write = lambda index: None
             yield
         del self._write
@@ -130,7 +128,7 @@ STREAMING_MISTAKES = [
     ("minislice.large.streaming.fuse_blocks", norms_left_out),
     ("minislice.large.streaming.fuse_embeddings", nothing_done),
     ("minislice.large.streaming.fuse_head", nothing_done),
-    ("minislice.large.streaming.FromShards.part", written_before_it_was_sliced),
+    ("minislice.large.streaming.StreamedRun._part", written_before_it_was_sliced),
     ("minislice.large.source.TrainedWeights.read", read_in_float16),
 ]
 
@@ -181,14 +179,14 @@ class Interrupted(BaseException):
 
 
 def interrupt_after(monkeypatch, part: int) -> None:
-    reached = FromShards.reached
+    save_state = StreamedRun._save_state
 
-    def and_then(self, position):
-        reached(self, position)
-        if position.done == part:
+    def and_then(self, done):
+        save_state(self, done)
+        if done == part:
             raise Interrupted
 
-    monkeypatch.setattr(FromShards, "reached", and_then)
+    monkeypatch.setattr(StreamedRun, "_save_state", and_then)
 
 
 def check_resumed_equals_whole(folder: Path, options: dict) -> None:
@@ -214,43 +212,46 @@ def test_a_resumed_run_equals_a_whole_one(tmp_path):
 
 
 def generator_forgotten(right):
-    def restore(self, position):
-        right(self, position)
-        position.generator.manual_seed(0)
+    def restore(self):
+        done = right(self)
+        self.slicer.generator.manual_seed(0)
+        return done
 
     return restore
 
 
 def signal_forgotten(right):
-    def restore(self, position):
-        right(self, position)
-        if position.signal is not None:
-            for rows in position.signal.batches:
+    def restore(self):
+        done = right(self)
+        if done:
+            for rows in self.slicer.Z.batches:
                 rows.zero_()
+        return done
 
     return restore
 
 
 def one_part_too_many(right):
-    def restore(self, position):
-        right(self, position)
-        position.done += position.done > 0
+    def restore(self):
+        done = right(self)
+        return done + (done > 0)
 
     return restore
 
 
 def basis_in_float32(right):
-    def restore(self, position):
-        right(self, position)
-        if position.P is not None:
-            position.P = position.P.float().double()
+    def restore(self):
+        done = right(self)
+        if done:
+            self.slicer.Q = self.slicer.Q.float().double()
+        return done
 
     return restore
 
 
 @pytest.mark.parametrize("mistake", [generator_forgotten, signal_forgotten, one_part_too_many, basis_in_float32])
 def test_resumption_fails_on(mistake, tmp_path, monkeypatch):
-    monkeypatch.setattr(FromShards, "restore", mistake(FromShards.restore))
+    monkeypatch.setattr(StreamedRun, "_restore", mistake(StreamedRun._restore))
     with pytest.raises((AssertionError, ValueError, RuntimeError, OSError)):
         check_resumed_equals_whole(tmp_path, RESUMED)
 
@@ -382,7 +383,7 @@ def test_a_weight_that_is_not_a_number_is_named_by_block_and_sequence_and_the_re
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
     dense = saved(LLAMA, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10**4, 10**4))
-    monkeypatch.setattr(InterleavedPass, "run", lambda *arguments: pytest.fail("work has started"))
+    monkeypatch.setattr(StreamedRun, "finish", lambda *arguments: pytest.fail("work has started"))
     with pytest.raises(ValueError, match=r"needs about .* GB.*the disk has 0\.00 GB"):
         slice_streamed(dense, LLAMA.tokens(), tmp_path / "out", width=9)
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
@@ -446,11 +447,11 @@ def test_only_one_part_is_in_memory_at_a_time(tmp_path, monkeypatch):
     recipe = Recipe("llama", layers=3, biases=False)
     dense = saved(recipe, tmp_path)
     present = []
-    part = FromShards.part
+    part = StreamedRun._part
 
     @contextmanager
-    def watched(self, index, position):
-        with part(self, index, position):
+    def watched(self, index):
+        with part(self, index):
             yield
             model = self.net.model
             present.append(
@@ -459,7 +460,7 @@ def test_only_one_part_is_in_memory_at_a_time(tmp_path, monkeypatch):
             tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and not m.weight.is_meta]
             assert bool(tables) == (index == 0)
 
-    monkeypatch.setattr(FromShards, "part", watched)
+    monkeypatch.setattr(StreamedRun, "_part", watched)
     slice_streamed(dense, recipe.tokens(), tmp_path / "out", width=9)
     assert present == [set(), {"0"}, {"1"}, {"2"}, set()]
 
@@ -522,7 +523,7 @@ def test_several_processes_agree_with_one(count, stream, alone, tmp_path):
 
 
 def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone, tmp_path):
-    mistake = "import minislice.large.processes\nminislice.large.processes.summed = lambda tensor: tensor"
+    mistake = "from minislice.large.processes import Processes\nProcesses.summed = lambda self, tensor: tensor"
     done = torchrun(2, *SLICE, "--stream", "--out", str(tmp_path / "out"), kill=mistake)
     assert done.returncode == 0, done.stderr
     assert embedded_perplexity(tmp_path / "out") != pytest.approx(embedded_perplexity(alone), rel=1e-6)
@@ -531,12 +532,12 @@ def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone,
 DIES = """
 import os, signal
 import minislice.large.streaming as streaming
-reached = streaming.FromShards.reached
-def die(self, position):
-    reached(self, position)
-    if position.done == 3 and os.environ["RANK"] == "1":
+save_state = streaming.StreamedRun._save_state
+def die(self, done):
+    save_state(self, done)
+    if done == 3 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-streaming.FromShards.reached = die
+streaming.StreamedRun._save_state = die
 """
 
 

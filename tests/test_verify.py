@@ -26,8 +26,8 @@ def test_every_step_passes_in_every_dtype(family, padding):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_wrong_rotation_fails_at_the_steps_that_rotate(family, monkeypatch):
     recipe = Recipe(family)
-    right = resolve_name("minislice.rotation.rotate_input")
-    monkeypatch.setattr("minislice.rotation.rotate_input", mistakes.transposed(right))
+    right = resolve_name("minislice.rotation.fold_reader")
+    monkeypatch.setattr("minislice.rotation.fold_reader", mistakes.transposed(right))
     result = verify(recipe.model(), recipe.tokens(), dtypes=["float64"])
     failed = {m.step for m in result.measurements if not m.passed}
     assert failed == {"rotated", "rotated per block"}

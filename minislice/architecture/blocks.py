@@ -6,6 +6,10 @@ X is the signal, [tokens, D]: row vectors, as in the paper. `nn.Linear` stores i
 the paper's W_in is ``linear.weight.T``. sigma is transformers' own attention or MLP module, called as it is; what
 slicing changes is around it: the norm, the weights, and the residual adapter S.
 
+A *boundary* is the place between two blocks, and the signal there: boundary 0 is what the embeddings write and the
+first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
+Each boundary has a *width*, the number of its columns: D in a trained model, and k after slicing.
+
 A saved model takes this file with it, so that it loads where minislice isn't installed; it needs torch and transformers
 alone.
 """
@@ -15,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .linears import Linear, as_linear
 
 
 class RMSNorm(nn.Module):
@@ -88,8 +94,12 @@ class Block(nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
     `attention` and `mlp` are transformers' modules; a parallel layer (Phi) has both in one block, other layers are two
-    blocks with one each. `w_in` and `w_out` are the `nn.Linear`s inside them that read and write the signal. `adapter`
-    is S, a module; None stands for the identity.
+    blocks with one each. `w_in` and `w_out` are the linears inside them that read and write the signal. `adapter` is S,
+    a module; None stands for the identity.
+
+    As trained, a parallel layer may have a norm of its own for the mlp, and a branch a number that it is multiplied by;
+    fusion leaves one norm and no number. `residual` names an argument of both modules that they would add to what they
+    return (Bloom's): they get 0.
     """
 
     def __init__(
@@ -97,12 +107,16 @@ class Block(nn.Module):
         norm: nn.Module,
         attention: nn.Module | None,
         mlp: nn.Module | None,
-        w_in: Sequence[nn.Linear],
-        w_out: Sequence[nn.Linear],
+        w_in: Sequence[nn.Module],
+        w_out: Sequence[nn.Module],
+        mlp_norm: nn.Module | None = None,
+        scale: float = 1.0,
+        residual: str | None = None,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.norm, self.attention, self.mlp = norm, attention, mlp
+        self.norm, self.attention, self.mlp, self.mlp_norm = norm, attention, mlp, mlp_norm
+        self.scale, self.residual = scale, residual
         self.dropout = nn.Dropout(dropout)
         self.adapter: nn.Module | None = None
         # Names, not modules: a second reference would appear a second time in the state dict.
@@ -111,46 +125,89 @@ class Block(nn.Module):
         self._w_out = [names[linear] for linear in w_out]
 
     @property
-    def w_in(self) -> list[nn.Linear]:
-        return [self.get_submodule(name) for name in self._w_in]
+    def readers(self) -> dict[str, Linear]:
+        """w_in, by their names inside the block."""
+        return {name: as_linear(self.get_submodule(name)) for name in self._w_in}
 
     @property
-    def w_out(self) -> list[nn.Linear]:
-        return [self.get_submodule(name) for name in self._w_out]
-
-    @property
-    def linears(self) -> dict[str, nn.Linear]:
+    def linears(self) -> dict[str, Linear]:
         """w_in and w_out, by their names inside the block."""
-        return {name: self.get_submodule(name) for name in (*self._w_in, *self._w_out)}
+        return {name: as_linear(self.get_submodule(name)) for name in (*self._w_in, *self._w_out)}
+
+    @property
+    def w_in(self) -> list[Linear]:
+        return list(self.readers.values())
+
+    @property
+    def w_out(self) -> list[Linear]:
+        return [as_linear(self.get_submodule(name)) for name in self._w_out]
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
         normalized, outputs = self.norm(x), []
+        nothing = {self.residual: x.new_zeros(())} if self.residual else {}
         if self.attention is not None:
-            outputs.append(self.dropout(self.attention(hidden_states=normalized, **context)[0]))
+            outputs.append(self.dropout(self.attention(hidden_states=normalized, **nothing, **context)[0]))
         if self.mlp is not None:
-            outputs.append(self.dropout(self.mlp(normalized)))
-        return sum(outputs[1:], outputs[0])
+            if self.mlp_norm is not None:
+                normalized = self.mlp_norm(x)
+            outputs.append(self.dropout(self.mlp(normalized, **nothing)))
+        branch = sum(outputs[1:], outputs[0])
+        return branch if self.scale == 1 else branch * self.scale
+
+    def norm_of(self, name: str) -> nn.Module:
+        """The norm that a linear of w_in reads, by the linear's name in `readers`."""
+        return self.mlp_norm if self.mlp_norm is not None and name.split(".")[0] == "mlp" else self.norm
 
     def forward(self, x: Tensor, **context) -> Tensor:
         residual = x if self.adapter is None else self.adapter(x)
         return residual + self.branch(x, **context)
 
 
-class BlockLayer(GradientCheckpointingLayer):
-    """Stands where a transformers decoder layer stood, and runs its blocks in turn."""
+class Padding(nn.Module):
+    """What a module returns, with zeros appended up to the width that the head reads.
 
-    def __init__(self, blocks: Sequence[Block]):
+    GPT-2 gives its last signal the shape of its first, and the last boundary may be wider.
+    """
+
+    def __init__(self, module: nn.Module, model: nn.Module):
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.module = module
+        vars(self)["model"] = model  # not as a part of this one
 
-    def forward(self, hidden_states: Tensor, **context) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # [..., k] -> [..., at least k]
+        x = self.module(x)
+        return nn.functional.pad(x, (0, max(0, self.model.get_output_embeddings().in_features - x.shape[-1])))
+
+
+class BlockLayer(GradientCheckpointingLayer):
+    """Stands where a transformers decoder layer stood, and runs its blocks in turn.
+
+    It is called as the layer was, and returns what the layer returned: `arguments` are the names of the layer's, in
+    order. One that could be asked for attentions returned a tuple that they were in.
+    """
+
+    def __init__(self, blocks: Sequence[Block], arguments: Sequence[str]):
+        super().__init__()
+        self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
+
+    def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
+        context = self.context(positional, context)
+        hidden_states = hidden_states[..., : self.blocks[0].w_in[0].in_features]  # without `Padding`'s zeros
         for block in self.blocks:
             hidden_states = block(hidden_states, **context)
-        return hidden_states
+        return self.result(hidden_states)
+
+    def context(self, positional: Sequence, named: dict) -> dict:
+        """What a call says besides the signal, all by name."""
+        return {**named, **dict(zip(self.arguments[1:], positional, strict=False))}
+
+    def result(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
+        """What a call returns."""
+        return (hidden_states, None) if "output_attentions" in self.arguments else hidden_states
 
 
-def set_weight(module: nn.Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
+def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
     """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
     old = module.weight
     module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

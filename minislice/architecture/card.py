@@ -14,13 +14,17 @@ from transformers import PreTrainedModel
 
 
 def made_by(model: PreTrainedModel) -> dict[str, Any]:
-    """The record of how a `SlicedForCausalLM` was sliced, for people: its `slicing.SlicingReport` in JSON's types.
+    """How a `SlicedForCausalLM` was made, for people, in JSON's types: its reports of slicing and of recovery.
 
-    It is empty for a model that was loaded: its config has the record already.
+    A loaded model's config has the record already; what was done to it since is added.
     """
     report = getattr(model.base, "slicing", None) or getattr(model, "slicing", None)
+    recovery = getattr(model.base, "recovery", None)
+    recovered = {}
+    if recovery is not None:
+        recovered["recovery"] = dataclasses.asdict(dataclasses.replace(recovery, losses=[]))  # may be thousands
     if report is None and model.config.slicing:
-        return {}
+        return recovered
     own = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
     name = model.base.config.name_or_path
     record: dict[str, Any] = {
@@ -31,7 +35,7 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
     if report is not None:
         record["calibration tokens"] = report.calibration_tokens
         record["options"] = dataclasses.asdict(report.options)
-    return record
+    return record | recovered
 
 
 CARD = """---
@@ -75,6 +79,8 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
     config = model.config
     record = dict(config.slicing or {})
     options = record.pop("options", {})
+    if recovery := record.pop("recovery", None):
+        record["recovery"] = "{steps} steps of LoRA, {trained} parameters trained".format(**recovery)
     rows = {
         **dict(sorted(record.items())),
         **{f"option `{name}`": value for name, value in sorted(options.items()) if value is not None},

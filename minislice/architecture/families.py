@@ -1,43 +1,66 @@
 """The one table that knows model families: which modules of a transformers layer are norm, W_in, W_out.
 
-Everything else in minislice is written over blocks. To add a family, say where its norms and linears are.
+Everything else in minislice is written over blocks. To add a family, say where its norms and linears are:
+
+    minislice.families.register("my-type", Family(...))
+
+A saved model takes this file with it, as it does `blocks`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from transformers import PreTrainedConfig
 
+from .family import LAYERNORM, RMSNORM, BlockSpec, Family, NormKind, StockNorm
 
-@dataclass(frozen=True)
-class BlockSpec:
-    """One block of a decoder layer; every entry is a module's name inside the transformers layer."""
+NO_HEAD_DIM = (
+    "transformers ties the width of its attention to the hidden size (it has no head_dim), and slicing makes the "
+    "hidden size smaller but not the attention"
+)
+NO_BIAS = "fusion gives biases to linears that have none in transformers' own class"
 
-    norm: str
-    w_in: tuple[str, ...]
-    w_out: tuple[str, ...]
-    attention: str | None = None
-    mlp: tuple[str, ...] = ()  # one module, or several that are applied in turn
+ATTENTION = BlockSpec(
+    norm="input_layernorm",
+    attention="self_attn",
+    w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    w_out=("self_attn.o_proj",),
+)
+GATED_MLP = BlockSpec(
+    norm="post_attention_layernorm",
+    mlp=("mlp",),
+    w_in=("mlp.gate_proj", "mlp.up_proj"),
+    w_out=("mlp.down_proj",),
+)
+PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
+FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other
+BLOOM_ATTENTION = BlockSpec(
+    norm="input_layernorm",
+    attention="self_attention",
+    w_in=("self_attention.query_key_value",),  # the three of them one below the other, head by head
+    w_out=("self_attention.dense",),
+    residual="residual",
+)
+BLOOM_MLP = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",), residual="residual")
+LLAMA = Family(
+    decoder="model",
+    embeddings=("embed_tokens",),
+    final_norm="norm",
+    blocks=(ATTENTION, GATED_MLP),
+    norm=RMSNORM,
+    stock_norm=StockNorm(eps="rms_norm_eps"),
+)
 
 
-@dataclass(frozen=True)
-class StockNorm:
-    """What `stock` needs to know of the norm of transformers' own class."""
-
-    eps: str  # the config's name for it
-    subtracts_mean: bool
-
-
-@dataclass(frozen=True)
-class Family:
-    decoder: str  # where the embeddings, `layers` and the final norm are
-    embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
-    final_norm: str
-    blocks: tuple[BlockSpec, ...]
-    stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
-    dropout: str | None = None  # the config's name for the dropout on a branch's output
-    obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
-    head: str = "lm_head"
+def parallel(attention: BlockSpec, mlp: BlockSpec) -> BlockSpec:
+    """The block of a layer whose attention and MLP read the same signal, behind one norm or two."""
+    return replace(
+        attention,
+        mlp=mlp.mlp,
+        w_in=attention.w_in + mlp.w_in,
+        w_out=attention.w_out + mlp.w_out,
+        mlp_norm=mlp.norm if mlp.norm != attention.norm else None,
+    )
 
 
 def _opt_obstacle(config: PreTrainedConfig) -> str | None:
@@ -53,18 +76,52 @@ def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     return None
 
 
-FAMILIES = {
+def _stablelm_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+    if config.use_parallel_residual:
+        return (parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm)),)
+    return ATTENTION, GATED_MLP
+
+
+def _gpt_neox_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+    attention = BlockSpec(
+        norm="input_layernorm",
+        attention="attention",
+        w_in=("attention.query_key_value",),
+        w_out=("attention.dense",),
+    )
+    mlp = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",))
+    return (parallel(attention, mlp),) if config.use_parallel_residual else (attention, mlp)
+
+
+def _falcon_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+    two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
+    attention = replace(BLOOM_ATTENTION, norm="ln_attn" if two_norms else "input_layernorm", residual=None)
+    mlp = replace(BLOOM_MLP, residual=None)
+    if config.new_decoder_architecture or config.parallel_attn:
+        return (parallel(attention, replace(mlp, norm="ln_mlp" if two_norms else attention.norm)),)
+    return attention, mlp
+
+
+def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
+    if config.apply_residual_connection_post_layernorm:
+        return (
+            "its residual connection carries a norm's scaled output (apply_residual_connection_post_layernorm), and a "
+            "scale does not commute with a rotation"
+        )
+    return None
+
+
+def _gpt2_obstacle(config: PreTrainedConfig) -> str | None:
+    return "its layers have cross-attention to an encoder" if config.add_cross_attention else None
+
+
+FAMILIES: dict[str, Family] = {
     "opt": Family(
         decoder="model.decoder",
         embeddings=("embed_tokens", "embed_positions"),
         final_norm="final_layer_norm",
         blocks=(
-            BlockSpec(
-                norm="self_attn_layer_norm",
-                attention="self_attn",
-                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                w_out=("self_attn.out_proj",),
-            ),
+            replace(ATTENTION, norm="self_attn_layer_norm", w_out=("self_attn.out_proj",)),
             BlockSpec(
                 norm="final_layer_norm",
                 mlp=("fc1", "activation_fn", "fc2"),
@@ -72,31 +129,12 @@ FAMILIES = {
                 w_out=("fc2",),
             ),
         ),
-        stock_norm="transformers ties the width of OPT's attention to the hidden size (it has no head_dim), and "
-        "slicing makes the hidden size smaller but not the attention",
+        norm=LAYERNORM,
+        stock_norm=NO_HEAD_DIM,
         dropout="dropout",
         obstacle=_opt_obstacle,
     ),
-    "llama": Family(
-        decoder="model",
-        embeddings=("embed_tokens",),
-        final_norm="norm",
-        blocks=(
-            BlockSpec(
-                norm="input_layernorm",
-                attention="self_attn",
-                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-                w_out=("self_attn.o_proj",),
-            ),
-            BlockSpec(
-                norm="post_attention_layernorm",
-                mlp=("mlp",),
-                w_in=("mlp.gate_proj", "mlp.up_proj"),
-                w_out=("mlp.down_proj",),
-            ),
-        ),
-        stock_norm=StockNorm(eps="rms_norm_eps", subtracts_mean=False),
-    ),
+    "llama": LLAMA,
     "phi": Family(
         decoder="model",
         embeddings=("embed_tokens",),
@@ -110,14 +148,124 @@ FAMILIES = {
                 w_out=("self_attn.dense", "mlp.fc2"),
             ),
         ),
-        stock_norm=StockNorm(eps="layer_norm_eps", subtracts_mean=True),
+        norm=LAYERNORM,
+        stock_norm=StockNorm(eps="layer_norm_eps"),
         dropout="resid_pdrop",
+    ),
+    "mistral": LLAMA,
+    "ministral": LLAMA,
+    "helium": replace(LLAMA, stock_norm=NO_HEAD_DIM),
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "smollm3": LLAMA,
+    "granite": replace(LLAMA, branch_scale="residual_multiplier"),
+    "gemma": replace(LLAMA, norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0)),
+    "phi3": replace(
+        LLAMA,
+        blocks=(replace(ATTENTION, w_in=("self_attn.qkv_proj",)), FUSED_MLP),
+        dropout="resid_pdrop",
+    ),
+    "glm": replace(LLAMA, blocks=(ATTENTION, FUSED_MLP)),
+    "apertus": replace(
+        LLAMA,
+        blocks=(replace(ATTENTION, norm="attention_layernorm"), replace(PLAIN_MLP, norm="feedforward_layernorm")),
+    ),
+    "nemotron": replace(
+        LLAMA,
+        blocks=(ATTENTION, PLAIN_MLP),
+        norm=NormKind(subtracts_mean=True, eps="eps", offset=1.0),
+        stock_norm=NO_BIAS,
+    ),
+    "olmo": replace(
+        LLAMA,
+        norm=NormKind(subtracts_mean=True, eps=1e-5),
+        stock_norm="its norm has no weights and a fixed eps, so it can't divide by the trained width",
+    ),
+    "starcoder2": replace(
+        LLAMA,
+        blocks=(ATTENTION, replace(GATED_MLP, w_in=("mlp.c_fc",), w_out=("mlp.c_proj",))),
+        norm=LAYERNORM,
+        stock_norm=NO_HEAD_DIM,
+    ),
+    "stablelm": replace(
+        LLAMA, blocks=_stablelm_blocks, norm=LAYERNORM, stock_norm=NO_HEAD_DIM, dropout="hidden_dropout"
+    ),
+    "cohere": replace(
+        LLAMA,
+        blocks=(parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm)),),
+        norm=NormKind(subtracts_mean=True, eps="variance_epsilon"),
+        stock_norm=StockNorm(eps="layer_norm_eps"),
+    ),
+    "gpt_neox": Family(
+        decoder="gpt_neox",
+        embeddings=("embed_in",),
+        final_norm="final_layer_norm",
+        blocks=_gpt_neox_blocks,
+        norm=LAYERNORM,
+        stock_norm=NO_HEAD_DIM,
+        dropout="hidden_dropout",
+    ),
+}
+FAMILIES["cohere2"] = FAMILIES["cohere"]
+BLOOM = Family(
+    decoder="transformer",
+    embeddings=("word_embeddings",),
+    embedding_norm="word_embeddings_layernorm",
+    layers="h",
+    final_norm="ln_f",
+    blocks=(BLOOM_ATTENTION, BLOOM_MLP),
+    norm=LAYERNORM,
+    stock_norm=NO_HEAD_DIM,
+    obstacle=_bloom_obstacle,
+)
+FAMILIES |= {
+    "bloom": BLOOM,
+    "falcon": replace(
+        BLOOM,
+        embedding_norm=None,
+        blocks=_falcon_blocks,
+        dropout="hidden_dropout",
+        obstacle=lambda config: None,
+    ),
+    "gpt2": replace(
+        BLOOM,
+        embeddings=("wte", "wpe"),
+        embedding_norm=None,
+        last_shaped_as="drop",
+        blocks=(
+            BlockSpec(norm="ln_1", attention="attn", w_in=("attn.c_attn",), w_out=("attn.c_proj",)),
+            BlockSpec(norm="ln_2", mlp=("mlp",), w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)),
+        ),
+        obstacle=_gpt2_obstacle,
+    ),
+    "gptj": replace(
+        BLOOM,
+        embeddings=("wte",),
+        embedding_norm=None,
+        blocks=(
+            BlockSpec(
+                norm="ln_1",
+                attention="attn",
+                mlp=("mlp",),
+                w_in=("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
+                w_out=("attn.out_proj", "mlp.fc_out"),
+            ),
+        ),
+        obstacle=lambda config: None,
     ),
 }
 
 
+def register(model_type: str, family: Family) -> None:
+    """Add a family to the table, or put another in its place; `measuring.invariance.verify` says whether it is right.
+
+    A model of a type that transformers doesn't know has to be registered wherever it is loaded.
+    """
+    FAMILIES[model_type] = family
+
+
 def find_family(config: PreTrainedConfig) -> Family:
-    """The family of a config, by its `model_type` alone.
+    """The family of a config, by its `model_type` alone, with the blocks that this config's layers have.
 
     Raises:
         ValueError: the type isn't in the table, or this particular config can't be sliced; it says why.
@@ -128,4 +276,4 @@ def find_family(config: PreTrainedConfig) -> Family:
         raise ValueError(f"minislice can't slice model_type {config.model_type!r}. {supported}")
     if obstacle := family.obstacle(config):
         raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
-    return family
+    return replace(family, blocks=family.blocks(config)) if isinstance(family.blocks, Callable) else family

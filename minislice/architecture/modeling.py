@@ -200,12 +200,14 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     base = AutoModelForCausalLM.from_config(config.base, dtype=torch.get_default_dtype())
     net = network(base)
     net.install()
+    if net.embedding_norm is not None:
+        setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     D, widths = net.trained_width, config.widths
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
     for index, block in enumerate(net.blocks):
         k, k_next = widths[index : index + 2]
-        block.norm = RMSNorm(D, config.norm_eps[index])
+        block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
         biased = config.biases[index % len(config.biases)]
         for linear in block.w_in:
             set_weight(linear, linear.weight[:, :k].clone())

@@ -3,6 +3,7 @@
 A saved model takes this file with it, as it does `blocks`; it needs torch and transformers alone.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,19 +13,36 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .blocks import Block, BlockLayer, RMSNorm, TiedHead
-from .families import Family, find_family
+from .blocks import Block, BlockLayer, Padding, RMSNorm, TiedHead
+from .families import find_family
+from .family import Family
+from .linears import check_linear
 
 
-class _FirstLayerReached(Exception):
-    """Ends a forward pass as soon as the signal behind the embeddings is known."""
+class _LastLayerReached(Exception):
+    """Ends a forward pass as soon as every layer's context is known."""
+
+
+class _Recorder(nn.Module):
+    """Stands for a layer: notes what it is called with, and hands the signal on as it is."""
+
+    def __init__(self, layer: BlockLayer, stands_for: nn.Module, contexts: list[dict], count: int):
+        super().__init__()
+        vars(self).update(layer=layer, stands_for=stands_for, contexts=contexts, count=count)
+
+    def __getattr__(self, name: str):
+        return getattr(vars(self)["stands_for"], name)  # a decoder may ask its layers for their type of attention
+
+    def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
+        self.contexts.append(self.layer.context(positional, context))
+        if len(self.contexts) == self.count:
+            raise _LastLayerReached(hidden_states)
+        return self.layer.result(hidden_states)
 
 
 @dataclass
 class Network:
     """A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
-
-    Boundary l (0 <= l <= len(blocks)) is the signal that enters block l; the last boundary enters the final norm.
 
     It is a view: making one changes nothing. `install` has the model run its blocks.
     """
@@ -35,6 +53,7 @@ class Network:
     embeddings: list[nn.Embedding]  # their outputs are summed
     final_norm_name: str  # in the decoder
     head_name: str  # in the model
+    family: Family
 
     @property
     def blocks(self) -> list[Block]:
@@ -48,8 +67,21 @@ class Network:
         from .modeling import SavesSliced  # which imports this file
 
         for index, layer in enumerate(self.layers):
-            self.decoder.layers[index] = layer
+            self.their_layers[index] = layer
+        if name := self.family.last_shaped_as:
+            setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
         self.model.save_pretrained = SavesSliced(self.model)
+
+    @property
+    def their_layers(self) -> nn.ModuleList:
+        """Where the model has its layers."""
+        return getattr(self.decoder, self.family.layers)
+
+    @property
+    def embedding_norm(self) -> nn.Module | None:
+        """The norm of the token embedding, where there is one that isn't fused."""
+        norm = getattr(self.decoder, self.family.embedding_norm) if self.family.embedding_norm else None
+        return None if isinstance(norm, nn.Identity) else norm
 
     @property
     def final_norm(self) -> nn.Module:
@@ -85,6 +117,11 @@ class Network:
         return [*(block.w_in[0].in_features for block in self.blocks), self.head.in_features]
 
     @property
+    def subtracts_mean(self) -> bool:
+        """Whether the trained model's norms are LayerNorms, so that its fused signal has mean zero."""
+        return self.family.norm.subtracts_mean
+
+    @property
     def trained_width(self) -> int:
         """D."""
         return self.model.config.hidden_size
@@ -101,23 +138,23 @@ class Network:
     def is_sliced(self) -> bool:
         return set(self.widths) != {self.trained_width}
 
-    def embed(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, dict]:
-        """The signal at boundary 0 and the context (mask, RoPE ...) that transformers hands to every layer.
+    def embed(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[dict]]:
+        """The signal at boundary 0, and for each layer the context (mask, RoPE ...) that transformers would hand to it.
 
+        Layers may differ in it: sliding attention has another mask than full attention, and may have another RoPE.
         `ids` and the bool `mask` (False where padded) are [sequences, tokens], the signal [sequences, tokens, k].
         """
-
-        def stop(layer, args, context):
-            raise _FirstLayerReached(args[0], context)
-
-        hook = self.decoder.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        theirs, contexts = list(self.their_layers), []
+        for index, layer in enumerate(self.layers):
+            self.their_layers[index] = _Recorder(layer, theirs[index], contexts, len(theirs))
         try:
             self.model(input_ids=ids, attention_mask=None if mask is None else mask.long(), use_cache=False)
-        except _FirstLayerReached as reached:
-            return reached.args
+        except _LastLayerReached as reached:
+            return reached.args[0][..., : self.widths[0]], contexts
         finally:
-            hook.remove()
-        raise RuntimeError("the model never called its first layer")
+            for index, layer in enumerate(theirs):
+                self.their_layers[index] = layer
+        raise RuntimeError("the model never called its last layer")
 
 
 def network(model: PreTrainedModel) -> Network:
@@ -139,11 +176,13 @@ def network(model: PreTrainedModel) -> Network:
         model=model,
         decoder=decoder,
         layers=[
-            layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config) for layer in decoder.layers
+            layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config)
+            for layer in getattr(decoder, family.layers)
         ],
         embeddings=[decoder.get_submodule(name) for name in family.embeddings],
         final_norm_name=family.final_norm,
         head_name=family.head,
+        family=family,
     )
 
 
@@ -155,21 +194,20 @@ def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> 
             norm=layer.get_submodule(spec.norm),
             attention=layer.get_submodule(spec.attention) if spec.attention else None,
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
-            w_in=[_plain_linear(layer, name) for name in spec.w_in],
-            w_out=[_plain_linear(layer, name) for name in spec.w_out],
+            w_in=[_linear(layer, name) for name in spec.w_in],
+            w_out=[_linear(layer, name) for name in spec.w_out],
+            mlp_norm=layer.get_submodule(spec.mlp_norm) if spec.mlp_norm else None,
+            scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
+            residual=spec.residual,
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
         )
         blocks.append(block.train(layer.training))
-    return BlockLayer(blocks).train(layer.training)
+    return BlockLayer(blocks, inspect.signature(layer.forward).parameters).train(layer.training)
 
 
-def _plain_linear(layer: nn.Module, name: str) -> nn.Linear:
+def _linear(layer: nn.Module, name: str) -> nn.Module:
     linear = layer.get_submodule(name)
-    if type(linear) is not nn.Linear or not linear.weight.is_floating_point():
-        raise ValueError(
-            f"{name} is a {type(linear).__module__}.{type(linear).__name__}, not an nn.Linear of floating-point "
-            "weights; load the model without quantization, and merge PEFT adapters into it first"
-        )
+    check_linear(name, linear, layer)
     return linear
 
 

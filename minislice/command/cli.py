@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import demo, evaluate, export, generate, slice, verify
+from . import demo, evaluate, export, generate, recover, slice, verify, zeroshot
 from .inputs import device_of
 from .parser import parser_for
 
@@ -15,6 +15,8 @@ COMMANDS = {
     "verify": verify,
     "slice": slice,
     "eval": evaluate,
+    "zeroshot": zeroshot,
+    "recover": recover,
     "generate": generate,
     "export": export,
 }
@@ -25,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser_for(COMMANDS).parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with processes.joined():
+        with processes.joined() as arguments.processes:
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
-            arguments.quiet |= processes.index() > 0
+            arguments.quiet |= arguments.processes.index > 0
             return arguments.run(arguments)
     except processes.Lost as error:
         print(f"minislice: {error}", file=sys.stderr)

@@ -12,7 +12,9 @@ from .. import __version__
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES
 
-MODEL_HELP = f"one of the embedded models ({', '.join(EMBEDDED)}), a model's folder, or a name on the hub"
+MODEL_HELP = (
+    f"one of the embedded models ({', '.join(EMBEDDED)}), smollm2, a model's folder, a GGUF file, or a name on the hub"
+)
 TEXT_HELP = (
     f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file (default: embedded for the embedded models, "
     "wikitext2 for others)"

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from ..adapters import FORMS
 from ..architecture.folder import require_free
 from ..architecture.network import network
 from ..heads import HEADS
-from ..large import processes
+from ..large.shared import SharedCalibration
 from ..large.source import local_folder, without_weights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out:
         require_free(arguments.out, arguments.force)
     result = _slice_streamed(arguments, options) if arguments.stream else _slice_in_memory(arguments, checked, options)
-    if processes.index() == 0:
+    if arguments.processes.index == 0:
         print_result(arguments, result)
     return 0
 
@@ -75,13 +76,14 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
     calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
     _require_rank(calibration, net.trained_width)
     evaluation = evaluation_tokens(arguments, model, tokenizer)
-    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    settings = {"batch_size": _batch_size(arguments), "progress": not arguments.quiet}
     result = {
         "model": arguments.model,
         "dense perplexity": perplexity(model, evaluation, **settings),
         "dense parameters": parameters(model),
     }
-    slice_model(model, calibration, **settings, **options)
+    shared = partial(SharedCalibration, processes=arguments.processes)
+    slice_model(model, calibration, calibration=shared, **settings, **options)
     result |= {
         "sliced perplexity": perplexity(model, evaluation, **settings),
         "sliced parameters": parameters(model),
@@ -89,7 +91,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
         "calibration": describe_text(arguments, "calibration", calibration),
         "evaluation": describe_text(arguments, "test", evaluation),
     }
-    if arguments.out and processes.index() == 0:
+    if arguments.out and arguments.processes.index == 0:
         notes = {
             "base_model": arguments.model,
             "calibration": result["calibration"],
@@ -98,7 +100,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
         }
         model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
         result["saved to"] = arguments.out
-    processes.wait()
+    arguments.processes.wait()
     return result
 
 
@@ -114,13 +116,14 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
         arguments.model,
         calibration,
         arguments.out,
-        batch_size=arguments.batch_size,
+        batch_size=_batch_size(arguments),
         dtype=dtype_of(arguments),
         device=arguments.device,
         tokenizer=tokenizer,
         notes={"base_model": arguments.model, "calibration": described},
         force=arguments.force,
         progress=not arguments.quiet,
+        processes=arguments.processes,
         **options,
     )
     return {
@@ -131,6 +134,11 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
         "calibration": described,
         "saved to": arguments.out,
     }
+
+
+def _batch_size(arguments: argparse.Namespace) -> int:
+    """Of one process: all of them together compute so many sequences at a time."""
+    return -(-arguments.batch_size // arguments.processes.count)
 
 
 def _describe_slicing(report: SlicingReport) -> dict:

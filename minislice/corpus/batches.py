@@ -1,7 +1,9 @@
 """What callers may hand over as tokens, made into one thing: a list of small batches, checked before any work."""
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +70,26 @@ def position_limit(model: PreTrainedModel) -> int | None:
         if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings():
             return table.num_embeddings - getattr(table, "offset", 0)
     return None
+
+
+Result = TypeVar("Result")
+
+
+def with_what_fits(run: Callable[[int], Result], batch_size: int) -> Result:
+    """`run(batch_size)`; where a GPU's memory isn't enough for that, again with half as many, and so on.
+
+    Raises:
+        ValueError: it isn't enough for a batch of 1.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except torch.OutOfMemoryError as error:
+            if batch_size == 1:
+                raise ValueError(f"not enough memory for one sequence at a time: {error}") from error
+        gc.collect()  # outside the `except`, which holds on to every tensor of the failed run
+        torch.cuda.empty_cache()
+        batch_size //= 2
 
 
 def _listed(given: Tokens, what: str) -> list[Tensor | Mapping[str, Tensor]]:

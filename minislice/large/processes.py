@@ -1,7 +1,4 @@
-"""Several processes share one calibration set: each has its share of the sequences, all have the same covariance.
-
-They are the processes of `torch.distributed` (started by torchrun, on one machine or more); without it there is one.
-"""
+"""The processes that share one run: those that torchrun has started, on one machine or more, or this one alone."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,25 +15,72 @@ class Lost(Exception):
     """Another process of the run ended before its work was done."""
 
 
+class Processes:
+    """The processes of a group of `torch.distributed`; without a group, this one alone.
+
+    Args:
+        group: such as ``torch.distributed.group.WORLD``, once it is initialised.
+    """
+
+    def __init__(self, group: distributed.ProcessGroup | None = None):
+        self.group = group
+        self.count = 1 if group is None else distributed.get_world_size(group)
+        self.index = 0 if group is None else distributed.get_rank(group)
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """The part of this process, of what all processes hold.
+
+        Raises:
+            ValueError: there are fewer than processes.
+        """
+        if len(items) < self.count:
+            raise ValueError(
+                f"{self.count} processes can't share {len(items)} calibration batches; start fewer processes, or give "
+                "more calibration sequences"
+            )
+        return list(items[self.index :: self.count])
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """The sum of this tensor over all processes, in place."""
+        if self.count > 1:
+            distributed.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the first process computes, for all of them; `like` are tensors of the shapes that come out."""
+        if self.count == 1:
+            return compute()
+        results = [x.contiguous() for x in compute()] if self.index == 0 else list(map(torch.empty_like, like))
+        for tensor in results:
+            distributed.broadcast(tensor, group=self.group, group_src=0)
+        return tuple(results)
+
+    def wait(self) -> None:
+        """Return when every process has called this."""
+        if self.count > 1:
+            distributed.barrier(group=self.group)
+
+
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that torchrun has started with this one, if it has started any.
+def joined() -> Iterator[Processes]:
+    """The processes that torchrun has started, this one among them; alone if it has started none.
 
     Raises:
         Lost: one of the others ended meanwhile.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
+        yield Processes()
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_index())
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    processes = Processes(distributed.group.WORLD)
     try:
-        yield
+        yield processes
     except RuntimeError as error:
         raise Lost(
-            f"process {index()} of {count()} lost another process, which has told why above or was killed ({error}); "
-            "run the same command again: with --stream it goes on where it was"
+            f"process {processes.index} of {processes.count} lost another process, which has told why above or was "
+            f"killed ({error}); run the same command again: with --stream it goes on where it was"
         ) from error
     finally:
         distributed.destroy_process_group()
@@ -45,48 +89,3 @@ def joined() -> Iterator[None]:
 def local_index() -> int:
     """Of this process among those on its machine: the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def count() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def index() -> int:
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def share(items: Sequence[Item]) -> list[Item]:
-    """The part of this process, of what all processes hold.
-
-    Raises:
-        ValueError: there are fewer than processes.
-    """
-    if len(items) < count():
-        raise ValueError(
-            f"{count()} processes can't share {len(items)} calibration batches; start fewer processes, or give more "
-            "calibration sequences"
-        )
-    return list(items[index() :: count()])
-
-
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over all processes, in place."""
-    if count() > 1:
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def once(compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What the first process computes, for all of them; `like` are tensors of the shapes that come out."""
-    if count() == 1:
-        return compute()
-    results = [tensor.contiguous() for tensor in compute()] if index() == 0 else list(map(torch.empty_like, like))
-    for tensor in results:
-        distributed.broadcast(tensor, src=0)
-    return tuple(results)
-
-
-def wait() -> None:
-    """Until every process is here."""
-    if count() > 1:
-        distributed.barrier()

@@ -1,23 +1,16 @@
 """Slicing a model that is larger than memory: part by part, with a state on disk after each to go on from.
 
-The pass is that of `slicing`; what is here is where weights and state are meanwhile. A model of n layers has n + 2
-parts: embeddings, each layer, head. When a part's turn comes, its weights are read from the trained model's safetensors
-files, fused, sliced, written to a file of the new model, and let go.
+The steps are those of `slicing.Slicer`; what is here is a loop of its own around them, and where weights and state are
+meanwhile. A model of n layers has n + 2 parts: embeddings, each layer, head. When a part's turn comes, its weights are
+read from the trained model's safetensors files, fused, sliced, written to a file of the new model, and let go.
 
-The folder NAME appears when all is done. Until then there is, beside it:
-
-    .NAME.partial/progress.json         the settings of the run, and what it has reached; replaced whole
-    .NAME.partial/state-3.safetensors   after part 3: the basis, the spectra, the random generator
-    .NAME.partial/signal-4-0            the calibration set's signal at boundary 4, the share of process 0
-    .NAME.partial/model/                the new model's files
+The folder NAME appears when all is done. What there is beside it until then is said in `workfolder`.
 """
 
-import ctypes
 import dataclasses
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,23 +20,26 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
+from tqdm.auto import tqdm
 
 from .. import __version__
 from ..architecture.blocks import TiedHead
 from ..architecture.folder import put_in_place, require_free
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
-from ..fusion import fuse_blocks, fuse_embeddings, fuse_head, untie_head
-from ..options import SlicingOptions, SlicingReport
+from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
+from ..options import SlicingOptions, SlicingReport, takes_options
 from ..rotation import require_whole
-from ..slicing import InMemory, InterleavedPass, widths_of
+from ..slicing import Slicer, widths_of
 from ..storage.files import sync, write_tensors
-from . import processes
+from .processes import Processes
+from .shared import SharedCalibration
 from .source import TrainedWeights
 from .target import require_disk, write_description
 from .workfolder import WorkFolder
 
 
+@takes_options
 def slice_streamed(
     source: str | os.PathLike,
     tokens: Tokens,
@@ -57,6 +53,7 @@ def slice_streamed(
     notes: dict[str, Any] | None = None,
     force: bool = False,
     progress: bool = False,
+    processes: Processes | None = None,
     **options,
 ) -> SlicingReport:
     """Slice a model on disk into a new folder, with no more than one part of it in memory at a time.
@@ -73,6 +70,7 @@ def slice_streamed(
         tokenizer: saved with the model.
         notes: what else is known, for config and model card; as in `save`.
         force: replace `out` if it has files in it.
+        processes: that share the calibration set, each of which calls this in the same way; without, this one alone.
         options: the fields of `SlicingOptions`.
 
     Raises:
@@ -80,9 +78,9 @@ def slice_streamed(
             too little room on the disk; an unfinished run in the same place that had other settings. What an earlier
             run has finished stays.
     """
-    options, device = SlicingOptions(**options), torch.device(device)
-    _return_freed_memory()
-    work = WorkFolder(Path(out).resolve())
+    options, device, processes = SlicingOptions(**options), torch.device(device), processes or Processes()
+    work = WorkFolder(Path(out).resolve(), processes)
+    work.remove_if_finished()
     target = require_free(out, force)
     trained = TrainedWeights(source, dtype)
     net = trained.net
@@ -90,12 +88,13 @@ def slice_streamed(
     if net.is_fused:
         raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model it was made from")
     widths = widths_of(net, options)
-    batches = token_batches(net.model, tokens, attention_mask, -(-batch_size // processes.count()))
-    share = [_on(device, batch) for batch in processes.share(batches)]
+    batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
+    calibration = SharedCalibration(batches, processes, work.path)
     report = SlicingReport(options, net.trained_width, count_tokens(batches))
     net.install()
+    fuse_config(net)
     untie_head(net)
-    if processes.index() == 0:
+    if processes.index == 0:
         require_disk(work.path, net, widths, options, report.calibration_tokens, trained.dtype)
         work.open(
             {
@@ -103,18 +102,18 @@ def slice_streamed(
                 "calibration": _checksum_of(batches),
                 "dtype": str(trained.dtype),
                 "batch size": batch_size,
-                "processes": processes.count(),
+                "processes": processes.count,
                 **dataclasses.asdict(options),
                 "versions": [__version__, torch.__version__, transformers.__version__],
             }
         )
     processes.wait()
-    weights = FromShards(trained, work, device)
-    position = InterleavedPass(net, share, widths, report, weights)
-    weights.restore(position)
+    slicer = Slicer(net, calibration, widths, report)
+    run = StreamedRun(slicer, trained, work, device)
     with inference(net.model):
-        position.run(progress and processes.index() == 0)
-    if processes.index() == 0:
+        run.finish(progress and processes.index == 0)
+    report.warn_of_missing_rank()
+    if processes.index == 0:
         write_description(work.model, trained, report, tokenizer, notes)
         put_in_place(work.model, target)
         shutil.rmtree(work.path)
@@ -122,85 +121,106 @@ def slice_streamed(
     return report
 
 
-class FromShards(InMemory):
-    """Weights that are read part by part from a trained model, and written part by part to a new one."""
+class StreamedRun:
+    """The parts of a network, one after the other: read, fused, sliced, written, let go."""
 
-    def __init__(self, trained: TrainedWeights, work: WorkFolder, device: torch.device):
-        self.trained, self.work, self.device, self.net = trained, work, device, trained.net
+    def __init__(self, slicer: Slicer, trained: TrainedWeights, work: WorkFolder, device: torch.device):
+        self.slicer, self.net, self.calibration = slicer, slicer.net, slicer.calibration
+        self.trained, self.work, self.device = trained, work, device
+        self.processes = slicer.calibration.processes
         self.parts = len(self.net.layers) + 2
         for module in self.net.model.modules():  # RoPE's tables, which no file holds
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
 
+    def finish(self, progress: bool = False) -> None:
+        """Do what an earlier run has not done."""
+        done = self._restore()
+        for index in tqdm(range(done, self.parts), desc="slicing", disable=not progress, leave=False):
+            with self._part(index):
+                self._slice(index)
+            self._save_state(index + 1)
+
+    def _slice(self, index: int) -> None:
+        if index == 0:
+            self.slicer.slice_embeddings()
+        elif index <= len(self.net.layers):
+            for block in self.net.layers[index - 1].blocks:
+                self.slicer.slice_block(block, index - 1)
+        else:
+            self.slicer.slice_head()
+
     @contextmanager
-    def part(self, index: int, position: InterleavedPass) -> Iterator[None]:
-        """Read and fuse the part; once it is sliced, write it and let it go."""
+    def _part(self, index: int) -> Iterator[None]:
+        """Read and fuse a part; once it is sliced, write it and let it go."""
         for module in self._modules(index).values():
             self.trained.read(module, self.device)
         if index == 0:
             fuse_embeddings(self.net)
         elif index <= len(self.net.layers):
-            fuse_blocks(self.net.layers[index - 1].blocks, self.net.trained_width)
+            fuse_blocks(self.net, self.net.layers[index - 1].blocks)
         else:
             self.trained.read(self.net.final_norm, self.device)
             fuse_head(self.net)
-            if position.options.head == "tied":
+            if self.slicer.options.head == "tied":
                 self._read_back(self.net.embeddings[0])
         yield
-        if index == position.done and processes.index() == 0:
+        if self.processes.index == 0:
             self._write(index)
         for module in self._modules(index).values():
             module.to("meta")
 
-    def reached(self, position: InterleavedPass) -> None:
-        """Have the state on disk, then let the one before go."""
-        current = f"signal-{position.boundary}-{processes.index()}"
-        sync(self.work.path / current)
-        processes.wait()
-        state = f"state-{position.done}.safetensors"
-        if processes.index() == 0:
-            spectra = {f"eigenvalues.{i}": values for i, values in enumerate(position.report.eigenvalues)}
-            write_tensors(
-                {"P": position.P.cpu(), "generator": position.generator.get_state(), **spectra}, self.work.path / state
-            )
-            self.work.write_progress(
-                {
-                    "done": position.done,
-                    "state": state,
-                    **{name: getattr(position.report, name) for name in ("widths", "discarded", "ranks")},
-                }
-            )
-        processes.wait()
-        for stale in self.work.path.glob(f"signal-*-{processes.index()}"):
-            if stale.name != current:
+    def _save_state(self, done: int) -> None:
+        """Have the state after so many parts on the disk, then let the one before go."""
+        slicer, current = self.slicer, self.calibration.path(f"signal-{self.slicer.boundary}")
+        sync(current)
+        self.processes.wait()
+        state = f"state-{done}.safetensors"
+        if self.processes.index == 0:
+            spectra = {f"eigenvalues.{i}": values for i, values in enumerate(slicer.report.eigenvalues)}
+            tensors = {"Q": slicer.Q.cpu(), "generator": slicer.generator.get_state(), **spectra}
+            write_tensors(tensors, self.work.path / state)
+            reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks")}
+            self.work.write_progress({"done": done, "state": state, "boundary": slicer.boundary, **reached})
+        self.processes.wait()
+        for stale in self.work.path.glob(f"signal-*-{self.processes.index}"):
+            if stale != current:
                 stale.unlink()
-        if processes.index() == 0:
+        if self.processes.index == 0:
             for stale in self.work.path.glob("state-*"):
                 if stale.name != state:
                     stale.unlink()
 
-    def restore(self, position: InterleavedPass) -> None:
-        """Put the pass where an earlier run was; nothing happens if there was none."""
+    def _restore(self) -> int:
+        """Put the slicer where an earlier run was. Returns the number of parts that are done."""
         before = self.work.progress()
         if "done" not in before:
-            return
-        tensors = load_file(self.work.path / before["state"])
-        position.done, report = before["done"], position.report
+            return 0
+        tensors, slicer = load_file(self.work.path / before["state"]), self.slicer
+        report = slicer.report
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
-        position.P = tensors["P"].to(self.device, copy=True)
-        position.generator.set_state(tensors["generator"].clone())
-        position.signal = position.room(report.widths[-1], f"signal-{position.boundary}")
+        slicer.boundary, slicer.k = before["boundary"], report.widths[-1]
+        slicer.Q = tensors["Q"].to(self.device, copy=True)
+        slicer.generator.set_state(tensors["generator"].clone())
+        with self._embeddings_as_trained():
+            self.calibration.embed(self.net)  # for the contexts
+        slicer.Z = self.calibration.room(f"signal-{slicer.boundary}", slicer.k, self.trained.dtype)
+        return before["done"]
 
-    def signal_file(self, name: str) -> Path:
-        """In the work folder, one for each process."""
-        return self.work.path / f"{name}-{processes.index()}"
+    @contextmanager
+    def _embeddings_as_trained(self) -> Iterator[None]:
+        for module in self._modules(0).values():
+            self.trained.read(module, self.device)
+        yield
+        for module in self._modules(0).values():
+            module.to("meta")
 
     def _modules(self, index: int) -> dict[str, nn.Module]:
         """The modules of a part, by their names in the model."""
         names = {module: name for name, module in self.net.model.named_modules()}
         if index == 0:
-            modules = self.net.embeddings
+            modules = [*self.net.embeddings, *filter(None, [self.net.embedding_norm])]
         elif index <= len(self.net.layers):
             modules = [self.net.layers[index - 1]]
         else:
@@ -224,16 +244,6 @@ class FromShards(InMemory):
         name = next(name for name, module in self._modules(0).items() if module is embedding)
         weight = load_file(self._file(0))[f"base.{name}.weight"].to(self.device)
         embedding.weight = nn.Parameter(weight, requires_grad=embedding.weight.requires_grad)
-
-
-def _return_freed_memory() -> None:
-    """Have the C library give freed tensors back to the system, from here on in the whole process.
-
-    glibc keeps blocks of up to 32 MiB for later, in a heap whose holes the next layer's don't quite fit, so that it
-    grows with every layer. With a fixed threshold of 1 MiB every tensor above it has pages of its own.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 
 
 def _checksum_of(batches: list[Batch]) -> str:

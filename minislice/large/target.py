@@ -74,7 +74,7 @@ def _sliced_config(net: Network, options: SlicingOptions, widths: list[int], ran
         [
             name
             for name, linear in block.linears.items()
-            if linear.bias is not None or (linear in block.w_in and _shifts(block.norm))
+            if linear.bias is not None or (name in block.readers and _shifts(block.norm_of(name)))
         ]
         for block in net.layers[0].blocks
     ]
@@ -82,7 +82,7 @@ def _sliced_config(net: Network, options: SlicingOptions, widths: list[int], ran
         base=net.model.config,
         widths=widths,
         adapters=forms,
-        norm_eps=[bare(norm, net.trained_width).eps for norm in net.norms],
+        norm_eps=[bare(norm, net).eps for norm in net.norms],
         biases=biases,
         head="tied" if options.head == "tied" else "linear",
         head_bias=net.head.bias is not None or _shifts(net.final_norm),

@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.files import whole_file
-from . import processes
+from .processes import Processes
 
 
 class WorkFolder:
-    """What a run leaves on the disk until it is finished (see the top of this file)."""
+    """What a run leaves on the disk until it is finished."""
 
-    def __init__(self, target: Path):
+    def __init__(self, target: Path, processes: Processes):
         self.path = target.with_name(f".{target.name}.partial")
         self.model = self.path / "model"
-        if self.path.exists() and not self.model.exists() and processes.index() == 0:
-            shutil.rmtree(self.path)  # of a run that was killed in its very last step: the target is whole
+        self.processes = processes
+
+    def remove_if_finished(self) -> None:
+        """Remove what a run has left that was killed in its very last step: the target is whole."""
+        if self.path.exists() and not self.model.exists() and self.processes.index == 0:
+            shutil.rmtree(self.path)
 
     def open(self, settings: dict[str, Any]) -> None:
         """Make the folder, or take up the run that it is from.

@@ -5,6 +5,7 @@ import time
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..architecture.blocks import LowRankAdapter, TiedHead
 from ..architecture.network import inference, network
@@ -32,14 +33,14 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     """
     total = 0
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, (nn.Linear, Conv1D)):
             total += 2 * module.weight.numel()
         elif isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
         elif isinstance(module, TiedHead):
             total += 2 * (module.H.numel() + module.embedding.weight.numel())
-    attention_widths = [block.w_in[0].out_features for block in network(model).blocks if block.attention is not None]
-    return total + 4 * context * sum(attention_widths)  # w_in[0] is the queries' projection
+    attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
+    return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
 
 
 def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128, seed: int = 0) -> float:

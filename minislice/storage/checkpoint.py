@@ -25,6 +25,7 @@ from ..architecture.folder import whole_folder
 from ..architecture.modeling import SlicedForCausalLM
 from ..corpus.embedded import EMBEDDED, data_folder
 from .files import tensor_files
+from .gguf import SMOLLM2, gguf_config, gguf_model, gguf_tokenizer, is_gguf, smollm2
 from .stock import stock_model
 
 
@@ -84,7 +85,8 @@ def load(
     """A dense or a sliced model in eval mode, and its tokenizer if it comes with one.
 
     Args:
-        name: a folder, one of `embedded.EMBEDDED`, or a name on the Hugging Face hub.
+        name: a folder, a GGUF file, one of `embedded.EMBEDDED`, "smollm2" (see `gguf`), or a name on the Hugging Face
+            hub.
         dtype: "auto" is the one that the weights were saved in.
         device: where to put it; "auto" spreads it over the devices there are (needs accelerate).
 
@@ -92,6 +94,10 @@ def load(
         ValueError: there is no such model, or something is wrong with one of its files; it says which.
     """
     source = locate(name)
+    if is_gguf(source):
+        model = gguf_model(source, dtype)
+        # One GPU holds what fits in a GGUF file of this size.
+        return model.to(device or "cpu").eval(), gguf_tokenizer(source)
     config = load_config(source)
     files = tensor_files(source) if isinstance(source, Path) else {}
     try:
@@ -121,16 +127,20 @@ def load(
 
 
 def locate(name: str | os.PathLike) -> Path | str:
-    """A local folder as a Path, a name on the hub as a str."""
+    """A local folder or GGUF file as a Path, a name on the hub as a str."""
     if name in EMBEDDED:
         return data_folder() / name
+    if name == SMOLLM2:
+        return smollm2()
     folder = Path(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder / 'config.json'} doesn't exist: {folder} is not a model's folder")
         return folder
+    if folder.is_file() and is_gguf(folder):
+        return folder
     if folder.exists():
-        raise ValueError(f"{folder} is a file; give the folder of a model")
+        raise ValueError(f"{folder} is a file; give the folder of a model, or a GGUF file")
     if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ValueError(f"{folder}: no such folder")
     return name
@@ -142,6 +152,8 @@ def load_config(source: Path | str) -> PreTrainedConfig:
     Raises:
         ValueError: there is none that can be read.
     """
+    if is_gguf(source):
+        return gguf_config(source)
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
@@ -158,6 +170,8 @@ def load_config(source: Path | str) -> PreTrainedConfig:
 
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub, if there is one."""
+    if is_gguf(source):
+        return gguf_tokenizer(source)
     if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
         return None
     try:

@@ -48,13 +48,13 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(norm, str):
         raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
     D, k = net.trained_width, _only_width(net)
-    width = k + norm.subtracts_mean
+    width = k + net.subtracts_mean
     with torch.device("meta"):
         stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
     if isinstance(net.head, TiedHead):
         net.head = _untied(net.head)
-    J = mean_zero_embedding(k) if norm.subtracts_mean else torch.eye(k, dtype=torch.float64)
+    J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
     rotate_network(net, [J] * len(net.norms))
     for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks), ([net.head], [stock.head])]:
         for module, stock_module in zip(ours, theirs, strict=True):
@@ -102,7 +102,7 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
     except (ValueError, StrictDataclassError) as error:
         lower = next((w for w in range(width - 1, 0, -1) if accepted(w)), None)
         higher = next((w for w in range(width + 1, D + 1) if accepted(w)), None)
-        nearest = " or ".join(str(w - norm.subtracts_mean) for w in (lower, higher) if w)
+        nearest = " or ".join(str(w - net.subtracts_mean) for w in (lower, higher) if w)
         raise ValueError(
             f"transformers' {type(dense).__name__} refuses a hidden size of {width}; slice to a width of {nearest}, "
             f"which it takes. It says: {error}"

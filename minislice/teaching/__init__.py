@@ -1,1 +1,1 @@
-"""The notebooks' figures and set-up, assignments and grading."""
+"""The lecture's figures and set-up, the assignments and their grading."""

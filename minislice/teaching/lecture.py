@@ -57,8 +57,7 @@ def token_sets(
     The evaluation set is the same wherever `evaluation`, `seqlen` and `seed` are, so that notebooks may be compared.
 
     Args:
-        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second
-            evaluates.
+        text: a source of `corpus.text.load_text`. A file has no splits: its first half calibrates, the second not.
         samples: windows of the calibration set.
         evaluation: windows of the evaluation set.
 
@@ -80,10 +79,11 @@ def signals(
     """The signal X at every boundary, blocks + 1 of them: Algorithm 1, one block after the other."""
     net = network(model)
     with inference(model):
-        x, context = net.embed(ids.to(model.device))
+        x, contexts = net.embed(ids.to(model.device))
         boundaries = [x]
-        for block in net.blocks:
-            boundaries.append(block(boundaries[-1], **context))
+        for layer, context in zip(net.layers, contexts, strict=True):
+            for block in layer.blocks:
+                boundaries.append(block(boundaries[-1], **context))
     return boundaries
 
 

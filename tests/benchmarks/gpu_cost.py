@@ -5,8 +5,8 @@
 
 25%, 128 x 2048 calibration tokens, bfloat16, the model on the card, the signal in pinned memory of the host. The bound
 beside is arithmetic over the rates that this machine reaches, measured first: products of 4096 x 4096 matrices in
-bfloat16 (forward pass, projection of the signal), float32 (covariance) and float64 (weights), and copies between host
-and card (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
+bfloat16 (forward pass, projection of the signal) and float32 (covariance, weights), and copies between host and card
+(the signal, three times in and twice out for each block). It leaves out eigendecompositions.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import platform
 import time
 
 import torch
+from phases import timed
 from streaming_cost import SHAPES as SMALL
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -65,15 +66,17 @@ def bound_seconds(model, samples: int, seqlen: int, size: int) -> dict[str, floa
     net, device = network(model), model.device
     D, tokens, blocks = net.trained_width, samples * seqlen, len(net.blocks)
     k, item = slice_width(D, 0.25), model.dtype.itemsize
-    half, single, double = (rate(device, dtype, size) for dtype in (model.dtype, torch.float32, torch.float64))
+    half, single = (rate(device, dtype, size) for dtype in (model.dtype, torch.float32))
     head = 2 * net.head.weight.numel()
-    rows = sum(linear.weight.numel() // D for block in net.blocks for linear in (*block.w_in, *block.w_out))
+    written = sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_out)
+    rows = written + sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_in)
     rows += net.head.weight.shape[0] + sum(table.num_embeddings for table in net.embeddings)
     copied = blocks * tokens * item * ((k + 2 * D) + (D + k))
     return {
         "forward": tokens * (flops_per_token(model, context=seqlen // 2) - head) / half,
-        "covariance": (blocks + 1) * tokens * D * (D + 1) / single,
-        "projection": blocks * tokens * 4 * D * k / half + 2 * rows * D * k / double,
+        "covariance": (blocks + 1) * tokens * 2 * D * D / single,
+        "projection": blocks * tokens * 2 * D * k / half,
+        "weights": (2 * rows * D * k + 2 * written * D * D) / single,
         "copies of the signal": copied / bandwidth(device, 1 << (28 if device.type == "cuda" else 20)),
     }
 
@@ -98,15 +101,15 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats(device)
     dense = minislice.measuring.cost.size_in_bytes(model)
     began = time.perf_counter()
-    minislice.slice_model(model, tokens, slicing=0.25, batch_size=arguments.batch_size)
+    with timed() as phases:
+        minislice.slice_model(model, tokens, slicing=0.25, batch_size=arguments.batch_size)
     total = time.perf_counter() - began
-    phases = dict(model.slicing.seconds)
     result = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
         "shape": arguments.shape,
         "calibration": [arguments.samples, arguments.seqlen],
         "seconds": total,
-        "by phase": phases | {"fusion and the rest": total - sum(phases.values())},
+        "by phase": dict(phases) | {"fusion and the rest": total - sum(phases.values())},
         "bound": bound,
         "dense model, GB": dense / 1e9,
         "peak on the card, GB": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from phases import timed
 from transformers import AutoModelForCausalLM, OPTConfig
 
 import minislice
@@ -36,8 +37,8 @@ def forward_seconds(model, tokens, batch_size: int) -> float:
     with inference(model):
         embedded = [net.embed(batch.ids, batch.mask) for batch in token_batches(model, tokens, None, batch_size)]
         began = time.perf_counter()
-        for x, context in embedded:
-            for layer in net.decoder.layers:
+        for x, contexts in embedded:
+            for layer, context in zip(net.decoder.layers, contexts, strict=True):
                 x = layer(x, **context)
         return time.perf_counter() - began
 
@@ -55,6 +56,7 @@ def reset_peak() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=16, help="of 512 tokens (default: 16)")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a tiny shape, to try the script")
@@ -64,7 +66,7 @@ def main() -> None:
     torch.manual_seed(0)
     shape = SMALL if arguments.small else SHAPE
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    tokens = torch.randint(shape.vocab_size, (16, 512))
+    tokens = torch.randint(shape.vocab_size, (arguments.samples, 512))
     forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
     ratios, phases, memory = [], [], []
     for _ in range(arguments.rounds):
@@ -74,10 +76,11 @@ def main() -> None:
         reset_peak()
         before = resident_mib(peak=False)
         began = time.perf_counter()
-        minislice.slice_model(working, tokens, slicing=0.25, batch_size=arguments.batch_size)
+        with timed() as seconds:
+            minislice.slice_model(working, tokens, slicing=0.25, batch_size=arguments.batch_size)
         total = time.perf_counter() - began
         ratios.append(total / forward)
-        phases.append({phase: seconds / forward for phase, seconds in working.slicing.seconds.items()})
+        phases.append({phase: of_phase / forward for phase, of_phase in seconds.items()})
         phases[-1]["other"] = ratios[-1] - sum(phases[-1].values())
         memory.append(resident_mib(peak=True) - before)
         del working

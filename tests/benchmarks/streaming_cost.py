@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from phases import timed
 from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
 
@@ -87,10 +88,10 @@ def forward(folder: Path) -> dict:
         trained.read(module, cpu)
     with inference(net.model):
         embedded = [net.embed(batch.ids) for batch in token_batches(net.model, tokens_for(folder), None, 4)]
-        for layer in net.decoder.layers:
+        for index, layer in enumerate(net.decoder.layers):
             trained.read(layer, cpu)
             began = time.perf_counter()
-            embedded = [(layer(x, **context), context) for x, context in embedded]
+            embedded = [(layer(x, **contexts[index]), contexts) for x, contexts in embedded]
             seconds += time.perf_counter() - began
             layer.to("meta")
     return {"seconds": seconds}
@@ -102,12 +103,13 @@ def sliced(folder: Path, limit_gib: float) -> dict:
     limit = int(limit_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     began = time.perf_counter()
-    report = slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
+    with timed() as phases:
+        slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
     return {
         "seconds": time.perf_counter() - began,
         "peak, GiB": peak_gib(),
         "of which Python and its libraries, GiB": baseline,
-        "by phase": dict(report.seconds),
+        "by phase": dict(phases),
     }
 
 

@@ -1,0 +1,72 @@
+"""How a model family is described: where its norms and linears are, and what its norms compute.
+
+The table of families is in `families`. A saved model takes this file with it, as it does `blocks`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class NormKind:
+    """What the norms of a family compute: x, less its mean or not, over its root mean square, times a scale.
+
+    The scale is the module's `weight` plus `offset`, or 1 where it has none; its `bias`, if it has one, is the shift.
+    """
+
+    subtracts_mean: bool  # a LayerNorm, whatever its class is called
+    eps: str | float  # the module's name for it, or its value where the code has a number
+    offset: float = 0.0  # 1 where the scale is 1 + weight
+
+    def eps_of(self, norm: nn.Module) -> float:
+        return getattr(norm, self.eps) if isinstance(self.eps, str) else self.eps
+
+    def scale_of(self, norm: nn.Module) -> Tensor | None:
+        weight = getattr(norm, "weight", None)
+        return weight if weight is None or not self.offset else weight.double() + self.offset
+
+
+LAYERNORM = NormKind(subtracts_mean=True, eps="eps")  # torch's own
+RMSNORM = NormKind(subtracts_mean=False, eps="variance_epsilon")  # LLaMA's, and of most since
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of a decoder layer; every entry is a module's name inside the transformers layer."""
+
+    norm: str
+    w_in: tuple[str, ...]  # every linear that reads the norm's output
+    w_out: tuple[str, ...]  # every linear whose output is added to the signal
+    attention: str | None = None
+    mlp: tuple[str, ...] = ()  # one module, or several that are applied in turn
+    mlp_norm: str | None = None  # the MLP's own norm, where a parallel layer has two
+    residual: str | None = None  # the argument of both modules that they add to their output, if they do
+
+
+@dataclass(frozen=True)
+class StockNorm:
+    """What `stock` needs to know of the norm of transformers' own class."""
+
+    eps: str  # the config's name for it
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: an entry of the table."""
+
+    decoder: str  # where the embeddings, the layers and the final norm are
+    embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
+    final_norm: str
+    blocks: tuple[BlockSpec, ...] | Callable[[PreTrainedConfig], tuple[BlockSpec, ...]]  # of a layer
+    norm: NormKind
+    stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
+    layers: str = "layers"  # inside the decoder
+    embedding_norm: str | None = None  # inside the decoder: a norm of the token embedding alone
+    last_shaped_as: str | None = None  # inside the decoder: the module whose output's shape it gives its last signal
+    branch_scale: str | None = None  # the config's name for the number that every branch is multiplied by
+    dropout: str | None = None  # the config's name for the dropout on a branch's output
+    obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
+    head: str = "lm_head"

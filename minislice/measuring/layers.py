@@ -1,0 +1,49 @@
+"""Where the loss comes from: the signal of a sliced network beside the dense one's, boundary by boundary.
+
+A sliced signal lies in a basis of its own, so what is compared is what no rotation changes: the inner products of the
+tokens' rows, X X^T. The rows are the norm's output, which is what a block reads, without the mean row: in real language
+models the same direction in every token carries half of the energy, and no slicing touches it.
+"""
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..architecture.network import inference, network
+
+
+def inner_products(x: Float[Tensor, "sequences tokens k"]) -> Float[Tensor, "sequences tokens tokens"]:
+    """X X^T of each sequence, its rows less their mean."""
+    centred = x - x.mean(1, keepdim=True)
+    return centred @ centred.mT
+
+
+def relative_difference(
+    x: Float[Tensor, "sequences tokens D"], z: Float[Tensor, "sequences tokens k"]
+) -> Float[Tensor, ""]:
+    """||Z Z^T - X X^T|| / ||X X^T||: 0 where Z is X, rotated; 1 where nothing of X is left."""
+    exact = inner_products(x)
+    return (inner_products(z) - exact).norm() / exact.norm()
+
+
+def signal_errors(
+    dense: PreTrainedModel, sliced: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
+) -> list[float]:
+    """`relative_difference` at every boundary, on these tokens.
+
+    Args:
+        dense: fused (`minislice.fuse`), so that its norms have no weights; not sliced.
+    """
+    networks = network(dense), network(sliced)
+    if not networks[0].is_fused or networks[0].is_sliced:
+        raise ValueError("compare with the dense model after minislice.fuse, before it is sliced")
+    with inference(dense), inference(sliced):
+        signals = [net.embed(ids.to(net.model.device)) for net in networks]
+        errors = []
+        for index in range(len(networks[0].norms)):
+            read = [net.norms[index](x) for net, (x, _) in zip(networks, signals, strict=True)]
+            errors.append(relative_difference(*read).item())
+            if index < len(networks[0].blocks):
+                pairs = zip(networks, signals, strict=True)
+                signals = [(net.blocks[index](x, **context), context) for net, (x, context) in pairs]
+    return errors

@@ -1,0 +1,150 @@
+"""Zero-shot accuracy (section 4, tables 7 to 10), by EleutherAI's LM Evaluation Harness; minislice only asks it.
+
+The paper's five tasks are multiple choice: the answer is the choice that the model finds likeliest. `acc` compares the
+log-likelihoods as they are, `acc_norm` each divided by the length of its choice in bytes. The paper says "default
+parameters" and names no metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande, which has
+no other: the authors' released evaluation script takes them so, and LLaMA-2-7B's printed 74.58 on ARC-e and 46.25 on
+ARC-c are what the harness is known to give as acc_norm (its acc is near 76 and 43).
+"""
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architecture.network import inference
+from ..corpus.batches import with_what_fits
+from .local_tasks import write_tasks
+
+TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")  # the paper's, in the order of its tables
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's accuracy on one task."""
+
+    task: str
+    metric: str  # "acc" or "acc_norm"
+    accuracy: float  # percent, as in the paper's tables
+    stderr: float  # its standard error, percent
+    count: int  # items
+    correct: tuple[bool, ...]  # of each item, in the task's order: two models can be compared item by item
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """A model's accuracy on several tasks."""
+
+    scores: tuple[Score, ...]
+    versions: dict[str, str]  # of the harness, transformers, torch
+
+    @property
+    def mean(self) -> float:
+        """The mean of the tasks' accuracies, percent: the paper's "average"."""
+        return sum(score.accuracy for score in self.scores) / len(self.scores)
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of `mean`, percent; the tasks' items are independent."""
+        return math.sqrt(sum(score.stderr**2 for score in self.scores)) / len(self.scores)
+
+    def __getitem__(self, task: str) -> Score:
+        return next(score for score in self.scores if score.task == task)
+
+
+def zero_shot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] = TASKS,
+    *,
+    limit: int | None = None,
+    tasks_from: str | Path | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> ZeroShot:
+    """Measure a model, dense or sliced, on multiple-choice tasks, without examples in the prompt.
+
+        minislice.zero_shot(model, tokenizer, tasks=["piqa", "arc_easy"], limit=100)
+
+    Args:
+        tasks: the harness's names.
+        limit: only the first so many items of each task.
+        tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`); without it they come from the hub.
+        batch_size: choices a forward pass; where they don't fit on the GPU, fewer.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the harness isn't installed; no such task, no file of it, or one without the fields it needs.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError('zero-shot tasks need the LM Evaluation Harness: pip install "minislice[eval]"')
+    if tokenizer is None:
+        raise ValueError("zero-shot tasks are texts: they need the model's tokenizer")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 item of each task, got {limit}")
+    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ValueError(f"give each task once, and at least one, got {tasks}")
+    with tempfile.TemporaryDirectory() as folder, _quiet(progress), inference(model):
+        if tasks_from is not None:
+            write_tasks(tasks, Path(tasks_from), Path(folder))
+        place = None if tasks_from is None else folder
+        results = with_what_fits(lambda size: _evaluate(model, tokenizer, tasks, limit, place, size), batch_size)
+    scores = tuple(_score(task, results) for task in tasks)
+    return ZeroShot(scores, {name: version(name) for name in ("lm_eval", "transformers", "torch")})
+
+
+def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
+    from lm_eval import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    # A copy, for the harness gives a tokenizer without a padding token one.
+    language = HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    if missing := [task for task in tasks if task not in manager.all_subtasks]:
+        raise ValueError(f"the LM Evaluation Harness has no task {', '.join(missing)}")
+    try:
+        loaded = manager.load(tasks)
+        for task in loaded["tasks"].values():
+            task.set_config("num_fewshot", 0)
+        return evaluate(language, loaded, limit=limit)
+    except (OSError, datasets.exceptions.DatasetsError) as error:  # a ConnectionError is one
+        raise ValueError(
+            f"can't get {', '.join(tasks)} from the hub: {error}; give a folder of local copies with tasks_from"
+        ) from error
+
+
+def _score(task: str, results: dict) -> Score:
+    found = results["results"][task]
+    metric = next((name for name in ("acc_norm", "acc") if f"{name},none" in found), None)
+    if metric is None:
+        raise ValueError(f"{task} is no multiple-choice task: the harness gives no accuracy for it")
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    correct = tuple(bool(sample[metric]) for sample in samples)
+    error = found[f"{metric}_stderr,none"]
+    error = 100 * error if isinstance(error, float) else math.nan  # of a single item there is none
+    return Score(task, metric, 100 * found[f"{metric},none"], error, len(correct), correct)
+
+
+@contextlib.contextmanager
+def _quiet(progress: bool) -> Iterator[None]:
+    """Without the harness's log and, unless they are wanted, without its many bars: all of it goes to stderr."""
+    harness = logging.getLogger("lm_eval")
+    level = harness.level
+    harness.setLevel(logging.ERROR)
+    try:
+        with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        harness.setLevel(level)

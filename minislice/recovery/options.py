@@ -1,0 +1,58 @@
+"""What recovery fine-tuning can be told, and what it reports; both in plain types."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RecoveryOptions:
+    """How a sliced network is trained.
+
+    The paper gives rank and alpha (and sequences of 1024 tokens, about 1000 of WikiText-2 or 5000 of Alpaca: the
+    command's defaults). Of the rest it says nothing; learning rate, its schedule, the sequences a step, `every` and
+    `patience` are those of the authors' released script, the one pass over the data and the linears too.
+
+    Raises:
+        ValueError: an option out of its range.
+    """
+
+    rank: int = 32  # r
+    alpha: float = 10.0  # the product B A is scaled by alpha / r
+    dropout: float = 0.0  # of what A reads
+    train_adapters: bool = False  # the residual adapters too, whole; else they stay what slicing made them
+    learning_rate: float = 2e-4  # AdamW's, at its highest: it rises over the first twentieth of the steps, then falls
+    epochs: float = 1.0  # passes over the sequences
+    steps: int | None = None  # instead of epochs
+    accumulation: int = 4  # forward passes whose gradients make one step
+    held_out: float = 0.05  # share of the sequences that is not trained on, but measured every so often
+    every: int = 16  # steps between two such measurements, and between two checkpoints
+    patience: int = 5  # measurements without a lower loss before training stops
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("rank", "accumulation", "every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("alpha", "learning_rate", "epochs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("dropout", "held_out"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a share between 0 and 1, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
+class RecoveryReport:
+    """What recovery did; in a saved model's config too."""
+
+    options: RecoveryOptions
+    sequences: int  # trained on
+    trained: int  # parameters of the LoRA matrices (and adapters)
+    steps: int  # whose result the model is
+    losses: list[float]  # of each step, nats a token
+    held_out: list[tuple[int, float]]  # (step, perplexity) on the held-out sequences
+    before: float | None  # perplexity on `evaluation`
+    after: float | None
+    seconds: float  # of training, in this process

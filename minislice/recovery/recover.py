@@ -1,0 +1,126 @@
+"""Recovery fine-tuning (section 4; tables 3, 9, 10): a sliced network is trained for a little while, with LoRA.
+
+LoRA adds to a matrix W the product of two thin ones, W + (alpha / r) B A with B [out, r] and A [r, in], and trains only
+these; in the end the product is added into W, and the network is a sliced network as before, of the same size.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architecture.network import network
+from ..corpus.batches import Tokens, token_batches, with_what_fits
+from ..measuring.perplexity import perplexity
+from .checkpoints import fingerprint, model_fingerprint, open_folder
+from .options import RecoveryOptions, RecoveryReport
+from .sequences import require_disjoint, rows, split
+
+
+def recover(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    evaluation: Tokens | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 1,
+    bf16: bool | None = None,
+    gradient_checkpointing: bool | None = None,
+    progress: bool = False,
+    **options,
+) -> RecoveryReport:
+    """Fine-tune a sliced model in place with LoRA, and merge what was learned into its weights.
+
+        report = minislice.recover(model, tokens, evaluation=test, steps=50)
+
+    Args:
+        tokens: training ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
+        attention_mask: as the tokens; 0 where padded. No prediction from or of padding is trained.
+        evaluation: ids to measure perplexity on, before and after; nothing else depends on them.
+        folder: for checkpoints. Called again with the same model, tokens and options after an interruption, training
+            goes on from the last one. The folder is the caller's to delete.
+        batch_size: sequences a forward pass; where a GPU's memory isn't enough, fewer, and more passes a step.
+        bf16: compute in bfloat16 (autocast); by default on a GPU that has it.
+        gradient_checkpointing: compute each layer's activations twice instead of keeping them; by default on a GPU.
+        progress: show a progress bar with the loss.
+        options: the fields of `RecoveryOptions`, where each is explained.
+
+    The model is the same object, of the same size; ``model.recovery`` is the report too.
+
+    Raises:
+        ValueError: PEFT isn't installed; a model that isn't sliced, or was recovered before; tokens or options that
+            don't fit, evaluation sequences among the training ones, a loss that isn't a number. The model is then as it
+            was.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError('recovery fine-tuning needs PEFT: pip install "minislice[recover]"')
+    from .training import train
+
+    chosen = RecoveryOptions(**options)
+    require_sliced(model)
+    training, held_out = split(rows(token_batches(model, tokens, attention_mask, batch_size)), chosen.held_out)
+    before = None
+    if evaluation is not None:
+        require_disjoint([*training, *held_out], rows(token_batches(model, evaluation, None, batch_size)))
+        before = perplexity(model, evaluation, batch_size=batch_size, progress=progress)
+    on_gpu = model.device.type == "cuda"
+    passes = batch_size * chosen.accumulation  # sequences a step, however they are shared out
+    settings = {
+        "options": dataclasses.asdict(chosen),
+        "sequences a step": passes,
+        "tokens": fingerprint([row[name] for row in (*training, *held_out) for name in ("input_ids", "labels")]),
+        "model": model_fingerprint(model),
+    }
+    arguments = {
+        "bf16": on_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
+        "gradient_checkpointing": on_gpu if gradient_checkpointing is None else gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
+        checkpoint = open_folder(Path(folder), settings)
+        arguments |= {"output_dir": str(folder)}
+        state, trained = with_what_fits(
+            lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),
+            batch_size,
+        )
+    seconds = time.perf_counter() - began
+    after = None if before is None else perplexity(model, evaluation, batch_size=batch_size, progress=progress)
+    report = RecoveryReport(
+        options=chosen,
+        sequences=len(training),
+        trained=trained,
+        steps=state.best_global_step if held_out else state.global_step,
+        losses=[entry["loss"] for entry in state.log_history if "loss" in entry],
+        held_out=[(e["step"], math.exp(min(e["eval_loss"], 700.0))) for e in state.log_history if "eval_loss" in e],
+        before=before,
+        after=after,
+        seconds=seconds,
+    )
+    network(model).model.recovery = model.recovery = report
+    return report
+
+
+def require_sliced(model: PreTrainedModel) -> None:
+    """Refuse what recovery isn't for.
+
+    Raises:
+        ValueError: a dense model, or one that was recovered before.
+    """
+    net = network(model)
+    if not net.is_fused:
+        raise ValueError("this model isn't sliced: recovery fine-tuning is for what slicing lost; slice it first")
+    record = getattr(model.config, "slicing", None) or {}
+    if hasattr(net.model, "recovery") or "recovery" in record:
+        raise ValueError(
+            "this model was recovered before; to train for longer, recover the sliced model again with more steps"
+        )

@@ -1,0 +1,75 @@
+"""What recovery fine-tuning trains on: sequences, the predictions in them that count, and a part held out.
+
+A prediction counts as in `measuring.perplexity`: of every token but a sequence's first, from a token and of a token,
+never from or of padding.
+"""
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from ..corpus.batches import Batch
+
+IGNORED = -100  # the label that torch's cross entropy leaves out
+
+
+def labels(ids: Int64[Tensor, " tokens"], mask: Bool[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
+    """The ids, where their prediction counts, else `IGNORED`; transformers' losses shift them themselves."""
+    counts = mask.clone()
+    counts[0] = False
+    counts[1:] &= mask[:-1]
+    return torch.where(counts, ids, IGNORED)
+
+
+def rows(batches: list[Batch]) -> list[dict[str, Tensor]]:
+    """One row for each sequence, as the model's forward takes it, on the CPU."""
+    found = []
+    for batch in batches:
+        masks = torch.ones_like(batch.ids, dtype=torch.bool) if batch.mask is None else batch.mask
+        for ids, mask in zip(batch.ids.cpu(), masks.cpu(), strict=True):
+            found.append({"input_ids": ids, "attention_mask": mask.long(), "labels": labels(ids, mask)})
+    return found
+
+
+def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows as one batch; shorter ones are padded on the right."""
+    filler = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    return {
+        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in batch], batch_first=True, padding_value=value)
+        for name, value in filler.items()
+    }
+
+
+def split(sequences: list[dict[str, Tensor]], share: float) -> tuple[list, list]:
+    """What to train on, and the last `share` of the sequences, which is held out.
+
+    Raises:
+        ValueError: nothing is left of one of them.
+    """
+    held_out = max(1, round(share * len(sequences))) if share else 0
+    if held_out >= len(sequences):
+        raise ValueError(
+            f"{len(sequences)} sequences, {held_out} of them held out, leave none to train on; give more, or "
+            "held_out=0, without early stopping"
+        )
+    cut = len(sequences) - held_out
+    return sequences[:cut], sequences[cut:]
+
+
+def require_disjoint(training: list[dict[str, Tensor]], evaluation: list[dict[str, Tensor]]) -> None:
+    """Refuse to measure on what is trained on.
+
+    Raises:
+        ValueError: a sequence is in both.
+    """
+    known = {_tokens(row) for row in training}
+    common = sum(_tokens(row) in known for row in evaluation)
+    if common:
+        raise ValueError(
+            f"{common} of the {len(evaluation)} evaluation sequences are among the {len(training)} to train on; what a "
+            "model was trained on says nothing of what was recovered: evaluate on another text"
+        )
+
+
+def _tokens(row: dict[str, Tensor]) -> tuple[int, ...]:
+    return tuple(row["input_ids"][row["attention_mask"].bool()].tolist())

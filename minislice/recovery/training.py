@@ -1,0 +1,156 @@
+"""The training itself: PEFT puts LoRA into the network and merges it, transformers' Trainer does the loop.
+
+Imported where it is used: the Trainer takes a second to import, and PEFT is an extra.
+"""
+
+import contextlib
+import math
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+import peft
+import torch
+from tqdm.auto import tqdm
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.network import network
+from .sequences import collate
+
+
+def lora_targets(model: PreTrainedModel) -> list[str]:
+    """The names of every block's W_in and W_out, the linears that read and write the signal; no adapter, no head."""
+    wanted = {linear for block in network(model).blocks for linear in block.linears.values()}
+    return [name for name, module in model.named_modules() if module in wanted]
+
+
+def train(model, training, held_out, chosen, batch_size, passes, checkpoint, progress, arguments) -> tuple[Any, int]:
+    """Train and merge. Returns the Trainer's state and how many parameters were trained."""
+    wrapped = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    config = peft.LoraConfig(
+        r=chosen.rank,
+        lora_alpha=chosen.alpha,
+        lora_dropout=chosen.dropout,
+        target_modules=lora_targets(wrapped),
+        modules_to_save=["adapter"] if chosen.train_adapters and network(wrapped).has_adapters else None,
+        task_type="CAUSAL_LM",
+    )
+    steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / passes))
+    accumulation = -(-passes // batch_size)
+    callbacks = [_Watch(progress)]
+    if held_out:
+        callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
+    with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
+        # Of transformers' own calls; and of names that it has renamed, for the old ones are right in every release.
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments = TrainingArguments(
+            **arguments,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=chosen.learning_rate,
+            warmup_steps=round(0.05 * steps),
+            lr_scheduler_type="linear",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            eval_strategy="steps" if held_out else "no",
+            eval_steps=chosen.every,
+            save_steps=chosen.every,
+            save_total_limit=2,  # the best and the last
+            load_best_model_at_end=bool(held_out),
+            metric_for_best_model="eval_loss" if held_out else None,
+            greater_is_better=False if held_out else None,
+            seed=chosen.seed,
+            use_cpu=model.device.type == "cpu",
+            dataloader_pin_memory=model.device.type == "cuda",
+            remove_unused_columns=False,
+            prediction_loss_only=True,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        lora = peft.get_peft_model(wrapped, config)
+        try:
+            arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
+            trainer = Trainer(
+                lora,
+                arguments,
+                data_collator=collate,
+                train_dataset=training,
+                eval_dataset=held_out or None,
+                callbacks=callbacks,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BaseException:
+            lora.unload()
+            raise
+        trained, _ = lora.get_nb_trainable_parameters()
+        lora.merge_and_unload()
+    return trainer.state, trained
+
+
+class _Watch(TrainerCallback):
+    """Shows a bar with the loss; stops where the loss is no number."""
+
+    def __init__(self, progress: bool):
+        self.progress, self.bar = progress, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc="recovery", disable=not self.progress, leave=False
+        )
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for name in {"loss", "eval_loss"} & logs.keys():
+            if not math.isfinite(logs[name]):
+                raise ValueError(
+                    f"the loss of step {state.global_step} is {logs[name]}: training diverged; give a lower "
+                    f"learning_rate than {args.learning_rate}"
+                )
+            self.bar.set_postfix({name.replace("eval_loss", "held out"): f"{logs[name]:.3f}"}, refresh=False)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+@contextlib.contextmanager
+def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+    """Afterwards: which parameters ask for gradients, the mode, and what the Trainer writes into configs."""
+    training, cached = model.training, [(config, config.use_cache) for config in _configs(model)]
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(wanted[name])
+            parameter.grad = None
+        for config, use_cache in cached:
+            config.use_cache = use_cache
+        model.gradient_checkpointing_disable()
+        model.train(training)
+
+
+def _configs(model: SlicedForCausalLM) -> list:
+    configs = [model.config, model.config.base, model.base.config, model.generation_config]
+    return [config for config in configs if hasattr(config, "use_cache")]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Every generator seeded, and afterwards as it was: the Trainer seeds them all."""
+    states = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            numpy.random.set_state(states[1])

@@ -1,0 +1,282 @@
+"""A1: a network with LayerNorms becomes one whose norms only divide by a length (section 3.2)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from . import toy
+from .exercise import Assignment, Case, Failure, Question
+from .feedback import checker
+from .forms import Array, Form
+from .judging import Places, close
+
+
+def _center_cases(rng: Generator) -> list[Case]:
+    return [Case({"D": D}, {"D": D}) for D in range(2, 7)]
+
+
+def _judge_center(arguments: Mapping[str, Any], M: np.ndarray) -> Failure | None:
+    D = arguments["D"]
+    x = np.random.default_rng(D).standard_normal((2 * D, D))
+    if close(0.0, (x @ M).mean(-1)) and close(x, x @ M + x.mean(-1, keepdims=True)):
+        return None
+    gives_mean = close(x.mean(-1, keepdims=True) * np.ones(D), x @ M)
+    what = "a row x M does not have mean zero" if not close(0.0, (x @ M).mean(-1)) else "x M is not x minus its mean"
+    values = f"the first row of M is {np.round(M[0], 3).tolist()}"
+    mistake = "This M puts the mean in place of every number; subtract it instead." if gives_mean else ""
+    return Failure("values", "M", what, values, mistake=mistake, hint="what must x M be for x = (1, 1, ..., 1)?")
+
+
+def _reader_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for (D, H), (bias, shift) in zip(
+        toy.sizes(rng, 2), [(True, True), (False, True), (False, False), (True, False), (True, True)], strict=True
+    ):
+        arguments = {
+            "W": rng.standard_normal((D, H)),
+            "b": rng.standard_normal(H) if bias else None,
+            "alpha": rng.uniform(1.5, 2.5, D),
+            "beta": rng.standard_normal(D) if shift else None,
+        }
+        cases.append(Case({"D": D, "H": H}, arguments))
+    return cases
+
+
+def _reader_form(arguments: Mapping[str, Any]) -> Form:
+    D, H = arguments["W"].shape
+    no_bias = arguments["b"] is None and arguments["beta"] is None
+    return Array("W", (D, H)), None if no_bias else Array("b", (H,))
+
+
+def _judge_reader(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    return _reader(Places(), "", arguments, result).failure()
+
+
+def _reader(places: Places, which: str, layer: Mapping[str, Any], got: tuple) -> Places:
+    """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
+
+    Args:
+        which: the end of the places' names.
+    """
+    W, b, alpha, beta = layer.values()
+
+    def reads(x: np.ndarray) -> np.ndarray:
+        x = x * alpha if beta is None else x * alpha + beta
+        return x @ W if b is None else x @ W + b
+
+    mistakes = {}
+    if beta is not None:
+        before = 0 * W[0] if b is None else b
+        mistakes = {
+            "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * beta) @ W,
+            "beta is lost.": before,
+            "b itself is lost.": beta @ W,
+        }
+    W_wanted, b_wanted = toy.weights_of(reads, len(W))
+    places.add(
+        f"W{which}",
+        W_wanted,
+        got[0],
+        {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]},
+        "which numbers does alpha multiply: those that come into W, or those that come out?",
+    )
+    if got[1] is not None:
+        hint = "what comes out of the linear layer where the normalised row is zero?"
+        places.add(f"b{which}", b_wanted, got[1], mistakes, hint)
+    return places
+
+
+def _writer_cases(rng: Generator) -> list[Case]:
+    return [
+        Case({"D": D, "H": H}, {"W": rng.standard_normal((H, D)), "b": rng.standard_normal(D)})
+        for D, H in toy.sizes(rng, 2)
+    ]
+
+
+def _judge_writer(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    return _writer(Places(), "", arguments, result, "LayerNorm").failure()
+
+
+def _writer(
+    places: Places,
+    which: str,
+    layer: Mapping[str, Any],
+    got: tuple,
+    norm: str,
+    hint: str = "what is written for one neuron is one row of W.",
+) -> Places:
+    """Add what W and b must write where the norms are of this kind."""
+    W, b = layer.values()
+    wrong = {
+        "It is as it was: the LayerNorms would subtract its mean.": W,
+        "The mean is taken over the wrong axis: its columns have mean zero, its rows should.": W - W.mean(0),
+    }
+    if norm == "RMSNorm":
+        wrong["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
+
+    def writes(h: np.ndarray) -> np.ndarray:
+        return toy.centred({"norm": norm}, h @ W if b is None else h @ W + b)
+
+    W_wanted, b_wanted = toy.weights_of(writes, len(W))
+    places.add(f"W{which}", W_wanted, got[0], wrong, hint)
+    if b is not None:
+        mistakes = {"It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean.": b}
+        places.add(f"b{which}", b_wanted, got[1], mistakes, "who writes the signal besides W_out?")
+    return places
+
+
+def _dense(rng: Generator, D: int, H: int, kind: str, tied: bool) -> dict[str, Any]:
+    """A network before fusion: OPT's norms, positions and biases, or LLaMA's norms and neither."""
+    opt = kind == "LayerNorm"
+    net = toy.network(rng, D, H, biases=opt)
+    net["W_pos"] = net["W_pos"] if opt else None
+    net["W_head"], net["b_head"] = None if tied else net["W_head"], None
+    alpha = rng.uniform(1.5, 2.5, (len(net["W_in"]) + 1, D))
+    return {"norm": kind, "alpha": alpha, "beta": rng.standard_normal(alpha.shape) if opt else None, **net}
+
+
+def _fuse_cases(rng: Generator) -> list[Case]:
+    kinds = [("LayerNorm", False), ("LayerNorm", True), ("RMSNorm", False), ("RMSNorm", True), ("LayerNorm", True)]
+    return [
+        Case({"D": D, "H": H, "B": 2}, {"net": _dense(rng, D, H, *kind)})
+        for (D, H), kind in zip(toy.sizes(rng, 3), kinds, strict=True)
+    ]
+
+
+def _fuse_form(arguments: Mapping[str, Any]) -> Form:
+    net = arguments["net"]
+    form = {name: None if net[name] is None else Array(name, net[name].shape) for name in _FUSED}
+    V, D = net["W_embd"].shape
+    form["W_head"] = Array("W_head", (D, V))
+    if net["beta"] is not None:
+        form["b_head"] = Array("b_head", (V,))
+    return form
+
+
+_FUSED = ("W_embd", "W_pos", "W_in", "b_in", "W_out", "b_out", "W_head", "b_head")
+
+
+def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
+    net, places = arguments["net"], Places()
+    head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
+    for name in ("_embd", "_pos"):
+        if net["W" + name] is not None:
+            hint = "who writes the signal before the first block, and which norm would subtract its mean?"
+            _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), net["norm"], hint)
+    for block in range(len(net["W_in"])):
+        layer = {name: toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")}
+        _reader(places, f"_in[{block}]", layer, (fused["W_in"][block], toy.part(fused, "b_in", block)))
+        layer = {name: toy.part(net, name, block) for name in ("W_out", "b_out")}
+        _writer(places, f"_out[{block}]", layer, (fused["W_out"][block], toy.part(fused, "b_out", block)), net["norm"])
+    layer = {"W": head, "b": net["b_head"], "alpha": net["alpha"][-1], "beta": toy.part(net, "beta", -1)}
+    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]))
+    tokens = np.arange(5)
+    failure = places.add("logits", toy.logits(net, tokens), toy.logits(fused, tokens)).failure()
+    scaled = net["W_head"] is None and not close(fused["W_embd"], toy.centred(net, net["W_embd"]))
+    if failure and scaled and close(fused["W_head"], fused["W_embd"].T):
+        return replace(
+            failure, mistake="The embedding is scaled with the tied head: give the head a matrix of its own."
+        )
+    return failure
+
+
+A1 = Assignment(
+    name="a1",
+    title="Fusion",
+    goal="take a LayerNorm apart and move its pieces into their neighbours, until a norm is nothing but a division",
+    before="matrix products in NumPy; what a LayerNorm and a transformer block are (notebook 01)",
+    difficulty=2,
+    notation=r"""Rows are tokens: a linear layer is $x W + b$ with `W` of shape `[in, out]`. Everything is float64.
+A LayerNorm of a row $x$ of $D$ numbers, scale $\alpha$, shift $\beta$, is eq. 1 of the paper
+
+$$\mathrm{LayerNorm}(x) = \mathrm{RMSNorm}(x M)\,\mathrm{diag}(\alpha) + \beta,
+\qquad \mathrm{RMSNorm}(x) = x \Big/ \sqrt{\tfrac1D \textstyle\sum_i x_i^2 + \epsilon}$$
+
+where $x M$ is $x$ minus its mean. No function may change its arguments.""",
+    questions=(
+        Question(
+            name="center",
+            points=5,
+            minutes=5,
+            difficulty=1,
+            text=r"""Subtracting the mean is a linear map. Write its matrix $M$:
+
+$$x M = x - \tfrac1D \textstyle\sum_i x_i \; (1, \dots, 1)$$""",
+            hints=(
+                "The mean of x, repeated D times, is x times a matrix whose entries are all the same number.",
+                "The identity leaves x as it is; subtract the matrix that repeats the mean.",
+            ),
+            cases=_center_cases,
+            returns=lambda arguments: Array("M", (arguments["D"], arguments["D"])),
+            judge=_judge_center,
+        ),
+        Question(
+            name="fuse_reader",
+            points=5,
+            minutes=15,
+            difficulty=2,
+            text=r"""A linear layer reads a norm. Find $W'$ and $b'$ that read the bare RMSNorm instead, for every $x$:
+
+$$\mathrm{RMSNorm}(x)\, W' + b' = \big(\mathrm{RMSNorm}(x)\,\mathrm{diag}(\alpha) + \beta\big) W + b$$
+
+A layer without a bias has `b = None`; LLaMA's norm has no shift, `beta = None`.""",
+            hints=(
+                "Multiply the right side out: what stands before x, and what doesn't depend on x?",
+                "diag(alpha) W multiplies every row of W by one number. The shift goes through W as it was.",
+            ),
+            cases=_reader_cases,
+            returns=_reader_form,
+            judge=_judge_reader,
+        ),
+        Question(
+            name="fuse_writer",
+            points=5,
+            minutes=10,
+            difficulty=1,
+            text=r"""A linear layer writes to the signal. Later norms subtract the signal's mean; let the writer do it:
+
+$$h W' + b' = (h W + b) M \quad\text{for every } h$$""",
+            hints=(
+                "W M: M acts on every row of W as it acts on a row of the signal.",
+                "The bias is a row too.",
+            ),
+            cases=_writer_cases,
+            returns=lambda arguments: (
+                Array("W", arguments["W"].shape),
+                Array("b", arguments["b"].shape),
+            ),
+            judge=_judge_writer,
+        ),
+        Question(
+            name="fuse",
+            points=10,
+            minutes=20,
+            difficulty=2,
+            text=r"""Now a whole network, in a dictionary: `W_embd [V, D]`, `W_pos [T, D]`, and for $B$ blocks
+`W_in [B, D, H]`, `b_in [B, H]`, `W_out [B, H, D]`, `b_out [B, D]`, then `W_head [D, V]`,
+`b_head [V]`. Its norms, one before each block and one before the head: `norm`, which is
+`"LayerNorm"` or `"RMSNorm"`, `alpha [B + 1, D]`, `beta [B + 1, D]`.
+
+$$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
+X \leftarrow X + \sigma\big(\mathrm{norm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out} + b_\mathrm{out},
+\qquad \text{logits} = \mathrm{norm}(X)\, W_\mathrm{head} + b_\mathrm{head}$$
+
+What a network doesn't have is `None`: LLaMA has no positions, no biases and no `beta`, and its RMSNorm subtracts no
+mean. Where `W_head` is `None` the head is tied: it is the transpose of `W_embd`. The fused network has a head of its
+own.""",
+            hints=(
+                "Every weight either reads a norm (the head does, too) or writes to the signal.",
+                "Embeddings, positions, W_out and b_out write. With RMSNorms they stay as they are.",
+                "A tied head takes alpha and beta, the embedding must not: copy the matrix first.",
+            ),
+            cases=_fuse_cases,
+            returns=_fuse_form,
+            judge=_judge_fuse,
+        ),
+    ),
+)
+
+check = checker(A1)

@@ -1,0 +1,199 @@
+"""A2: RMSNorm commutes with every rotation, LayerNorm does not (section 3.1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from . import toy
+from .exercise import Assignment, Case, Failure, Question
+from .feedback import checker
+from .forms import Array
+from .judging import close, orthonormal
+
+
+def _rms_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for D in range(2, 7):
+        x = rng.standard_normal((D + 2, D)) + 0.5
+        x[1] *= 0.03  # so short that eps counts
+        cases.append(Case({"D": D, "N": D + 2}, {"x": x, "eps": toy.EPS}))
+    return cases
+
+
+def _judge_rms(arguments: Mapping[str, Any], y: np.ndarray) -> Failure | None:
+    x, eps = arguments.values()
+    D = x.shape[1]
+    square = np.square(x).mean(1, keepdims=True)
+    spread = x - x.mean(1, keepdims=True)
+    variance = np.square(spread).mean(1, keepdims=True)
+    mistakes = {
+        "It divides by the standard deviation: RMSNorm subtracts no mean anywhere.": x / np.sqrt(variance + eps),
+        "This is LayerNorm: RMSNorm subtracts no mean.": spread / np.sqrt(variance + eps),
+        "eps stands outside the root.": x / (np.sqrt(square) + eps),
+        "eps is lost.": x / np.sqrt(square),
+        "The mean is taken over the rows: each row is normalised by itself.": x / np.sqrt(np.square(x).mean(0) + eps),
+        "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x
+        / np.sqrt(D * square + eps),
+        "It divides by the mean square: take the root.": x / (square + eps),
+    }
+    named = "".join([sentence for sentence, wrong in mistakes.items() if close(wrong, y)][:1])
+    for row in range(len(x)):
+        length, wanted = np.linalg.norm(y[row]), np.sqrt(D * square[row, 0] / (square[row, 0] + eps))
+        if not close(x[row] / np.linalg.norm(x[row]), y[row] / length if length else y[row]):
+            what = f"it does not point where x[{row}] points"
+            hint = "a norm may only divide a row by one positive number."
+            return Failure("values", f"rms(x)[{row}]", what, mistake=named, hint=hint)
+        if not close(wanted, length):
+            values = f"expected a length of {wanted:.4g}, got {length:.4g}"
+            hint = "what is the sum of the squares of a row of the result, if eps is 0?"
+            return Failure("values", f"rms(x)[{row}]", "it has another length", values, mistake=named, hint=hint)
+    return None
+
+
+def _haar_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for D in range(2, 7):
+        G = rng.standard_normal((D, D))
+        if (np.linalg.det(G) > 0) == (D != 5):  # mostly G turns space inside out, and so should Q
+            G[0] *= -1
+        cases.append(Case({"D": D}, {"G": G}))
+    return cases
+
+
+def _judge_haar(arguments: Mapping[str, Any], Q: np.ndarray) -> Failure | None:
+    """A failure unless Q turns with G.
+
+    If Q(O G) = O Q(G) for every orthogonal O, Q is Haar, because O G is distributed as G. It is so for a Q that makes
+    Q^T G triangular with a positive diagonal, or symmetric and positive, since there is only one such Q. Likewise for
+    the mirror images of these: transposes, G Q^T (then Q(G O) = Q(G) O), and all signs turned.
+    """
+    G = arguments["G"]
+    if failure := orthonormal("Q", Q):
+        return failure
+    forms = [Q.T @ G, G @ Q.T, Q.T @ G.T, G.T @ Q.T]
+    if any(_one_of_a_kind(sign * form) for form in forms for sign in (1, -1)):
+        return None
+    hint = "which Q and R are there with Q R = G, if R's diagonal may have any signs?"
+    R, (lapack, its_R) = Q.T @ G, np.linalg.qr(G)
+    if close(np.triu(R), R):
+        signs = np.sign(R.diagonal())
+        what = f"Q^T G is triangular, but its diagonal has the signs {''.join('+' if s > 0 else '-' for s in signs)}"
+        mistake = "The signs are LAPACK's choice, not chance: it is not Haar." if close(lapack, Q) else ""
+        if not mistake and (signs < 0).sum() == 1 and np.linalg.det(Q) > 0:
+            mistake = "One column is turned round, as if det Q had to be 1: half of the orthogonal matrices have -1."
+        return Failure("values", "Q", what, mistake=mistake, hint=hint)
+    on_rows = close(np.sign(its_R.diagonal())[:, None] * lapack, Q)
+    mistake = "The signs are those of the right diagonal, but they multiply Q's rows: Q R = G asks for its columns."
+    what = "Q does not turn with G: for Q(O G) to be O Q(G), Q^T G should be triangular with a positive diagonal, say"
+    return Failure("values", "Q", what, mistake=mistake if on_rows else "", hint=hint)
+
+
+def _one_of_a_kind(A: np.ndarray) -> bool:
+    """Triangular with a positive diagonal, or symmetric and positive."""
+    triangular = close(np.triu(A), A, 1e-8) or close(np.tril(A), A, 1e-8)
+    if triangular:
+        return bool((A.diagonal() > 0).all())
+    return close(A.T, A, 1e-8) and bool((np.linalg.eigvalsh(A) > 0).all())
+
+
+def _counterexample_cases(rng: Generator) -> list[Case]:
+    return [Case({"D": D}, {"D": D}) for D in range(2, 7)]
+
+
+def _judge_counterexample(arguments: Mapping[str, Any], result: tuple[np.ndarray, np.ndarray]) -> Failure | None:
+    x, Q = result
+    D = arguments["D"]
+    if failure := orthonormal("Q", Q):
+        return failure
+    if not len(x):
+        return Failure("values", "x", "it has no row")
+    one = {"norm": "LayerNorm"}
+    apart = np.abs(toy.normalised(one, x @ Q, 0) @ Q.T - toy.normalised(one, x, 0)).max()
+    if apart > 0.1:
+        return None
+    permutation = close(np.abs(Q).max(0), np.ones(D))
+    mistake = "Q only permutes the numbers of a row, and turns signs." if permutation else ""
+    return Failure(
+        "values",
+        "LayerNorm(x Q) Q^T",
+        "it differs from LayerNorm(x) by less than 0.1",
+        f"the largest difference is {apart:.3g}",
+        mistake=mistake,
+        hint="what does LayerNorm make of a row whose numbers are all the same? Rotate another row there.",
+    )
+
+
+A2 = Assignment(
+    name="a2",
+    title="Invariance",
+    goal="say why an RMSNorm network can be rotated and a LayerNorm network cannot, and draw a fair rotation",
+    before="orthogonal matrices, the QR decomposition (notebook 02)",
+    difficulty=1,
+    notation=r"""Rows are tokens. Everything is float64. Eq. 2 of the paper, for every orthogonal $Q$:
+
+$$\mathrm{RMSNorm}(X Q)\, Q^\top = \mathrm{RMSNorm}(X)$$""",
+    questions=(
+        Question(
+            name="rms",
+            points=5,
+            minutes=10,
+            difficulty=1,
+            text=r"""Write the norm that is left after fusion. Each row $x$ by itself:
+
+$$\mathrm{RMSNorm}(x) = x \Big/ \sqrt{\tfrac1D \textstyle\sum_i x_i^2 + \epsilon}$$
+
+It has to satisfy eq. 2; try it with a rotation of your own.""",
+            hints=(
+                "The mean of the squares of each row: over which axis, and with which shape, so that x can be divided?",
+                "np.mean(..., axis=1, keepdims=True) keeps the rows apart. eps is added before the root is taken.",
+            ),
+            cases=_rms_cases,
+            returns=lambda arguments: Array("rms(x)", arguments["x"].shape),
+            judge=_judge_rms,
+        ),
+        Question(
+            name="haar",
+            points=5,
+            minutes=15,
+            difficulty=2,
+            text=r"""A fair rotation has no favourite direction: $O Q$ is as likely as $Q$, for every orthogonal $O$
+(the Haar distribution). A Gaussian $G$ is like that, but not orthogonal. Its decomposition $G = Q R$ gives an
+orthogonal $Q$. But with $Q R$, also $(Q\, \mathrm{diag}(s))\,(\mathrm{diag}(s) R)$ is one, for any signs $s$, and the
+signs that NumPy returns are no accident: `Q[0, 0]` is never positive. Choose the $Q$ for which
+
+$$G = Q R, \qquad R \text{ is triangular}, \qquad R_{ii} > 0$$""",
+            hints=(
+                "np.linalg.qr, then look at the diagonal of R.",
+                "If R[i, i] is negative, turn row i of R round, and what it is multiplied by: which part of Q is that?",
+            ),
+            cases=_haar_cases,
+            returns=lambda arguments: Array("Q", arguments["G"].shape),
+            judge=_judge_haar,
+        ),
+        Question(
+            name="counterexample",
+            points=5,
+            minutes=15,
+            difficulty=1,
+            text=r"""Eq. 2 fails for a LayerNorm. Find $x$ and an orthogonal $Q$ for which
+
+$$\max \big| \mathrm{LayerNorm}(x Q)\, Q^\top - \mathrm{LayerNorm}(x) \big| > 0.1$$
+
+with $\alpha = 1$, $\beta = 0$, $\epsilon = 10^{-3}$, in any width $D \ge 2$.""",
+            hints=(
+                "LayerNorm subtracts the mean. Which direction does it delete?",
+                "A rotation that takes part of x into the direction (1, 1, ..., 1) lets LayerNorm delete that part.",
+            ),
+            cases=_counterexample_cases,
+            returns=lambda arguments: (
+                Array("x", ("N", arguments["D"])),
+                Array("Q", (arguments["D"], arguments["D"])),
+            ),
+            judge=_judge_counterexample,
+        ),
+    ),
+)
+
+check = checker(A2)

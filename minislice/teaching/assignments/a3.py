@@ -1,0 +1,152 @@
+"""A3: every boundary of a network gets a rotation of its own (theorem 1, section 3.3)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from . import toy
+from .exercise import Assignment, Case, Failure, Question
+from .feedback import checker
+from .forms import Array, Form
+from .judging import Places
+
+
+def _cases(rng: Generator) -> list[Case]:
+    cases = []
+    for (D, H), B, parallel, positions in zip(
+        toy.sizes(rng, 3),
+        (2, 2, 1, 3, 2),
+        (False, True, False, True, True),
+        (True, False, True, True, True),
+        strict=True,
+    ):
+        net = toy.network(rng, D, H, B)
+        net |= {"W_out2": None, "b_out2": None}
+        if parallel:
+            net |= {"W_out2": rng.standard_normal((B, H, D)), "b_out2": rng.standard_normal((B, D))}
+        if not positions:
+            net["W_pos"] = None
+        cases.append(Case({"D": D, "H": H, "B": B}, {"weights": net, "Q": toy.haar(rng, D, B + 1)}))
+    return cases
+
+
+def _form(arguments: Mapping[str, Any]) -> Form:
+    weights, Q = arguments.values()
+    form = {name: None if value is None else Array(name, value.shape) for name, value in weights.items()}
+    return form, Array("S", (len(Q) - 1, *Q.shape[1:]))
+
+
+def _judge(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    net, Q = arguments.values()
+    rotated, S = result
+    places = Places()
+    for name in ("W_embd", "W_pos"):
+        if net[name] is not None:
+            wrong = {"It is as it was.": net[name], "It is multiplied by Q^T.": net[name] @ Q[0].T}
+            hint = "who writes the signal before the first block?"
+            places.add(name, _writes(net[name], None, Q[0])[0], rotated[name], wrong, hint)
+    for block in range(len(S)):
+        before, behind = Q[block], Q[block + 1]
+        W, b = (net[name][block] for name in ("W_in", "b_in"))
+        _add_reader(places, f"_in[{block}]", W, b, before, rotated["W_in"][block], rotated["b_in"][block])
+        for name in ("_out", "_out2"):
+            if net["W" + name] is not None:
+                W, b = net["W" + name][block], net["b" + name][block]
+                W_wanted, b_wanted = _writes(W, b, behind)
+                wrong = {
+                    "It is as it was.": W,
+                    "It is multiplied by Q^T.": W @ behind.T,
+                    "It is turned by the rotation of the boundary before the block, not behind it.": W @ before,
+                }
+                hint = "into which basis does this block write: the one it reads, or the next one?"
+                places.add(f"W{name}[{block}]", W_wanted, rotated["W" + name][block], wrong, hint)
+                wrong = {"It is as it was.": b, "It is multiplied by Q^T.": b @ behind.T}
+                hint = f"who writes the signal besides W{name}?"
+                places.add(f"b{name}[{block}]", b_wanted, rotated["b" + name][block], wrong, hint)
+        wanted, _ = _writes(before.T, None, behind)  # where a row of the rotated signal, taken back, must arrive
+        wrong = {
+            "It is transposed: the signal is a row, and S stands on its right.": wanted.T,
+            "It is one block early: it leads from the boundary before to this block's.": Q[block - 1].T @ before,
+            "It is the identity: without an adapter the residual stays in the old basis.": np.eye(len(wanted)),
+        }
+        hint = f"X Q[{block}] comes in, X Q[{block + 1}] must go out."
+        places.add(f"S[{block}]", wanted, S[block], wrong, hint)
+    _add_reader(places, "_head", net["W_head"], net["b_head"], Q[-1], rotated["W_head"], rotated["b_head"], Q[-2])
+    tokens = np.arange(5)
+    net_rotated = {**rotated, "S": S}
+    for boundary, (x, z) in enumerate(zip(toy.signals(net, tokens), toy.signals(net_rotated, tokens), strict=True)):
+        places.add(f"signal[{boundary}]", x, z @ Q[boundary].T)
+    places.add("logits", toy.logits(net, tokens), toy.logits(net_rotated, tokens))
+    return places.failure()
+
+
+def _writes(W: np.ndarray, b: np.ndarray | None, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of whoever writes, in the basis Q, what W and b wrote."""
+    return toy.weights_of(lambda h: (h @ W if b is None else h @ W + b) @ Q, len(W))
+
+
+def _add_reader(
+    places: Places,
+    which: str,
+    W: np.ndarray,
+    b: np.ndarray,
+    Q: np.ndarray,
+    W_got: np.ndarray,
+    b_got: np.ndarray,
+    Q_before: np.ndarray | None = None,
+) -> None:
+    """Add W and b that read a row x Q as W and b did x."""
+    W_wanted, b_wanted = toy.weights_of(lambda z: z @ Q.T @ W + b, len(W))
+    wrong = {"It is as it was.": W, "It is Q W: the transpose is missing.": Q @ W}
+    if Q_before is not None:
+        wrong["It is turned back from the boundary before the last block, not the last boundary."] = Q_before.T @ W
+    hint = "x Q comes in. What must W begin with, so that x W comes out?"
+    places.add(f"W{which}", W_wanted, W_got, wrong, hint)
+    places.add(f"b{which}", b_wanted, b_got, hint="it is added behind W, where the signal's basis is left behind.")
+
+
+A3 = Assignment(
+    name="a3",
+    title="Rotation",
+    goal="rotate a network, another way at every boundary, without changing what it computes",
+    before="A1 and A2; einsum or batched matrix products (notebook 02)",
+    difficulty=2,
+    notation=r"""Rows are tokens, everything is float64, and the network is fused: its norms have no weights. With $B$
+blocks it has $B + 1$ boundaries; boundary $l$ is before block $l$, the last one before the head:
+
+$$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
+X \leftarrow X + \sigma\big(\mathrm{RMSNorm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out} + b_\mathrm{out},
+\qquad \text{logits} = \mathrm{RMSNorm}(X)\, W_\mathrm{head} + b_\mathrm{head}$$
+
+A parallel block (Phi-2's) writes to the signal twice, by $W_\mathrm{out}$ and by $W_\mathrm{out2}$.""",
+    questions=(
+        Question(
+            name="rotate",
+            points=15,
+            minutes=60,
+            difficulty=2,
+            text=r"""Change all weights so that the signal at boundary $l$ is $X Q_l$ instead of $X$, and the logits are
+what they were. RMSNorm lets rotations through (eq. 2), $\sigma$ does not: it must get the numbers that it got before.
+The residual connection has to change the basis as well, by an adapter $S_l$ of each block:
+
+$$X Q_{l+1} \leftarrow (X Q_l)\, S_l
++ \sigma\big(\mathrm{RMSNorm}(X Q_l)\, W'_\mathrm{in} + b'_\mathrm{in}\big) W'_\mathrm{out} + b'_\mathrm{out}$$
+
+Find $W'_\mathrm{embd}$, $W'_\mathrm{pos}$, and for each block $W'_\mathrm{in}$, $b'_\mathrm{in}$, $W'_\mathrm{out}$,
+$b'_\mathrm{out}$, $S_l$, then $W'_\mathrm{head}$, $b'_\mathrm{head}$. Some don't change. What a network doesn't have is
+`None`; keep it so.""",
+            hints=(
+                "Who reads the signal has to turn it back first; who writes it has to turn what they write.",
+                "Block l reads boundary l and writes to boundary l + 1. The embeddings write to boundary 0.",
+                "b_out and W_out2 write, too. S[l] takes a row from Q[l] back to X and on to Q[l + 1].",
+            ),
+            cases=_cases,
+            returns=_form,
+            judge=_judge,
+        ),
+    ),
+)
+
+check = checker(A3)

@@ -1,0 +1,228 @@
+"""A7: what slicing costs and saves, counted (section 4, and notebook 06)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from .exercise import Assignment, Case, Failure, Question
+from .feedback import checker
+from .forms import Number
+from .judging import Places, close
+
+NETWORKS = (  # blocks (H_in, H_out) of attention and MLP: q, k, v and fc1 read, the output projection and fc2 write
+    {"V": 5, "T": 0, "D": 2, "blocks": [(5, 3)], "biases": False},
+    {"V": 7, "T": 4, "D": 3, "blocks": [(9, 3), (8, 8)], "biases": True},
+    {"V": 11, "T": 0, "D": 4, "blocks": [(12, 4), (14, 7), (12, 4), (14, 7)], "biases": False},
+    {"V": 9, "T": 6, "D": 6, "blocks": [(18, 6), (24, 24)], "biases": True},
+)
+
+
+def _cost_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for shapes, k in zip(NETWORKS, (1, 2, 3, 2), strict=True):
+        for form in ("full", "low-rank", "none"):
+            shapes = {**shapes, "V": shapes["V"] + int(rng.integers(0, 9))}
+            sizes = {"D": shapes["D"], "k": k, "B": len(shapes["blocks"]), "V": shapes["V"]}
+            cases.append(Case(sizes, {"shapes": shapes, "k": k, "form": form}))
+    return cases
+
+
+def _arrays(shapes: Mapping[str, Any], k: int, form: str) -> dict[str, list[np.ndarray]]:
+    """The arrays of a real sliced network, by what they are."""
+    V, T, D, blocks = (shapes[name] for name in ("V", "T", "D", "blocks"))
+    bases = [np.eye(D)[:, :k]] * len(blocks) + [np.eye(D)]
+    arrays = {"embeddings": [np.zeros((V, D)) @ bases[0], np.zeros((T, D)) @ bases[0]], "head": [np.zeros((D, V))]}
+    arrays |= {name: [] for name in ("W_in", "W_out", "biases", "adapters")}
+    for (H_in, H_out), P, P_next in zip(blocks, bases[:-1], bases[1:], strict=True):
+        arrays["W_in"].append(P.T @ np.zeros((D, H_in)))
+        arrays["W_out"].append(np.zeros((H_out, D)) @ P_next)
+        if shapes["biases"]:
+            arrays["biases"] += [np.zeros(H_in), np.zeros(D) @ P_next]
+        if form == "full":
+            arrays["adapters"].append(P.T @ P_next)
+        if form == "low-rank":
+            deleted = D - P_next.shape[1]
+            arrays["adapters"].append(np.zeros((k, min(k, deleted))))
+    return arrays
+
+
+def _sizes(arrays: Mapping[str, list[np.ndarray]]) -> dict[str, int]:
+    return {name: sum(array.size for array in some) for name, some in arrays.items()}
+
+
+def _judge_parameters(arguments: Mapping[str, Any], count: int) -> Failure | None:
+    shapes, k, form = arguments.values()
+    sizes, dense = (_sizes(_arrays(shapes, width, form)) for width in (k, shapes["D"]))
+    total, mistakes = sum(sizes.values()), _left_out(sizes, shapes, k, form)
+    mistakes["The biases are left out."] = total - sizes["biases"]
+    mistakes["The positions are left out."] = total - shapes["T"] * k
+    mistakes["The embeddings are not sliced."] = total + dense["embeddings"] - sizes["embeddings"]
+    if not shapes["biases"]:
+        shapes = {**shapes, "biases": True}
+        mistakes["This network has no biases."] = sum(_sizes(_arrays(shapes, k, form)).values())
+    return _counted("parameters", total, count, mistakes, form)
+
+
+def _judge_flops(arguments: Mapping[str, Any], count: int) -> Failure | None:
+    shapes, k, form = arguments.values()
+    sizes = _sizes(_arrays(shapes, k, form))
+    embeddings, biases = sizes.pop("embeddings"), sizes.pop("biases")
+    once = sum(sizes.values())  # every number in a matrix is multiplied and added once for a token
+    twice = sizes["adapters"] if form == "low-rank" else 0  # A is used twice: x A, then that times A^T
+    total = 2 * (once + twice)
+    mistakes = {name: 2 * (value + twice) for name, value in _left_out(sizes, shapes, k, form).items()}
+    mistakes["A multiply-add is two operations."] = once + twice
+    mistakes["A low-rank adapter is two products: x A, and that times A^T."] = 2 * once
+    mistakes["A low-rank adapter is two products of two operations for each number of A."] = 2 * once - twice
+    mistakes["Looking up an embedding is no product."] = total + 2 * embeddings
+    mistakes["A bias is added, it is no product."] = total + biases
+    return _counted("flops", total, count, mistakes, form)
+
+
+def _left_out(sizes: Mapping[str, int], shapes: Mapping[str, Any], k: int, form: str) -> dict[str, int]:
+    """Totals after mistakes that count of parameters and of operations share."""
+    total, D, (_, H_out), B = sum(sizes.values()), shapes["D"], shapes["blocks"][-1], len(shapes["blocks"])
+    mistakes = {
+        "The head is left out: fusion gives it a matrix of its own.": total - sizes["head"],
+        "The head is sliced: the last boundary keeps D.": total - (D - k) * shapes["V"],
+        "The last W_out is cut: the last boundary keeps D.": total - H_out * (D - k),
+        "The adapters are left out.": total - sizes["adapters"],
+    }
+    if form == "full":
+        mistakes["All adapters are k x k: the last one leads to a boundary of width D, it is k x D."] = (
+            total - sizes["adapters"] + B * k * k
+        )
+    if form == "low-rank":
+        rank = min(k, D - k)
+        mistakes["The last adapter has a rank: where nothing is deleted behind it, it only appends zeros."] = (
+            total + k * rank
+        )
+        mistakes["The rank is D - k, even where that is more than k."] = total + (B - 1) * k * (D - k - rank)
+    return mistakes
+
+
+def _counted(what: str, total: int, count: int, mistakes: Mapping[str, int], form: str) -> Failure | None:
+    mistakes = {sentence: value for sentence, value in mistakes.items() if value != total}
+    hint = f"write down the shape of every array of the network whose adapters are {form!r}."
+    return Places().add(what, total, count, mistakes, hint).failure()
+
+
+def _gib_cases(rng: Generator) -> list[Case]:
+    return [
+        Case({"parameters": count, "bits": bits}, {"parameters": count, "bits": bits})
+        for count, bits in ((2**30, 8), (3 * 2**20, 16), (int(rng.integers(10**8, 10**9)), 32), (6_738_415_616, 4))
+    ]
+
+
+def _judge_gib(arguments: Mapping[str, Any], size: float) -> Failure | None:
+    count, bits = arguments.values()
+    mistakes = {
+        "This is GB, 10^9 bytes: a GiB is 2^30.": count * bits / 8e9,
+        "These are Gibit: a byte has 8 bits.": count * bits / 2**30,
+        "This is MiB.": count * bits / 8 / 2**20,
+    }
+    back = size * 2**30 * 8 / bits  # the parameters that fit
+    in_parameters = {sentence: value * 2**30 * 8 / bits for sentence, value in mistakes.items()}
+    places = Places().add("gib", count, back, in_parameters, "how many bytes are a GiB?")
+    failure = places.failure()
+    if failure:
+        return Failure("values", "gib", "another size", f"got {size:.6g}", mistake=failure.mistake, hint=failure.hint)
+    return None
+
+
+def _even_cases(rng: Generator) -> list[Case]:
+    return [Case({"n": n}, {"n": n}) for n in (1, 2, 4, 6, 8, 12)]
+
+
+def _judge_even(arguments: Mapping[str, Any], deleted: float) -> Failure | None:
+    """A share, 1 - q, with n q + q^2 = n."""
+    n = arguments["n"]
+    q = 1 - deleted
+    if not 0 < deleted < 1:
+        return Failure("values", "break_even", "it is not a share between 0 and 1", f"got {deleted:.4g}")
+    if close(n, n * q + q * q):
+        return None
+    mistake = ""
+    if close(n, n * deleted + deleted * deleted):
+        mistake = "This is the share of D that is kept."
+    values = f"with {deleted:.4g} of D deleted, the block has {n * q + q * q:.4g} D^2 parameters, {n} D^2 before"
+    hint = "with k = q D, how many parameters have W_in and W_out together, and the adapter?"
+    return Failure("values", "break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
+
+
+A7 = Assignment(
+    name="a7",
+    title="Cost",
+    goal="count what a sliced network costs, honestly: head, adapters and biases included",
+    before="A6 (notebook 06)",
+    difficulty=1,
+    notation=r"""A fused network is sliced to width $k$ at every boundary but the last, which keeps $D$: the head is not
+sliced. Positions `[T, k]` are added to the embeddings `[V, k]`, and the head `[D, V]` has a matrix of its own, since
+fusion unties it. Block $i$ has $W_\mathrm{in}$ with $H_\mathrm{in}$ columns, $W_\mathrm{out}$ with $H_\mathrm{out}$
+rows, and an adapter from its boundary to the next, in one of three forms:
+
+- `"full"`: the matrix $S$
+- `"low-rank"`: $A$ with $k$ rows and $\min(k, D - k_\mathrm{next})$ columns, for $x - (x A) A^\top$
+- `"none"`: nothing
+
+If there are biases, every block has $b_\mathrm{in}$ and $b_\mathrm{out}$; the head has none.""",
+    questions=(
+        Question(
+            name="parameters",
+            points=5,
+            minutes=15,
+            difficulty=1,
+            text="Count the parameters of the sliced network: the numbers in all its arrays.",
+            hints=(
+                "Write down the shape of every array. Which have a side that is a boundary, and of which width?",
+                "The last block writes D columns, its adapter is k x D or, low-rank, nothing at all.",
+            ),
+            cases=_cost_cases,
+            returns=lambda arguments: Number("parameters", int),
+            judge=_judge_parameters,
+        ),
+        Question(
+            name="flops",
+            points=5,
+            minutes=10,
+            difficulty=1,
+            text=r"""Count the floating-point operations of all matrix products for one token. The product of a row
+with an $m \times n$ matrix is $2 m n$: a multiplication and an addition for each number. Looking up an embedding,
+adding a bias, norms and $\sigma$ are not counted.""",
+            hints=("Almost twice the parameters. Which arrays aren't multiplied with, and which one twice?",),
+            cases=_cost_cases,
+            returns=lambda arguments: Number("flops", int),
+            judge=_judge_flops,
+        ),
+        Question(
+            name="gib",
+            points=2,
+            minutes=5,
+            difficulty=1,
+            text="How much memory is that? In GiB: $2^{30}$ bytes of 8 bits.",
+            hints=("A parameter of 16 bits takes two bytes.",),
+            cases=_gib_cases,
+            returns=lambda arguments: Number("gib", float),
+            judge=_judge_gib,
+        ),
+        Question(
+            name="break_even",
+            points=3,
+            minutes=10,
+            difficulty=2,
+            text=r"""A block has $n D^2$ parameters in $W_\mathrm{in}$ and $W_\mathrm{out}$ (on average 6 in a
+transformer with an MLP of width $4D$), biases aside. Sliced to $k$, it gets a full adapter of $k^2$. Which share of
+$D$ must be deleted for it to have as many parameters as before?
+
+$$n\, k D + k^2 = n D^2, \qquad \text{share} = 1 - \tfrac kD$$""",
+            hints=("Divide by D^2: a quadratic equation for q = k / D, with one positive solution.",),
+            cases=_even_cases,
+            returns=lambda arguments: Number("break_even", float),
+            judge=_judge_even,
+        ),
+    ),
+)
+
+check = checker(A7)

@@ -1,0 +1,182 @@
+"""Makes the notebook of an assignment, as nbgrader's source or as what students get.
+
+A source has a right answer in every answer cell, between the comments BEGIN SOLUTION and END SOLUTION, and hidden tests
+in every test cell. A release has neither, and is what nbgrader makes of the source. The same assignment gives the same
+bytes.
+"""
+
+import ast
+import contextlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .catalogue import assignment
+from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
+
+SOLUTIONS = Path(__file__).parent / "solutions"
+HIDDEN_SEED = 101  # of the cases in a source's hidden tests; `minislice grade` has a secret seed of its own
+
+
+def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
+    """Write the notebook of an assignment; the file is whole or isn't there.
+
+    Args:
+        release: write what students get, without answers, in place of the source.
+        force: overwrite an existing file.
+
+    Raises:
+        ValueError: no such assignment, the file exists, or it can't be written.
+    """
+    notebook = source(assignment(name))
+    file = Path(file)
+    if file.exists() and not force:
+        raise ValueError(f"{file} exists; give --force to overwrite it")
+    unfinished = file.with_name(file.name + ".unfinished")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
+        os.replace(unfinished, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise ValueError(f"can't write {file}: {error.strerror}") from None
+
+
+def as_json(notebook: dict[str, Any]) -> str:
+    """A notebook's file, as Jupyter writes it."""
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def source(given: Assignment) -> dict[str, Any]:
+    """The notebook with answers and hidden tests."""
+    setup = "\n".join(
+        [
+            "import numpy as np",
+            "",
+            f"from minislice.teaching.assignments.{given.name} import {given.tool}",
+            "",
+            "rng = np.random.default_rng(0)  # for trials of your own",
+        ]
+    )
+    cells = [
+        _cell("markdown", _title(given), f"{given.name}_title", locked=True),
+        _cell("code", setup, f"{given.name}_setup", locked=True),
+    ]
+    for question in given.questions:
+        answer, test = given.answer_id(question), given.test_id(question)
+        cells += [
+            _cell("markdown", _heading(question), f"{answer}_text", locked=True),
+            _cell("code", function_source(given.name, question.name), answer, solution=True),
+            _cell("code", _test(given.tool, question), test, locked=True, points=question.points),
+        ]
+    for question in given.written:
+        answer = given.answer_id(question)
+        cells += [
+            _cell("markdown", _heading(question), f"{answer}_text", locked=True),
+            _cell("markdown", _written(given.name, question.name), answer, solution=True, points=question.points),
+        ]
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def released(notebook: dict[str, Any]) -> dict[str, Any]:
+    """The notebook without answers and hidden tests."""
+    return {**notebook, "cells": [_released(cell) for cell in notebook["cells"]]}
+
+
+def _released(cell: dict[str, Any]) -> dict[str, Any]:
+    text = "".join(cell["source"])
+    gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()" if cell["cell_type"] == "code" else "YOUR ANSWER HERE"
+    text = re.sub(r"([ ]*)### BEGIN SOLUTION\n.*?### END SOLUTION", gap, text, flags=re.DOTALL)
+    text = re.sub(r"\n### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS", "", text, flags=re.DOTALL)
+    return {**cell, "source": text.splitlines(keepends=True)}
+
+
+def _cell(
+    kind: str, text: str, grade_id: str, solution: bool = False, locked: bool = False, points: int | None = None
+) -> dict[str, Any]:
+    nbgrader = {
+        "schema_version": 3,
+        "grade_id": grade_id,
+        "solution": solution,
+        "grade": points is not None,
+        "locked": locked,
+        "task": False,
+    }
+    if points is not None:
+        nbgrader["points"] = points
+    cell = {"cell_type": kind, "id": grade_id.replace("_", "-"), "metadata": {"nbgrader": nbgrader}}
+    if kind == "code":
+        cell |= {"execution_count": None, "outputs": []}
+    return {**cell, "source": text.splitlines(keepends=True)}
+
+
+def _title(given: Assignment) -> str:
+    return f"""# {given.name.upper()}: {given.title} {stars(given.difficulty)}
+
+**Afterwards you can** {given.goal}.
+
+**Before:** {given.before}. **Time:** about {given.minutes} minutes. **Points:** {given.points}.
+
+{_HOW_TO[given.tool]}
+
+{given.notation}""".rstrip()
+
+
+_HOW_TO = {
+    "check": """\
+Replace every `raise NotImplementedError()` and run the cell below it: `check` tries your function on small random
+cases and says what is wrong in the smallest one where it fails. `check(..., hint=1)` gives a first hint,
+`check(..., seed=1)` takes other random numbers. Your grade comes from other random numbers as well; only the cells for
+your answers are read. Your functions may call each other; write helpers inside a function, or above it in its cell.""",
+    "score": """\
+Replace `raise NotImplementedError()` and run the cell below it: `score` runs your check on the right function and on
+all mutants, the three that you see and five that you don't. `score(check, hint=1)` gives a first hint. A check that
+rejects the right function, with any of 20 random generators, gets no points; a mutant counts as killed if it is
+rejected every time. Only the cell for your answer is read; write helpers inside your function, or above it.""",
+}
+
+
+def _heading(question: Question | MutationQuestion | WrittenQuestion) -> str:
+    name = question.name.replace("_", " ") if isinstance(question, WrittenQuestion) else f"`{question.name}`"
+    facts = f"{stars(question.difficulty)}, {question.minutes} minutes, {question.points} points"
+    text = f"## {name}\n\n{facts}\n\n{question.text}"
+    if isinstance(question, MutationQuestion):
+        text += f"\n\nThe right function:\n\n{_code(question.reference)}\n\nThree mutants:\n\n"
+        text += "\n\n".join(map(_code, question.shown.values()))
+    return text
+
+
+def _code(function: Callable) -> str:
+    return f"```python\n{inspect.getsource(function).strip()}\n```"
+
+
+def stars(difficulty: int) -> str:
+    """Difficulty 2 of 3 as ★★☆."""
+    return "★" * difficulty + "☆" * (3 - difficulty)
+
+
+def _test(tool: str, question: Question | MutationQuestion) -> str:
+    hidden = f"assert {tool}({question.name}, seed={HIDDEN_SEED})"
+    return f"{tool}({question.name});\n### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
+
+
+def function_source(name: str, function: str) -> str:
+    """The right answer to a question, as `solutions/` has it: signature, docstring and body."""
+    text = (SOLUTIONS / f"{name}.py").read_text(encoding="utf-8")
+    starts = [node.lineno - 1 for node in ast.parse(text).body] + [None]
+    index = next(i for i, node in enumerate(ast.parse(text).body) if getattr(node, "name", "") == function)
+    return "\n".join(text.split("\n")[starts[index] : starts[index + 1]]).strip()
+
+
+def _written(name: str, question: str) -> str:
+    """The answer under a heading of `solutions/NAME.md`."""
+    text = (SOLUTIONS / f"{name}.md").read_text(encoding="utf-8")
+    answers = dict(re.findall(r"^# (\w+)\n\n(.*?)\s*(?=^# |\Z)", text, flags=re.DOTALL | re.MULTILINE))
+    return f"### BEGIN SOLUTION\n{answers[question]}\n### END SOLUTION"

@@ -1,0 +1,116 @@
+"""What a student's notebook calls: run a function on its cases, here and now, and say in a few lines what is wrong.
+
+check(rotate)            five cases, the smallest that fails
+check(rotate, hint=1)    and the first hint, if it fails; hint=2 the first two
+check(rotate, seed=7)    other cases
+"""
+
+import copy
+import linecache
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .exercise import Assignment, Case, Failure, MutationQuestion, Question, examine, raised
+from .forms import described
+
+
+def checker(assignment: Assignment) -> Callable[..., bool]:
+    """The function `check` of an assignment; a mutation exercise calls it `score`."""
+
+    def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
+        """Try a function, print what is wrong with it, and return whether it is right."""
+        name = _name_of(function, assignment)
+        try:
+            question = assignment.question(name)
+        except ValueError as error:
+            print(error)
+            return False
+        title = f"{assignment.name.upper()}.{name}"
+        run = _mutants if isinstance(question, MutationQuestion) else _cases
+        heading, failure, right = run(question, function, seed)
+        print(f"{title}  {heading}")
+        if right:
+            return True
+        if failure:
+            print(*failure.lines(), sep="\n")
+        for layer, text in enumerate(question.hints[:hint], 1):
+            print(f"Hint {layer}: {text}")
+        if hint < len(question.hints):
+            print(f"More help: {assignment.tool}({name}, hint={hint + 1})")
+        return False
+
+    return check
+
+
+def _name_of(function: Callable[..., Any], assignment: Assignment) -> str:
+    """The question that is asked about: by the notebook's variable, as for a lambda, or by the function's own name."""
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        for question in assignment.questions:
+            if function is frame.f_globals.get(question.name):
+                return question.name
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
+    cases = question.cases(np.random.default_rng(seed))
+    failures = [try_case(question, function, case) for case in cases]
+    failed = [index for index, failure in enumerate(failures) if failure]
+    if not failed:
+        return f"ok, {len(cases)} cases", None, True
+    first = failed[0]
+    if failures[first].kind == "missing":
+        return failures[first].what, None, False
+    return f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {cases[first]})", failures[first], False
+
+
+def try_case(question: Question, function: Callable[..., Any], case: Case) -> Failure | None:
+    """Call a function, in this process, with a copy of the case's arguments."""
+    after = copy.deepcopy(case.arguments)
+    try:
+        result = function(*after.values())
+    except (Exception, SystemExit) as error:
+        return _how_raised(error, function, f"called with {_described(case)}")
+    return examine(question, case.arguments, result, after)
+
+
+def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
+    def rejects(candidate: Callable[..., Any], trial: int) -> Failure | None:
+        try:
+            check(lambda *arguments: candidate(*copy.deepcopy(arguments)), np.random.default_rng([seed, trial]))
+        except (Exception, SystemExit) as error:
+            return _how_raised(error, check)
+        return None
+
+    kills = question.try_out(rejects)
+    if kills.rejected:
+        if kills.rejected.kind == "missing":
+            return kills.rejected.what, None, False
+        return "FAILED  it raises on the right function", kills.rejected, False
+    shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
+    heading = f"kills {shown} of {len(question.shown)} shown and {hidden} of {len(question.hidden)} hidden mutants"
+    alive = [name for name in kills.survived if name in question.shown]
+    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else None
+    return heading, failure, not kills.survived
+
+
+def _described(case: Case) -> str:
+    """The arguments, in a word each, and what is in the dictionaries among them."""
+    words = []
+    for name, value in case.arguments.items():
+        parts = value.items() if isinstance(value, dict) else [(name, value)]
+        words += [f"{part} {described(content)}" for part, content in parts]
+    return ", ".join(words)
+
+
+def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:
+    """The exception and the last line of the student's that it went through."""
+    code = getattr(function, "__code__", None)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
+    line = frames[-1].lineno if frames else None
+    text = linecache.getline(frames[-1].filename, line) if frames else ""
+    return raised(type(error).__name__, f"{error}\n{called}".strip(), line, text)

@@ -1,0 +1,120 @@
+"""What a function must return, and whether it did: types, shapes, numbers that are finite."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LARGEST = 2**62  # a number that a function may return
+
+
+@dataclass(frozen=True)
+class Array:
+    """A float64 array that a function must return; a size given by a letter may be any."""
+
+    name: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number that a function must return: `kind` is int or float."""
+
+    name: str
+    kind: type
+
+
+# What a function must return: an Array, a Number, None (nothing else will do), or a tuple, list or dict of those.
+Form = Any
+
+
+class Misfit(Exception):
+    """A result of another form: the kind of failure, the place, and what is wrong there."""
+
+
+def conform(form: Form, result: Any, name: str) -> Any:
+    """The result in its form: tuples for tuples and lists for lists, numbers as Python's.
+
+    Raises:
+        Misfit: it has another type or shape, or a NaN or an infinity.
+    """
+    if isinstance(form, Array):
+        return _array(form, result)
+    if isinstance(form, Number):
+        return _number(form, result)
+    if form is None:
+        if result is not None:
+            raise Misfit("type", name, f"expected None, got {described(result)}")
+        return None
+    if isinstance(form, dict):
+        if not isinstance(result, dict):
+            raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
+        for key in form:
+            if key not in result:
+                raise Misfit("type", name, f"the dictionary has no {key!r}")
+        return {key: conform(part, result[key], key) for key, part in form.items()}
+    names = ", ".join(_name(part, f"{name}[{i}]") for i, part in enumerate(form))
+    if not isinstance(result, (tuple, list)) or len(result) != len(form):
+        raise Misfit("type", name, f"expected {len(form)} values, {names}; got {described(result)}")
+    return type(form)(conform(part, value, _name(part, name)) for part, value in zip(form, result, strict=True))
+
+
+def _name(form: Form, otherwise: str) -> str:
+    return form.name if isinstance(form, (Array, Number)) else otherwise
+
+
+def _array(form: Array, result: Any) -> np.ndarray:
+    fits = isinstance(result, np.ndarray) and result.dtype == np.float64
+    kind = "shape" if fits else "type"
+    if not (fits and _fits(form.shape, result.shape)):
+        wanted = f"float64 [{', '.join(map(str, form.shape))}]"
+        raise Misfit(kind, form.name, f"expected {wanted}, got {described(result)}")
+    finite = np.isfinite(result)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        word = "NaN" if np.isnan(result[first]) else "infinity"
+        raise Misfit("finite", form.name, f"{word} at {list(first)}")
+    return result
+
+
+def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
+    return len(wanted) == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(wanted, shape, strict=True))
+
+
+def _number(form: Number, result: Any) -> int | float:
+    if isinstance(result, np.ndarray) and result.ndim == 0:
+        result = result[()]
+    allowed = (int, np.integer) if form.kind is int else (int, np.integer, float, np.floating)
+    if isinstance(result, (bool, np.bool_)) or not isinstance(result, allowed):
+        article = "an int" if form.kind is int else "a float"
+        raise Misfit("type", form.name, f"expected {article}, got {described(result)}")
+    if abs(result) > LARGEST:  # not NaN
+        raise Misfit("finite", form.name, "far too large")
+    result = form.kind(result)
+    if result != result:
+        raise Misfit("finite", form.name, "NaN")
+    return result
+
+
+def described(value: Any) -> str:
+    """A value's type and shape: "float64 [6, 10]", "list of 3", "None"."""
+    if value is None:
+        return "None"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} [{', '.join(map(str, value.shape))}]"
+    if isinstance(value, (tuple, list, dict)):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+def same(a: Any, b: Any) -> bool:
+    """Two plain values are equal to the last bit (NaN to NaN)."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (tuple, list)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b

@@ -1,0 +1,56 @@
+"""Answers to assignment A7."""
+
+import numpy as np
+
+
+def parameters(shapes, k, form):
+    """The number of parameters of a sliced network.
+
+    shapes: a dictionary of ints V, T (0 without positions), D, and `blocks`, a list of (H_in, H_out), and the bool
+    `biases`. k: the width of every boundary but the last, which keeps D. form: "full", "low-rank" or "none".
+    Returns an int.
+    """
+    ### BEGIN SOLUTION
+    V, T, D, blocks = shapes["V"], shapes["T"], shapes["D"], shapes["blocks"]
+    total = (V + T) * k + D * V
+    for block, (H_in, H_out) in enumerate(blocks):
+        k_next = D if block == len(blocks) - 1 else k
+        total += k * H_in + H_out * k_next
+        if shapes["biases"]:
+            total += H_in + k_next
+        if form == "full":
+            total += k * k_next
+        if form == "low-rank":
+            total += k * min(k, D - k_next)
+    return total
+    ### END SOLUTION
+
+
+def flops(shapes, k, form):
+    """The floating-point operations of all matrix products for one token of the same network; an int."""
+    ### BEGIN SOLUTION
+    D, blocks = shapes["D"], shapes["blocks"]
+    total = 2 * D * shapes["V"]
+    for block, (H_in, H_out) in enumerate(blocks):
+        k_next = D if block == len(blocks) - 1 else k
+        total += 2 * (k * H_in + H_out * k_next)
+        if form == "full":
+            total += 2 * k * k_next
+        if form == "low-rank":
+            total += 4 * k * min(k, D - k_next)
+    return total
+    ### END SOLUTION
+
+
+def gib(parameters, bits):
+    """The GiB that so many parameters of so many bits take; a float."""
+    ### BEGIN SOLUTION
+    return parameters * bits / 8 / 2**30
+    ### END SOLUTION
+
+
+def break_even(n):
+    """The share of D that must be deleted before a block of n D^2 parameters gets smaller, with a full adapter."""
+    ### BEGIN SOLUTION
+    return 1 - (np.sqrt(n**2 + 4 * n) - n) / 2
+    ### END SOLUTION

@@ -1,0 +1,118 @@
+"""The networks that answers are tried in: the paper's Algorithm 1 in NumPy, small, at full width.
+
+A network is a dictionary, B blocks, V tokens, T positions, width D, H neurons in a block; an absent part is None:
+
+    W_embd [V, D]   W_pos [T, D]    W_in [B, D, H]   b_in [B, H]   W_out [B, H, D]   b_out [B, D]
+    W_head [D, V] (None: tied, the embedding's transpose)    b_head [V]
+
+and, before fusion only, the norms: norm "LayerNorm" or "RMSNorm", alpha [B + 1, D], beta [B + 1, D]. A block is
+
+    X <- X + sigma(norm(X) W_in + b_in) W_out + b_out
+
+where sigma averages over the tokens so far, as attention does, and takes the tanh. A parallel block writes a second
+time, from neurons of another nonlinearity, as attention and MLP of one layer do: W_out2 [B, H, D], b_out2 [B, D]. With
+residual adapters S [B, D, D] the residual connection carries X S.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+EPS = 1e-3
+
+
+def sizes(rng: Generator, smallest: int, count: int = 5) -> list[tuple[int, int]]:
+    """Pairs of D and H that differ, D ascending from `smallest`."""
+    return [(D, D + int(rng.integers(1, 5))) for D in range(smallest, smallest + count)]
+
+
+def haar(rng: Generator, D: int, *more: int) -> np.ndarray:
+    """Random rotations of D dimensions, [*more, D, D]: products of reflections, no QR and no signs to fix."""
+    Q = np.broadcast_to(np.eye(D), (*more, D, D)).copy()
+    for _ in range(D):
+        v = rng.standard_normal((*more, D, 1))
+        Q = Q - 2 * v @ (v.swapaxes(-1, -2) @ Q) / (v.swapaxes(-1, -2) @ v)
+    return Q
+
+
+def network(rng: Generator, D: int, H: int, B: int = 2, V: int = 7, T: int = 5, biases: bool = True) -> dict[str, Any]:
+    """A fused network with positions and a head of its own."""
+
+    def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return scale * rng.standard_normal(shape)
+
+    return {
+        "W_embd": draw(V, D),
+        "W_pos": draw(T, D),
+        "W_in": draw(B, D, H, scale=D**-0.5),
+        "b_in": draw(B, H) if biases else None,
+        "W_out": draw(B, H, D, scale=H**-0.5),
+        "b_out": draw(B, D) if biases else None,
+        "W_head": draw(D, V, scale=D**-0.5),
+        "b_head": draw(V) if biases else None,
+    }
+
+
+def signals(net: Mapping[str, Any], tokens: np.ndarray) -> list[np.ndarray]:
+    """The signal at every boundary, B + 1 of them, [N, D]."""
+    x = net["W_embd"][tokens]
+    if net["W_pos"] is not None:
+        x = x + net["W_pos"][: len(tokens)]
+    boundaries = [x]
+    for block in range(len(net["W_in"])):
+        h = affine(net, "_in", block, normalised(net, x, block))
+        x = x if net.get("S") is None else x @ net["S"][block]
+        x = x + affine(net, "_out", block, sigma(h))
+        if net.get("W_out2") is not None:
+            x = x + affine(net, "_out2", block, np.maximum(h, 0))
+        boundaries.append(x)
+    return boundaries
+
+
+def logits(net: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
+    """The network's output, [N, V]."""
+    x = normalised(net, signals(net, tokens)[-1], -1)
+    out = x @ (net["W_embd"].T if net["W_head"] is None else net["W_head"])
+    return out if net["b_head"] is None else out + net["b_head"]
+
+
+def part(net: Mapping[str, Any], name: str, block: int) -> Any:
+    """The part of one block, or None where the network has none of this name."""
+    return None if net.get(name) is None else net[name][block]
+
+
+def affine(net: Mapping[str, Any], name: str, block: int, x: np.ndarray) -> np.ndarray:
+    """One linear layer, x W + b: of the weights W_in and b_in, say, of one block."""
+    y = x @ net["W" + name][block]
+    return y if net["b" + name] is None else y + net["b" + name][block]
+
+
+def normalised(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
+    """What a block, or the head (-1), reads of the signal."""
+    x = centred(net, x)
+    x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + EPS)
+    return scaled(net, x, block)
+
+
+def centred(net: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+    """The first step of a LayerNorm; other norms don't take it."""
+    return x - x.mean(-1, keepdims=True) if net.get("norm") == "LayerNorm" else x
+
+
+def scaled(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
+    """The last step of a norm that isn't fused: scale and shift."""
+    x = x if net.get("alpha") is None else x * net["alpha"][block]
+    return x if net.get("beta") is None else x + net["beta"][block]
+
+
+def sigma(h: np.ndarray) -> np.ndarray:
+    """The mean over the tokens so far, as attention takes one, then the tanh; [N, H] to [N, H]."""
+    return np.tanh(np.cumsum(h, 0) / np.arange(1, len(h) + 1)[:, None])
+
+
+def weights_of(f: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """W and b of a map x -> x W + b of n inputs, found by sending zero and the unit vectors through it."""
+    b = f(np.zeros((1, n)))
+    return f(np.eye(n)) - b, b[0]

@@ -1,0 +1,174 @@
+"""What a process gives up before it runs a student's code.
+
+`enter` needs Linux, and a kernel that lets this user make namespaces. The process then sees no files but the standard
+library and NumPy, which it can't write to, and an empty folder; no network; and no process but itself. `drop` works on
+every Unix: root becomes nobody, no process can be started, and memory, processor time and files have limits.
+
+`child.py` loads this file from beside itself, without the package: it needs the standard library alone.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+NOBODY = 65534
+WORK = "/tmp"  # in the new file system
+FILES = 16 << 20  # bytes that fit into the new file system, and into one file anywhere
+
+# From Linux's sched.h, mount.h, prctl.h and capability.h.
+NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+DETACH = 2
+SET_PDEATHSIG, SET_NO_NEW_PRIVS, CAPABILITY_VERSION_3 = 1, 38, 0x20080522
+
+
+def enter(folder: str, visible: list[str], pipes: tuple[int, ...], wall: int) -> None:
+    """Move into namespaces; returns in a new process, the first one there.
+
+    The calling process stays outside and ends as the new one ended, which it kills at SIGTERM or when the time is up.
+
+    Args:
+        folder: an empty folder, from which the new file system is built.
+        visible: the folders that it shows, at the paths they have.
+        pipes: descriptors for the new process alone.
+        wall: seconds.
+
+    Raises:
+        OSError: the system doesn't allow it; this process has to be given up.
+    """
+    if not sys.platform.startswith("linux"):
+        raise OSError("namespaces need Linux")
+    root, uid, gid = os.geteuid() == 0, os.geteuid(), os.getegid()
+    _call("unshare", NEWNS | NEWPID | NEWNET | NEWIPC | (0 if root else NEWUSER))
+    if not root:  # the same user inside as outside
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+    _build(folder, visible)
+    _fork(pipes, wall)
+    os.setsid()  # a signal to its own process group must not reach the one outside
+    processes = os.open("/proc", os.O_RDONLY)
+    os.chdir(folder)
+    _call("pivot_root", b".", b".")
+    _call("umount2", b".", DETACH)  # the old root, which lay on top of the new one
+    os.chdir(WORK)
+    _become_nobody()
+    _no_further_namespaces(processes, inside=not root)
+
+
+def _build(folder: str, visible: list[str]) -> None:
+    """Mount a file system in memory at `folder`, and the visible folders in it."""
+    os.umask(0o022)  # whoever the process becomes must be able to walk through the folders made here
+    _mount(None, "/", None, RECURSIVE | PRIVATE)  # nothing below is seen outside
+    _mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, f"size={FILES},mode=755")
+    os.mkdir(folder + WORK)
+    os.chmod(folder + WORK, 0o777)
+    for path in visible:
+        place = folder + path
+        os.makedirs(place, exist_ok=True)
+        _mount(path, place, None, BIND)
+        kept = os.statvfs(place).f_flag & (NOSUID | NODEV | NOEXEC)  # a remount may add to these, not take away
+        _mount(None, place, None, BIND | REMOUNT | RDONLY | kept)
+        for packages in ("site-packages", "dist-packages"):  # where minislice itself may be installed
+            if os.path.isdir(f"{place}/{packages}"):
+                _mount("tmpfs", f"{place}/{packages}", "tmpfs", NOSUID | NODEV, "size=64k,mode=755")
+
+
+def _fork(pipes: tuple[int, ...], wall: int) -> None:
+    signals = {signal.SIGTERM, signal.SIGALRM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may come between the fork and the handler
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return
+    for descriptor in pipes:  # the grader reads until every copy is closed
+        os.close(descriptor)
+    for number in signals:
+        signal.signal(number, lambda *_: _kill(child))
+    signal.alarm(wall)  # the grader is quicker, unless it was itself killed
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    _, status = os.waitpid(child, 0)
+    os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _become_nobody() -> None:
+    """No effect but on root."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def _no_further_namespaces(processes: int, inside: bool) -> None:
+    """Forbid another user namespace: whoever makes one may mount there, and fill the machine's memory with files.
+
+    Args:
+        processes: descriptor of /proc, closed here.
+        inside: this process is in a user namespace of its own, in which alone it can forbid anything.
+    """
+    with contextlib.suppress(OSError):  # where this user can't make one, there is nothing to forbid
+        if not inside:
+            _call("unshare", NEWUSER)
+        limit = os.open("sys/user/max_user_namespaces", os.O_WRONLY, dir_fd=processes)
+        os.write(limit, b"0")
+        os.close(limit)
+    os.close(processes)
+
+
+def drop(memory: int, cpu: int) -> None:
+    """Give up root, every privilege and the right to start processes; limit memory and processor time.
+
+    Args:
+        memory: bytes.
+        cpu: seconds.
+
+    Raises:
+        OSError: root may not become another user.
+    """
+    if not hasattr(os, "geteuid"):
+        return  # Windows has none of this
+    import resource
+
+    _become_nobody()
+    if sys.platform.startswith("linux"):
+        _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _drop_capabilities()
+    limits = {"NPROC": (0, 0), "AS": (memory, memory), "CPU": (cpu, cpu), "FSIZE": (FILES, FILES)}
+    for name, values in {**limits, "NOFILE": (64, 64), "CORE": (0, 0)}.items():
+        with contextlib.suppress(ValueError, OSError):  # a limit that this system doesn't know, or has lower
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), values)
+
+
+def _drop_capabilities() -> None:
+    import ctypes
+
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
+    _call("capset", header, (ctypes.c_uint32 * 6)())
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
+    import ctypes
+
+    _call("mount", *texts[:3], ctypes.c_ulong(flags), texts[3])
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Call a function of the C library that returns 0, or raise its OSError."""
+    import ctypes
+
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,147 @@
+"""Small random models of every family in the table, over the options that change their structure.
+
+`models` has OPT, LLaMA and Phi in detail; here a family is a line: what its config is called besides the common fields,
+and the variants that it comes in.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from models import VOCABULARY, Recipe, _random_like
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+SLIDING = {"sliding_window": 6}
+MIXED = {**SLIDING, "layer_types": ("full_attention", "sliding_attention", "sliding_attention", "full_attention")}
+ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
+
+# The variants of each family, as fields of its config; of `layer_types`, as many are taken as there are layers.
+VARIANTS: dict[str, tuple[dict, ...]] = {
+    "opt": ({"ffn_dim": 40, "word_embed_proj_dim": None},),
+    "llama": ({"attention_bias": True}, {"mlp_bias": True}),
+    "phi": ({}, {"qk_layernorm": True}),
+    "mistral": ({}, SLIDING),
+    "ministral": (MIXED, SLIDING),
+    "helium": ({"attention_bias": True}, {"mlp_bias": True}),
+    "qwen2": ({"use_sliding_window": True, **MIXED}, {}),
+    "qwen3": ({"use_sliding_window": True, **MIXED}, {"attention_bias": True}),
+    "smollm3": ({"no_rope_layers": (1, 0, 1, 0)}, {"use_sliding_window": True, **MIXED}),
+    "granite": ({"residual_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_scaling": 2.0}, {"mlp_bias": True}),
+    "gemma": ({}, {"attention_bias": True}),
+    "phi3": ({}, SLIDING),
+    "glm": (ROTARY, {**ROTARY, "attention_bias": True}),
+    "apertus": ({}, {"attention_bias": True}),
+    "nemotron": (ROTARY, {**ROTARY, "attention_bias": True, "mlp_bias": True}),
+    "olmo": ({}, {"clip_qkv": 0.5, "attention_bias": True}),
+    "starcoder2": ({}, {"use_bias": False, **SLIDING}),
+    "stablelm": (
+        {**ROTARY, "use_parallel_residual": True},
+        {**ROTARY, "use_parallel_residual": False, "use_qkv_bias": True, "qk_layernorm": True},
+    ),
+    "gpt_neox": (
+        {**ROTARY, "use_parallel_residual": True},
+        {**ROTARY, "use_parallel_residual": False, "attention_bias": False},
+    ),
+    "cohere": ({"logit_scale": 0.3}, {"use_qk_norm": True, "attention_bias": True}),
+    "cohere2": ({"logit_scale": 0.3, **MIXED}, {"attention_bias": True, **SLIDING}),
+    "gpt2": ({}, {"scale_attn_by_inverse_layer_idx": True, "n_inner": 24}),
+    "gptj": ({"rotary_dim": 4},),
+    "falcon": (
+        {"multi_query": True, "parallel_attn": True, "alibi": False},  # 7B
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True, "alibi": False},  # 40B
+        {"parallel_attn": False, "alibi": True, "bias": True, "multi_query": False},  # rw
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "alibi": True},
+    ),
+    "bloom": ({},),
+}
+FAMILIES = tuple(VARIANTS)
+EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
+
+
+@dataclass(frozen=True)
+class FamilyRecipe(Recipe):
+    """As `Recipe`, of any family; `hidden` is the width where the config has a head_dim, else heads * head_dim is."""
+
+    variant: int = 0
+
+    @property
+    def width(self) -> int:
+        return self.config().hidden_size
+
+    @property
+    def logit_scale(self) -> float:
+        """What the head's output is multiplied by."""
+        config = self.config()
+        return getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+
+    @property
+    def norm_in_float32(self) -> bool:
+        return not isinstance(next(m for n, m in self.model().named_modules() if n.endswith("norm")), nn.LayerNorm)
+
+    def config(self):
+        known = AutoConfig.for_model(self.family)
+        narrow = self.heads * self.head_dim
+        sizes = {
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": 40,
+            "head_dim": self.head_dim,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            **dict.fromkeys(EPS, self.eps),
+        }
+        fields = {
+            name: value
+            for name, value in sizes.items()
+            if hasattr(known, name) and not isinstance(getattr(type(known), name, None), property)
+        }
+        fields |= self._common() | VARIANTS[self.family][self.variant % len(VARIANTS[self.family])]
+        fields["hidden_size"] = (
+            self.hidden if "head_dim" in fields and self.family not in ("cohere2", "helium", "falcon") else narrow
+        )
+        if "word_embed_proj_dim" in fields:
+            fields["word_embed_proj_dim"] = narrow
+        for name in ("layer_types", "no_rope_layers"):
+            if name in fields:
+                fields[name] = list(fields[name][: self.layers])
+        return AutoConfig.for_model(self.family, **fields)
+
+    def _common(self) -> dict:
+        return {
+            "vocab_size": VOCABULARY,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": 64,
+            "tie_word_embeddings": self.tied,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+        }
+
+    def model(self) -> nn.Module:
+        model = AutoModelForCausalLM.from_config(self.config()).double().eval()
+        generator = torch.Generator().manual_seed(self.seed)
+        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                kind = "embedding" if parameter in tables else name.replace("embed", "")
+                parameter.copy_(_random_like(parameter, kind, generator))
+        return model
+
+
+@st.composite
+def family_recipes(draw: st.DrawFn, family: str, paddings=("none", "left", "right")) -> FamilyRecipe:
+    """Random small models of a family, over all its variants."""
+    heads = draw(st.sampled_from([2, 4]))
+    return FamilyRecipe(
+        family=family,
+        variant=draw(st.integers(0, len(VARIANTS[family]) - 1)),
+        layers=draw(st.integers(2, 4)),
+        heads=heads,
+        kv_heads=draw(st.sampled_from([n for n in (1, 2, 4) if n <= heads])),
+        head_dim=draw(st.sampled_from([4, 8])),
+        hidden=draw(st.sampled_from([12, 16, 20])),
+        tied=draw(st.booleans()),
+        eps=draw(st.sampled_from([1e-6, 1e-4, 1e-3])),
+        padding=draw(st.sampled_from(paddings)),
+        seed=draw(st.integers(0, 99)),
+    )

@@ -1,0 +1,477 @@
+"""The assignments: right answers get full marks, wrong ones are told what is wrong, releases give nothing away."""
+
+import argparse
+import ast
+import importlib
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from minislice.teaching.assignments import build as builder
+from minislice.teaching.assignments import command
+from minislice.teaching.assignments.build import as_json, build, function_source, released, source
+from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
+from minislice.teaching.assignments.exercise import MutationQuestion, Question, examine, raised
+from minislice.teaching.assignments.feedback import try_case
+from minislice.teaching.assignments.forms import Array, Misfit, Number, conform, same
+from minislice.teaching.assignments.judging import Places
+
+HERE = Path(__file__).parent
+NOTEBOOKS = HERE.parent / "notebooks" / "assignments"
+sys.path.insert(0, str(HERE / "assignments"))
+for module in ("a1", "a2", "a3", "a4", "a5", "a6", "a7", "m"):
+    importlib.import_module(module)
+from answers import RIGHT, WRONG  # noqa: E402
+
+QUESTIONS = {
+    f"{given.name}.{question.name}": question for given in ASSIGNMENTS.values() for question in given.questions
+}
+FUNCTIONS = {key: question for key, question in QUESTIONS.items() if isinstance(question, Question)}
+MUTATIONS = {key: question for key, question in QUESTIONS.items() if isinstance(question, MutationQuestion)}
+
+
+def solution(key):
+    name, function = key.split(".")
+    return getattr(importlib.import_module(f"minislice.teaching.assignments.solutions.{name}"), function)
+
+
+def tool(name):
+    return getattr(importlib.import_module(f"minislice.teaching.assignments.{name}"), assignment(name).tool)
+
+
+def feedback(key, function, capsys, **options):
+    """Whether `check` is content, and what it prints."""
+    name, asked = key.split(".")
+    globals()[asked] = function  # a notebook's variable
+    try:
+        content = tool(name)(function, **options)
+    finally:
+        del globals()[asked]
+    return content, capsys.readouterr().out
+
+
+@pytest.fixture
+def unchecked():
+    """Without the check of annotations, which takes many times as long as what is called."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def first_failure(question, function, seed):
+    for case in question.cases(np.random.default_rng(seed)):
+        if failure := try_case(question, function, case):
+            return f"seed {seed}, {case}: {failure.lines()}"
+    return None
+
+
+# Right answers
+
+
+@pytest.fixture(scope="module")
+def failures():
+    """Of the solutions, on 200 seeds."""
+    program = [sys.executable, str(HERE / "assignments" / "full_marks.py"), "200"]
+    return json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+def test_the_solution_gets_full_marks_on_200_seeds(key, failures):
+    assert failures[key] == []
+
+
+@pytest.mark.parametrize("key", QUESTIONS)
+def test_right_answers_of_at_least_eight_styles_get_full_marks(key, capsys, unchecked):
+    assert len(RIGHT[key]) >= 8
+    for function in [solution(key), *RIGHT[key]]:
+        for seed in range(3 if key in FUNCTIONS else 1):
+            content, printed = feedback(key, function, capsys, seed=seed)
+            assert content, f"{function}: {printed}"
+            assert "FAILED" not in printed
+
+
+# Wrong answers
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_wrong_answer_is_told_where_and_why(key, capsys):
+    content, printed = feedback(WRONG[key].question, WRONG[key].function, capsys)
+    assert not content
+    for piece in WRONG[key].says:
+        assert piece in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("key", [key for key in WRONG if WRONG[key].question in FUNCTIONS])
+def test_a_wrong_answer_fails_with_other_random_numbers_too(key, unchecked):
+    question = FUNCTIONS[WRONG[key].question]
+    assert all(first_failure(question, WRONG[key].function, seed) for seed in range(1, 11))
+
+
+def test_every_function_has_a_wrong_answer_that_fails():
+    assert {answer.question for answer in WRONG.values()} == set(QUESTIONS)
+    assert len(WRONG) > 80
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+def test_the_smallest_case_that_fails_comes_first(key):
+    """So cases must be ordered by D, or by the first size they have."""
+    for seed in range(3):
+        sizes = [next(iter(case.sizes.values())) for case in FUNCTIONS[key].cases(np.random.default_rng(seed))]
+        assert key == "a7.gib" or sizes == sorted(sizes)
+
+
+GARBAGE = {
+    "nothing": lambda *arguments: None,
+    "a string": lambda *arguments: "42",
+    "a scalar": lambda *arguments: 0.5,
+    "a dictionary": lambda *arguments: {},
+    "an empty tuple": lambda *arguments: (),
+    "an array of objects": lambda *arguments: np.array([None, {}], dtype=object),
+    "a type": lambda *arguments: float,
+}
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_anything_may_come_back(key, garbage, capsys):
+    content, printed = feedback(key, GARBAGE[garbage], capsys)
+    assert not content
+    assert printed
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e300, np.nan, np.inf])
+def test_any_numbers_of_the_right_shape_may_come_back(key, value, capsys):
+    question = FUNCTIONS[key]
+
+    def filled(form):
+        if isinstance(form, Array):
+            return np.full([2 if isinstance(size, str) else size for size in form.shape], value)
+        if isinstance(form, Number):
+            return value if form.kind is float or not np.isfinite(value) else int(value)
+        if isinstance(form, dict):
+            return {name: filled(part) for name, part in form.items()}
+        return None if form is None else type(form)(map(filled, form))
+
+    cases = question.cases(np.random.default_rng(0))
+    failures = [
+        examine(question, case.arguments, filled(question.returns(case.arguments)), case.arguments) for case in cases
+    ]
+    assert any(failure and failure.kind in ("finite", "values", "type") for failure in failures)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+def test_arguments_are_plain_values_and_repeatable(key):
+    def check(value):
+        if isinstance(value, dict):
+            assert all(type(name) is str for name in value)
+            value = tuple(value.values())
+        if isinstance(value, (tuple, list)):
+            for part in value:
+                check(part)
+        elif isinstance(value, np.ndarray):
+            assert type(value) is np.ndarray and value.dtype in (np.float64, np.int64, np.bool_)
+        else:
+            assert value is None or type(value) in (bool, int, float, str)
+
+    first, again = (FUNCTIONS[key].cases(np.random.default_rng(5)) for _ in range(2))
+    assert len(first) >= 4
+    for a, b in zip(first, again, strict=True):
+        check(dict(a.arguments))
+        assert str(a) == str(b)
+        assert all(same(a.arguments[name], b.arguments[name]) for name in a.arguments)
+
+
+@pytest.mark.parametrize("key", FUNCTIONS)
+def test_the_signature_is_that_of_the_cases(key):
+    case = FUNCTIONS[key].cases(np.random.default_rng(0))[0]
+    assert list(inspect.signature(solution(key)).parameters) == list(case.arguments)
+
+
+@pytest.mark.parametrize(
+    ("form", "result", "says"),
+    [
+        (Array("W", (2, 3)), np.zeros((3, 2)), "W: expected float64 [2, 3], got float64 [3, 2]"),
+        (Array("W", (2, 3)), np.zeros((2, 3), np.float32), "W: expected float64 [2, 3], got float32 [2, 3]"),
+        (Array("W", (2, "r")), np.zeros(2), "W: expected float64 [2, r], got float64 [2]"),
+        (Array("W", (1,)), np.zeros(0), "W: expected float64 [1], got float64 [0]"),
+        (Array("W", (2,)), [0.0, 0.0], "W: expected float64 [2], got list of 2"),
+        (Array("W", (2,)), np.array([0, np.inf]), "W: infinity at [1]"),
+        (Number("k", int), 2.0, "k: expected an int, got float"),
+        (Number("k", int), True, "k: expected an int, got bool"),
+        (Number("k", float), float("nan"), "k: NaN"),
+        (None, 3, "the result: expected None, got int"),
+        ((Array("W", (1,)), None), (np.zeros(1),), "the result: expected 2 values, W, the result[1]; got tuple of 1"),
+        ({"W": None}, {}, "the result: the dictionary has no 'W'"),
+        ({"W": None}, None, "the result: expected a dictionary, got None"),
+    ],
+)
+def test_a_result_of_another_form_is_told_so(form, result, says):
+    with pytest.raises(Misfit) as misfit:
+        conform(form, result, "the result")
+    assert ": ".join(misfit.value.args[1:]) == says
+
+
+def test_numbers_may_be_numpys():
+    assert conform(Number("k", int), np.int64(3), "") == 3
+    assert conform(Number("k", float), np.array(0.5), "") == 0.5
+
+
+def test_places_name_the_first_wrong_one_and_what_is_right():
+    places = Places().add("W[0]", np.ones(2), np.ones(2)).add("b[0]", np.ones(2), np.array([1.0, 3.0]), {}, "why?")
+    places.add("b[1]", 1, 1).add("S", 1, 2)
+    assert places.failure().lines() == [
+        "b[0]: expected float64 [2], got float64 [2]",
+        "first difference at [1]: expected 1, got 3 (max relative 2)",
+        "W ok.",
+        "Hint: why?",
+    ]
+    assert places.failure().lines(values=False)[1] == "first difference at [1]"
+
+
+def test_without_values_no_number_of_the_case_is_told(unchecked):
+    """What the grader shows: no value of a hidden case, whatever the mistake."""
+    for answer in WRONG.values():
+        question = QUESTIONS[answer.question]
+        if answer.question not in FUNCTIONS:
+            continue
+        for case in question.cases(np.random.default_rng(3)):
+            if failure := try_case(question, answer.function, case):
+                text = "\n".join(failure.lines(values=False))
+                assert not re.search(r"\d\.\d{3}", text)
+
+
+def test_an_exception_is_told_by_the_students_line():
+    failure = raised("ValueError", "no", 3, "    return W @ Q\n")
+    assert failure.lines() == ["line 3, `return W @ Q`: ValueError: no"]
+    assert failure.lines(values=False) == ["line 3, `return W @ Q`: ValueError"]
+    assert raised("NotImplementedError", "").kind == "missing"
+
+
+def test_an_exception_comes_with_the_arguments_shapes(capsys):
+    _, printed = feedback("a1.fuse_reader", lambda W, b, alpha, beta: (W * alpha, b), capsys)
+    assert "ValueError: operands could not be broadcast" in printed
+    assert re.search(
+        r"called with W float64 \[2, (\d)\], b float64 \[\1\], alpha float64 \[2\], beta float64 \[2\]", printed
+    )
+    _, printed = feedback("a3.rotate", lambda weights, Q: weights["W"], capsys)
+    assert "called with W_embd float64 [7, 3], " in printed and ", b_out2 None, Q float64 [3, 3, 3]\n" in printed
+
+
+def test_a_mutant_that_a_seed_lets_live_is_not_killed():
+    question = next(iter(MUTATIONS.values()))
+    failure = raised("AssertionError", "")
+    kills = question.try_out(
+        lambda candidate, trial: failure if candidate is not question.reference and trial else None
+    )
+    assert kills.rejected is None and kills.killed == () and kills.share == 0
+    kills = question.try_out(lambda candidate, trial: failure if trial == 19 else None)
+    assert kills.rejected is failure and kills.share == 0
+
+
+@pytest.mark.parametrize("key", MUTATIONS)
+def test_three_mutants_are_shown_and_five_hidden(key):
+    assert (len(MUTATIONS[key].shown), len(MUTATIONS[key].hidden)) == (3, 5)
+
+
+# Feedback
+
+
+def test_feedback_comes_in_the_order_of_the_teaching_plan(capsys):
+    _, printed = feedback("a3.rotate", WRONG["a3.rotate: output_bias_forgotten"].function, capsys)
+    lines = printed.splitlines()
+    assert re.fullmatch(r"A3\.rotate  FAILED 5 of 5  \(seed 0: D=3, H=\d, B=2\)", lines[0])
+    assert lines[1] == "b_out[0]: expected float64 [3], got float64 [3]"
+    assert re.fullmatch(r"first difference at \[0\]: expected \S+, got \S+ \(max relative \S+\)", lines[2])
+    assert lines[3] == "It is as it was."
+    assert "W_in ok, b_in ok, W_out ok, S ok" in lines[4]
+    assert lines[5] == "Hint: who writes the signal besides W_out?"
+    assert lines[6] == "More help: check(rotate, hint=1)"
+
+
+def test_hints_come_in_layers(capsys):
+    _, printed = feedback("a3.rotate", GARBAGE["nothing"], capsys, hint=2)
+    hints = FUNCTIONS["a3.rotate"].hints
+    assert f"Hint 1: {hints[0]}\nHint 2: {hints[1]}\nMore help: check(rotate, hint=3)\n" in printed
+    _, printed = feedback("a3.rotate", GARBAGE["nothing"], capsys, hint=3)
+    assert "More help" not in printed
+
+
+def test_a_function_of_another_name_is_told_what_is_asked_for(capsys):
+    assert not tool("a1")(print)
+    assert capsys.readouterr().out == "a1 has no function print; it asks for center, fuse_reader, fuse_writer, fuse\n"
+
+
+def test_leaving_by_sys_exit_is_an_exception_like_others(capsys):
+    content, printed = feedback("a1.center", lambda D: sys.exit(0), capsys)
+    assert not content and "SystemExit" in printed
+
+
+# Notebooks
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_committed_release_is_what_build_makes(name, tmp_path):
+    build(name.upper(), tmp_path / "notebook.ipynb", release=True)
+    assert (NOTEBOOKS / f"{name}.ipynb").read_bytes() == (tmp_path / "notebook.ipynb").read_bytes(), (
+        f"run: minislice assignment build {name} --release --force --to notebooks/assignments/{name}.ipynb"
+    )
+
+
+def test_only_releases_are_committed():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(ASSIGNMENTS)
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_nothing_of_the_solution_is_in_a_release(name):
+    given = ASSIGNMENTS[name]
+    release = as_json(released(source(given)))
+    text = "\n".join("".join(cell["source"]) for cell in json.loads(release)["cells"])
+    lines = {line.strip() for line in text.splitlines()}
+    found = 0
+    for question in given.questions:
+        code = function_source(name, question.name)
+        inside = code[code.index("### BEGIN SOLUTION") :].splitlines()[1:-1]
+        for line in map(str.strip, inside):
+            if len(line) > 8:  # shorter ones are "else:" and the like
+                found += 1
+                assert line not in lines and line not in text.replace("\n", " "), line
+    for question in given.written:
+        answer = (builder.SOLUTIONS / f"{name}.md").read_text(encoding="utf-8")
+        assert f"# {question.name}\n" in answer
+        for line in filter(None, answer.splitlines()):
+            assert line not in lines
+    assert found >= 4 or name == "a7"
+    assert "SOLUTION" not in text and "HIDDEN" not in text and str(builder.HIDDEN_SEED) not in text
+    for question in given.questions:
+        for mutant in getattr(question, "hidden", {}).values():
+            assert f"def {mutant.__name__}" not in text
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_cells_are_as_nbgrader_wants_them(name):
+    given = ASSIGNMENTS[name]
+    cells = source(given)["cells"]
+    ids = [cell["metadata"]["nbgrader"]["grade_id"] for cell in cells]
+    assert len(set(ids)) == len(ids)
+    points = {cell["metadata"]["nbgrader"]["grade_id"]: cell["metadata"]["nbgrader"].get("points", 0) for cell in cells}
+    assert sum(points.values()) == given.points
+    for cell in cells:
+        tags = cell["metadata"]["nbgrader"]
+        assert tags["schema_version"] == 3 and not tags["task"]
+        assert tags["locked"] != tags["solution"]
+    for question in given.questions:
+        assert points[given.test_id(question)] == question.points
+        assert ast.parse("".join(cells[ids.index(given.answer_id(question))]["source"]))
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_nbgrader_makes_the_same_release_of_the_source(name):
+    preprocessors = pytest.importorskip("nbgrader.preprocessors")
+    import nbformat
+
+    notebook = nbformat.reads(as_json(source(ASSIGNMENTS[name])), as_version=4)
+    for step in (preprocessors.ClearSolutions, preprocessors.ClearHiddenTests):
+        notebook, _ = step().preprocess(notebook, {})
+    ours = released(source(ASSIGNMENTS[name]))
+    assert [cell.source for cell in notebook.cells] == ["".join(cell["source"]) for cell in ours["cells"]]
+
+
+def executed(notebook):
+    """All that a notebook prints, executed from top to bottom, and the last expression of each cell."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.reads(as_json(notebook), as_version=4)
+    NotebookClient(notebook, timeout=120, allow_errors=True).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert all(output.output_type == "stream" and output.name == "stdout" for output in outputs), outputs
+    return "".join(output.text for output in outputs)
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What all notebooks print: the sources one after the other in one kernel, then the releases."""
+    notebooks = {}
+    for given in ASSIGNMENTS.values():
+        whole = source(given)
+        notebooks[given.name] = (whole, released(whole))
+    forget = {"cell_type": "code", "id": "forget", "metadata": {}, "source": "%reset -f", "outputs": []}
+    cells = {which: [] for which in (0, 1)}
+    for name, pair in notebooks.items():
+        for which in (0, 1):
+            cells[which] += [{**forget, "id": f"forget-{name}", "execution_count": None}, *pair[which]["cells"]]
+    blank = next(iter(notebooks.values()))[0]
+    return tuple(executed({**blank, "cells": cells[which]}) for which in (0, 1))
+
+
+@pytest.mark.parametrize("key", QUESTIONS)
+def test_with_its_solution_every_check_of_a_source_passes(printed, key):
+    name, function = key.split(".")
+    success = "kills 3 of 3 shown and 5 of 5 hidden mutants" if key in MUTATIONS else "ok"
+    assert printed[0].count(f"{name.upper()}.{function}  {success}") == 2  # the check, and the hidden test
+
+
+@pytest.mark.parametrize("key", QUESTIONS)
+def test_without_it_every_check_fails_kindly(printed, key):
+    name, function = key.split(".")
+    told = f"{name.upper()}.{function}  not written yet\nMore help: {assignment(name).tool}({function}, hint=1)\n"
+    assert printed[1].count(told) == 1
+    assert "Traceback" not in printed[1]
+
+
+# The command
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    return command.run(parser.parse_args(list(map(str, arguments))))
+
+
+def test_the_command_lists_and_builds(tmp_path, capsys):
+    assert run("list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(ASSIGNMENTS)
+    file = tmp_path / "source" / "a3" / "a3.ipynb"
+    assert run("build", "A3", "--to", file) == 0
+    assert "BEGIN SOLUTION" in file.read_text(encoding="utf-8")
+    assert run("build", "A3", "--to", file, "--release", "--force") == 0
+    assert "BEGIN SOLUTION" not in file.read_text(encoding="utf-8")
+
+
+def test_build_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(ValueError, match="there is no assignment 'a9'; there are a1, a2"):
+        build("a9", tmp_path / "x.ipynb")
+    file = tmp_path / "a1.ipynb"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="exists; give --force"):
+        build("a1", file)
+    with pytest.raises(ValueError, match="can't write"):
+        build("a1", file / "a1.ipynb")
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+    build("a1", file, force=True)
+    assert json.loads(file.read_text())["nbformat"] == 4
+
+
+def test_an_assignment_needs_nothing_but_numpy():
+    """`solutions`, `build` and `command` aside, no file imports more, nor reads a solution."""
+    folder = Path(builder.__file__).parent
+    for path in [*folder.glob("*.py"), *folder.glob("solutions/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in modules:
+                assert module.split(".")[0] in sys.stdlib_module_names | {"numpy"}, f"{path.name} imports {module}"
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 and "solutions" not in (node.module or "")
