@@ -6,6 +6,8 @@ from pathlib import Path
 from .build import build, stars
 from .catalogue import ASSIGNMENTS
 
+HELP = "list the assignments, or write the notebook of one"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what follows `minislice assignment` to its parser."""
