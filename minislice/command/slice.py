@@ -20,8 +20,9 @@ from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
 from ..pca import SIGNALS
 from ..rotation import require_whole
 from ..slicing import slice_model, widths_of
-from ..storage.checkpoint import load_config, load_tokenizer
+from ..storage.checkpoint import load_config, load_tokenizer, locate
 from .inputs import calibration_tokens, describe_text, dtype_of, evaluation_tokens, load_both, require_tokenizer
+from .memory import return_freed_memory
 from .output import print_result
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
@@ -60,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     names = [option.name for option in dataclasses.fields(SlicingOptions)]
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
-    if arguments.out:
-        require_free(arguments.out, arguments.force)
+    if arguments.out and not arguments.stream and arguments.processes.index == 0:
+        require_free(arguments.out, arguments.force, locate(arguments.model))
     result = _slice_streamed(arguments, options) if arguments.stream else _slice_in_memory(arguments, checked, options)
     if arguments.processes.index == 0:
         print_result(arguments, result)
@@ -107,6 +108,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
 def _slice_streamed(arguments: argparse.Namespace, options: dict) -> dict:
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    return_freed_memory()
     folder = local_folder(arguments.model)
     model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
     calibration = calibration_tokens(arguments, arguments.calibration, model, tokenizer, default_samples=128)
