@@ -1,58 +1,125 @@
 """A folder that appears whole or not at all.
 
+It is made beside its place, and renamed. A mount point (a container's volume) can't be renamed; there the new folder is
+made inside, and its files are moved up one by one. No loader takes the folder for a model before `config.json` is
+there, so this one goes first when an old model is replaced, and comes last: a process that is killed in between leaves
+a folder that doesn't load.
+
 A saved model takes this file with it, as it does `blocks`.
 """
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def require_free(target: str | os.PathLike, force: bool = False) -> Path:
+def require_free(target: str | os.PathLike, force: bool = False, source: Path | str | None = None) -> Path:
     """The folder to write, as an absolute path; a link to a folder is followed.
 
+    Args:
+        force: it may have files in it, to be replaced.
+        source: the folder of the model that is read, which must stay; a name on the hub is none.
+
     Raises:
-        ValueError: it is a file, or a folder with files in it and no `force`.
+        ValueError: it can't be written to; it has files in it and no `force` is given; or `force` would delete the
+            model that is read, a git repository, the current or the home directory.
     """
     target = Path(target).resolve()
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; give a folder to save to")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise ValueError(f"{target} exists and isn't empty; save to another folder, or replace all of it with force")
+    place_for(target)
+    if target.is_dir() and contents(target):
+        if not force:
+            raise ValueError(
+                f"{target} exists and isn't empty; save to another folder, or replace all of it with force"
+            )
+        _require_expendable(target, source)
     return target
+
+
+def place_for(target: Path) -> Path:
+    """The folder to make the new one in: the target's parent, or the target itself where that can't be renamed.
+
+    It can't be if it is a mount point, or if its parent may not be written to. The current directory isn't renamed
+    either: a shell would be left in the old one.
+
+    Raises:
+        ValueError: neither can be written to; it says why.
+    """
+    try:
+        if target.exists() and not target.is_dir():
+            raise ValueError(f"{target} is a file; give a folder to save to")
+        stays = target.is_dir() and (target == Path.cwd() or not _can_be_renamed(target))
+        place = target if stays else target.parent
+        unmake(make(place / _unfinished(target)))
+    except OSError as error:
+        above = next(parent for parent in target.parents if os.path.exists(parent))
+        reason = error.strerror if os.path.isdir(above) else f"{above} is a file"
+        raise ValueError(f"can't write {target}: {reason}; save to another folder") from error
+    return place
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in a folder, but for the file system's own, and for unfinished folders that are to become this one."""
+    unfinished = f".{folder.name}.partial"
+    return [path for path in folder.iterdir() if path.name != "lost+found" and not path.name.startswith(unfinished)]
+
+
+def make(folder: Path) -> list[Path]:
+    """Make a folder and the parents that are missing. Returns what was made, the innermost first."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        unmake(made)
+        raise
+    return made
+
+
+def unmake(made: list[Path]) -> None:
+    """Remove what `make` made, as far as it is empty."""
+    for folder in made:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
 def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Path]:
     """A new folder to write to; it becomes `target` when the block ends, and vanishes if the block fails.
 
-    The new folder is a sibling of the target, so that the last step is one rename: whoever looks at the target sees
-    nothing, or what was there before, or all of the new. A killed process leaves the sibling (".NAME.partial-..."),
-    never the target.
+    Whoever looks at the target sees nothing, or what was there before, or all of the new; of a mount point, see the top
+    of this file. A killed process leaves the new folder (".NAME.partial-...") beside or in the target.
 
     Args:
         force: replace a target that has files in it; it stays as it is until the new folder is complete.
 
     Raises:
         ValueError: see `require_free`.
+        OSError: the system refused a write; the disk is full, for example.
     """
     target = require_free(target, force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:8]}")
-    new.mkdir()
+    new = place_for(target) / _unfinished(target)
     try:
+        make(new)
         yield new
         put_in_place(new, target)
+    except Exception as error:
+        # safetensors and tokenizers, in Rust, raise errors of their own for what the system refuses.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise OSError(f"can't write {target}: {error}; nothing of it was kept") from error
+        raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Rename a finished folder to `target`, which it replaces if there is one."""
-    old = target.with_name(f".{target.name}.replaced-{uuid.uuid4().hex[:8]}")
+    """Have a finished folder, made in `place_for(target)` or below, be the target, and replace what is there."""
+    if target in new.parents:
+        _move_up(new, target)
+        return
+    old = target.with_name(_unfinished(target))
     if target.exists():
         target.rename(old)
     try:
@@ -64,3 +131,47 @@ def put_in_place(new: Path, target: Path) -> None:
     finally:
         if target.exists():  # otherwise the old one could not be put back: never delete the last copy
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _unfinished(target: Path) -> str:
+    """A new name for what is to become the target, or no longer is."""
+    return f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+
+
+def _move_up(new: Path, target: Path) -> None:
+    for path in sorted(contents(target), key=lambda path: path.name != "config.json"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
+        path.rename(target / path.name)
+    new.rmdir()
+
+
+def _can_be_renamed(folder: Path) -> bool:
+    """Tried without doing it: to rename a folder onto one with something in it fails, and how it fails tells."""
+    if folder == folder.parent:
+        return False
+    other = folder.with_name(_unfinished(folder))
+    made = []
+    try:
+        made = make(other / "something")
+        folder.rename(other)
+    except OSError as error:
+        return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+    finally:
+        unmake(made)
+    raise AssertionError(f"{folder} was renamed to {other}, which has something in it")
+
+
+def _require_expendable(target: Path, source: Path | str | None) -> None:
+    kept = {"the current directory": [Path.cwd()], "your home directory": [Path(os.path.expanduser("~"))]}
+    if source is not None and Path(source).is_dir():
+        kept["the model that is read"] = [Path(source), *Path(source).iterdir()]  # its files may be links
+    for what, paths in kept.items():
+        if any(path.resolve().is_relative_to(target) for path in paths):
+            raise ValueError(f"force would delete {target}, which is or holds {what}; save to another folder")
+    for folder, folders, files in os.walk(target):
+        if ".git" in (*folders, *files):
+            raise ValueError(f"force would delete the git repository {folder}; save to another folder")

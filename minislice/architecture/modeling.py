@@ -61,7 +61,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the model isn't fused, so transformers' own class describes it.
         """
-        wrapped = cls(SlicedConfig(**_describe(model)), base=model)
+        wrapped = cls(SlicedConfig(**description(model)), base=model)
         wrapped.training = model.training
         return wrapped
 
@@ -84,7 +84,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     def describe(self, notes: dict[str, Any] | None = None) -> None:
         """Have the config say what the modules are now, and how they were made; `notes` as in `save_pretrained`."""
         known = {**(self.config.slicing or {}), **made_by(self), **(notes or {})}
-        for name, value in {**_describe(self.base), "slicing": known}.items():
+        for name, value in {**description(self.base), "slicing": known}.items():
             setattr(self.config, name, value)
         self.config.tie_word_embeddings = self.config.head == "tied"
         self._tied_weights_keys = _tied(self.base)
@@ -254,7 +254,7 @@ def _tied(base: PreTrainedModel) -> dict[str, str] | None:
     return {f"base.{net.head_name}.embedding.weight": f"base.{names[net.embeddings[0].weight]}"}
 
 
-def _describe(model: PreTrainedModel) -> dict[str, Any]:
+def description(model: PreTrainedModel) -> dict[str, Any]:
     """What a `SlicedConfig` says of a model, read from the modules it has."""
     net = network(model)
     if not net.is_fused:

@@ -6,6 +6,8 @@ import torch
 import transformers
 
 from ..large import processes
+from ..teaching.assignments import command as assignment
+from ..teaching.grading import command as grade
 from . import cost, demo, evaluate, export, generate, recover, report, reproduce, slice, verify, zeroshot
 from .inputs import device_of
 from .parser import parser_for
@@ -22,6 +24,8 @@ COMMANDS = {
     "cost": cost,
     "reproduce": reproduce,
     "report": report,
+    "assignment": assignment,
+    "grade": grade,
 }
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from ..architecture.folder import require_free
 from ..architecture.network import network
-from ..storage.checkpoint import export
+from ..storage.checkpoint import export, locate
 from .inputs import load_both
 from .output import print_result
 from .parser import add_machine, add_model, add_out
@@ -20,7 +20,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_free(arguments.out, arguments.force)
+    require_free(arguments.out, arguments.force, locate(arguments.model))
     model, tokenizer = load_both(arguments, default_dtype="auto")
     if not network(model).is_fused:
         raise ValueError(

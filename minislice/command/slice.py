@@ -20,8 +20,9 @@ from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
 from ..pca import SIGNALS
 from ..rotation import require_whole
 from ..slicing import slice_model, widths_of
-from ..storage.checkpoint import load_config, load_tokenizer
+from ..storage.checkpoint import load_config, load_tokenizer, locate
 from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
+from .memory import return_freed_memory
 from .output import print_result
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
@@ -61,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     names = [option.name for option in dataclasses.fields(SlicingOptions)]
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
-    if arguments.out:
-        require_free(arguments.out, arguments.force)
+    if arguments.out and not arguments.stream and arguments.processes.index == 0:
+        require_free(arguments.out, arguments.force, locate(arguments.model))
     if arguments.stream:
         result, note = _slice_streamed(arguments, options)
     else:
@@ -115,6 +116,7 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict,
     """As `_slice_in_memory`; nothing is measured, so that no text is needed for it."""
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    return_freed_memory()
     texts = texts_of(arguments)
     folder = local_folder(arguments.model)
     model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))

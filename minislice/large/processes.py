@@ -55,6 +55,13 @@ class Processes:
             distributed.broadcast(tensor, group=self.group, group_src=0)
         return tuple(results)
 
+    def gathered(self, item: Item) -> list[Item]:
+        """What each process gives, by its index."""
+        items = [item] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(items, item, group=self.group)
+        return items
+
     def wait(self) -> None:
         """Return when every process has called this."""
         if self.count > 1:

@@ -52,7 +52,10 @@ class SharedCalibration(Calibration):
         count = sum(sequences * length for sequences, length in self.shapes) * width
         path = self.path(name)
         if hasattr(os, "posix_fallocate"):  # or a full disk would show in the middle of a write, as a dead process
-            with open(path, "ab") as file:
-                os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            try:
+                with open(path, "ab") as file:
+                    os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)
+            except OSError as error:
+                raise OSError(f"can't write {path}: {error}") from error
         rows = torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(-1, width)
         return Signal(rows, self.shapes, self.batches[0].ids.device)

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
-from ..storage.files import tensor_files
+from ..storage.files import checksum, tensor_files
 from ..storage.gguf import is_gguf
+from .processes import Processes
 
 
 def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -77,21 +78,43 @@ class TrainedWeights:
         }
         self._check(model)
 
+    def survey(self, processes: Processes) -> str:
+        """Read all weights once, in the first process, to know them again. Returns a checksum of the model.
+
+        `read` accepts no others afterwards, in any process.
+        """
+        paths = [self.folder / "config.json", *sorted(set(self.files.values()))]
+        self.states = {path: _state(path) for path in paths}
+        config = checksum(paths[0])
+        names = sorted(set(self.names.values())) if processes.index == 0 else []
+        self.checksums = processes.gathered({name: _checksum_of(self._open(name)) for name in names})[0]
+        return hashlib.sha256(repr([config, self.checksums]).encode()).hexdigest()[:16]
+
     def read(self, root: nn.Module, device: torch.device) -> None:
-        """Bring the weights of a module and all inside it in."""
+        """Bring the weights of a module and all inside it in.
+
+        Raises:
+            ValueError: they are no longer those of the survey.
+        """
         for module in root.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                tensor = self._open(self.names[module, name]).to(device, self.dtype, copy=True)
+                tensor = self._read_unchanged(self.names[module, name]).to(device, self.dtype)
                 setattr(module, name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
 
-    def checksum(self) -> str:
-        """Of everything that the sliced model depends on, by content."""
-        digest = hashlib.sha256()
-        for path in [self.folder / "config.json", *sorted(set(self.files.values()))]:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()[:16]
+    def _read_unchanged(self, name: str) -> Tensor:
+        path = self.files[name]
+        try:
+            changed = _state(path) != self.states[path]
+            tensor = None if changed else self._open(name).clone()  # what is mapped from a file can still change
+            changed = changed or _checksum_of(tensor) != self.checksums[name]
+        except (OSError, SafetensorError):
+            changed = True
+        if changed:
+            raise ValueError(
+                f"{path} has changed since the run began, and {name} in it may have; what is sliced so far belongs to "
+                "the weights of before: put these back to go on, or save to another folder"
+            )
+        return tensor
 
     def _open(self, name: str) -> Tensor:
         with safe_open(self.files[name], framework="pt") as tensors:
@@ -122,3 +145,13 @@ class TrainedWeights:
                     f"{self.files[stored]}: {stored} is {found}, and the config asks for {expected}; weights and "
                     "config.json belong to different models"
                 )
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when a file is written to, as a rule."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _checksum_of(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()[:32]

@@ -10,7 +10,6 @@ The folder NAME appears when all is done. What there is beside it until then is 
 import dataclasses
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..architecture.blocks import TiedHead
 from ..architecture.folder import put_in_place, require_free
+from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
@@ -34,8 +34,8 @@ from ..slicing import Slicer, widths_of
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
-from .source import TrainedWeights
-from .target import require_disk, write_description
+from .source import TrainedWeights, local_folder
+from .target import SlicedShapes, require_disk, write_description
 from .workfolder import WorkFolder
 
 
@@ -69,55 +69,64 @@ def slice_streamed(
         device: that computes; it holds one part, and the signal of one batch.
         tokenizer: saved with the model.
         notes: what else is known, for config and model card; as in `save`.
-        force: replace `out` if it has files in it.
+        force: replace `out` if it has files in it; refused as in `require_free`.
         processes: that share the calibration set, each of which calls this in the same way; without, this one alone.
         options: the fields of `SlicingOptions`.
 
     Raises:
         ValueError: options, tokens, a file of the model, a signal that is not finite, as in `slice_model` and `load`;
-            too little room on the disk; an unfinished run in the same place that had other settings. What an earlier
-            run has finished stays.
+            too little room on the disk; weights that change meanwhile; an unfinished run in the same place that had
+            other settings, or whose files have changed, or that is still at work. What an earlier run has finished
+            stays.
+        OSError: the system refused a write; the disk is full, for example.
     """
     options, device, processes = SlicingOptions(**options), torch.device(device), processes or Processes()
     work = WorkFolder(Path(out).resolve(), processes)
-    work.remove_if_finished()
-    target = require_free(out, force)
-    trained = TrainedWeights(source, dtype)
-    net = trained.net
-    require_whole(net, "slice")
-    if net.is_fused:
-        raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model it was made from")
-    widths = widths_of(net, options)
-    batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
-    calibration = SharedCalibration(batches, processes, work.path)
-    report = SlicingReport(options, net.trained_width, count_tokens(batches))
-    net.install()
-    fuse_config(net)
-    untie_head(net)
-    if processes.index == 0:
-        require_disk(work.path, net, widths, options, report.calibration_tokens, trained.dtype)
-        work.open(
-            {
-                "model": trained.checksum(),
-                "calibration": _checksum_of(batches),
-                "dtype": str(trained.dtype),
-                "batch size": batch_size,
-                "processes": processes.count,
-                **dataclasses.asdict(options),
-                "versions": [__version__, torch.__version__, transformers.__version__],
-            }
-        )
-    processes.wait()
-    slicer = Slicer(net, calibration, widths, report)
-    run = StreamedRun(slicer, trained, work, device)
-    with inference(net.model):
-        run.finish(progress and processes.index == 0)
-    report.warn_of_missing_rank()
-    if processes.index == 0:
-        write_description(work.model, trained, report, tokenizer, notes)
-        put_in_place(work.model, target)
-        shutil.rmtree(work.path)
-    processes.wait()
+    with work.locked():
+        if processes.index == 0:
+            if work.is_finished():  # and was killed before it could tidy up
+                work.remove()
+            target = require_free(out, force, local_folder(source))
+        trained = TrainedWeights(source, dtype)
+        net = trained.net
+        require_whole(net, "slice")
+        if net.is_fused:
+            raise ValueError(
+                f"{source} is fused already; slice it in memory, or give the trained model it was made from"
+            )
+        widths = widths_of(net, options)
+        batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
+        calibration = SharedCalibration(batches, processes, work.path)
+        report = SlicingReport(options, net.trained_width, count_tokens(batches))
+        shapes = SlicedShapes(trained, options)
+        net.install()
+        fuse_config(net)
+        untie_head(net)
+        checksum = trained.survey(processes)
+        if processes.index == 0:
+            require_disk(work.path, shapes, widths, report.calibration_tokens)
+            work.open(
+                {
+                    "model": checksum,
+                    "calibration": _checksum_of(batches),
+                    "dtype": str(trained.dtype),
+                    "batch size": batch_size,
+                    "processes": processes.count,
+                    **dataclasses.asdict(options),
+                    "versions": [__version__, torch.__version__, transformers.__version__],
+                }
+            )
+        processes.wait()
+        run = StreamedRun(Slicer(net, calibration, widths, report), trained, work, device)
+        with inference(net.model):
+            run.finish(progress and processes.index == 0)
+        report.warn_of_missing_rank()
+        if processes.index == 0:
+            write_description(work.model, shapes, report, run.adapters, tokenizer, notes)
+            work.write_progress({**work.progress(), "finished": True})
+            put_in_place(work.model, target)
+            work.remove()
+        processes.wait()
     return report
 
 
@@ -129,6 +138,8 @@ class StreamedRun:
         self.trained, self.work, self.device = trained, work, device
         self.processes = slicer.calibration.processes
         self.parts = len(self.net.layers) + 2
+        self.adapters: list[str | int | None] = []  # of the blocks that are done, as `SlicedConfig` says them
+        self.seals: dict[str, list] = {}  # of the files that a later run goes on from, see `WorkFolder.check`
         for module in self.net.model.modules():  # RoPE's tables, which no file holds
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(device))
@@ -147,6 +158,7 @@ class StreamedRun:
         elif index <= len(self.net.layers):
             for block in self.net.layers[index - 1].blocks:
                 self.slicer.slice_block(block, index - 1)
+                self.adapters.append(form_of(block))
         else:
             self.slicer.slice_head()
 
@@ -174,14 +186,18 @@ class StreamedRun:
         """Have the state after so many parts on the disk, then let the one before go."""
         slicer, current = self.slicer, self.calibration.path(f"signal-{self.slicer.boundary}")
         sync(current)
-        self.processes.wait()
+        signals = self.processes.gathered(self.work.seal(current.name))
         state = f"state-{done}.safetensors"
         if self.processes.index == 0:
             spectra = {f"eigenvalues.{i}": values for i, values in enumerate(slicer.report.eigenvalues)}
             tensors = {"Q": slicer.Q.cpu(), "generator": slicer.generator.get_state(), **spectra}
             write_tensors(tensors, self.work.path / state)
+            parts = {name: seal for name, seal in self.seals.items() if name.startswith("model/")}
+            self.seals = dict([*parts.items(), self.work.seal(f"model/{self._file(done - 1).name}")])
+            self.seals |= dict([*signals, self.work.seal(state)])
             reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks")}
-            self.work.write_progress({"done": done, "state": state, "boundary": slicer.boundary, **reached})
+            reached |= {"done": done, "boundary": slicer.boundary, "adapters": self.adapters, "files": self.seals}
+            self.work.write_progress(reached)
         self.processes.wait()
         for stale in self.work.path.glob(f"signal-*-{self.processes.index}"):
             if stale != current:
@@ -192,12 +208,21 @@ class StreamedRun:
                     stale.unlink()
 
     def _restore(self) -> int:
-        """Put the slicer where an earlier run was. Returns the number of parts that are done."""
+        """Put the slicer where an earlier run was. Returns the number of parts that are done.
+
+        Raises:
+            ValueError: a file that it left is missing or changed.
+        """
         before = self.work.progress()
         if "done" not in before:
             return 0
-        tensors, slicer = load_file(self.work.path / before["state"]), self.slicer
-        report = slicer.report
+        done, slicer, report = before["done"], self.slicer, self.slicer.report
+        state, current = f"state-{done}.safetensors", f"signal-{before['boundary']}"
+        self.adapters, self.seals = before["adapters"], before["files"]
+        self.work.check(self.seals, [state, self.calibration.path(current).name])
+        if self.processes.index == 0:
+            self.work.check(self.seals, [f"model/{self._file(index).name}" for index in range(done)])
+        tensors = load_file(self.work.path / state)
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
         slicer.boundary, slicer.k = before["boundary"], report.widths[-1]
@@ -205,8 +230,8 @@ class StreamedRun:
         slicer.generator.set_state(tensors["generator"].clone())
         with self._embeddings_as_trained():
             self.calibration.embed(self.net)  # for the contexts
-        slicer.Z = self.calibration.room(f"signal-{slicer.boundary}", slicer.k, self.trained.dtype)
-        return before["done"]
+        slicer.Z = self.calibration.room(current, slicer.k, self.trained.dtype)
+        return done
 
     @contextmanager
     def _embeddings_as_trained(self) -> Iterator[None]:

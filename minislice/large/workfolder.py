@@ -1,29 +1,98 @@
-"""The folder of an unfinished run: its settings, what it has reached, and the parts that it has finished."""
+"""The folder of an unfinished run, beside the folder NAME that the run makes (or in it, see `architecture.folder`).
 
+    .NAME.partial/lock-0                held by process 0 while it lives
+    .NAME.partial/progress.json         the settings of the run, what it has reached, and checksums; replaced whole
+    .NAME.partial/state-3.safetensors   after part 3: the basis, the spectra, the random generator
+    .NAME.partial/signal-4-0            the calibration set's signal at boundary 4, the share of process 0
+    .NAME.partial/signal-wide-0         the same before it is cut to width; no later run needs it
+    .NAME.partial/model/                the new model's files
+
+Nothing in it is trusted: a run that goes on from it has checked the size and the checksum of every file that it reads.
+"""
+
+import hashlib
 import json
+import os
 import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..storage.files import whole_file
+from ..architecture.folder import make, place_for, unmake
+from ..storage.files import checksum, whole_file
 from .processes import Processes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PROGRESS = "progress.json"
 
 
 class WorkFolder:
     """What a run leaves on the disk until it is finished."""
 
     def __init__(self, target: Path, processes: Processes):
-        self.path = target.with_name(f".{target.name}.partial")
+        place = processes.gathered(place_for(target) if processes.index == 0 else None)[0]
+        self.path = place / f".{target.name}.partial"
         self.model = self.path / "model"
         self.processes = processes
 
-    def remove_if_finished(self) -> None:
-        """Remove what a run has left that was killed in its very last step: the target is whole."""
-        if self.path.exists() and not self.model.exists() and self.processes.index == 0:
-            shutil.rmtree(self.path)
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, which is made where it isn't there, and removed at the end where no run has begun in it.
+
+        The lock is the system's (flock): that of a dead process is gone. On NFS it holds among machines unless the
+        mount has `nolock`; where a file system has no locks at all, a warning says so.
+
+        Raises:
+            ValueError: another process holds it; or there is a folder of this name that no run has left.
+        """
+        made = []
+        if self.processes.index == 0:
+            self._require_own()
+            made = make(self.path)
+        self.processes.wait()
+        lock = self.path / f"lock-{self.processes.index}"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
+        try:
+            self._acquire(descriptor)
+            self.processes.wait()
+            yield
+        finally:
+            if _is(lock, descriptor) and not (self.path / PROGRESS).exists():
+                lock.unlink()
+            os.close(descriptor)
+            unmake(made or [self.path])
+
+    def _acquire(self, descriptor: int) -> None:
+        used = f"{self.path} is in use by another run that makes the same folder; let it finish, or save to another"
+        try:
+            if fcntl is None:
+                raise OSError("this system has no flock")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(used) from error
+        except OSError as error:
+            warnings.warn(f"can't lock {self.path} ({error}): see that no other run writes there", stacklevel=2)
+        if not _is(self.path / f"lock-{self.processes.index}", descriptor):  # a run has finished there meanwhile
+            raise ValueError(used)
+
+    def _require_own(self) -> None:
+        """Before there is a progress.json, a run leaves no more than its locks."""
+        if not self.path.exists() or (self.path / PROGRESS).exists():
+            return
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {""}
+        if any(not name.startswith("lock-") and name != f".{PROGRESS}.new" for name in names):
+            raise ValueError(
+                f"{self.path} isn't of an unfinished run: it has no {PROGRESS}; move it away, or save to another folder"
+            )
 
     def open(self, settings: dict[str, Any]) -> None:
-        """Make the folder, or take up the run that it is from.
+        """Begin a run, or take up the one that the folder is of.
 
         Raises:
             ValueError: that run has other settings.
@@ -31,10 +100,8 @@ class WorkFolder:
         self.settings = json.loads(json.dumps(settings))
         before = self.progress()
         if before is None:
-            if self.path.exists():
-                shutil.rmtree(self.path)
-            self.model.mkdir(parents=True)
             self.write_progress({})
+            self.model.mkdir()
             return
         differing = [
             f"{name} {before['settings'].get(name)!r} there, {value!r} here"
@@ -46,16 +113,74 @@ class WorkFolder:
                 f"{self.path} holds an unfinished run with other settings ({'; '.join(differing)}); give the same "
                 "settings to go on with it, save to another folder, or delete it to start again"
             )
+        self.model.mkdir(exist_ok=True)
 
     def progress(self) -> dict[str, Any] | None:
-        """What progress.json says; None where there is none."""
+        """What progress.json says; None where there is none.
+
+        Raises:
+            ValueError: it isn't as a run has written it.
+        """
+        path = self.path / PROGRESS
         try:
-            return json.loads((self.path / "progress.json").read_text(encoding="utf-8"))
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found.pop("checksum") != _checksum_of(found):
+                raise ValueError("its checksum is of something else")
+            return found
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged, or of another version of minislice; delete {self.path} to start again"
+            ) from error
+
+    def is_finished(self) -> bool:
+        """Whether all that a run has left is to be removed: its model is where it should be."""
+        before = self.progress()
+        return before is not None and "finished" in before and not self.model.exists()
 
     def write_progress(self, reached: dict[str, Any]) -> None:
         """Replace progress.json whole."""
-        text = json.dumps({"settings": self.settings, **reached})
-        with whole_file(self.path / "progress.json") as new:
-            new.write_text(text, encoding="utf-8")
+        said = json.loads(json.dumps({"settings": self.settings, **reached}))
+        with whole_file(self.path / PROGRESS) as new:
+            new.write_text(json.dumps({**said, "checksum": _checksum_of(said)}), encoding="utf-8")
+
+    def seal(self, name: str) -> tuple[str, list]:
+        """A file's name in the folder, and what `check` needs to know it again: its size, its checksum."""
+        path = self.path / name
+        return name, [path.stat().st_size, checksum(path)]
+
+    def check(self, seals: dict[str, list], names: Iterable[str]) -> None:
+        """Raise a ValueError for the first of these files that isn't as it was when it was sealed."""
+        for name in names:
+            path, (size, expected) = self.path / name, seals[name]
+            if not path.is_file():
+                fault = "is missing"
+            elif path.stat().st_size != size:
+                fault = f"has {path.stat().st_size} bytes in place of {size}"
+            elif checksum(path) != expected:
+                fault = "has changed since it was written"
+            else:
+                continue
+            raise ValueError(f"{path} {fault}; put it back to go on, or delete {self.path} to start again")
+
+    def remove(self) -> None:
+        """Remove all; progress.json goes last, so that a folder that is left is known for what it is."""
+        kept = {self.path / PROGRESS, *self.path.glob("lock-*")}
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path not in kept:
+                path.unlink()
+        for path in sorted(kept, reverse=True):
+            path.unlink(missing_ok=True)
+        unmake([self.path])
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one of this path."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+
+
+def _checksum_of(said: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

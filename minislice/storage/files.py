@@ -1,5 +1,6 @@
 """Files that survive a kill or a power cut: written beside, made durable, renamed; and which file has which tensor."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,20 +19,33 @@ INDEX = "model.safetensors.index.json"  # of a model whose weights are in severa
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with whole_file(path) as new:
-        try:
-            save_file(tensors, new, metadata={"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(f"can't write {path}: {error}") from error
+        save_file(tensors, new, metadata={"format": "pt"})
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path`, whole and on the disk, when the block ends."""
+    """A path to write to; it becomes `path`, whole and on the disk, when the block ends.
+
+    Raises:
+        OSError: the system refused a write; the message names `path`.
+    """
     new = path.with_name(f".{path.name}.new")
-    yield new
-    sync(new)
-    new.replace(path)
-    sync(path.parent)
+    try:
+        yield new
+        sync(new)
+        new.replace(path)
+        sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"can't write {path}: {error}") from error
+
+
+def checksum(path: Path) -> str:
+    """Of a file's contents; half a second a GB where the processor has instructions for SHA-256."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:32]
 
 
 def sync(path: Path) -> None:
