@@ -6,6 +6,7 @@ import pydoc_data.topics
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -13,7 +14,8 @@ import mistakes
 import pytest
 import torch
 from models import Recipe
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minislice
 from minislice.command.cli import main
@@ -39,15 +41,19 @@ def place(tmp_path_factory) -> Path:
     (folder / "blank.txt").write_text(" \n\n\t")
     (folder / "latin1.txt").write_bytes("naïve".encode("latin-1"))
     (folder / "broken.json").write_text('["a",')
+    (folder / "surrogate.json").write_text('["a \\ud800 b"]')
     (folder / "occupied").mkdir()
     (folder / "occupied" / "thesis.txt").write_text("mine")
     (folder / "no model").mkdir()
     _, tokenizer = minislice.load("mini-llama")
     tiny = Recipe("llama").model().float()  # of 120 tokens: the tokenizer of mini-llama belongs to another model
-    for name in ("foreign", "mute", "cut", "unreadable"):
+    for name in ("foreign", "mute", "cut", "unreadable", "illiterate"):
         tiny.save_pretrained(folder / name)
-        if name != "mute":
+        if name not in ("mute", "illiterate"):
             tokenizer.save_pretrained(folder / name)
+    words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder / "illiterate")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     (folder / "unreadable" / "tokenizer.json").write_text("{")
@@ -264,11 +270,42 @@ def test_the_text_output_has_a_line_for_every_entry_of_the_json(run, place):
     assert lines[2].endswith(f"{entries['parameters']:,}") and f"{entries['perplexity']:.4f}" in lines[1]
 
 
+def test_many_numbers_are_printed_in_short(run, place):
+    options = [*texts(place), *SIZES, *FEW, "--width", 96, "--quiet"]
+    report = document(run("slice", "mini-llama", *options, "--json")[1])
+    status, out, err = run("slice", "mini-llama", *options)
+    lines = dict(line.split("  ", 1) for line in out.splitlines()[:-1])
+    assert (status, err) == (0, "") and list(lines) == list(report)
+    blocks = len(report["widths"]) - 1
+    assert lines["widths"].split() == ["96", "x", f"{blocks},", "192"]
+    assert all(len(line) < 120 for line in out.splitlines())
+    assert float(lines["seconds"]) > 0
+    least, greatest = min(report["variance discarded"]), max(report["variance discarded"])
+    assert lines["variance discarded"].strip() == f"{least:.3f} to {greatest:.3f}, {blocks + 1} in all"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--width", 96], "% of the dense model's parameters."),
+        (["--width", 191], "The sliced model is not smaller: {sliced:,} parameters against {dense:,}, because"),
+        (["--slicing", 0, "--adapter", "none"], "which shared the embedding's matrix, has"),
+    ],
+)
+def test_the_size_is_said_and_why_it_is_not_smaller(options, said, run, place):
+    arguments = ["slice", "mini-opt", *texts(place), *SIZES, *FEW, *options, "--quiet"]
+    report = document(run(*arguments, "--json")[1])
+    last = run(*arguments)[1].splitlines()[-1]
+    assert said.format(sliced=report["sliced parameters"], dense=report["dense parameters"]) in last
+    assert ("not smaller" in last) == (report["sliced parameters"] >= report["dense parameters"])
+
+
 # ---- stdout under --json ----
 
 
 def test_what_is_not_a_number_is_null_in_json(run, place, monkeypatch):
     arguments = ["--calibration", place / "test.txt", *TINY, "--dtypes", "float32", "--json"]
+    monkeypatch.setattr("minislice.measuring.invariance.UNROTATED", {"loaded"})
     monkeypatch.setattr(
         "minislice.measuring.invariance.STEPS", {"loaded": STEPS["loaded"]}
     )  # slicing would refuse a NaN
@@ -285,9 +322,13 @@ def test_progress_goes_to_stderr_alone(run, place):
 # ---- one file for both ----
 
 
-def halves_share_no_token(run, place, evaluation="test.txt") -> None:
-    """Slicing with the same file for both is calibrating on its first half, and evaluating on its second."""
-    options = [*texts(place, "test.txt", evaluation), *SIZES, *FEW, "--width", 96, "--json", "--quiet"]
+def halves_share_no_token(run, place, evaluation: str | None = "test.txt") -> None:
+    """Slicing with the same file for both is calibrating on its first half, and evaluating on its second.
+
+    So is slicing with a calibration file alone.
+    """
+    named = texts(place, "test.txt", evaluation)[: 4 if evaluation else 2]
+    options = [*named, *SIZES, *FEW, "--width", 96, "--json", "--quiet"]
     report = document(run("slice", "mini-llama", *options)[1])
     model, tokenizer = minislice.load("mini-llama", dtype="float32", device="cpu")
     stream = tokenize(load_text(f"{place}/test.txt"), tokenizer)
@@ -296,10 +337,10 @@ def halves_share_no_token(run, place, evaluation="test.txt") -> None:
     minislice.slice_model(model, sample(first, 6, 48), width=96)
     assert report["sliced perplexity"] == pytest.approx(minislice.perplexity(model, windows(second, 48, 5)), rel=1e-6)
     assert report["calibration"] == "test.txt, first half, 6 x 48 tokens"
-    assert report["evaluation"] == f"{evaluation}, second half, 5 x 48 tokens"
+    assert report["evaluation"] == f"{evaluation or 'test.txt'}, second half, 5 x 48 tokens"
 
 
-@pytest.mark.parametrize("evaluation", ["test.txt", "link.txt"])
+@pytest.mark.parametrize("evaluation", ["test.txt", "link.txt", None])
 def test_one_file_for_calibration_and_evaluation_is_halved(evaluation, run, place):
     halves_share_no_token(run, place, evaluation)
 
@@ -318,10 +359,56 @@ def test_halving_fails_on_a_planted_mistake(target, version, run, place, monkeyp
         halves_share_no_token(run, place)
 
 
+def test_streaming_calibrates_on_the_tokens_that_slicing_in_memory_does(run, place, monkeypatch, tmp_path):
+    """Of a file that is named for calibration alone: its first half, though nothing is measured on the second."""
+    seen = []
+
+    def stop(model, tokens, *rest, **options):
+        seen.append(tokens)
+        raise ValueError("enough")
+
+    for name, stream in {"slice_model": [], "slice_streamed": ["--stream"]}.items():
+        monkeypatch.setattr(f"minislice.command.slice.{name}", stop)
+        command = ["slice", "mini-llama", "--calibration", place / "test.txt", *SIZES, *FEW, "--out", tmp_path / "out"]
+        assert_refused(run(*command, *stream, "--quiet"), "enough")
+    assert torch.equal(*seen)
+
+
 def test_slices_help_says_that_one_file_is_halved(capsys):
     with pytest.raises(SystemExit):
         main(["slice", "--help"])
     assert "its first half calibrates and its second is measured on" in " ".join(capsys.readouterr().out.split())
+
+
+# ---- without a hub ----
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("mini-opt", "embedded"),
+        ("{place}/mute", "random tokens (no tokenizer)"),
+        ("{place}/foreign", "random tokens (the tokenizer belongs to another model)"),
+        ("{place}/illiterate", "random tokens (100% of the embedded text is unknown to the tokenizer)"),
+    ],
+)
+def test_verify_needs_no_hub_and_says_on_what_it_measures(model, said, run, place):
+    arguments = ["verify", model.format(place=place), "--seqlen", 12, "--dtypes", "float64", "--quiet"]
+    status, out, err = run(*arguments, "--json")
+    assert (status, err) == (0, "") and document(out)["tokens"] == f"{said}, 4 x 12 tokens"
+    assert run(*arguments)[1].startswith(f"On {said}, 4 x 12 tokens:\n")
+
+
+@pytest.mark.parametrize("command", ["eval", "slice"])
+@pytest.mark.parametrize("source", ["wikitext2", "alpaca", None])
+def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_alternatives(command, source, run, place, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("minislice.command.inputs.load", lambda *arguments, **options: 1 / 0)  # hours, of a large model
+    began = time.perf_counter()
+    named = [] if source is None else ["--evaluation", source]
+    assert_refused(run(command, place / "foreign", *named), "127.0.0.1:9", "file", "'embedded'", "HF_HUB_OFFLINE=1")
+    assert time.perf_counter() - began < 5
 
 
 # ---- what can't be done is one line ----
@@ -331,7 +418,7 @@ BAD = {
     "model: none": (["eval", "{place}/absent"], ["{place}/absent", "no such folder"]),
     "model: a file": (["eval", "{place}/test.txt"], ["test.txt is a file"]),
     "model: an empty folder": (["eval", "{place}/no model"], ["config.json doesn't exist"]),
-    "model: not on the hub": (["eval", "absent-model"], ["'absent-model'", "mini-opt", "hub"]),
+    "model: not on the hub": (["eval", "absent-model", *FOUND[2:]], ["'absent-model'", "mini-opt", "hub"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
     "model: tokenizer damaged": (["eval", "{place}/unreadable", *FOUND[2:]], ["tokenizer", "unreadable"]),
     "model: weights cut off": (["slice", "{place}/cut", *FOUND], ["cut/model.safetensors", "damaged or cut off"]),
@@ -371,11 +458,25 @@ BAD = {
     "export: a family that can't": (["export", "{saved}/opt-whole", "--out", "{place}/new"], ["'opt'", "can't"]),
     "dtypes": (["verify", "mini-opt", *FOUND[:2], *SIZES, "--dtypes", "float32,int8"], ["int8", "float64, float32"]),
     "dtypes: none": (["verify", "mini-opt", *FOUND[:2], *SIZES, "--dtypes", ""], ["float64, float32"]),
+    "device: not built for": (["eval", "mini-opt", "--device", "hpu"], ["device 'hpu'"]),
     "device: nonsense": (["eval", "mini-opt", "--device", "nonsense"], ["device 'nonsense'"]),
     "device: meta": (["eval", "mini-opt", "--device", "meta"], ["device 'meta'"]),
     "device: empty": (["demo", "--device", ""], ["device ''"]),
     "device: too many": (["demo", "--device", "cuda:99"], ["device 'cuda:99'"]),
     "prompt: empty": (["generate", "mini-llama", "--prompt", ""], ["prompt is empty"]),
+    "prompt: no text": (["generate", "mini-llama", "--prompt", "a\udcff"], ["no valid text", "surrogates"]),
+    "prompt: an answer without end": (
+        ["generate", "mini-llama", "--prompt", "a", "--max-new-tokens", str(10**12)],
+        ["1000000000000 new tokens", "512"],
+    ),
+    "text: a surrogate": (
+        ["eval", "mini-opt", "--evaluation", "{place}/surrogate.json"],
+        ["surrogate.json", "'\\ud800'"],
+    ),
+    "weights: NaN": (
+        ["eval", "{place}/nan", *FOUND[2:], "--seqlen", "48", *FEW],
+        ["{place}/nan isn't a number", "--dtype"],
+    ),
     "prompt: too long an answer": (
         ["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"],
         ["600 new tokens", "512"],
@@ -400,7 +501,7 @@ def test_cuda_where_there_is_none_is_one_line(run):
 
 def test_a_width_that_does_not_fit_is_told_before_anything_is_measured(run, place, monkeypatch):
     monkeypatch.setattr(
-        "minislice.command.slice.perplexity", lambda *arguments, **options: 1 / 0
+        "minislice.command.slice.measured", lambda *arguments, **options: 1 / 0
     )  # hours, on a large model
     assert_refused(run("slice", "mini-opt", *texts(place), *SIZES, "--width", 193), "193")
 
@@ -437,6 +538,8 @@ def test_force_replaces_the_folder_whole(run, place, tmp_path):
     "arguments",
     [
         *([], ["nonesuch"], ["eval"], ["eval", "mini-opt", "--seqlen", "0"], ["slice", "m", "--slicing", "x"]),
+        *(["slice", "mini-opt", "--out", ""], ["slice", "mini-opt", "--evaluation", ""], ["eval", ""]),
+        *(["verify", "mini-opt", "--calibration", " "], ["export", "mini-opt", "--out", ""]),
         *(["slice", "m", "--slicing", "0.1", "--width", "8"], ["export", "m"], ["slice", "m", "--dtype", "int8"]),
     ],
     ids=" ".join,

@@ -205,6 +205,14 @@ def test_what_is_no_tokens_is_refused_by_one_clear_error(measure, arguments, fra
     assert_raises_and_leaves_alone(OPT.model(), lambda model: action(model, *arguments), *fragments)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("model", [None, 5, "mini-opt", [IDS]], ids=["nothing", "a number", "a name", "a list"])
+def test_what_is_no_model_is_refused_by_one_clear_error(measure, model):
+    with pytest.raises(ValueError, match=f"transformers causal language model, got {type(model).__name__}"):
+        MEASURES[measure](model, IDS)
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 def test_a_row_or_a_batch_of_padding_alone_is_fine_among_others(measure):
     mask = torch.ones_like(IDS)

@@ -68,6 +68,14 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(family):
     assert math.isclose(perplexity(model, recipe.tokens()), model.config.vocab_size, rel_tol=1e-12)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(1e3, math.inf), (math.inf, math.nan), (math.nan, math.nan)])
+def test_perplexity_beyond_a_float_is_infinite_and_of_no_numbers_it_is_none(scale, expected):
+    recipe = Recipe("llama", tied=False)
+    model = recipe.model()
+    model.lm_head.weight.data *= scale
+    assert math.isclose(found := perplexity(model, recipe.tokens()), expected) or math.isnan(found * expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_perplexity_changes_neither_model_nor_tokens(family):
     recipe = Recipe(family, padding="left")

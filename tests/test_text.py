@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -16,10 +17,12 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minislice.command import demo, inputs
 from minislice.corpus import text
 from minislice.corpus.embedded import stdlib_documents
 from minislice.corpus.text import load_text, tokenize
 from minislice.storage import checkpoint
+from minislice.teaching import lecture
 
 DOCUMENTS = ["One, in English.\nTwo lines.", "Zwei: äöü €", '{"text": "three"}', "四\u2028line separator", "5"]
 ALPACA = [
@@ -124,6 +127,8 @@ def test_reading_prints_nothing(tmp_path, capfd):
         ("other.jsonl", b'{"text": "a"}\n{"body": "a"}\n', ["'text'", "body (str)"]),
         ("nested.json", b'{"data": [{"text": "a"}]}', ["'text'", "data (list)"]),
         ("half.json", b'[{"instruction": "a"}]', ["'output'", "instruction (str)"]),
+        ("surrogate.json", b'["a \\ud800 b"]', ["no valid text", "surrogates"]),
+        ("surrogate.jsonl", b'{"text": "\\udfff"}\n', ["no valid text", "surrogates"]),
         ("numbers.json", b"[1, 2]", ["'text'", "int"]),
         ("number.json", b"5", ["'text'", "int"]),
         ("nulls.jsonl", b"null\n", ["'text'", "NoneType"]),
@@ -254,6 +259,64 @@ def test_the_embedded_splits_are_stable(splits):
         assert topics[name] in splits["test"]
     for name in ("dict", "strings"):
         assert topics[name] in splits["calibration"]
+
+
+# ---- calibration and evaluation share no token ----
+
+
+def streams_share_no_token(source: str, evaluation: str) -> None:
+    """Of one file, the halves; together they are the file's tokens, in their order."""
+    _, tokenizer = checkpoint.load("mini-opt")
+    first, second = text.disjoint_streams(source, evaluation, tokenizer)
+    whole = tokenize(load_text(source), tokenizer)
+    assert torch.equal(torch.cat([first, second]), whole) and abs(len(first) - len(second)) <= 1
+
+
+@pytest.fixture
+def book(tmp_path) -> Path:
+    (tmp_path / "book.txt").write_text("\n\n".join(pydoc_data.topics.topics.values()), encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to("book.txt")
+    return tmp_path / "book.txt"
+
+
+@pytest.mark.parametrize("name", ["book.txt", "link.txt", "../{folder}/book.txt"])
+def test_one_file_by_whatever_name_is_halved(name, book):
+    streams_share_no_token(str(book), f"{book.parent}/{name.format(folder=book.parent.name)}")
+
+
+@pytest.mark.parametrize(
+    ("target", "version"),
+    [
+        ("is_one_file", lambda right: lambda *sources: sources[0] == sources[1]),
+        ("halves", lambda right: lambda stream: (stream, stream)),
+    ],
+    ids=["compared by name", "not halved"],
+)
+def test_halving_fails_on_a_mistake(target, version, book, monkeypatch):
+    monkeypatch.setattr(text, target, version(getattr(text, target)))
+    with pytest.raises(AssertionError):
+        streams_share_no_token(str(book), f"{book.parent}/link.txt")
+
+
+def test_two_sources_are_taken_whole_and_one_that_is_not_needed_is_not_read(book, monkeypatch):
+    _, tokenizer = checkpoint.load("mini-opt")
+    (other := book.with_name("other.txt")).write_text("Another text, of its own.")
+    first, second = text.disjoint_streams(str(book), str(other), tokenizer)
+    assert torch.equal(first, tokenize(load_text(str(book)), tokenizer))
+    assert torch.equal(second, tokenize(load_text(str(other)), tokenizer))
+    assert torch.equal(text.disjoint_streams(str(book), None, tokenizer)[0], first)
+    assert text.disjoint_streams(None, str(other), tokenizer)[0] is None
+
+
+def test_every_caller_takes_its_sets_from_there(book, monkeypatch):
+    """The lecture, the demo and the commands: none of them makes streams of its own."""
+    _, tokenizer = checkpoint.load("mini-opt")
+    first, second = text.disjoint_streams(str(book), str(book), tokenizer)
+    calibration, evaluation = lecture.token_sets(str(book), tokenizer, samples=3, seqlen=20, seed=4)
+    assert torch.equal(calibration, text.sample(first, 3, 20, 4))
+    assert torch.equal(evaluation, text.sample(second, 3, 20, 4))
+    for module in (lecture, demo, inputs):
+        assert module.disjoint_streams is text.disjoint_streams and not hasattr(module, "tokenize")
 
 
 # ---- windows and samples ----

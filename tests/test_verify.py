@@ -1,5 +1,7 @@
 """`verify` measures what the other tests assert, on the user's own model."""
 
+import subprocess
+import sys
 from pkgutil import resolve_name
 
 import mistakes
@@ -52,3 +54,36 @@ def test_a_model_that_is_no_longer_whole_is_refused(action):
     model = properties.fused(recipe) if action == "fused" else properties.sliced(recipe, width=5)
     with pytest.raises(ValueError, match=f"can't verify this model: it is {action} already"):
         verify(model, recipe.tokens())
+
+
+MEMORY = """
+import gc, resource, sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+import minislice
+sizes = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_key_value_heads": 2}
+config = LlamaConfig(**sizes, num_hidden_layers=20, vocab_size=12000, tie_word_embeddings=True)
+exec(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+warm = LlamaForCausalLM(LlamaConfig(**{**sizes, "num_hidden_layers": 1, "vocab_size": 50})).eval()
+minislice.verify(warm, torch.arange(20)[None], dtypes=["float64"])  # what Python and its libraries take
+before = peak()
+model = LlamaForCausalLM(config).eval()
+assert minislice.verify(model, torch.randint(12000, (1, 64)), dtypes=["float64", "float32"]).passed
+print((peak() - before) / (8 * minislice.parameters(model)))
+"""
+
+
+def times_the_model(change: str = "") -> float:
+    """The most that verifying a model of 18 million parameters has in memory, as a multiple of it in float64."""
+    command = [sys.executable, "-c", MEMORY, change]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts as Linux does")
+def test_verifying_takes_three_times_the_model_in_the_widest_dtype():
+    assert times_the_model() < 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts as Linux does")
+def test_models_that_are_not_let_go_take_more():
+    assert times_the_model("gc.disable(); gc.collect = lambda *generation: None") > 3

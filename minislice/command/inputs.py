@@ -13,7 +13,7 @@ from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
 from ..measuring.perplexity import perplexity
-from ..storage.checkpoint import load
+from ..storage.checkpoint import load, locate
 from ..storage.checks import usable_device
 
 
@@ -74,7 +74,11 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     """What is named; else the embedded text for an embedded model, WikiText-2 for another.
 
     A file that is named for calibration alone is measured on too: on its other half, not on a text from the hub.
+
+    Raises:
+        ValueError: there is no such model, or text; in this order.
     """
+    locate(arguments.model)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
     calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
     if evaluation is None:

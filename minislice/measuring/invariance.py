@@ -6,6 +6,7 @@ dtype's alone.
 """
 
 import copy
+import gc
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -145,6 +146,7 @@ def verify(
                 fuse(exact)
             reference = logits_of(exact, ids, masks, batch_size)
             del exact
+            gc.collect()  # a model and its `save_pretrained` hold each other
             for dtype in dtypes:
                 for step in filter(steps.__contains__, STEPS):
                     changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), ids, masks, seed)
@@ -156,6 +158,7 @@ def verify(
                         perplexity=perplexity(changed, ids, masks, batch_size=batch_size),
                     )
                     del changed
+                    gc.collect()
                     bar.update()
             del reference
     return Verification([found[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)
