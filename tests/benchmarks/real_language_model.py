@@ -27,6 +27,7 @@ import torch
 import transformers
 
 import minislice
+from minislice.architecture.folder import whole_folder
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.measuring.layers import signal_errors
 
@@ -85,11 +86,22 @@ def halves(settings: argparse.Namespace, text: str, tokenizer) -> tuple[torch.Te
     return stream[:middle], stream[middle:]
 
 
+def dense_folder(settings: argparse.Namespace) -> Path:
+    """The dense model in WORK, in float32: dequantizing a GGUF file takes longer than measuring."""
+    folder = settings.work / "dense"
+    if not folder.is_dir():
+        model, tokenizer = minislice.load(settings.model, dtype="float32")
+        with whole_folder(folder) as new:
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+    return folder
+
+
 def measure(step: Step, settings: argparse.Namespace) -> dict:
     """What one row adds to its step; models that it makes are saved in WORK."""
     folder = settings.work / step.model
     if step.what == "zero-shot":
-        model, tokenizer = minislice.load(folder if step.slicing else settings.model, dtype="float32")
+        model, tokenizer = minislice.load(folder if step.slicing else dense_folder(settings), dtype="float32")
         began = time.process_time()
         tasks = minislice.zero_shot(
             model, tokenizer, TASKS, limit=settings.limit, tasks_from=settings.assets / "zeroshot"
@@ -100,7 +112,7 @@ def measure(step: Step, settings: argparse.Namespace) -> dict:
         }
         row = {"tasks": scores, "mean": tasks.mean, "mean stderr": tasks.stderr}
         return {**row, "parameters": minislice.parameters(model), "CPU seconds": time.process_time() - began}
-    source = settings.work / step.model.removesuffix("-recovered") if step.recovery else settings.model
+    source = settings.work / step.model.removesuffix("-recovered") if step.recovery else dense_folder(settings)
     model, tokenizer = minislice.load(source, dtype="float32")
     evaluation = windows(halves(settings, "wikitext", tokenizer)[1], settings.seqlen, settings.evaluation)
     row, began = {}, time.process_time()
@@ -119,7 +131,7 @@ def measure(step: Step, settings: argparse.Namespace) -> dict:
         model.save_pretrained(folder, tokenizer=tokenizer, force=True)
     if step.slicing and not step.recovery:
         row |= {"widths": model.slicing.widths, "ranks": model.slicing.ranks, "discarded": model.slicing.discarded}
-        dense = minislice.fuse(minislice.load(settings.model, dtype="float32")[0])
+        dense = minislice.fuse(minislice.load(dense_folder(settings), dtype="float32")[0])
         row["signal errors"] = signal_errors(dense, model, evaluation[:1])
     row["parameters"] = minislice.parameters(model)
     losses = [math.log(minislice.perplexity(model, window[None])) for window in evaluation]
