@@ -202,7 +202,7 @@ def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> 
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
         )
         blocks.append(block.train(layer.training))
-    return BlockLayer(blocks, inspect.signature(layer.forward).parameters).train(layer.training)
+    return BlockLayer(blocks, list(inspect.signature(layer.forward).parameters)).train(layer.training)
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Module:
