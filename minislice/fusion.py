@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm, set_weight
 from .architecture.family import LAYERNORM, NormKind
+from .architecture.linears import Linear
 from .architecture.network import Network, network
 from .precision import ROWS, by_rows
 
@@ -31,7 +32,7 @@ def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     return by_rows(lambda some: some - some.mean(-1, keepdim=True), rows).view_as(weight)
 
 
-def fuse_into(norm: nn.Module, linear: nn.Linear, kind: NormKind = LAYERNORM) -> None:
+def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> None:
     """Move the norm's scale and shift into a linear that reads it, in place; products in float64 (section 3.2).
 
     A linear without a bias gets one where the norm has a shift.
@@ -46,13 +47,13 @@ def fuse_into(norm: nn.Module, linear: nn.Linear, kind: NormKind = LAYERNORM) ->
     set_weight(linear, weight, bias)
 
 
-def subtract_mean_from_output(linear: nn.Linear) -> None:
+def subtract_mean_from_output(linear: Linear) -> None:
     """W_out <- W_out M and b_out <- b_out M, in place (section 3.2)."""
     bias = None if linear.bias is None else subtract_mean(linear.bias)
     set_weight(linear, subtract_mean(linear.weight.T).T, bias)
 
 
-def scale_output(linear: nn.Linear, number: float) -> None:
+def scale_output(linear: Linear, number: float) -> None:
     """Move a number that the branch is multiplied by into W_out and b_out, in place."""
     bias = None if linear.bias is None else linear.bias * number
     set_weight(linear, by_rows(lambda rows: rows * number, linear.weight), bias)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture.blocks import set_weight
+from .architecture.linears import Linear
 from .architecture.network import Network, network
 from .fusion import fuse
 from .precision import by_rows
@@ -40,12 +41,12 @@ def times(W: Float[Tensor, "rows D"], P: Float64[Tensor, "D k"]) -> Float[Tensor
     return by_rows(lambda rows: rows @ P, W, wide)
 
 
-def fold_reader(linear: nn.Linear, P: Float64[Tensor, "D k"]) -> None:
+def fold_reader(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
     """W_in <- P^T W_in, in place (theorem 1); where k < D, D - k rows of W_in are deleted with it (eq. 9)."""
     set_weight(linear, times(linear.weight, P))
 
 
-def fold_writer(linear: nn.Linear, P: Float64[Tensor, "D k"]) -> None:
+def fold_writer(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
     """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); where k < D, columns are deleted with it (eq. 9)."""
     bias = None if linear.bias is None else times(linear.bias[None], P)[0]
     set_weight(linear, times(linear.weight.T, P).T, bias)

@@ -23,6 +23,7 @@ from .blocks import Block, LowRankAdapter, RMSNorm, TiedHead, set_weight
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
+from .linears import Linear
 from .network import network
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
@@ -240,7 +241,7 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     return base
 
 
-def _set_bias(linear: nn.Linear, wanted: bool) -> None:
+def _set_bias(linear: Linear, wanted: bool) -> None:
     """Give a linear the bias it should have, of the right length."""
     linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features)) if wanted else None
 
