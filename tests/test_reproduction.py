@@ -557,6 +557,13 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, said, tmp_path, mon
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"notes.txt"}
 
 
+def test_under_torchrun_it_is_refused(tmp_path, monkeypatch, capsys):
+    arguments = parser_for(COMMANDS).parse_args(["reproduce", "opt", "--out", str(tmp_path / "r.jsonl")])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun"):
+        arguments.run(arguments)
+
+
 def test_a_model_that_is_not_there_is_a_row_that_says_so(tmp_path, capsys):
     out = tmp_path / "r.jsonl"
     assert main(["reproduce", "opt", "--tables", "1", "--models", "125M", "--rows", "1", "--out", str(out)]) == 0

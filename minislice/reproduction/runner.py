@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 from ..corpus.batches import with_what_fits
-from ..large import processes
 from ..measuring.timing import peak_memory
 from . import provenance
 from .measure import Bench, Outcome
@@ -70,8 +69,6 @@ def reproduce(
         ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
         ValueError: another run writes into the file; the file holds something else.
     """
-    if processes.count() > 1:
-        raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
     out = Path(out)
     settings, summary = settings_of(rows, dtype_on(device)), Summary()
     about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
