@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -31,7 +32,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--rows", type=positive, metavar="N", help="stop behind so many measurements")
     sub.add_argument("--stream", action="store_true", help="slice from disk, one layer in memory; for 66B and 70B")
     text = "with --stream: torchrun processes that share the calibration set, each on a GPU of its own (default: 1)"
-    sub.add_argument("--processes", type=positive, default=1, help=text)
+    sub.add_argument("--processes", dest="process_count", type=positive, default=1, help=text)
     sub.add_argument("--batch-size", type=positive, default=8, help="sequences a forward pass, fewer where needed")
     sub.add_argument("--device", help="that computes (default: cuda if there is one)")
     sub.add_argument("--dtype", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
@@ -58,9 +59,11 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
     if arguments.device == "auto":
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
-    if arguments.processes > 1 and not arguments.stream:
+    if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
     profile = profile_for(arguments.family, arguments.profile, **_changes(arguments))
     tables = [_table(word) for word in arguments.tables.split(",")] if arguments.tables else None
@@ -79,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         batch_size=arguments.batch_size,
         stream=arguments.stream,
-        process_count=arguments.processes,
+        process_count=arguments.process_count,
         limit=arguments.rows,
         command=shlex.join(["minislice", *sys.argv[1:]]),
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),

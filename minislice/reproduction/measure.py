@@ -85,8 +85,7 @@ class Bench:
         outcome.facts["parameters"] = parameters(model)
         with outcome.timed(setting.measure):
             if setting.measure == "perplexity":
-                stream = self.tokens(setting, setting.evaluation, "test", tokenizer)
-                tokens = windows(stream, setting.seqlen, setting.windows)
+                tokens = self.evaluation(setting, tokenizer)
                 outcome.facts["evaluation"] = _described(setting.evaluation, tokens)
                 outcome.values["perplexity"] = perplexity(model, tokens, batch_size=batch_size)
             else:
@@ -104,9 +103,14 @@ class Bench:
             self._streams[name] = stream
         return self._streams[name]
 
-    def _calibration(self, setting: Setting, tokenizer) -> Tensor:
+    def calibration(self, setting: Setting, tokenizer) -> Tensor:
+        """The windows that the principal components are of."""
         stream = self.tokens(setting, setting.calibration, "calibration", tokenizer)
         return sample(stream, setting.samples, setting.seqlen, setting.seed)
+
+    def evaluation(self, setting: Setting, tokenizer) -> Tensor:
+        """The windows that perplexity is measured on."""
+        return windows(self.tokens(setting, setting.evaluation, "test", tokenizer), setting.seqlen, setting.windows)
 
     def forget(self) -> None:
         """Let the model of the last setting go, from memory and disk."""
@@ -133,7 +137,7 @@ class Bench:
             raise ValueError(f"{made.source} has no tokenizer beside it")
         outcome.facts["dense parameters"] = parameters(model)
         if made.percent:
-            tokens = self._calibration(made, tokenizer)
+            tokens = self.calibration(made, tokenizer)
             outcome.facts["calibration"] = _described(made.calibration, tokens)
             with outcome.timed("slice"):
                 slice_model(model, tokens, batch_size=batch_size, **_options(made))
@@ -142,7 +146,7 @@ class Bench:
 
     def _streamed(self, made: Setting, batch_size: int, outcome: Outcome):
         tokenizer = load_tokenizer(locate(made.source))
-        tokens = self._calibration(made, tokenizer)
+        tokens = self.calibration(made, tokenizer)
         outcome.facts["calibration"] = _described(made.calibration, tokens)
         outcome.facts["streamed by"] = self.processes
         out = self.work / f"{made.model}-{made.percent}-{made.signal}-{made.seed}-{hash_of(tokens)}"

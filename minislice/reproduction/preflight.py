@@ -10,8 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from ..measuring.cost import parameters
 from ..measuring.shapes import SHAPES
-from .protocol import Row, Setting
-from .provenance import revision_of
+from ..storage.checkpoint import load_tokenizer, locate
+from .measure import Bench
+from .protocol import Row, Setting, settings_of
+from .provenance import hash_of, revision_of
 
 # Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
 MARGIN = 1.3
@@ -70,8 +72,6 @@ def needs(setting: Setting) -> tuple[int, int]:
 
 def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> list[dict]:
     """One line for each model: what it needs, and how many of its settings can run here."""
-    from .runner import settings_of
-
     lines = []
     settings = settings_of(rows, dtype)
     for model in dict.fromkeys(setting.model for setting in settings):
@@ -90,6 +90,32 @@ def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> lis
             }
         )
     return lines
+
+
+def token_sets(setting: Setting) -> list[dict]:
+    """The tokens that calibrate and those that are measured on, of a sliced model's perplexity: how many, which.
+
+    Raises:
+        ValueError: a window is in both.
+    """
+    bench = Bench("cpu", Path())
+    tokenizer = load_tokenizer(locate(setting.source))
+    cut = {
+        "calibration": bench.calibration(setting, tokenizer),
+        "evaluation": bench.evaluation(setting, tokenizer),
+    }
+    if shared := len(set(map(tuple, cut["calibration"].tolist())) & set(map(tuple, cut["evaluation"].tolist()))):
+        raise ValueError(f"{shared} windows of {setting.evaluation} are both calibrated and measured on")
+    return [
+        {
+            "tokens": name,
+            "text": Path(getattr(setting, name)).name,
+            "windows": len(tokens),
+            "tokens of each": tokens.shape[1],
+            "sha256": hash_of(tokens),
+        }
+        for name, tokens in cut.items()
+    ]
 
 
 def _access(settings: list[Setting]) -> str:

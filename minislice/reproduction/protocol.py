@@ -228,6 +228,17 @@ def rows(
     return sorted((row for row in found if row.model in names), key=place)
 
 
+def settings_of(rows: Iterable[Row], dtype: str) -> list[Setting]:
+    """The settings of the rows, each once, in the order of the rows, in the dtype that "auto" stands for."""
+    every = dict.fromkeys(setting for row in rows for setting in row.settings)
+    return [in_dtype(setting, dtype) for setting in every]
+
+
+def in_dtype(setting: Setting, dtype: str) -> Setting:
+    """The setting, with this dtype in place of "auto"."""
+    return replace(setting, dtype=dtype) if setting.dtype == "auto" else setting
+
+
 def _full_name(family: Family, name: str) -> str:
     for full in family.sources:
         if name.lower() in (full.lower(), full.split("-")[-1].lower()):

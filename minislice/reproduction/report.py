@@ -83,8 +83,7 @@ def markdown(records: list[dict]) -> str:
             ]
         every = cells(family, profile, own)
         for table in dict.fromkeys(cell.row.table for cell in every):
-            whose = f"Table {table}" if profile.is_papers else f"The rows of table {table}"
-            lines += ["", f"### {whose}: {TITLES[table]}", ""]
+            lines += ["", f"### {title_of(table, profile)}", ""]
             lines += _table(table, [cell for cell in every if cell.row.table == table])
         lines += _how(own, machines)
     lines += ["", "## Where it was measured", ""]
@@ -103,20 +102,37 @@ def _changed(profile: Profile) -> str:
     )
 
 
-def _table(number: int, every: list[Cell]) -> list[str]:
+def title_of(number: int, profile: Profile) -> str:
+    """A table's title; a stand-in has the paper's rows, but other texts and sizes."""
+    if profile.is_papers:
+        return f"Table {number}: {TITLES[number]}"
+    return f"On {profile.stand_in}, the rows of table {number} (in the paper: {TITLES[number]})"
+
+
+def table_rows(number: int, every: list[Cell]) -> list[dict[str, str]]:
+    """A table's rows as text by column; `every` are the cells of this table."""
     metrics = [metric for metric in METRICS[number] if any(cell.metric == metric for cell in every)]
-    lines = ["| model | slicing | | " + " | ".join(metrics) + " | |"]
-    lines.append("|---" * (len(metrics) + 4) + "|")
-    places = dict.fromkeys((id(cell.row), cell.signal) for cell in every)
-    for place in places:
+    found = []
+    for place in dict.fromkeys((id(cell.row), cell.signal) for cell in every):
         own = {cell.metric: cell for cell in every if (id(cell.row), cell.signal) == place}
         first = next(iter(own.values()))
-        label = ", ".join(filter(None, (first.row.label, first.signal)))
-        values = [_shown(own[metric]) if metric in own else "" for metric in metrics]
-        status = first.status + (f" ({first.reason})" if first.reason else "")
-        lines.append(f"| {first.row.model} | {first.row.percent}% | {label} | " + " | ".join(values) + f" | {status} |")
-    slips = [f"{cell.row.model}, {cell.row.percent}%, {cell.metric}: {cell.slip}" for cell in every if cell.slip]
-    return [*lines, *(["", *(f"- {slip}" for slip in slips)] if slips else [])]
+        found.append(
+            {
+                "model": first.row.model,
+                "slicing": f"{first.row.percent}%",
+                "row": ", ".join(filter(None, (first.row.label, first.signal))),
+                **{metric: _shown(own[metric]) if metric in own else "" for metric in metrics},
+                "status": first.status + (f" ({first.reason})" if first.reason else ""),
+            }
+        )
+    return found
+
+
+def _table(number: int, every: list[Cell]) -> list[str]:
+    found = table_rows(number, every)
+    lines = [_line(list(found[0])), "|---" * len(found[0]) + "|", *(_line(list(row.values())) for row in found)]
+    slips = [f"- {cell.row.model}, {cell.row.percent}%, {cell.metric}: {cell.slip}" for cell in every if cell.slip]
+    return [*lines, *(["", *slips] if slips else [])]
 
 
 def _shown(cell: Cell) -> str:
@@ -157,8 +173,12 @@ def _how(records: list[dict], machines: dict[tuple, str]) -> list[str]:
             where,
             f"`{record['command']}`",
         ]
-        lines.append("| " + " | ".join(words) + " |")
+        lines.append(_line(words))
     return lines
+
+
+def _line(words: list[str]) -> str:
+    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
 
 
 def _provenance(record: dict) -> dict[str, Any]:

@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from ..corpus.batches import with_what_fits
-from ..large import processes
 from ..measuring.timing import peak_memory
 from . import provenance
 from .measure import Bench, Outcome
 from .preflight import Machine, why_not
-from .protocol import GATES, Profile, Row, Setting
+from .protocol import GATES, Profile, Row, Setting, in_dtype, settings_of
 from .results import SCHEMA, Results, key_of, opened
 
 
@@ -38,12 +37,6 @@ class Summary:
     failed: int = 0
     skipped: int = 0
     left: int = 0  # beyond `limit`
-
-
-def settings_of(rows: list[Row], dtype: str) -> list[Setting]:
-    """The settings of the rows, each once, in the order of the rows, in the dtype that "auto" stands for."""
-    every = dict.fromkeys(setting for row in rows for setting in row.settings)
-    return [_in(setting, dtype) for setting in every]
 
 
 def reproduce(
@@ -76,8 +69,6 @@ def reproduce(
         ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
         ValueError: another run writes into the file; the file holds something else.
     """
-    if processes.count() > 1:
-        raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
     out = Path(out)
     settings, summary = settings_of(rows, dtype_on(device)), Summary()
     about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
@@ -111,7 +102,7 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
         return
     metric, tolerance = GATES[setting.measure]
     for row in rows:
-        if setting in [_in(own, setting.dtype) for own in row.settings] and metric in row.paper:
+        if setting in [in_dtype(own, setting.dtype) for own in row.settings] and metric in row.paper:
             ours, papers = record["values"][metric], row.paper[metric]
             if not abs(ours - papers) <= tolerance + 1e-9:  # a NaN is off, too
                 raise ProtocolDiffers(
@@ -125,10 +116,6 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
 def dtype_on(device: str) -> str:
     """What "auto" stands for: the paper's float16 on a GPU, float32 where a CPU computes."""
     return "float16" if torch.device(device).type == "cuda" else "float32"
-
-
-def _in(setting: Setting, dtype: str) -> Setting:
-    return dataclasses.replace(setting, dtype=dtype) if setting.dtype == "auto" else setting
 
 
 def _finished(results: Results, setting: Setting) -> dict | None:
@@ -198,5 +185,6 @@ def _line(setting: Setting, record: dict) -> str:
     if record["status"] != "done":
         return f"{what}: {setting.measure} {record['status']}: {record['reason']}"
     values = record["values"]
-    shown = next(name for name in ("perplexity", "average", *values) if name in values)
+    headlines = ("perplexity", "average", "ms_per_token", "total", *values)
+    shown = next(name for name in headlines if name in values)
     return f"{what}: {shown} {values[shown]:.2f}"
