@@ -127,11 +127,15 @@ def make_adapter(
     return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), E
 
 
-def largest_form(form: str, D: int, k: int, k_next: int) -> str | int | None:
-    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity."""
+def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
+    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity.
+
+    Args:
+        room: how many dimensions the signal has: D, or D - 1 where it has no mean.
+    """
     if form == "full" or k > k_next:
         return "full"
-    rank = 0 if form == "none" else min(k, D - k_next)
+    rank = 0 if form == "none" else max(0, min(k, room - k_next))
     return None if rank == 0 and k == k_next else rank
 
 

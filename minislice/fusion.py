@@ -23,6 +23,7 @@ from .architecture.blocks import Block, RMSNorm, set_weight
 from .architecture.family import LAYERNORM, NormKind
 from .architecture.linears import Linear
 from .architecture.network import Network, network
+from .heads import tie_embedding, tie_head
 from .precision import ROWS, by_rows
 
 
@@ -64,7 +65,7 @@ def bare(norm: nn.Module, net: Network) -> RMSNorm:
     return norm if isinstance(norm, RMSNorm) else RMSNorm(net.trained_width, net.family.norm.eps_of(norm))
 
 
-def fuse_embeddings(net: Network) -> None:
+def fuse_embeddings(net: Network, keep_tie: bool = False) -> None:
     """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would.
 
     A norm of the token embedding alone, which is a table of the same size, becomes part of the table.
@@ -73,7 +74,7 @@ def fuse_embeddings(net: Network) -> None:
         set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
         setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     if net.subtracts_mean:
-        for embedding in net.embeddings:
+        for embedding in net.embeddings[keep_tie:]:  # a table that the head shares stays as it is
             set_weight(embedding, subtract_mean(embedding.weight))
 
 
@@ -90,9 +91,12 @@ def fuse_blocks(net: Network, blocks: Iterable[Block]) -> None:
         block.norm, block.mlp_norm, block.scale = bare(block.norm, net), None, 1.0
 
 
-def fuse_head(net: Network) -> None:
+def fuse_head(net: Network, keep_tie: bool = False) -> None:
     """Fuse the final norm into the head, in place."""
-    fuse_into(net.final_norm, net.head, net.family.norm)
+    if keep_tie:
+        tie_head(net)
+    else:
+        fuse_into(net.final_norm, net.head, net.family.norm)
     net.final_norm = bare(net.final_norm, net)
 
 
@@ -114,26 +118,32 @@ def untie_head(net: Network) -> None:
 
 
 @torch.no_grad()
-def fuse(model: PreTrainedModel) -> PreTrainedModel:
+def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     """Turn every norm of the model into an `RMSNorm` without weights, in place; its output does not change.
 
     A head that was tied to the embedding gets weights of its own: it absorbs the final norm's scale, which the
     embedding must not.
 
+    Args:
+        keep_tie: leave the tied matrix as it is instead, see `heads`; such a network can't be rotated at its ends.
+
     Returns the same model object.
 
     Raises:
-        ValueError: the model can't be fused (see `families.network`), or already is.
+        ValueError: the model can't be fused (see `families.network`), or already is, or has no tie to keep.
     """
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")
+    if keep_tie:
+        tie_embedding(net)
     net.install()
     fuse_config(net)
-    untie_head(net)
-    fuse_embeddings(net)
+    if not keep_tie:
+        untie_head(net)
+    fuse_embeddings(net, keep_tie)
     fuse_blocks(net, net.blocks)
-    fuse_head(net)
+    fuse_head(net, keep_tie)
     return model
 
 

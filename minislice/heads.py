@@ -1,26 +1,57 @@
-"""A head that was tied to the embedding stays tied.
+"""A head that shared its matrix with the embedding goes on sharing it.
 
-Fusion gives a tied head weights of its own, because it absorbs the final norm's scale (section 3.2): a sliced model can
-then have more parameters than the dense one. But the sliced head W [vocabulary, k_last] is nearly a linear map of the
-sliced embedding E [vocabulary, k], so let the head be x -> (x H) E^T, with E stored once and H [k_last, k] the
-least-squares solution of E H^T = W. Its bias, if any, is kept.
+Fusion gives such a head weights of its own, because it absorbs the final norm's scale (section 3.2): a sliced model can
+then have more parameters than the dense one. Small language models of today have large vocabularies and tied heads.
 
-Every token counts alike in the fit.
+`tied` is exact. Let the first and the last boundary stay whole, in the model's own basis (P = I): then the embedding
+is E, and the head with the final norm's scale and shift is x -> (x diag(alpha) + beta) E^T, with E stored once. For a
+LayerNorm model the embedding subtracts the mean when it is read. The widths are D, k, ..., k, D, and the first and the
+last block have full adapters.
+
+`fitted` slices the embedding too, and is an approximation. The sliced head W [vocabulary, k_last] is nearly a linear
+map of the sliced embedding E [vocabulary, k]; let the head be x -> (x H) E^T, H [k_last, k] the least-squares solution
+of E H^T = W. Every token counts alike in the fit.
 """
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from .architecture.blocks import TiedHead
+from .architecture.blocks import CentredEmbedding, FittedHead, TiedHead
+from .architecture.network import Network
 from .precision import ROWS
 
-HEADS = ("own", "tied")
+HEADS = ("own", "tied", "fitted")
 
 
-def fit_tied_head(
-    E: Float[Tensor, "vocabulary k"], W: Float[Tensor, "vocabulary k_last"]
-) -> Float64[Tensor, "k_last k"]:
+def require_tie(net: Network) -> None:
+    """Raise a ValueError for a network whose head can't go on sharing the embedding's matrix exactly."""
+    if net.is_fused and not isinstance(net.head, TiedHead):
+        raise ValueError("head='tied' needs the trained model: fusion has given this one's head weights of its own")
+    if not net.is_fused and net.head.weight is not net.embeddings[0].weight:
+        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's doesn't")
+    if net.embedding_norm is not None:
+        raise ValueError("head='tied' can't be: a norm stands behind the embedding, and fusion puts it into the matrix")
+
+
+def tie_embedding(net: Network) -> None:
+    """Have the embedding subtract the mean itself, in place, if the model's norms would; its matrix stays."""
+    require_tie(net)
+    if net.subtracts_mean:
+        net.embeddings[0].__class__ = CentredEmbedding  # the same module, its matrix still shared
+
+
+def tie_head(net: Network) -> None:
+    """A head that is the final norm's scale and shift, and the embedding's matrix as trained, in place."""
+    norm, bias = net.final_norm, net.head.bias
+    alpha, beta = net.family.norm.scale_of(norm), getattr(norm, "bias", None)
+    like = net.head.weight
+    alpha = like.new_ones(like.shape[1]) if alpha is None else alpha.detach().to(like.dtype)
+    beta = None if beta is None else beta.detach()
+    net.head = TiedHead(net.embeddings[0], alpha, beta, None if bias is None else bias.detach(), like.requires_grad)
+
+
+def fitted_map(E: Float[Tensor, "vocabulary k"], W: Float[Tensor, "vocabulary k_last"]) -> Float64[Tensor, "k_last k"]:
     """The H that makes E H^T nearest to W, a head's matrix as `nn.Linear` stores it; in float64."""
     EE = EW = 0
     for rows, targets in zip(E.split(ROWS), W.split(ROWS), strict=True):
@@ -29,8 +60,8 @@ def fit_tied_head(
     return (torch.linalg.pinv(EE, hermitian=True) @ EW).T  # E^T E is singular where k > vocabulary
 
 
-def tie_head(head: nn.Linear, embedding: nn.Embedding) -> TiedHead:
-    """A head that uses `embedding`'s matrix in place of its own."""
-    H = fit_tied_head(embedding.weight, head.weight).to(head.weight)
+def fit_head(head: nn.Linear, embedding: nn.Embedding) -> FittedHead:
+    """A head that uses the sliced embedding's matrix in place of its own."""
+    H = fitted_map(embedding.weight, head.weight).to(head.weight)
     bias = None if head.bias is None else head.bias.detach().clone()
-    return TiedHead(embedding, H, bias, requires_grad=head.weight.requires_grad)
+    return FittedHead(embedding, H, bias, requires_grad=head.weight.requires_grad)

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 
 from torch import Tensor
 
-from .adapters import FORMS
+from .adapters import FORMS, largest_form
 from .heads import HEADS
 from .pca import SIGNALS, rank_of
 
@@ -34,7 +34,8 @@ class SlicingOptions:
         adapter: the form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
         tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1; 0
             computes exactly what "full" does.
-        head: of a model whose head is tied to the embedding: weights of its "own", or still "tied"; see `heads`.
+        head: of a model whose head is tied to the embedding: weights of its "own" (the paper's); still "tied", exactly,
+            the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see `heads`.
         basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns
             of the signal with the largest norms, unrotated. The last two are baselines.
         orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
@@ -81,13 +82,25 @@ class SlicingOptions:
             else:
                 k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
+            if self.head == "tied":
+                widths[0] = D
         if len(widths) != boundaries:
             raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
         if not all(k is None or 1 <= k <= D for k in widths):
             raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
-        if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(widths))):
+        if self.head == "tied" and not widths[0] == widths[-1] == D:
+            raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
+        between = widths[self.head == "tied" :]  # there the first block has a full adapter
+        if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths
+
+    def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
+        """The most that each block's adapter can be, as `adapters.largest_form` says it."""
+        forms = [largest_form(self.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
+        if self.head == "tied":
+            forms[0] = forms[-1] = "full"
+        return forms
 
 
 def _check(options: SlicingOptions) -> None:
@@ -117,6 +130,8 @@ def _check(options: SlicingOptions) -> None:
     require(is_number(tolerance) and 0 <= tolerance <= 1, "tolerance", "a cosine deficit, 0 <= tolerance <= 1")
     if sum(option is not None for option in (slicing, width, discard)) > 1:
         raise ValueError("give one of slicing, width and discard")
+    if options.head == "tied" and options.slice_head:
+        raise ValueError("head='tied' keeps the last boundary whole; leave slice_head out, or give head='own'")
     if discard is not None and options.basis != "pca":
         raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
 

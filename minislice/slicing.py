@@ -29,7 +29,7 @@ from .architecture.network import Network, inference, network
 from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
-from .heads import tie_head
+from .heads import fit_head, require_tie
 from .options import SlicingOptions, SlicingReport, takes_options
 from .pca import choose_basis, discarded_share, width_keeping, without_mean
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
@@ -72,7 +72,7 @@ def slice_model(
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
     if not net.is_fused:
-        net = network(fuse(model))
+        net = network(fuse(model, keep_tie=options.head == "tied"))
     slicer = Slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
     with inference(model):
         slicer.slice_embeddings()
@@ -91,8 +91,12 @@ def widths_of(net: Network, options: SlicingOptions) -> list[int | None]:
     Raises:
         ValueError: they don't.
     """
-    if options.head == "tied" and not net.head_was_tied:
-        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's never did")
+    if options.head != "own" and not net.head_was_tied:
+        raise ValueError(
+            f"head={options.head!r} is for models whose head shares the embedding's matrix; this one's doesn't"
+        )
+    if options.head == "tied":
+        require_tie(net)
     return options.widths(net.trained_width, len(net.blocks) + 1)
 
 
@@ -107,6 +111,9 @@ class Slicer:
         self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
         self.options = report.options
         self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
+        self.whole = (
+            {0, len(net.blocks)} if self.options.head == "tied" else set()
+        )  # boundaries in the model's own basis
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
@@ -121,7 +128,7 @@ class Slicer:
         """Boundary 0: its writers are the embeddings."""
         X = self.calibration.embed(self.net)
         self.Q, self.k = self._basis(X)
-        for embedding in self.net.embeddings:
+        for embedding in () if 0 in self.whole else self.net.embeddings:
             fold_embedding(embedding, self.P)  # W_embd <- W_embd P
         self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
 
@@ -136,7 +143,8 @@ class Slicer:
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
         like, options = block.w_out[0].weight, self.options
-        P_next, block.adapter, E = make_adapter(P, Q_next, k, options.adapter, options.tolerance, like)  # S = P^T P'
+        form = "full" if {self.boundary, self.boundary + 1} & self.whole else options.adapter
+        P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:
             set_weight(linear, weight, bias)
             fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'
@@ -149,9 +157,10 @@ class Slicer:
 
     def slice_head(self) -> None:
         """The last boundary's reader."""
-        fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
-        if self.options.head == "tied":
-            self.net.head = tie_head(self.net.head, self.net.embeddings[0])
+        if self.boundary not in self.whole:
+            fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
+        if self.options.head == "fitted":
+            self.net.head = fit_head(self.net.head, self.net.embeddings[0])
 
     def _basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
         """Q of the next boundary, and the k of its columns to keep, from the signal there, which is in this one's Q."""
@@ -166,6 +175,9 @@ class Slicer:
         k = self.widths[boundary]
         if k is None:
             k = width_keeping(eigenvalues, options.discard, options.multiple)
-        Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
+        if boundary in self.whole:
+            Q = torch.eye(k, dtype=C.dtype, device=C.device)
+        else:
+            Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
         self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
         return Q, k

@@ -284,6 +284,30 @@ def cache_not_handed_on(right):
     return lambda self, x, **context: right(self, x, **{**context, CACHE: None})
 
 
+# Heads
+
+
+def scale_left_out_of_the_head(right):
+    return lambda self, x: nn.functional.linear(
+        x if self.beta is None else x + self.beta, self.embedding.weight, self.bias
+    )
+
+
+def shift_left_out_of_the_head(right):
+    return lambda self, x: nn.functional.linear(x * self.alpha, self.embedding.weight, self.bias)
+
+
+def mean_left_in_the_embedding(right):
+    return nn.Embedding.forward
+
+
+def ends_aligned(right):
+    def make_adapter(P, Q_next, k_next, form, *rest):
+        return right(P, Q_next, k_next, "low-rank" if P.shape[1] <= k_next else form, *rest)
+
+    return make_adapter
+
+
 # Residual adapters
 
 

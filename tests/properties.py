@@ -161,6 +161,15 @@ def projected_logits(recipe: Recipe, widths: list[int], signal: str, carry: Call
         return recipe.logit_scale * net.head(net.final_norm(y))[mask]
 
 
+def tied_head_is_exact(recipe: Recipe, **options) -> None:
+    """At full width the logits are the dense model's, with the embedding's own matrix, untouched, in the head."""
+    dense = recipe.model()
+    model = sliced(recipe, head="tied", **(options or {"slicing": 0}))
+    assert_same_logits(model, dense, recipe, 1e-6 if recipe.family == "llama" else EXACT)
+    assert model.get_output_embeddings().embedding.weight is model.get_input_embeddings().weight
+    assert torch.equal(model.get_input_embeddings().weight, dense.get_input_embeddings().weight)
+
+
 def slicing_is_projection(recipe: Recipe, width=None, signal="normalized", adapter="full", **options) -> None:
     """The sliced network, with adapters that are exact, computes eq. 9's: its signal projected between blocks."""
     width = width or max(1, recipe.width // 2)

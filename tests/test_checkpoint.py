@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import minislice
-from minislice.architecture.blocks import LowRankAdapter, TiedHead
+from minislice.architecture.blocks import FittedHead, LowRankAdapter
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM
 from minislice.architecture.network import network
 from minislice.measuring.cost import step_seconds
@@ -40,7 +40,7 @@ def sliced(family, *, dtype=torch.float32, seed=0, width=12, tied_head=False, **
     if tied_head:
         net = network(model)
         H = torch.randn(net.widths[-1], width, generator=torch.Generator().manual_seed(seed)).to(dtype)
-        model.lm_head = TiedHead(net.embeddings[0], H, model.lm_head.bias)
+        model.lm_head = FittedHead(net.embeddings[0], H, model.lm_head.bias)
     return model, tokens
 
 
@@ -340,13 +340,13 @@ def test_a_loaded_model_remembers_whether_its_head_was_tied(tied, tmp_path):
     minislice.fuse(recipe.model()).save_pretrained(tmp_path / "fused")
     loaded, _ = minislice.load(tmp_path / "fused")
     if not tied:
-        with pytest.raises(ValueError, match="tied"):
-            minislice.slice_model(loaded, recipe.tokens(), width=9, head="tied")
+        with pytest.raises(ValueError, match="shares the embedding"):
+            minislice.slice_model(loaded, recipe.tokens(), width=9, head="fitted")
         return
-    minislice.slice_model(loaded, recipe.tokens(), width=9, head="tied")
+    minislice.slice_model(loaded, recipe.tokens(), width=9, head="fitted")
     loaded.save_pretrained(tmp_path / "sliced")
     again, _ = minislice.load(tmp_path / "sliced")
-    assert isinstance(again.get_output_embeddings(), TiedHead)
+    assert isinstance(again.get_output_embeddings(), FittedHead)
     assert torch.equal(logits(again, recipe.tokens()), logits(loaded, recipe.tokens()))
 
 
@@ -534,7 +534,7 @@ DAMAGES = {
     "unexpected tensor": (edit_tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
     "index": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
-    "newer": (edit_config(format_version=2), r"config\.json.*newer minislice \(format 2"),
+    "newer": (edit_config(format_version=3), r"config\.json.*newer minislice \(format 3"),
     "other architecture": (edit_config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
     "too few widths": (edit_config(widths=[12, 12]), r"config\.json.*'widths'"),
     "width": (edit_config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),

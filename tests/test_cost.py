@@ -38,7 +38,7 @@ def test_flops_are_those_that_torch_counts(name, options):
 
 
 def test_flops_of_a_tied_head_are_counted():
-    model = small(adapter="none", head="tied")
+    model = small(adapter="none", head="fitted")
     assert counted(model) == flops_per_token(model, context=1)
 
 

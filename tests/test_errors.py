@@ -1,5 +1,7 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
+from dataclasses import replace
+
 import properties
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import (
 
 from minislice import fuse, perplexity, rotate, slice_model, verify
 from minislice.architecture.families import FAMILIES as SUPPORTED
+from minislice.architecture.network import network
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
 RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}
@@ -111,6 +114,20 @@ def test_options_that_make_no_sense_are_refused(family, options, fragments):
 )
 def test_widths_that_do_not_fit_are_refused(options, fragments):
     assert_raises_and_leaves_alone(PHI.model(), lambda model: slice_model(model, IDS, **options), *fragments)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tie_that_cannot_be_kept_is_refused(family):
+    tied, own = RECIPES[family].model(), replace(RECIPES[family], tied=False).model()
+    boundaries = len(network(tied).blocks) + 1
+    for model, options, fragments in [
+        (own, {}, ["head='tied'", "this one's doesn't"]),
+        (fuse(RECIPES[family].model()), {}, ["needs the trained model", "fusion"]),
+        (tied, {"slice_head": True}, ["keeps the last boundary whole", "slice_head"]),
+        (tied, {"width": [8] * boundaries}, ["give 16 at both ends"]),
+    ]:
+        action = lambda model, options=options: slice_model(model, IDS, head="tied", **options)  # noqa: E731
+        assert_raises_and_leaves_alone(model, action, *fragments)
 
 
 too_high, negative = IDS.clone(), IDS.clone()

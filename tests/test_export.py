@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import minislice
-from minislice.architecture.blocks import RMSNorm, TiedHead
+from minislice.architecture.blocks import FittedHead, RMSNorm
 from minislice.architecture.network import network
 from minislice.storage.stock import mean_zero_embedding, stock_model
 
@@ -135,11 +135,11 @@ def test_a_tied_head_is_exported_as_the_matrix_that_it_computes(name, tmp_path):
     model, tokens = stock_ready(RECIPES[name])
     net = network(model)
     H = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    model.lm_head = TiedHead(net.embeddings[0], H, model.lm_head.bias)
+    model.lm_head = FittedHead(net.embeddings[0], H, model.lm_head.bias)
     minislice.export(model, tmp_path / "stock")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert relative_error(logits(stock, tokens), logits(model, tokens)) < 1e-5
-    assert isinstance(model.lm_head, TiedHead)
+    assert isinstance(model.lm_head, FittedHead)
 
 
 def test_a_model_that_is_fused_but_whole_is_exported_too(tmp_path):

@@ -27,6 +27,7 @@ ROTATION_ADAPTER = "minislice.rotation.linear_map"
 ROTATION = "minislice.rotation.random_orthogonal"
 SLICE_READER = "minislice.slicing.fold_reader"
 SLICE_WRITER = "minislice.slicing.fold_writer"
+EMBEDDING = "minislice.slicing.fold_embedding"
 MAKE_ADAPTER = "minislice.slicing.make_adapter"
 WIDTH_KEEPING = "minislice.slicing.width_keeping"
 COMPONENTS = "minislice.calibration.principal_components"
@@ -34,6 +35,8 @@ COVARIANCE = "minislice.calibration.covariance"
 SIGNAL_COVARIANCE = "minislice.calibration.Calibration.covariance"
 EXCESS = "minislice.calibration.Calibration.add"
 ORIENTATION = "minislice.pca.random_orthogonal"
+TIED_HEAD = "minislice.architecture.blocks.TiedHead.forward"
+TIED_EMBEDDING = "minislice.architecture.blocks.CentredEmbedding.forward"
 ALIGN = "minislice.adapters.align"
 FULL_ADAPTER = "minislice.adapters.linear_map"
 LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
@@ -83,6 +86,11 @@ left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
+    Mistake(TIED_HEAD, wrong.scale_left_out_of_the_head, p.tied_head_is_exact, LLAMA, claim="assert_same_logits"),
+    Mistake(TIED_HEAD, wrong.shift_left_out_of_the_head, p.tied_head_is_exact, tied, claim="assert_same_logits"),
+    Mistake(TIED_EMBEDDING, wrong.mean_left_in_the_embedding, p.tied_head_is_exact, PHI, claim="assert_same_logits"),
+    Mistake(EMBEDDING, wrong.nothing_done, p.slicing_is_projection, OPT),
+    Mistake(MAKE_ADAPTER, wrong.ends_aligned, p.slicing_is_projection, LLAMA, {"head": "tied"}),
     Mistake(ITS_SUBTRACT_MEAN, wrong.mean_of_each_column, p.layernorm_is_rmsnorm_of_a_signal_without_mean, OPT),
     Mistake(RMSNORM, wrong.eps_outside_the_root, p.layernorm_is_rmsnorm_of_a_signal_without_mean, thin_eps),
     Mistake(RMSNORM, wrong.mean_subtracted_again, p.rmsnorm_commutes_with_rotations, OPT, claim="norm(X @ Q) @ Q.T"),

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
-from minislice import perplexity, rotate, slice_model
+from minislice import parameters, perplexity, rotate, slice_model
 from minislice.architecture.network import network
 from minislice.options import SlicingOptions, slice_width
 from minislice.pca import covariance, width_keeping
@@ -41,6 +41,26 @@ def test_approximate_adapters_carry_close_directions_whole(case, signal, adapter
     tolerance = 1.0 if adapter == "none" else tolerance
     options = {"signal": signal, "adapter": adapter, "tolerance": tolerance, "slice_head": slice_head}
     properties.approximate_adapters_carry_close_directions_whole(recipe, width=k, **options)
+
+
+@given(recipes(), forms, st.booleans())
+def test_a_tied_head_is_exact_at_full_width(recipe, adapter, by_width):
+    size = {"width": recipe.width} if by_width else {"slicing": 0}
+    properties.tied_head_is_exact(dataclasses.replace(recipe, tied=True), adapter=adapter, **size)
+
+
+@given(recipes_and_widths(), signals, exact_forms)
+def test_a_sliced_network_with_a_tied_head_is_the_projected_one(case, signal, adapter):
+    recipe, k = case
+    recipe = dataclasses.replace(recipe, tied=True)
+    properties.slicing_is_projection(recipe, width=k, signal=signal, adapter=adapter, head="tied")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_head_saves_its_matrix(family):
+    recipe = Recipe(family, tied=True)
+    own, tied = (parameters(properties.sliced(recipe, width=12, head=head)) for head in ("own", "tied"))
+    assert tied < min(own, parameters(recipe.model()))
 
 
 @given(st.data(), recipes(), signals, exact_forms)

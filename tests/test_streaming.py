@@ -88,6 +88,12 @@ OPTIONS = st.sampled_from(
 @given(recipe=recipes(), dtype=st.sampled_from(DTYPES), shards=st.booleans(), options=OPTIONS)
 @example(recipe=Recipe("opt", tied=True), dtype=torch.float16, shards=True, options={"width": 9, "head": "tied"})
 @example(recipe=Recipe("phi", tied=True), dtype=torch.float32, shards=False, options={"width": 9, "head": "tied"})
+@example(
+    recipe=Recipe("opt", tied=True, option=True),
+    dtype=torch.float32,
+    shards=True,
+    options={"slicing": 0.5, "multiple": 1, "head": "fitted"},
+)
 def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
     check_streaming_equals_memory(recipe, dtype, shards, options)
 
@@ -204,7 +210,7 @@ def check_resumed_equals_whole(folder: Path, options: dict) -> None:
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-RESUMED = {"width": 9, "orientation": "random", "head": "tied"}
+RESUMED = {"width": 9, "orientation": "random", "head": "fitted"}
 
 
 def test_a_resumed_run_equals_a_whole_one(tmp_path):

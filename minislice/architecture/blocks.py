@@ -70,10 +70,46 @@ class LowRankAdapter(nn.Module):
         return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
 
 
-class TiedHead(nn.Module):
-    """x -> (x H) E^T + b: a head that shares its matrix E with the embedding, as it did before fusion.
+class CentredEmbedding(nn.Embedding):
+    """ids -> E[ids] M: an embedding that subtracts the mean when it is read, for a head that needs E as it is."""
 
-    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `slicing`.
+    def forward(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
+        x = super().forward(ids)
+        return x - x.mean(-1, keepdim=True)
+
+
+class TiedHead(nn.Module):
+    """x -> (x diag(alpha) + beta) E^T + b: a head that shares its matrix E with the embedding, exactly as trained.
+
+    E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift. Where it comes from: `heads`.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Embedding,
+        alpha: Tensor,
+        beta: Tensor | None,
+        bias: Tensor | None,
+        requires_grad: bool = True,
+    ):
+        super().__init__()
+        self.embedding = embedding
+        for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
+            setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
+
+    @property
+    def in_features(self) -> int:
+        return len(self.alpha)
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
+        x = x * self.alpha if self.beta is None else x * self.alpha + self.beta
+        return nn.functional.linear(x, self.embedding.weight, self.bias)
+
+
+class FittedHead(nn.Module):
+    """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix, fitted to what it was.
+
+    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `heads`.
     """
 
     def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):

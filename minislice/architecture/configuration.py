@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .families import find_family
 
-FORMAT_VERSION = 1  # raised when an older minislice could not read a new folder, or would read it wrongly
+FORMAT_VERSION = 2  # raised when an older minislice could not read a new folder, or would read it wrongly
 
 
 class SlicedConfig(PreTrainedConfig):
@@ -32,8 +32,9 @@ class SlicedConfig(PreTrainedConfig):
         adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
         norm_eps: list[float] | None = None,  # of the norm behind every boundary
         biases: list[list[str]] | None = None,  # the linears that have one, in each block of a layer
-        head: str = "linear",  # or "tied", see `blocks.TiedHead`
+        head: str = "linear",  # or "tied", or "fitted"; see `blocks.TiedHead`, `blocks.FittedHead`
         head_bias: bool = False,
+        head_shift: bool = False,  # of a tied one
         head_was_tied: bool = False,  # before fusion
         slicing: dict | None = None,  # how it was made, for people; nothing depends on it
         format_version: int = FORMAT_VERSION,
@@ -51,9 +52,12 @@ class SlicedConfig(PreTrainedConfig):
         else:
             raise ValueError("a SlicedConfig needs `base`, the config of the dense model")
         self.widths, self.adapters, self.norm_eps, self.biases = widths, adapters, norm_eps, biases
+        if format_version == 1 and head == "tied":
+            head = "fitted"  # as it is called since
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
+        self.head_shift = head_shift
         self.slicing, self.format_version = slicing, format_version
-        super().__init__(**{**kwargs, "tie_word_embeddings": head == "tied"})
+        super().__init__(**{**kwargs, "tie_word_embeddings": head != "linear"})
         self._check()
 
     def _check(self) -> None:
@@ -81,8 +85,10 @@ class SlicedConfig(PreTrainedConfig):
             }
             if not any(fits.values()):
                 raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
-        if self.head not in ("linear", "tied"):
-            raise ValueError(f"'head' must be 'linear' or 'tied', got {self.head!r}")
+        if self.head not in ("linear", "tied", "fitted"):
+            raise ValueError(f"'head' must be 'linear', 'tied' or 'fitted', got {self.head!r}")
+        if self.head == "tied" and not self.widths[0] == self.widths[-1] == D:
+            raise ValueError(f"a tied head needs 'widths' of {D} at both ends, got {self.widths}")
 
     def to_dict(self) -> dict:
         output = super().to_dict()

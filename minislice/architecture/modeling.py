@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .blocks import Block, LowRankAdapter, RMSNorm, TiedHead, set_weight
+from .blocks import Block, CentredEmbedding, FittedHead, LowRankAdapter, RMSNorm, TiedHead, set_weight
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
@@ -87,7 +87,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         known = {**(self.config.slicing or {}), **made_by(self), **(notes or {})}
         for name, value in {**description(self.base), "slicing": known}.items():
             setattr(self.config, name, value)
-        self.config.tie_word_embeddings = self.config.head == "tied"
+        self.config.tie_word_embeddings = self.config.head != "linear"
         self._tied_weights_keys = _tied(self.base)
 
     @can_return_tuple
@@ -139,7 +139,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base.set_input_embeddings(value)
-        if isinstance(head := self.get_output_embeddings(), TiedHead):
+        if isinstance(head := self.get_output_embeddings(), (TiedHead, FittedHead)):
             head.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
@@ -235,9 +235,15 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     set_weight(net.head, net.head.weight[:, : widths[-1]].clone())
     _set_bias(net.head, config.head_bias)
     base.head_was_tied = config.head_was_tied
-    if config.head == "tied":
-        H = net.head.weight.new_zeros(widths[-1], widths[0])
-        net.head = TiedHead(net.embeddings[0], H, net.head.bias)
+    weight, bias = net.head.weight, net.head.bias
+    if config.head == "fitted":
+        net.head = FittedHead(net.embeddings[0], weight.new_zeros(widths[-1], widths[0]), bias)
+    elif config.head == "tied":
+        if net.subtracts_mean:
+            net.embeddings[0].__class__ = CentredEmbedding
+        net.head = TiedHead(
+            net.embeddings[0], weight.new_ones(D), weight.new_zeros(D) if config.head_shift else None, bias
+        )
     return base
 
 
@@ -249,7 +255,7 @@ def _set_bias(linear: Linear, wanted: bool) -> None:
 def _tied(base: PreTrainedModel) -> dict[str, str] | None:
     """For transformers: the name of a tied head's matrix, and the embedding's, under which it is saved."""
     net = network(base)
-    if not isinstance(net.head, TiedHead):
+    if isinstance(net.head, nn.Linear):
         return None
     names = {parameter: name for name, parameter in base.named_parameters()}
     return {f"base.{net.head_name}.embedding.weight": f"base.{names[net.embeddings[0].weight]}"}
@@ -270,8 +276,9 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
         "biases": biases[:per_layer],
-        "head": "tied" if isinstance(net.head, TiedHead) else "linear",
+        "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),
         "head_bias": net.head.bias is not None,
+        "head_shift": getattr(net.head, "beta", None) is not None,
         "head_was_tied": net.head_was_tied,
     }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .blocks import Block, BlockLayer, Padding, RMSNorm, TiedHead
+from .blocks import Block, BlockLayer, FittedHead, Padding, RMSNorm, TiedHead
 from .families import find_family
 from .family import Family
 from .linears import check_linear
@@ -92,11 +92,11 @@ class Network:
         setattr(self.decoder, self.final_norm_name, norm)
 
     @property
-    def head(self) -> nn.Linear | TiedHead:
+    def head(self) -> nn.Linear | TiedHead | FittedHead:
         return getattr(self.model, self.head_name)
 
     @head.setter
-    def head(self, head: nn.Linear | TiedHead) -> None:
+    def head(self, head: nn.Linear | TiedHead | FittedHead) -> None:
         setattr(self.model, self.head_name, head)
 
     @property
@@ -169,7 +169,7 @@ def network(model: PreTrainedModel) -> Network:
     if config.model_type == "minislice":
         return network(model.base)
     family = find_family(config)
-    if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead)):
+    if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead, FittedHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
     decoder = model.get_submodule(family.decoder)
     return Network(

@@ -22,12 +22,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..architecture.blocks import TiedHead
+from ..architecture.blocks import FittedHead, TiedHead
 from ..architecture.folder import put_in_place, require_free
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
+from ..heads import tie_embedding
 from ..options import SlicingOptions, SlicingReport, takes_options
 from ..rotation import require_whole
 from ..slicing import Slicer, widths_of
@@ -101,7 +102,10 @@ def slice_streamed(
         shapes = SlicedShapes(trained, options)
         net.install()
         fuse_config(net)
-        untie_head(net)
+        if options.head == "tied":
+            tie_embedding(net)
+        else:
+            untie_head(net)
         checksum = trained.survey(processes)
         if processes.index == 0:
             require_disk(work.path, shapes, widths, report.calibration_tokens)
@@ -136,7 +140,7 @@ class StreamedRun:
     def __init__(self, slicer: Slicer, trained: TrainedWeights, work: WorkFolder, device: torch.device):
         self.slicer, self.net, self.calibration = slicer, slicer.net, slicer.calibration
         self.trained, self.work, self.device = trained, work, device
-        self.processes = slicer.calibration.processes
+        self.processes, self.keep_tie = slicer.calibration.processes, slicer.options.head == "tied"
         self.parts = len(self.net.layers) + 2
         self.adapters: list[str | int | None] = []  # of the blocks that are done, as `SlicedConfig` says them
         self.seals: dict[str, list] = {}  # of the files that a later run goes on from, see `WorkFolder.check`
@@ -168,13 +172,13 @@ class StreamedRun:
         for module in self._modules(index).values():
             self.trained.read(module, self.device)
         if index == 0:
-            fuse_embeddings(self.net)
+            fuse_embeddings(self.net, self.keep_tie)
         elif index <= len(self.net.layers):
             fuse_blocks(self.net, self.net.layers[index - 1].blocks)
         else:
             self.trained.read(self.net.final_norm, self.device)
-            fuse_head(self.net)
-            if self.slicer.options.head == "tied":
+            fuse_head(self.net, self.keep_tie)
+            if self.slicer.options.head == "fitted":
                 self._read_back(self.net.embeddings[0])
         yield
         if self.processes.index == 0:
@@ -258,7 +262,7 @@ class StreamedRun:
     def _write(self, index: int) -> None:
         tensors = {}
         for name, module in self._modules(index).items():
-            shared = "embedding." if isinstance(module, TiedHead) else None
+            shared = "embedding." if isinstance(module, (TiedHead, FittedHead)) else None
             for key, tensor in module.state_dict().items():
                 if shared is None or not key.startswith(shared):
                     tensors[f"base.{name}.{key}"] = tensor.cpu()

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from ..adapters import largest_form
 from ..architecture.configuration import SlicedConfig
 from ..architecture.modeling import SlicedForCausalLM, description
 from ..fusion import fuse
@@ -23,11 +21,11 @@ class SlicedShapes:
 
     def __init__(self, trained: TrainedWeights, options: SlicingOptions):
         self.trained, self.options = trained, options
-        self.fused = description(fuse(without_weights(trained.net.model.config, trained.dtype)))
+        self.fused = description(fuse(without_weights(trained.net.model.config, trained.dtype), options.head == "tied"))
 
     def model(self, widths: list[int], adapters: list[str | int | None]) -> SlicedForCausalLM:
         """The sliced model without weights; `adapters` as `SlicedConfig` says them."""
-        head = "tied" if self.options.head == "tied" else "linear"
+        head = "linear" if self.options.head == "own" else self.options.head
         config = SlicedConfig(**{**self.fused, "widths": widths, "adapters": adapters, "head": head})
         return without_weights(config, self.trained.dtype)
 
@@ -36,7 +34,7 @@ def require_disk(folder: Path, shapes: SlicedShapes, widths: list[int | None], t
     """Raise a ValueError where the disk hasn't room for all of the new model and what the run keeps beside it."""
     D, dtype = shapes.trained.net.trained_width, shapes.trained.dtype
     widths = [D if k is None else k for k in widths]
-    adapters = [largest_form(shapes.options.adapter, D, k, k_next) for k, k_next in pairwise(widths)]
+    adapters = shapes.options.largest_adapters(D, widths)
     signals = 3 * tokens * D * dtype.itemsize  # before a block, after it, and at full width
     needed = size_in_bytes(shapes.model(widths, adapters)) + signals + 4 * 8 * D * D
     room = shutil.disk_usage(folder).free

@@ -26,7 +26,10 @@ VARIANTS = {
     "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1},
     "none": {"adapter": "none"},
 }
-TIED_VARIANTS = {"none, tied head": {"adapter": "none", "head": "tied"}}  # besides, where the head was tied
+TIED_VARIANTS = {
+    "none, fitted head": {"adapter": "none", "head": "fitted"},
+    "low-rank, tied head": {"head": "tied"},
+}  # besides, where the head was tied
 
 
 @dataclass(frozen=True)

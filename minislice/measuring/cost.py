@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.blocks import LowRankAdapter, TiedHead
+from ..architecture.blocks import FittedHead, LowRankAdapter, TiedHead
 from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 
@@ -30,8 +30,9 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
     causes = []
     if adapters := sum(parameters(block.adapter) for block in net.blocks if block.adapter is not None):
         causes.append(f"residual adapters take {adapters:,}")
-    if net.head_was_tied and not isinstance(net.head, TiedHead):
-        causes.append(f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own")
+    if net.head_was_tied and isinstance(net.head, nn.Linear):
+        own = f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own"
+        causes.append(own + ' (head="tied", --head tied, keeps it shared)')
     cause = " and ".join(causes) or "nothing was deleted"
     return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
 
@@ -53,6 +54,8 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
         elif isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
         elif isinstance(module, TiedHead):
+            total += 2 * module.embedding.weight.numel()
+        elif isinstance(module, FittedHead):
             total += 2 * (module.H.numel() + module.embedding.weight.numel())
     attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it

@@ -5,10 +5,7 @@ bases share more than they must: the low-rank adapters have the highest rank the
 unless a tolerance drops some of it.
 """
 
-from itertools import pairwise
-
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.configuration import SlicedConfig
@@ -81,20 +78,14 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config)
         # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
-        room = config.hidden_size - isinstance(network(dense).final_norm, nn.LayerNorm)
-        known = SlicedForCausalLM.wrap(fuse(dense)).config
+        room = config.hidden_size - network(dense).subtracts_mean
+        known = SlicedForCausalLM.wrap(fuse(dense, keep_tie=options.head == "tied")).config
     widths = options.widths(config.hidden_size, len(known.widths))
-    forms = [_form(options.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
-    fields = {name: getattr(known, name) for name in ("base", "norm_eps", "biases", "head_bias", "head_was_tied")}
-    return SlicedConfig(widths=widths, adapters=forms, **fields)
-
-
-def _form(adapter: str, room: int, k: int, k_next: int) -> str | int | None:
-    """As `SlicedConfig` says it; two subspaces of `room` dimensions may differ in `room` - k directions at most."""
-    if adapter == "full" or k > k_next:
-        return "full"
-    rank = 0 if adapter == "none" else max(0, min(k, room - k_next))
-    return None if rank == 0 and k == k_next else rank
+    forms = options.largest_adapters(room, widths)
+    kept = ("base", "norm_eps", "biases", "head_bias", "head_shift", "head_was_tied")
+    fields = {name: getattr(known, name) for name in kept}
+    head = "linear" if options.head == "own" else options.head
+    return SlicedConfig(widths=widths, adapters=forms, head=head, **fields)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..architecture.blocks import TiedHead
+from ..architecture.blocks import FittedHead
 from ..architecture.families import StockNorm, find_family
 from ..architecture.network import Network, network
 from ..rotation import linear_map, rotate_network
@@ -52,7 +52,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
-    if isinstance(net.head, TiedHead):
+    if isinstance(net.head, FittedHead):
         net.head = _untied(net.head)
     J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
     rotate_network(net, [J] * len(net.norms))
@@ -109,7 +109,7 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
         ) from error
 
 
-def _untied(head: TiedHead) -> nn.Linear:
+def _untied(head: FittedHead) -> nn.Linear:
     """The head x -> (x H) E^T + b with one matrix of its own, H E^T."""
     linear = linear_map(head.H.double() @ head.embedding.weight.double().T, like=head.H)
     linear.bias = head.bias
