@@ -213,7 +213,7 @@ def test_the_signature_is_that_of_the_cases(key):
         (Number("k", float), float("nan"), "k: NaN"),
         (None, 3, "the result: expected None, got int"),
         ((Array("W", (1,)), None), (np.zeros(1),), "the result: expected 2 values, W, the result[1]; got tuple of 1"),
-        ({"W": None}, {}, "the result: the dictionary has no 'W'"),
+        ({"W": None}, {}, "the result: it has no 'W'"),
         ({"W": None}, None, "the result: expected a dictionary, got None"),
     ],
 )

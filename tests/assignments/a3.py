@@ -154,12 +154,12 @@ def output_in_the_basis_of_the_input(weights, Q):
     return patched(W_out=lambda w, Q: w["W_out"] @ Q[:-1])(weights, Q)
 
 
-@wrong("a3.rotate", "expected 2 values", "dict")
+@wrong("a3.rotate", "expected 2 values, the dictionary, S; got dict of 10")
 def adapters_not_returned(weights, Q):
     return batched(weights, Q)[0]
 
 
-@wrong("a3.rotate", "the dictionary has no 'b_in'")
+@wrong("a3.rotate", "the dictionary: it has no 'b_in'")
 def unchanged_parts_left_out(weights, Q):
     new, S = batched(weights, Q)
     del new["b_in"]

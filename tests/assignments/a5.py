@@ -224,7 +224,7 @@ def not_aligned(P, R):
     return R.copy()
 
 
-@wrong("a5.align", "P^T R':", "columns of P^T R' are not zero")
+@wrong("a5.align", "P^T R':", "its last k_next - k columns are not zero")
 def not_padded(P, R):
     k = P.shape[1]
     if R.shape[1] == k:

@@ -125,7 +125,7 @@ def _judge_width(arguments: Mapping[str, Any], k: int) -> Failure | None:
     D, total = len(eigenvalues), eigenvalues.sum()
     if not 1 <= k <= D:
         return Failure("values", "k", "it is not between 1 and D", f"got {k}")
-    held = f"the first {k} hold {eigenvalues[:k].sum() / total:.4g}, share is {share:.4g}"
+    held = f"{k} of {D} hold {eigenvalues[:k].sum() / total:.4g}, share is {share:.4g}"
     if eigenvalues[:k].sum() < share * total:
         return Failure("values", "k", "the first k hold less than the share", held, hint="one more?")
     if k > 1 and eigenvalues[: k - 1].sum() >= share * total:

@@ -81,7 +81,7 @@ def _judge_align(arguments: Mapping[str, Any], aligned: np.ndarray) -> Failure |
         }
     mistake = "".join([sentence for sentence, turn in turned.items() if close(R @ turn, aligned, 1e-8)][:1])
     if rest.size and not close(0.0, rest, 1e-8):
-        what = f"the last {k_next - k} columns of P^T R' are not zero"
+        what = "its last k_next - k columns are not zero"
         hint = "the columns that P has no partner for must be orthogonal to P."
         return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint=hint)
     if not close(square, square.T, 1e-8):

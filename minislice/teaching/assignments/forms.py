@@ -51,7 +51,7 @@ def conform(form: Form, result: Any, name: str) -> Any:
             raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
         for key in form:
             if key not in result:
-                raise Misfit("type", name, f"the dictionary has no {key!r}")
+                raise Misfit("type", name, f"it has no {key!r}")
         return {key: conform(part, result[key], key) for key, part in form.items()}
     names = ", ".join(_name(part, f"{name}[{i}]") for i, part in enumerate(form))
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
@@ -60,6 +60,8 @@ def conform(form: Form, result: Any, name: str) -> Any:
 
 
 def _name(form: Form, otherwise: str) -> str:
+    if isinstance(form, dict):
+        return "the dictionary"
     return form.name if isinstance(form, (Array, Number)) else otherwise
 
 

@@ -1,8 +1,8 @@
 """Grading: students' answers run where they can do no harm, and are judged where they can't reach.
 
-`wire` (values as bytes) and `isolation` are what the student's process, `child`, has of this; `sandbox` starts it and
-listens. `submission` reads notebooks, `marking` marks one answer, `book` is nbgrader's gradebook, `grade` goes through
-a course, `command` is `minislice grade`.
+`wire` (values as bytes) and `isolation` are what the student's process, `child`, has of this; `sandbox` starts it,
+`process` ends it, `conversation` talks with it. `submission` reads notebooks, `marking` marks one answer, `book` is
+nbgrader's gradebook, `grade` goes through a course, `command` is `minislice grade`.
 
 What holds everywhere:
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..assignments.exercise import Assignment, Case, Failure, MutationQuestion, Question, examine, raised
-from .sandbox import Answer, Sandbox
+from .conversation import Answer
+from .sandbox import Sandbox
 from .submission import Submission
 
 NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
@@ -140,8 +141,9 @@ class _Answer:
 
     def _failure(self, answer: Answer) -> Failure:
         if answer.kind == "raised":
-            lines = self.source.split("\n")
+            lines = re.split(r"\r\n|\r|\n", self.source)
             code = lines[answer.line - 1][:100] if 0 < answer.line <= len(lines) else ""
+            code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
             name = answer.name if NAMEABLE.fullmatch(answer.name) else "an exception"
             return raised(name, "", answer.line or None, code)
         if answer.kind == "missing":
