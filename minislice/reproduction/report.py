@@ -68,7 +68,7 @@ def markdown(records: list[dict]) -> str:
         "",
         f"By minislice {__version__}. In each cell stands what was measured here; behind it, as *paper*, what the "
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
-        "accuracy that was measured once, its standard error. ! is a slip in print.",
+        "accuracy, its standard error (the CSV has both). ! is a slip in print.",
     ]
     machines: dict[tuple, str] = {}
     for family, profile, own in _runs(records):

@@ -47,9 +47,11 @@ CELLS: list[tuple[str, str]] = [
 import datasets
 
 from minislice.reproduction import cells, preflight, protocol, report, results, runner
-from minislice.teaching import lecture, plots
-
-lesson = lecture.begin()
+from minislice.teaching import lecture, plots""",
+    ),
+    (
+        "code",
+        """lesson = lecture.begin()
 datasets.disable_progress_bars()
 profile = protocol.profile_for(FAMILY, PROFILE)
 rows = protocol.rows(FAMILY, profile, TABLES, MODELS)
@@ -92,23 +94,14 @@ passes.)""",
     ),
     (
         "code",
-        """def measure(chosen, limit=None):
-    return runner.reproduce(
-        chosen,
-        OUT,
-        family=FAMILY,
-        profile=profile,
-        device=lesson.device,
-        stream=STREAM,
-        process_count=PROCESSES,
-        limit=limit,
-        command=f"notebooks/reproduce/{FAMILY}.ipynb, PROFILE = {PROFILE!r}",
-    )""",
+        """about = {"family": FAMILY, "profile": profile, "device": lesson.device}
+about |= {"stream": STREAM, "process_count": PROCESSES}
+about |= {"command": f"notebooks/reproduce/{FAMILY}.ipynb, PROFILE = {PROFILE!r}"}""",
     ),
     (
         "code",
         """dense = [row for row in rows if row.percent == 0 and not row.dense]
-print(measure(dense))""",
+print(runner.reproduce(dense, OUT, **about))""",
     ),
     (
         "markdown",
@@ -119,13 +112,13 @@ begins. Its key is the model's revision, minislice's commit, and the whole setti
 dtype, seed); what has a record isn't run again, and a row that failed has its reason in the file and doesn't stop the
 others.""",
     ),
-    ("code", "print(measure(rows, limit=ROWS))"),
+    ("code", "print(runner.reproduce(rows, OUT, limit=ROWS, **about))"),
     (
         "markdown",
         """## Tables 1 and 5: perplexity
 
-Ours ± the standard deviation over seeds, the paper's value as *paper*, the difference. "normalized" is the signal of
-eq. 8, "raw" the norm's input, which the authors' code takes.""",
+Ours ± the standard deviation over seeds; then the paper's value as *paper*, and the difference. "normalized" is the
+signal of eq. 8, "raw" the norm's input, which the authors' code takes.""",
     ),
     (
         "code",
@@ -145,9 +138,9 @@ show(1, 5)""",
         "markdown",
         """## Tables 7 to 10: zero-shot accuracy, before and after recovery fine-tuning
 
-By the LM Evaluation Harness; version, metric and items are in the report. ± is over seeds. A *!* marks a slip in print,
-kept as printed. The "ci" profile asks which words go on from these, in the form of two of the tasks: it says nothing of
-them.""",
+By the LM Evaluation Harness; version, metric and items are in the report. ± is the standard error. A *!* marks a slip
+in print, kept as printed. The "ci" profile asks which words go on from these, in the form of two of the tasks: it says
+nothing of them.""",
     ),
     ("code", "show(7, 8, 9, 10)"),
     (
@@ -161,20 +154,23 @@ compared.""",
         "code",
         """first = min(cell.row.table for cell in every if cell.metric in ("perplexity", "average"))
 metric = "perplexity" if first == 1 else "average"
-chosen = [cell for cell in every if cell.row.table == first and cell.metric == metric and cell.row.settings]
-
-
-def line(value, model):
-    points = [(cell.row.percent, value(cell)) for cell in chosen if cell.row.model == model and cell.signal != "raw"]
-    return tuple(zip(*[point for point in points if point[1] is not None], strict=True))
-
-
-def by_model(value):
-    models = dict.fromkeys(cell.row.model for cell in chosen)
-    return {model: found for model in models if (found := line(value, model))}
-
-
-ours, papers = by_model(lambda cell: cell.ours), by_model(lambda cell: cell.paper)
+chosen = [cell for cell in every if cell.row.table == first and cell.metric == metric and cell.row.settings]""",
+    ),
+    (
+        "code",
+        """def by_model(value):
+    found = {}
+    for cell in chosen:
+        if cell.signal != "raw" and value(cell) is not None:
+            levels, values = found.setdefault(cell.row.model, ([], []))
+            levels.append(cell.row.percent)
+            values.append(value(cell))
+    return found
+""",
+    ),
+    (
+        "code",
+        """ours, papers = by_model(lambda cell: cell.ours), by_model(lambda cell: cell.paper)
 plots.lines(ours, "slicing (% of the width deleted)", f"{metric}, table {first}", paper=papers);""",
     ),
     (
@@ -187,8 +183,8 @@ spread would be a reason to doubt the run.*""",
         """## Tables 2, 3, 11 and 12: cost, on this machine
 
 Milliseconds are your machine's, so what compares with the paper is the ratio of sliced to dense, measured in one run.
-Weights are random, for times don't depend on them. SparseGPT's rows are printed only. `minislice cost` measures any
-other shape.""",
+Weights are random, for times don't depend on them; a dense row is the model beside the first sliced one. SparseGPT's
+rows are printed only. `minislice cost` measures any other shape.""",
     ),
     ("code", "show(2, 3, 11, 12)"),
     (
