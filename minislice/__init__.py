@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from .architecture import families
 from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
 from .fusion import fuse
@@ -19,6 +20,7 @@ __all__ = [
     "SlicedForCausalLM",
     "equal_size",
     "export",
+    "families",
     "fuse",
     "load",
     "parameters",

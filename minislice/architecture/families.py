@@ -256,10 +256,32 @@ FAMILIES |= {
 }
 
 
-def register(model_type: str, family: Family) -> None:
-    """Add a family to the table, or put another in its place; `measuring.invariance.verify` says whether it is right.
+_BEHIND = (
+    "behind each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
+    "diag(w) does not commute with a rotation"
+)
+_POST_NORM = (
+    "its norms come after the residual sum (post-norm), so the signal itself is a norm's scaled output, and a scale "
+    "does not commute with a rotation"
+)
+_NO_PRE_NORM = "no norm stands before the linears that read the signal, so nothing undoes a rotation; and " + _BEHIND
+REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "gemma3_text"),
+        _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm"),
+    ),
+    "glm4": _BEHIND.format("post_self_attn_layernorm, post_mlp_layernorm"),
+    **dict.fromkeys(
+        ("olmo2", "olmo3", "exaone4"), _NO_PRE_NORM.format("post_attention_layernorm, post_feedforward_layernorm")
+    ),
+    **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "albert", "openai-gpt"), _POST_NORM),
+}
 
-    A model of a type that transformers doesn't know has to be registered wherever it is loaded.
+
+def register(model_type: str, family: Family) -> None:
+    """Add a family to the table, or put another in its place; `minislice.verify` says whether it is right.
+
+    It is known to this process alone: register it wherever such a model is loaded.
     """
     FAMILIES[model_type] = family
 
@@ -273,7 +295,10 @@ def find_family(config: PreTrainedConfig) -> Family:
     supported = f"Supported model types: {', '.join(FAMILIES)}."
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise ValueError(f"minislice can't slice model_type {config.model_type!r}. {supported}")
+        reason = REFUSED.get(
+            config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
+        )
+        raise ValueError(f"minislice can't slice model_type {config.model_type!r}: {reason}. {supported}")
     if obstacle := family.obstacle(config):
         raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
     return replace(family, blocks=family.blocks(config)) if isinstance(family.blocks, Callable) else family

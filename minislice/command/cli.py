@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import demo, evaluate, export, generate, slice, verify
+from . import demo, evaluate, export, families, generate, slice, verify
 from .inputs import device_of
 from .parser import parser_for
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": evaluate,
     "generate": generate,
     "export": export,
+    "families": families,
 }
 
 

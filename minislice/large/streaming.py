@@ -34,7 +34,7 @@ from ..slicing import Slicer, widths_of
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
-from .source import TrainedWeights
+from .source import TrainedWeights, stored_names
 from .target import require_disk, write_description
 from .workfolder import WorkFolder
 
@@ -236,8 +236,9 @@ class StreamedRun:
             shared = "embedding." if isinstance(module, TiedHead) else None
             for key, tensor in module.state_dict().items():
                 if shared is None or not key.startswith(shared):
-                    tensors[f"base.{name}.{key}"] = tensor.cpu()
-        write_tensors(tensors, self._file(index))
+                    tensors[f"{name}.{key}"] = tensor.cpu()
+        stored = stored_names(self.net.model, tensors)
+        write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
 
     def _read_back(self, embedding: nn.Embedding) -> None:
         """The sliced embedding, that a tied head needs."""

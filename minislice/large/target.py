@@ -16,7 +16,7 @@ from ..fusion import bare
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions, SlicingReport
 from ..storage.files import INDEX, whole_file
-from .source import TrainedWeights, without_weights
+from .source import TrainedWeights, stored_names, without_weights
 
 
 def require_disk(
@@ -45,9 +45,8 @@ def write_description(
     sliced = without_weights(_sliced_config(trained.net, report.options, report.widths, report.ranks), trained.dtype)
     sliced.base.slicing, sliced.generation_config = report, trained.net.model.generation_config
     sliced.describe(notes)
-    expected = {name: list(tensor.shape) for name, tensor in sliced.state_dict().items()}
-    for name in sliced._tied_weights_keys or ():
-        del expected[name]
+    tensors = {name: t for name, t in sliced.state_dict().items() if name not in (sliced._tied_weights_keys or ())}
+    expected = {stored: list(tensors[name].shape) for name, stored in stored_names(sliced, tensors).items()}
     found, files = {}, {}
     for path in sorted(folder.glob("model-*.safetensors")):
         with safe_open(path, framework="pt") as tensors:
