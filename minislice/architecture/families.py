@@ -18,6 +18,7 @@ NO_HEAD_DIM = (
     "transformers ties the width of its attention to the hidden size (it has no head_dim), and slicing makes the "
     "hidden size smaller but not the attention"
 )
+INNER_NORMS = "the norms of its queries and keys share their eps with the others, whose eps the export has to change"
 NO_BIAS = "fusion gives biases to linears that have none in transformers' own class"
 
 ATTENTION = BlockSpec(
@@ -156,10 +157,14 @@ FAMILIES: dict[str, Family] = {
     "ministral": LLAMA,
     "helium": replace(LLAMA, stock_norm=NO_HEAD_DIM),
     "qwen2": LLAMA,
-    "qwen3": LLAMA,
+    "qwen3": replace(LLAMA, stock_norm=INNER_NORMS),
     "smollm3": LLAMA,
     "granite": replace(LLAMA, branch_scale="residual_multiplier"),
-    "gemma": replace(LLAMA, norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0)),
+    "gemma": replace(
+        LLAMA,
+        norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0),
+        stock_norm="it multiplies embeddings by the root of the hidden size, which slicing makes smaller",
+    ),
     "phi3": replace(
         LLAMA,
         blocks=(replace(ATTENTION, w_in=("self_attn.qkv_proj",)), FUSED_MLP),
@@ -169,6 +174,7 @@ FAMILIES: dict[str, Family] = {
     "apertus": replace(
         LLAMA,
         blocks=(replace(ATTENTION, norm="attention_layernorm"), replace(PLAIN_MLP, norm="feedforward_layernorm")),
+        stock_norm=INNER_NORMS,
     ),
     "nemotron": replace(
         LLAMA,
