@@ -11,6 +11,7 @@ from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
 from .measuring.perplexity import perplexity
+from .measuring.propose import propose
 from .rotation import rotate
 from .slicing import slice_model
 from .storage.checkpoint import export, load, save
@@ -25,6 +26,7 @@ __all__ = [
     "load",
     "parameters",
     "perplexity",
+    "propose",
     "rotate",
     "save",
     "slice_model",

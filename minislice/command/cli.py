@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from ..large import processes
-from . import demo, evaluate, export, families, generate, slice, verify
+from . import demo, evaluate, export, families, generate, propose, slice, verify
 from .inputs import device_of
 from .parser import parser_for
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": generate,
     "export": export,
     "families": families,
+    "propose": propose,
 }
 
 

@@ -328,7 +328,7 @@ def _calls(model: PreTrainedModel, ids: Tensor) -> list[Call]:
     def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
         parameters = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(parameters, positional, strict=False)), **named}
-        output = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(output, Tensor) and arguments:
             calls.append(Call(names[module], module, {k: _kept(v) for k, v in arguments.items()}, _kept(output)))
 
