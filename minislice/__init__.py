@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from .architecture import families
 from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
 from .fusion import fuse
@@ -10,6 +11,7 @@ from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
 from .measuring.perplexity import perplexity
+from .measuring.propose import propose
 from .measuring.zero_shot import zero_shot
 from .recovery.recover import recover
 from .rotation import rotate
@@ -21,11 +23,13 @@ __all__ = [
     "SlicedForCausalLM",
     "equal_size",
     "export",
+    "families",
     "fuse",
     "load",
     "parameters",
     "perplexity",
     "recover",
+    "propose",
     "rotate",
     "save",
     "slice_model",

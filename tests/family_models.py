@@ -12,6 +12,8 @@ from models import VOCABULARY, Recipe, _random_like
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minislice.architecture.network import network
+
 SLIDING = {"sliding_window": 6}
 MIXED = {**SLIDING, "layer_types": ("full_attention", "sliding_attention", "sliding_attention", "full_attention")}
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
@@ -77,7 +79,7 @@ class FamilyRecipe(Recipe):
 
     @property
     def norm_in_float32(self) -> bool:
-        return not isinstance(next(m for n, m in self.model().named_modules() if n.endswith("norm")), nn.LayerNorm)
+        return not isinstance(network(self.model()).final_norm, nn.LayerNorm)
 
     def config(self):
         known = AutoConfig.for_model(self.family)

@@ -85,7 +85,7 @@ def rmsnorm_commutes_with_rotations(recipe: Recipe) -> None:
 
 def fusion_preserves_logits(recipe: Recipe) -> None:
     """Section 3.2. LLaMA's own norm computes in float32, ours in the model's dtype: they agree to its rounding."""
-    assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-6 if recipe.norm_in_float32 else EXACT)
+    assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-5 if recipe.norm_in_float32 else EXACT)
 
 
 def one_rotation_preserves_logits(recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from test_streaming import check_streaming_equals_memory
 from minislice.architecture.families import FAMILIES as TABLE
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
-few = settings(max_examples=3)
+few = settings(max_examples=2)
 CASES = [(family, variant) for family in FAMILIES for variant in range(len(VARIANTS[family]))]
 every_variant = pytest.mark.parametrize(("family", "variant"), CASES)
 

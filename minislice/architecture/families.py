@@ -18,6 +18,7 @@ NO_HEAD_DIM = (
     "transformers ties the width of its attention to the hidden size (it has no head_dim), and slicing makes the "
     "hidden size smaller but not the attention"
 )
+INNER_NORMS = "the norms of its queries and keys share their eps with the others, whose eps the export has to change"
 NO_BIAS = "fusion gives biases to linears that have none in transformers' own class"
 
 ATTENTION = BlockSpec(
@@ -156,10 +157,14 @@ FAMILIES: dict[str, Family] = {
     "ministral": LLAMA,
     "helium": replace(LLAMA, stock_norm=NO_HEAD_DIM),
     "qwen2": LLAMA,
-    "qwen3": LLAMA,
+    "qwen3": replace(LLAMA, stock_norm=INNER_NORMS),
     "smollm3": LLAMA,
     "granite": replace(LLAMA, branch_scale="residual_multiplier"),
-    "gemma": replace(LLAMA, norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0)),
+    "gemma": replace(
+        LLAMA,
+        norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0),
+        stock_norm="it multiplies embeddings by the root of the hidden size, which slicing makes smaller",
+    ),
     "phi3": replace(
         LLAMA,
         blocks=(replace(ATTENTION, w_in=("self_attn.qkv_proj",)), FUSED_MLP),
@@ -169,6 +174,7 @@ FAMILIES: dict[str, Family] = {
     "apertus": replace(
         LLAMA,
         blocks=(replace(ATTENTION, norm="attention_layernorm"), replace(PLAIN_MLP, norm="feedforward_layernorm")),
+        stock_norm=INNER_NORMS,
     ),
     "nemotron": replace(
         LLAMA,
@@ -256,10 +262,32 @@ FAMILIES |= {
 }
 
 
-def register(model_type: str, family: Family) -> None:
-    """Add a family to the table, or put another in its place; `measuring.invariance.verify` says whether it is right.
+_BEHIND = (
+    "behind each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
+    "diag(w) does not commute with a rotation"
+)
+_POST_NORM = (
+    "its norms come after the residual sum (post-norm), so the signal itself is a norm's scaled output, and a scale "
+    "does not commute with a rotation"
+)
+_NO_PRE_NORM = "no norm stands before the linears that read the signal, so nothing undoes a rotation; and " + _BEHIND
+REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
+    **dict.fromkeys(
+        ("gemma2", "gemma3", "gemma3_text"),
+        _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm"),
+    ),
+    "glm4": _BEHIND.format("post_self_attn_layernorm, post_mlp_layernorm"),
+    **dict.fromkeys(
+        ("olmo2", "olmo3", "exaone4"), _NO_PRE_NORM.format("post_attention_layernorm, post_feedforward_layernorm")
+    ),
+    **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "albert", "openai-gpt"), _POST_NORM),
+}
 
-    A model of a type that transformers doesn't know has to be registered wherever it is loaded.
+
+def register(model_type: str, family: Family) -> None:
+    """Add a family to the table, or put another in its place; `minislice.verify` says whether it is right.
+
+    It is known to this process alone: register it wherever such a model is loaded.
     """
     FAMILIES[model_type] = family
 
@@ -273,7 +301,10 @@ def find_family(config: PreTrainedConfig) -> Family:
     supported = f"Supported model types: {', '.join(FAMILIES)}."
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise ValueError(f"minislice can't slice model_type {config.model_type!r}. {supported}")
+        reason = REFUSED.get(
+            config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
+        )
+        raise ValueError(f"minislice can't slice model_type {config.model_type!r}: {reason}. {supported}")
     if obstacle := family.obstacle(config):
         raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
     return replace(family, blocks=family.blocks(config)) if isinstance(family.blocks, Callable) else family

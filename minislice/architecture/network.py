@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .blocks import Block, BlockLayer, FittedHead, Padding, RMSNorm, TiedHead
 from .families import find_family
 from .family import Family
-from .linears import check_linear
+from .linears import as_linear, check_linear
 
 
 class _LastLayerReached(Exception):
@@ -171,7 +171,9 @@ def network(model: PreTrainedModel) -> Network:
     family = find_family(config)
     if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead, FittedHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
-    decoder = model.get_submodule(family.decoder)
+    decoder = _module(model, family.decoder, config)
+    for name in filter(None, (family.layers, family.final_norm, family.embedding_norm)):
+        _module(decoder, name, config)
     return Network(
         model=model,
         decoder=decoder,
@@ -179,7 +181,7 @@ def network(model: PreTrainedModel) -> Network:
             layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config)
             for layer in getattr(decoder, family.layers)
         ],
-        embeddings=[decoder.get_submodule(name) for name in family.embeddings],
+        embeddings=[_module(decoder, name, config) for name in family.embeddings],
         final_norm_name=family.final_norm,
         head_name=family.head,
         family=family,
@@ -187,28 +189,58 @@ def network(model: PreTrainedModel) -> Network:
 
 
 def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> BlockLayer:
+    described = []  # every module that the entry names
     blocks = []
+
+    def module(name: str | None) -> nn.Module | None:
+        if name is None:
+            return None
+        described.append(_module(layer, name, config))
+        return described[-1]
+
     for spec in family.blocks:
-        mlp = OrderedDict((name, layer.get_submodule(name)) for name in spec.mlp)
+        mlp = OrderedDict((name, module(name)) for name in spec.mlp)
         block = Block(
-            norm=layer.get_submodule(spec.norm),
-            attention=layer.get_submodule(spec.attention) if spec.attention else None,
+            norm=module(spec.norm),
+            attention=module(spec.attention),
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
-            w_in=[_linear(layer, name) for name in spec.w_in],
-            w_out=[_linear(layer, name) for name in spec.w_out],
-            mlp_norm=layer.get_submodule(spec.mlp_norm) if spec.mlp_norm else None,
+            w_in=[_linear(layer, name, config, "in_features") for name in spec.w_in],
+            w_out=[_linear(layer, name, config, "out_features") for name in spec.w_out],
+            mlp_norm=module(spec.mlp_norm),
             scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             residual=spec.residual,
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
         )
         blocks.append(block.train(layer.training))
+    inside = {parameter for module in described for parameter in module.parameters()}
+    if left := [name for name, parameter in layer.named_parameters() if parameter not in inside]:
+        raise ValueError(
+            f"a layer of this {config.model_type!r} model has {left[0]}, which the entry of its family leaves out: the "
+            "entry describes other layers (see `minislice.families`)"
+        )
     return BlockLayer(blocks, list(inspect.signature(layer.forward).parameters)).train(layer.training)
 
 
-def _linear(layer: nn.Module, name: str) -> nn.Module:
-    linear = layer.get_submodule(name)
-    check_linear(name, linear, layer)
-    return linear
+def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module:
+    try:
+        return parent.get_submodule(name)
+    except AttributeError:
+        has = ", ".join(child for child, _ in parent.named_children())
+        raise ValueError(
+            f"the entry of {config.model_type!r} names {name}, and {type(parent).__name__} has no such module; it has "
+            f"{has} (see `minislice.families`)"
+        ) from None
+
+
+def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: str) -> nn.Module:
+    module = _module(layer, name, config)
+    check_linear(name, module, layer)
+    if (width := getattr(as_linear(module), side)) != config.hidden_size:
+        raise ValueError(
+            f"the entry of {config.model_type!r} says that {name} {'reads' if side == 'in_features' else 'writes'} the "
+            f"signal, which is {config.hidden_size} wide, but its {side} are {width}"
+        )
+    return module
 
 
 @contextmanager

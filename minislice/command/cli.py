@@ -8,7 +8,21 @@ import transformers
 from ..large import processes
 from ..teaching.assignments import command as assignment
 from ..teaching.grading import command as grade
-from . import cost, demo, evaluate, export, generate, recover, report, reproduce, slice, verify, zeroshot
+from . import (
+    cost,
+    demo,
+    evaluate,
+    export,
+    families,
+    generate,
+    propose,
+    recover,
+    report,
+    reproduce,
+    slice,
+    verify,
+    zeroshot,
+)
 from .inputs import device_of
 from .parser import parser_for
 
@@ -26,6 +40,8 @@ COMMANDS = {
     "report": report,
     "assignment": assignment,
     "grade": grade,
+    "families": families,
+    "propose": propose,
 }
 
 

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
@@ -19,14 +21,17 @@ from .processes import Processes
 
 
 def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The model of a config on torch's meta device: every shape, no weights."""
-    with torch.device("meta"):
+    """The model of a config with every parameter on torch's meta device: its shape, no weights."""
+    with init_empty_weights(include_buffers=False):  # buffers are computed, RoPE's tables: no file holds them
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-    for module in model.modules():
-        if next(module.buffers(recurse=False), None) is not None and hasattr(module, "config"):
-            for name, table in type(module)(module.config).named_buffers(recurse=False):  # RoPE's, which no file holds
-                setattr(module, name, table)
+    model.tie_weights()  # each parameter that was set has become one of its own
     return model
+
+
+def stored_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What transformers calls these tensors of a model in its files, by their names in the model."""
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    return {names[id(tensor)]: stored for stored, tensor in revert_weight_conversion(model, tensors).items()}
 
 
 def local_folder(source: str | os.PathLike) -> Path:
@@ -70,7 +75,8 @@ class TrainedWeights:
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.net = network(model)
         # Every parameter's name in the trained model, by the module that it belongs to: blocks will change the names.
-        first = {parameter: name for name, parameter in model.named_parameters()}  # of a tied one, the embedding's
+        stored = stored_names(model, dict(model.named_parameters()))
+        first = {parameter: stored[name] for name, parameter in model.named_parameters()}  # if tied, the embedding's
         self.names = {
             (module, name): self._stored(first[parameter])
             for module in model.modules()
@@ -129,7 +135,9 @@ class TrainedWeights:
         unexpected = sorted(
             name
             for name in self.files.keys() - set(self.names.values())
-            if not any(re.search(pattern, name) for pattern in (*ignored, r"inv_freq$", r"^lm_head\.weight$"))
+            if not any(
+                re.search(pattern, name) for pattern in (*ignored, r"inv_freq$", r"^(lm_head|embed_out)\.weight$")
+            )
         )
         if unexpected:
             raise ValueError(

@@ -35,7 +35,7 @@ from ..slicing import Slicer, widths_of
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
-from .source import TrainedWeights, local_folder
+from .source import TrainedWeights, local_folder, stored_names
 from .target import SlicedShapes, require_disk, write_description
 from .workfolder import WorkFolder
 
@@ -265,8 +265,9 @@ class StreamedRun:
             shared = "embedding." if isinstance(module, (TiedHead, FittedHead)) else None
             for key, tensor in module.state_dict().items():
                 if shared is None or not key.startswith(shared):
-                    tensors[f"base.{name}.{key}"] = tensor.cpu()
-        write_tensors(tensors, self._file(index))
+                    tensors[f"{name}.{key}"] = tensor.cpu()
+        stored = stored_names(self.net.model, tensors)
+        write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
 
     def _read_back(self, embedding: nn.Embedding) -> None:
         """The sliced embedding, that a tied head needs."""

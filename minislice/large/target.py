@@ -13,7 +13,7 @@ from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions, SlicingReport
 from ..storage.files import INDEX, whole_file
-from .source import TrainedWeights, without_weights
+from .source import TrainedWeights, stored_names, without_weights
 
 
 class SlicedShapes:
@@ -58,9 +58,8 @@ def write_description(
     sliced = shapes.model(report.widths, adapters)
     sliced.base.slicing, sliced.generation_config = report, shapes.trained.net.model.generation_config
     sliced.describe(notes)
-    expected = {name: list(tensor.shape) for name, tensor in sliced.state_dict().items()}
-    for name in sliced._tied_weights_keys or ():
-        del expected[name]
+    tensors = {name: t for name, t in sliced.state_dict().items() if name not in (sliced._tied_weights_keys or ())}
+    expected = {stored: list(tensors[name].shape) for name, stored in stored_names(sliced, tensors).items()}
     found, files = {}, {}
     for path in sorted(folder.glob("model-*.safetensors")):
         with safe_open(path, framework="pt") as tensors:

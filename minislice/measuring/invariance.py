@@ -25,8 +25,9 @@ from .perplexity import perplexity
 
 # The largest error of the logits, as a fraction of the largest logit, that rounding alone explains.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
-# Fusion's, where the model's own norm computes in float32 whatever the dtype (LLaMA's) and so rounds the reference.
-FLOAT32_NORM_TOLERANCE = 1e-6
+# Fusion's, where the model's own norm computes in float32 whatever the dtype (LLaMA's) and so rounds the reference, by
+# 6e-8 at each norm; layers amplify it.
+FLOAT32_NORM_TOLERANCE = 1e-5
 
 STEPS = {
     "loaded": lambda model, tokens, mask, seed: model,

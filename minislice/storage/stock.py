@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.blocks import FittedHead
-from ..architecture.families import StockNorm, find_family
+from ..architecture.families import INNER_NORMS, StockNorm, find_family
 from ..architecture.network import Network, network
 from ..rotation import linear_map, rotate_network
 
@@ -51,6 +51,11 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     width = k + net.subtracts_mean
     with torch.device("meta"):
         stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
+    for name, module in stock.model.named_modules():
+        if hasattr(module, str(net.family.norm.eps)) and module not in stock.norms:
+            raise ValueError(
+                f"can't export: {name} is a norm inside a branch. {INNER_NORMS[0].upper()}{INNER_NORMS[1:]}"
+            )
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
     if isinstance(net.head, FittedHead):
         net.head = _untied(net.head)
@@ -59,7 +64,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks), ([net.head], [stock.head])]:
         for module, stock_module in zip(ours, theirs, strict=True):
             _fill(stock_module, module.state_dict())
-    scale = net.head.weight.new_full((width,), (D / width) ** 0.5)
+    scale = net.head.weight.new_full((width,), (D / width) ** 0.5 - net.family.norm.offset)
     for stock_norm in stock.norms:
         values = {"weight": scale.clone(), "bias": torch.zeros_like(scale)}
         _fill(stock_norm, {name: values[name] for name in stock_norm.state_dict()})

@@ -1,0 +1,400 @@
+"""Which entry of the table would describe a model? Found from what tensors flow where.
+
+A copy of the model, with every scale and shift redrawn so that none is 1 or 0 by chance, runs on a few random tokens in
+float64, and every module's input and output is kept. Then, in the order of the calls:
+
+- a norm is what gives the same for x and 2 x, and a LayerNorm what gives the same for x + 1 too
+- a linear reads the signal if its input is the output of a norm that reads the signal
+- what is added to the signal between two norms is a sum of outputs, found by least squares: those of the writers, or of
+  something that a rotation does not pass through
+
+What it can't explain it says. Whether the entry is right is for `verify` to say, in float64.
+"""
+
+import copy
+import dataclasses
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from ..architecture.families import FAMILIES
+from ..architecture.family import BlockSpec, Family, NormKind
+from ..architecture.network import inference
+from .invariance import Verification, verify
+
+SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
+NOT_KNOWN = "its class wasn't looked at for this"
+
+
+class Obstacle(Exception):
+    """Why no entry describes the model; the message says where."""
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    arguments: dict[str, Any]
+    output: Tensor
+
+    @property
+    def input(self) -> Tensor | None:
+        return next((value for value in self.arguments.values() if isinstance(value, Tensor)), None)
+
+
+@dataclass
+class Proposal:
+    """What `propose` found: an entry and what verifying it gave, or an obstacle."""
+
+    model_type: str
+    family: Family | None = None
+    obstacle: str | None = None
+    verification: Verification | None = field(default=None, repr=False)
+
+    @property
+    def passed(self) -> bool:
+        return self.verification is not None and self.verification.passed
+
+    def __str__(self) -> str:
+        if self.family is None:
+            return f"No entry describes {self.model_type!r}: {self.obstacle}."
+        return f"{entry(self.model_type, self.family)}\n\n{self.verification}"
+
+
+def entry(model_type: str, family: Family) -> str:
+    """The lines of Python that register a family."""
+    return f"minislice.families.register({model_type!r}, {_source(family)})"
+
+
+def _source(value: Any, indent: str = "    ") -> str:
+    if isinstance(value, tuple):
+        parts = [_source(part, indent) for part in value]
+        return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = [
+        f"{indent}{f.name}={_source(getattr(value, f.name), indent + '    ')},\n"
+        for f in dataclasses.fields(value)
+        if f.name != "obstacle" and getattr(value, f.name) != f.default
+    ]
+    return f"{type(value).__name__}(\n{''.join(fields)}{indent[4:]})"
+
+
+def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
+    """Look for the entry that describes a causal language model of transformers' design, and verify it.
+
+    The model itself is not touched, and neither is the table.
+
+    Args:
+        model: any that has `model.config`, and layers in an `nn.ModuleList`; its weights don't matter.
+        seed: of the tokens and of the redrawn scales.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model_type = model.config.model_type
+    ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 24), generator=generator)
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    model = _redrawn(model, generator)
+    try:
+        family = _Observed(model, ids).family()
+    except Obstacle as obstacle:
+        return Proposal(model_type, obstacle=str(obstacle))
+    known = FAMILIES.get(model_type)
+    FAMILIES[model_type] = family
+    try:
+        verification = verify(model, ids, dtypes=["float64"])
+    finally:
+        del FAMILIES[model_type]
+        if known is not None:
+            FAMILIES[model_type] = known
+    return Proposal(model_type, family, verification=verification)
+
+
+def _redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
+    """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
+    model = copy.deepcopy(model).double().eval()
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+        if parameter.ndim > 1:
+            parameter.data = noise / parameter.shape[-1] ** 0.5
+        else:
+            parameter.data = parameter.data + 0.5 * torch.tanh(noise)
+    return model
+
+
+class _Observed:
+    """A model's calls on some tokens, and what they say."""
+
+    def __init__(self, model: PreTrainedModel, ids: Tensor):
+        self.model = model
+        self.names = {module: name for name, module in model.named_modules()}
+        self.calls = _calls(model, ids)
+        self.by_name = {call.name: call for call in self.calls}
+        self.layers = self._layers()
+        self.layers_name = self.names[self.layers]
+        self.decoder = self.layers_name.rpartition(".")[0]
+        self.kind: NormKind | None = None
+        self.scale = 1.0
+
+    def family(self) -> Family:
+        """The entry.
+
+        Raises:
+            Obstacle: none describes the model.
+        """
+        embeddings, embedding_norm = self._embeddings()
+        layers = [self._blocks(self.names[layer]) for layer in self.layers]
+        for index, blocks in enumerate(layers):
+            if blocks != layers[0]:
+                raise Obstacle(f"layer {index} is made of other blocks than layer 0")
+        final_norm, head = self._end()
+        return Family(
+            decoder=self.decoder,
+            embeddings=embeddings,
+            final_norm=final_norm,
+            blocks=layers[0],
+            norm=self.kind,
+            stock_norm=NOT_KNOWN,
+            layers=self.layers_name.rpartition(".")[2],
+            embedding_norm=embedding_norm,
+            last_shaped_as=self._between_embeddings_and_layers(),
+            branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
+            head=head,
+        )
+
+    def _layers(self) -> nn.ModuleList:
+        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        called = [m for m in lists if all(self.names[layer] in self.by_name for layer in m)]
+        if not called:
+            raise Obstacle("it has no nn.ModuleList of layers that are called one after the other")
+        return max(called, key=lambda m: sum(parameter.numel() for parameter in m.parameters()))
+
+    def _embeddings(self) -> tuple[tuple[str, ...], str | None]:
+        """The tables that the first layer's input is a sum of, and a norm of the token embedding."""
+        start = self.by_name[self.names[self.layers[0]]].input
+        tables = [call for call in self.calls if isinstance(call.module, nn.Embedding)]
+        found = [call for call in tables if call.output.shape[-1] == start.shape[-1]]
+        weights, explained = _explain(start, [call.output.expand_as(start) for call in found])
+        norm = None
+        if not explained:
+            before = self.calls[: self.calls.index(self.by_name[self._first_in_layers()])]
+            for call in before:
+                if _norm_kind(call.module, start.shape[-1]) and _equal(call.output, start):
+                    norm = call.name.removeprefix(f"{self.decoder}.")
+                    weights, explained = _explain(call.input, [call.output.expand_as(start) for call in found])
+        if not explained or not found:
+            raise Obstacle(
+                "what the first layer reads is not a sum of embeddings "
+                f"({', '.join(call.name for call in tables)}), nor a norm of one"
+            )
+        used = [call for call, weight in zip(found, weights, strict=True) if abs(weight) > SAME]
+        if self.model.get_input_embeddings() in [call.module for call in used]:  # the token's comes first
+            used.sort(key=lambda call: call.module is not self.model.get_input_embeddings())
+        return tuple(call.name.removeprefix(f"{self.decoder}.") for call in used), norm
+
+    def _first_in_layers(self) -> str:
+        return next(call.name for call in self.calls if call.name.startswith(f"{self.layers_name}.0."))
+
+    def _between_embeddings_and_layers(self) -> str | None:
+        """GPT-2's decoder gives its last signal the shape of what this module returns."""
+        source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
+        drop = self.by_name.get(f"{self.decoder}.drop")
+        return "drop" if drop is not None and ".view(output_shape)" in source else None
+
+    def _blocks(self, layer: str) -> tuple[BlockSpec, ...]:
+        """The blocks of a layer, from boundary to boundary."""
+        whole = self.by_name[layer]
+        inside = [call for call in self.calls if call.name.startswith(f"{layer}.")]
+        width = whole.input.shape[-1]
+        signal, blocks, norms, added = whole.input, [], [], []
+        for call in inside:
+            kind = _norm_kind(call.module, width)
+            if _is_linear(call.module) and _equal(call.input, signal):
+                raise Obstacle(f"{self._said(call)} reads the signal, and no norm stands before it")
+            if kind is not None and not _equal(call.input, signal):
+                writers = self._writers(signal, call.input, added, optional=True)
+                if writers is not None:  # a new boundary
+                    blocks.append((norms, writers))
+                    signal, norms, added = call.input, [], []
+            if kind is not None and _equal(call.input, signal):
+                if self.kind not in (None, kind):
+                    raise Obstacle(f"{self._said(call)} is another kind of norm than the others: {kind}")
+                self.kind = kind
+                norms.append(call)
+            added.append(call)
+        blocks.append((norms, self._writers(signal, whole.output, added)))
+        return tuple(self._spec(layer, inside, norms, writers) for norms, writers in blocks)
+
+    def _writers(self, before: Tensor, after: Tensor, calls: list[Call], optional: bool = False) -> list[Call] | None:
+        """The linears whose outputs, times one number, are what was added to the signal."""
+        if after.numel() != before.numel():
+            return None
+        after = after.reshape(before.shape)  # some flatten sequences and tokens for the MLP
+        linears = [c for c in calls if _is_linear(c.module) and c.output.numel() == after.numel()]
+        weights, explained = _explain(after - before, [c.output for c in linears])
+        if explained:
+            used = {round(w.item(), 9) for w in weights if abs(w) > SAME}
+            if len(used) != 1:
+                raise Obstacle(f"the outputs added to the signal have different weights: {sorted(used)}")
+            if self.scale not in (1.0, *used):
+                raise Obstacle(f"branches are multiplied by {self.scale} here and {used.pop()} there")
+            self.scale = used.pop()
+            return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
+        if optional:
+            return None
+        norms = [c for c in calls if _norm_kind(c.module, before.shape[-1]) and c.output.numel() == after.numel()]
+        weights, explained = _explain(after, [before, *(c.output for c in (*norms, *linears))])
+        if explained and abs(weights[0]) < SAME:
+            first = next(c for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
+            raise Obstacle(
+                f"the residual connection carries the scaled output of {self._said(first)}, not the signal, and a "
+                "scale does not commute with a rotation"
+            )
+        if explained:
+            names = [self._said(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME]
+            raise Obstacle(
+                f"a norm with a scale stands behind the branch ({', '.join(names)}): what it adds to the signal is "
+                "RMSNorm(f W_out) diag(w), and diag(w) does not commute with a rotation"
+            )
+        raise Obstacle("what is added to the signal is not a sum of linears' outputs")
+
+    def _spec(self, layer: str, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
+        readers = {n.name: [c for c in inside if _is_linear(c.module) and _equal(c.input, n.output)] for n in norms}
+        members = [*(c for n in norms for c in readers[n.name]), *writers]
+        if not norms or not members:
+            raise Obstacle(f"a branch of {layer} has no norm that reads the signal")
+        own = len(layer) + 1
+        children = {c.name[own:].split(".")[0]: None for c in members}
+        parts = {name: self.by_name.get(f"{layer}.{name}") for name in children}
+        attention = next((name for name, c in parts.items() if c and "attention_mask" in c.arguments), None)
+        mlp = [name for name in parts if name != attention]
+        if len(mlp) > 1:  # several in turn: all that is called from the first to the last
+            called = [c.name[own:] for c in inside if "." not in c.name[own:]]
+            mlp = called[called.index(mlp[0]) : called.index(mlp[-1]) + 1]
+        by_part = {name: n for n in norms for c in readers[n.name] for name in [c.name[own:].split(".")[0]]}
+        norm = by_part[attention or mlp[0]]
+        mlp_norm = by_part[mlp[0]] if mlp and by_part[mlp[0]] is not norm else None
+        signal = norms[0].input
+        residual = [
+            argument
+            for c in parts.values()
+            if c is not None
+            for argument, value in c.arguments.items()
+            if isinstance(value, Tensor) and _equal(value, signal)
+        ]
+        return BlockSpec(
+            norm=norm.name[own:],
+            w_in=tuple(c.name[own:] for n in (norm, mlp_norm) if n is not None for c in readers[n.name]),
+            w_out=tuple(c.name[own:] for c in writers),
+            attention=attention,
+            mlp=tuple(mlp),
+            mlp_norm=mlp_norm and mlp_norm.name[own:],
+            residual=residual[0] if residual else None,
+        )
+
+    def _end(self) -> tuple[str, str]:
+        """The names of the final norm and the head."""
+        last = self.by_name[self.names[self.layers[-1]]]
+        head = self.by_name.get(self.names.get(self.model.get_output_embeddings(), ""))
+        if head is None:
+            raise Obstacle("it has no language-model head")
+        norms = [c for c in self.calls if _norm_kind(c.module, last.output.shape[-1]) and _equal(c.input, last.output)]
+        norms = [c for c in norms if c.name.startswith(f"{self.decoder}.")]
+        if not norms or not _equal(norms[-1].output, head.input):
+            raise Obstacle(f"what the head ({head.name}) reads is not a norm of what the last layer writes")
+        return norms[-1].name.removeprefix(f"{self.decoder}."), head.name
+
+    def _config_name_of(self, number: float) -> str:
+        names = [name for name, value in vars(self.model.config).items() if value == number]
+        if not names:
+            raise Obstacle(f"every branch is multiplied by {number:g}, which no field of the config says")
+        return names[0]
+
+    def _said(self, call: Call) -> str:
+        return call.name.removeprefix(f"{self.decoder}.")
+
+
+@torch.no_grad()
+def _calls(model: PreTrainedModel, ids: Tensor) -> list[Call]:
+    """Every call of a module inside the model, in the order in which they end."""
+    calls, hooks = [], []
+
+    def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
+        parameters = list(inspect.signature(module.forward).parameters)
+        arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if isinstance(output, Tensor) and arguments:
+            calls.append(Call(names[module], module, {k: _kept(v) for k, v in arguments.items()}, _kept(output)))
+
+    names = {module: name for name, module in model.named_modules()}
+    for module in names:
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
+    try:
+        with inference(model):
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _equal(a: Tensor | None, b: Tensor) -> bool:
+    if a is None or a.numel() != b.numel() or not a.is_floating_point() or a.shape[-1] != b.shape[-1]:
+        return False
+    return bool((a.reshape(b.shape) - b).abs().max() <= SAME * b.abs().max())
+
+
+def _explain(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
+    """The weights with which the parts sum up to the target, and whether they do."""
+    if not parts:
+        return target.new_zeros(0), False
+    A = torch.stack([part.reshape(-1) for part in parts], dim=1)
+    weights = torch.linalg.lstsq(A, target.reshape(-1, 1)).solution[:, 0]
+    return weights, bool((A @ weights - target.reshape(-1)).abs().max() <= SAME * target.abs().max())
+
+
+@torch.no_grad()
+def _norm_kind(module: nn.Module, width: int) -> NormKind | None:
+    """What kind of norm of this width a module is; None for anything else."""
+    sizes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if next(module.children(), None) is not None or sizes - {(width,)} or _is_linear(module):
+        return None
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    x = x.to(next((p.device for p in module.parameters()), "cpu"))
+    try:
+        y, twice, shifted = (module(z) for z in (1e3 * x, 2e3 * x, 1e3 * x + 1e3))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    if not isinstance(y, Tensor) or y.shape != x.shape or (y - twice).abs().max() > 1e-4 or _equal(y, 1e3 * x):
+        return None
+    subtracts_mean = bool((y - shifted).abs().max() < 1e-4)
+    centred = x - x.mean(-1, keepdim=True) if subtracts_mean else x
+    bare = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True))
+    shift, weight = getattr(module, "bias", None), getattr(module, "weight", None)
+    scaled = y if shift is None else y - shift
+    offset = 0.0
+    if weight is not None:
+        offset = round(((scaled / bare).mean(0) - weight).mean().item(), 3)
+    expected = bare if weight is None else bare * (weight + offset)
+    if (scaled - expected).abs().max() > 1e-4:
+        return None
+    eps = next((name for name, value in vars(module).items() if "eps" in name and isinstance(value, float)), None)
+    if eps is None:  # measured, where the root mean square is small: y = x / sqrt(mean square + eps)
+        small = module(1e-3 * x)
+        share = ((small if shift is None else small - shift) / expected).square()[0, 0].item()
+        eps = float(f"{1e-6 * centred.square().mean(-1)[0].item() * (1 / share - 1):.3g}")
+    return NormKind(subtracts_mean, eps, offset)
