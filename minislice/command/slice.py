@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..adapters import FORMS
-from ..architecture.folder import require_free
+from ..architecture.folder import place_for, require_free
 from ..architecture.network import network
 from ..heads import HEADS
 from ..large.shared import SharedCalibration
@@ -62,8 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = [option.name for option in dataclasses.fields(SlicingOptions)]
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
-    if arguments.out and not arguments.stream and arguments.processes.index == 0:
-        require_free(arguments.out, arguments.force, locate(arguments.model))
+    if arguments.out and arguments.processes.index == 0:
+        if arguments.stream:  # which looks itself at what is there: an unfinished run may be
+            place_for(Path(arguments.out).resolve())
+        else:
+            require_free(arguments.out, arguments.force, locate(arguments.model))
     if arguments.stream:
         result, note = _slice_streamed(arguments, options)
     else:

@@ -1,0 +1,71 @@
+"""Processes that are forked from one server, which has imported everything: no ten seconds of imports for each."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minislice.command.cli import main
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["minislice.command.cli"])
+
+
+@dataclass
+class Ended:
+    """What a process left: its exit status (minus the signal that killed it), and all that it said."""
+
+    status: int
+    said: str
+
+
+class Forked:
+    """A process that calls a function of some module, such as a test's, and ends with what it returns."""
+
+    def __init__(self, function: Callable, *arguments, environment: dict[str, str] | None = None):
+        with tempfile.NamedTemporaryFile(delete=False) as file:
+            self.output = Path(file.name)
+        work = (function, arguments, environment or {}, self.output)
+        self.process = SERVER.Process(target=_work, args=work, daemon=True)
+        self.process.start()
+
+    def ended(self, timeout: float = 200) -> Ended:
+        """Wait for its end."""
+        self.process.join(timeout)
+        if alive := self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        said = self.output.read_text()
+        self.output.unlink()
+        assert not alive, f"still running after {timeout} s: {said}"
+        return Ended(self.process.exitcode, said)
+
+
+def group_of(count: int, function: Callable, *arguments) -> list[Ended]:
+    """What becomes of so many processes that find one another as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [process.ended() for process in [Forked(function, *arguments, environment=rank) for rank in ranks]]
+
+
+def minislice(*arguments: str, before: Callable = lambda: None) -> int:
+    """The command, in a process of its own; `before` is called first."""
+    before()
+    return main(list(arguments))
+
+
+def _work(function: Callable, arguments: tuple, environment: dict[str, str], output: Path) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    with open(output, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.exit(function(*arguments))

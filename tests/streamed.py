@@ -1,0 +1,65 @@
+"""Streamed runs to be tried: small models on the disk, runs that stop in between, what a folder has in it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import Recipe
+from safetensors.torch import load_file
+
+from minislice.large.streaming import StreamedRun, slice_streamed
+
+LLAMA = Recipe("llama", layers=2, biases=False, option=False)
+
+
+def saved(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32, shards: bool = True) -> Path:
+    """A small random model on the disk."""
+    recipe.model().to(dtype).save_pretrained(folder / "dense", max_shard_size=4000 if shards else "1GB")
+    return folder / "dense"
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model's folder, whatever files they are in."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def same_weights(one: Path, other: Path) -> None:
+    """Two folders have the same tensors, bit for bit."""
+    expected, found = weights_of(one), weights_of(other)
+    assert found.keys() == expected.keys(), "other tensors than expected"
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), f"weights differ: {name}"
+
+
+class Interrupted(BaseException):
+    """Stands for a kill where a process of its own would take too long."""
+
+
+def after_part(patch: pytest.MonkeyPatch, part: int, what) -> None:
+    """Have `what` done in a run as soon as so many parts are finished."""
+    save_state = StreamedRun._save_state
+
+    def and_then(self, done):
+        save_state(self, done)
+        if done == part:
+            what()
+
+    patch.setattr(StreamedRun, "_save_state", and_then)
+
+
+def interrupted() -> None:
+    raise Interrupted
+
+
+def unfinished(folder: Path, part: int = 2) -> dict:
+    """The arguments of a run that was interrupted, its state on the disk."""
+    run = {"source": saved(LLAMA, folder), "tokens": LLAMA.tokens(), "out": folder / "out", "width": 9}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        after_part(patch, part, interrupted)
+        slice_streamed(**run)
+    return run

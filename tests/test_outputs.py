@@ -1,0 +1,316 @@
+"""Where a model is to be saved: what can't be written to is told before the work, and nothing is deleted by mistake."""
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from streamed import LLAMA, Interrupted, after_part, interrupted, same_weights, saved, snapshot
+
+import minislice
+from minislice.architecture.folder import require_free, whole_folder
+from minislice.command.cli import main
+from minislice.large.streaming import slice_streamed
+
+COMMANDS = {
+    "in memory": ["slice", "mini-llama", "--samples", "6", "--seqlen", "48", "--eval-samples", "2"],
+    "streamed": ["slice", "mini-llama", "--samples", "6", "--seqlen", "48", "--stream"],
+    "export": ["export", "mini-llama"],
+}
+SAVED = {"adapter": "none", "slice_head": True, "width": 10}
+
+
+def sliced(dense: Path):
+    model, _ = minislice.load(dense)
+    return minislice.slice_model(model, LLAMA.tokens(), **SAVED)
+
+
+# The three ways to a folder, of one small model
+WAYS = {
+    "in memory": lambda dense, out, **options: minislice.save(sliced(dense), out, **options),
+    "streamed": lambda dense, out, **options: slice_streamed(dense, LLAMA.tokens(), out, **SAVED, **options) and None,
+    "export": lambda dense, out, **options: minislice.export(sliced(dense), out, **options),
+}
+way = pytest.mark.parametrize("way", WAYS)
+
+
+def mounted(folder: Path, *options: str) -> None:
+    done = subprocess.run(["mount", *options, folder], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"can't mount here: {done.stderr}")
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts to be undone."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+
+    def mount(*options: str) -> Path:
+        mounted(folder, *options)
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True)
+
+
+def command(capsys, name: str, out: Path, *options: str) -> str:
+    """The one line with which the command refuses."""
+    capsys.readouterr()
+    assert main([*COMMANDS[name], "--quiet", "--out", str(out), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("minislice: "), said.err
+    return said.err
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """No model is loaded before the output is found unusable."""
+    for function in ("slice.load_both", "export.load_both"):
+        monkeypatch.setattr(f"minislice.command.{function}", lambda *_, **__: pytest.fail("work has begun"))
+    monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
+
+
+# Unusable outputs
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_that_cannot_be_is_told_before_the_work(name, tmp_path, no_work, capsys):
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    for out, reason in {
+        tmp_path / "file": "is a file",
+        tmp_path / "file" / "below" / "out": f"{tmp_path / 'file'} is a file",
+        tmp_path / ("n" * 256): "File name too long",
+        tmp_path / "new" / ("n" * 250): "File name too long",  # the folder that it is made in has a longer name
+    }.items():
+        line = command(capsys, name, out)
+        assert reason in line and str(out) in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_read_only_file_system_is_told_before_the_work(name, mount, no_work, capsys):
+    volume = mount("-t", "tmpfs", "-o", "ro", "tmpfs")
+    for out in (volume, volume / "out", volume / "new" / "out"):
+        assert f"can't write {out}: Read-only file system" in command(capsys, name, out)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_parent_that_refuses_is_told_before_the_work(name, number, tmp_path, no_work, monkeypatch, capsys):
+    """As anybody but root sees it."""
+
+    def refuse(path, *_, **__):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = command(capsys, name, tmp_path / "out")
+    assert f"can't write {tmp_path / 'out'}: {os.strerror(number)}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# What force must not delete
+
+
+def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
+    dense = saved(LLAMA, tmp_path / "models")
+    (tmp_path / "project" / "code" / ".git").mkdir(parents=True)
+    (tmp_path / "worktree").mkdir()
+    (tmp_path / "worktree" / ".git").write_text("gitdir: elsewhere")
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    (tmp_path / "home" / "me" / "x").mkdir(parents=True)
+    (tmp_path / "weights").mkdir()
+    linked = dense.with_name("linked")
+    linked.mkdir()
+    for file in dense.iterdir():
+        (tmp_path / "weights" / file.name).write_bytes(file.read_bytes())
+        (linked / file.name).symlink_to(tmp_path / "weights" / file.name)
+    (tmp_path / "alias").symlink_to(dense.parent)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    before = snapshot(tmp_path)
+    for folder, source, reason in [
+        (dense, dense, "the model that is read"),
+        (dense.parent, dense, "the model that is read"),
+        (tmp_path / "alias", dense, "the model that is read"),
+        (tmp_path / "weights", linked, "the model that is read"),
+        (tmp_path / "project", None, f"the git repository {tmp_path / 'project' / 'code'}"),
+        (tmp_path / "worktree", None, "the git repository"),
+        (tmp_path / "here", None, "the current directory"),
+        (tmp_path / "home", None, "your home directory"),
+        (tmp_path / "home" / "me", None, "your home directory"),
+        (Path("/"), None, "the current directory"),
+    ]:
+        with pytest.raises(ValueError, match=f"force would delete .*{reason}"):
+            require_free(folder, True, source)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["in memory", "export"])
+def test_no_command_deletes_its_own_model(name, tmp_path, no_work, capsys, monkeypatch):
+    dense = saved(LLAMA, tmp_path)
+    monkeypatch.setitem(COMMANDS, name, [COMMANDS[name][0], str(dense)])
+    before = snapshot(tmp_path)
+    for out in (dense, tmp_path):
+        line = command(capsys, name, out, "--force")
+        assert "which is or holds the model that is read" in line and str(out) in line
+    assert snapshot(tmp_path) == before
+
+
+def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
+    dense = saved(LLAMA, tmp_path / "models")
+    before = snapshot(tmp_path)
+    for out in (dense, dense.parent):
+        with pytest.raises(ValueError, match=f"force would delete {out}, which is or holds the model that is read"):
+            WAYS["streamed"](dense, out, force=True)
+    assert snapshot(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_force_still_replaces_an_ordinary_folder(tmp_path):
+    with whole_folder(tmp_path / "out") as new:
+        (new / "one").write_text("1")
+    with whole_folder(tmp_path / "out", force=True) as new:
+        (new / "two").write_text("2")
+    assert snapshot(tmp_path) == {"out/two": b"2"}
+
+
+# Mount points
+
+
+def stays(monkeypatch, folder: Path) -> None:
+    """As a mount point does: a rename of it, or onto it, is refused."""
+    rename = Path.rename
+
+    def refuse(self, target):
+        if folder in (self, Path(target)):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+MOUNTS = {
+    "file system": lambda mount, tmp_path, monkeypatch: mount("-t", "tmpfs", "-o", "size=8m", "tmpfs"),
+    "bound": lambda mount, tmp_path, monkeypatch: mount("--bind", tmp_path / "elsewhere"),
+    "simulated": lambda mount, tmp_path, monkeypatch: stays(monkeypatch, tmp_path / "volume"),
+}
+
+
+@way
+@pytest.mark.parametrize("kind", MOUNTS)
+def test_a_mount_point_is_written_into(kind, way, mount, tmp_path, monkeypatch):
+    dense = saved(LLAMA, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    WAYS[way](dense, tmp_path / "expected")
+    MOUNTS[kind](mount, tmp_path, monkeypatch)
+    volume = tmp_path / "volume"
+    (volume / "lost+found").mkdir()  # the file system's own
+    inode = volume.stat().st_ino
+    WAYS[way](dense, volume)
+    assert volume.stat().st_ino == inode
+    (volume / "precious").write_text("mine")
+    with pytest.raises(ValueError, match="exists and isn't empty"):
+        WAYS[way](dense, volume)
+    WAYS[way](dense, volume, force=True)
+    assert sorted(snapshot(volume)) == sorted(snapshot(tmp_path / "expected"))
+    same_weights(tmp_path / "expected", volume)
+    assert (volume / "lost+found").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "elsewhere", "expected", "volume"]
+
+
+def test_the_current_directory_is_written_into(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with whole_folder(".") as new:
+        (new / "one").write_text("1")
+    assert os.listdir(".") == ["one"]  # of the directory that this process is in, not of one that was replaced
+
+
+def test_a_streamed_run_goes_on_in_a_mount_point(tmp_path, monkeypatch):
+    dense, volume = saved(LLAMA, tmp_path), tmp_path / "volume"
+    volume.mkdir()
+    stays(monkeypatch, volume)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        after_part(patch, 2, interrupted)
+        WAYS["streamed"](dense, volume)
+    assert [path.name for path in volume.iterdir()] == [".volume.partial"]
+    with monkeypatch.context() as patch:
+        after_part(patch, 2, lambda: pytest.fail("a part is done twice"))
+        WAYS["streamed"](dense, volume)
+    WAYS["in memory"](dense, tmp_path / "expected")
+    same_weights(tmp_path / "expected", volume)
+
+
+@pytest.mark.parametrize("moved", range(4))
+def test_a_move_into_a_mount_point_that_stops_leaves_nothing_that_loads(moved, tmp_path, monkeypatch):
+    dense, volume = saved(LLAMA, tmp_path), tmp_path / "volume"
+    volume.mkdir()
+    stays(monkeypatch, volume)
+    WAYS["in memory"](dense, volume)
+    rename, left = Path.rename, [moved]
+
+    def stop(self, target):
+        if Path(target).parent == volume:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt):
+        WAYS["in memory"](dense, volume, force=True)
+    with pytest.raises(ValueError, match="is not a model's folder"):
+        minislice.load(volume)
+
+
+# A full disk
+
+
+@way
+def test_a_full_disk_is_one_error_and_nothing_is_kept(way, mount, tmp_path):
+    dense = saved(LLAMA, tmp_path)
+    volume = mount("-t", "tmpfs", "-o", "size=20k", "tmpfs")
+    with pytest.raises((OSError, ValueError), match="No space left on device|the disk has") as error:
+        WAYS[way](dense, volume / "out")
+    assert str(volume / "out") in str(error.value) or str(volume / ".out.partial") in str(error.value)
+    if way != "streamed":  # which goes on later from what is there
+        assert list(volume.iterdir()) == []
+
+
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [
+        ("transformers.modeling_utils.safe_save_file", SafetensorError(FULL)),
+        ("transformers.configuration_utils.PreTrainedConfig.to_json_file", OSError(28, "No space left on device")),
+        ("transformers.PreTrainedTokenizerBase.save_pretrained", Exception("No space left on device (os error 28)")),
+    ],
+)
+@pytest.mark.parametrize("name", ["in memory", "export"])
+def test_a_disk_that_fills_up_at_any_file_is_one_line(name, where, fault, tmp_path, monkeypatch, capsys):
+    model, tokenizer = minislice.load("mini-llama")
+    minislice.slice_model(model, torch.randint(0, 4000, (4, 100)), **{**SAVED, "width": 96})
+    minislice.save(model, tmp_path / "model", tokenizer=tokenizer)
+
+    def fail(*_, **__):
+        raise fault
+
+    if name == "export":
+        monkeypatch.setitem(COMMANDS, name, ["export", str(tmp_path / "model")])
+    resolve_name(where)
+    monkeypatch.setattr(where, fail)
+    line = command(capsys, name, tmp_path / "out")
+    assert f"can't write {tmp_path / 'out'}: " in line and "No space left on device" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
