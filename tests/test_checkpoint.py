@@ -592,6 +592,14 @@ def test_what_is_no_model_is_said_to_be_none(tmp_path):
             minislice.load(name)
 
 
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("minislice.storage.checkpoint.PreTrainedConfig", None)  # nothing of transformers' is asked
+    with pytest.raises(ValueError, match=r"'absent/model'.*127\.0\.0\.1:9 can't be reached.*folder.*HF_HUB_OFFLINE=1"):
+        minislice.load("absent/model")
+
+
 def test_load_returns_a_dense_model_in_eval_mode_without_a_tokenizer_where_there_is_none(tmp_path):
     recipe = Recipe("phi")
     model = recipe.model().float()

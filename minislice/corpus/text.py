@@ -8,15 +8,16 @@ import datasets
 import pyarrow.parquet
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import get_session
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .embedded import stdlib_documents
+from .hub import require_hub
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
+OTHERWISE = "the path of a file, or 'embedded'"  # in place of a text on the hub
 
 
 def load_text(source: str, split: str = "calibration") -> list[str]:
@@ -55,26 +56,13 @@ def require_source(source: str) -> None:
     if source not in SOURCES:
         _require_file(Path(source))
     elif source != "embedded":
+        require_hub(source, OTHERWISE)
         if constants.HF_HUB_OFFLINE:  # then what was fetched before is all there is
             load_text(source)
-        _require_hub(source)
-
-
-def _require_hub(source: str) -> None:
-    """Ask the hub once: `datasets` asks it five times, for half a minute, before it says that it can't."""
-    if constants.HF_HUB_OFFLINE:
-        return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception as error:  # of whatever library the hub's client is made with
-        raise ValueError(
-            f"can't get {source} from the hub: {constants.ENDPOINT} can't be reached ({error}); give the path of a "
-            "file, or 'embedded', or set HF_HUB_OFFLINE=1 where the text was fetched before"
-        ) from error
 
 
 def _from_hub(source: str, split: str) -> list[str]:
-    _require_hub(source)
+    require_hub(source, OTHERWISE)
     try:
         if source == "wikitext2":
             part = {"calibration": "train", "test": "test"}[split]
@@ -83,7 +71,7 @@ def _from_hub(source: str, split: str) -> list[str]:
         part = {"calibration": "train[:90%]", "test": "train[90%:]"}[split]
         return [_document(row) for row in datasets.load_dataset("tatsu-lab/alpaca", split=part)]
     except OSError as error:  # a ConnectionError is one
-        raise ValueError(f"can't get {source} from the hub: {error}; give the path of a file, or 'embedded'") from error
+        raise ValueError(f"can't get {source} from the hub: {error}; give {OTHERWISE}") from error
 
 
 def _require_file(path: Path) -> None:

@@ -22,6 +22,7 @@ from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.folder import whole_folder
 from ..architecture.modeling import SlicedForCausalLM
 from ..corpus.embedded import EMBEDDED, data_folder
+from ..corpus.hub import require_hub
 from .checks import (
     require_buildable,
     require_fit,
@@ -160,10 +161,12 @@ def load_config(source: Path | str) -> PreTrainedConfig:
     """The config in a folder or on the hub.
 
     Raises:
-        ValueError: there is none that can be read.
+        ValueError: there is none that can be read, or that describes a model; the hub can't be reached.
     """
     if is_gguf(source):
         return gguf_config(source)
+    if not isinstance(source, Path):
+        require_hub(repr(source), f"a model's folder, or one of {', '.join(EMBEDDED)}")
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source)
         require_values(fields)
