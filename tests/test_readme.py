@@ -44,7 +44,9 @@ def test_every_command_is_one_that_minislice_takes(line):
 
 
 def test_the_commands_were_found():
-    assert {line.split()[0] for line in COMMAND_LINES} == {"demo", "slice", "eval"}
+    assert {line.split()[0] for line in COMMAND_LINES} == {
+        *("demo", "verify", "slice", "eval", "zeroshot", "recover", "generate"),
+    }
 
 
 def test_every_file_of_the_package_is_in_the_reading_guide():
@@ -57,3 +59,10 @@ def test_every_file_of_the_package_is_in_the_reading_guide():
 def test_every_script_that_made_a_number_is_there():
     scripts = re.findall(r"python (\S+\.py)", README)
     assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_table_of_the_real_language_model_is_what_was_measured():
+    script = ROOT / "tests" / "benchmarks" / "real_language_model.py"
+    done = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") >= 3 and done.stdout in README
