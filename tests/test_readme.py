@@ -44,7 +44,8 @@ def test_every_command_is_one_that_minislice_takes(line):
 
 
 def test_the_commands_were_found():
-    assert {line.split()[0] for line in COMMAND_LINES} == {"demo", "slice", "eval", "reproduce", "report", "cost"}
+    found = {line.split()[0] for line in COMMAND_LINES}
+    assert {"demo", "verify", "slice", "eval", "zeroshot", "recover", "cost", "reproduce", "report"} <= found
 
 
 GUIDE = README.split("## Where to read what")[1].split("\n## ")[0]
@@ -67,3 +68,10 @@ def test_the_whole_method_is_ten_files_and_a_thousand_lines_at_most():
 def test_every_script_that_made_a_number_is_there():
     scripts = re.findall(r"python (\S+\.py)", README)
     assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_table_of_the_real_language_model_is_what_was_measured():
+    script = ROOT / "tests" / "benchmarks" / "real_language_model.py"
+    done = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") >= 3 and done.stdout in README

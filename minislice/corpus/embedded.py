@@ -1,6 +1,7 @@
-"""What comes with minislice: three small trained models, the paper's printed tables, and a text that is everywhere."""
+"""What comes with minislice: small trained models, the paper's tables, results measured, a text that is everywhere."""
 
 import csv
+import json
 import pydoc_data.topics
 import sysconfig
 import zlib
@@ -52,6 +53,12 @@ def paper_table(number: int) -> list[dict[str, str | float]]:
         raise ValueError(f"there is no table {number} in {folder}")
     with found[0].open(newline="", encoding="utf-8") as rows:
         return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(rows)]
+
+
+def results(name: str) -> list[dict]:
+    """The rows of one file of `data/results`: what a script of this repository measured and was committed."""
+    lines = (data_folder() / "results" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _number(value: str) -> str | float:

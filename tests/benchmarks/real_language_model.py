@@ -140,6 +140,25 @@ def measure(step: Step, settings: argparse.Namespace) -> dict:
     return {**row, "perplexity": math.exp(sum(losses) / len(losses)), "losses": losses, "text": text}
 
 
+def table(rows: list[dict]) -> str:
+    """The README's table: one line for each model, and what of it is in the rows."""
+    models: dict[tuple, dict] = {}
+    for row in rows:
+        models.setdefault((row["slicing"], row["calibration"], row["sequences"], row["recovery"]), {})[row["what"]] = (
+            row
+        )
+    lines = ["| model | perplexity | ARC-e | PIQA | parameters | CPU seconds | peak |", "|---" * 7 + "|"]
+    for (slicing, calibration, sequences, recovery), found in sorted(models.items(), key=lambda item: str(item[0])):
+        name = f"{slicing:.0%}, {calibration}, {sequences} sequences" if slicing else "dense"
+        name += f", {recovery} steps of recovery" if recovery else ""
+        measured = found.get("perplexity") or {}
+        scores = (found.get("zero-shot") or {}).get("tasks", {})
+        tasks = [f"{scores[t]['accuracy']:.0f} ± {scores[t]['stderr']:.0f}" if t in scores else "-" for t in TASKS]
+        size = f"{measured['parameters'] / 1e6:.1f}M | {measured['CPU seconds']:.0f} | {measured['peak GiB']:.1f} GiB"
+        lines.append(f"| {name} | {measured['perplexity']:.2f} | {' | '.join(tasks)} | {size} |")
+    return "\n".join(lines)
+
+
 def provenance(settings: argparse.Namespace) -> dict:
     """With what and where a row was measured."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
@@ -161,7 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--assets", type=Path, default=os.environ.get("MINISLICE_TEST_ASSETS"))
-    parser.add_argument("--work", type=Path, required=True, help="folder for the sliced models")
+    parser.add_argument("--work", type=Path, help="folder for the sliced models")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what is in the results")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "smollm2.jsonl")
     parser.add_argument("--sequences", type=int, default=24, help="that calibrate; a quarter and twice as many too")
     parser.add_argument("--seqlen", type=int, default=512)
@@ -170,6 +190,12 @@ def main() -> None:
     parser.add_argument("--recovery", type=int, default=30, help="steps of recovery fine-tuning, of 2 sequences each")
     parser.add_argument("--step", help="measure only this one, a JSON object, and print the row")
     settings = parser.parse_args()
+    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.is_file() else []
+    if settings.table:
+        print(table([json.loads(line) for line in lines]))
+        return
+    if settings.work is None:
+        parser.error("needs --work, a folder for the sliced models")
     if settings.assets is None:
         parser.error("needs --assets, or MINISLICE_TEST_ASSETS: the folder with `text` and `zeroshot`")
     if settings.step:
@@ -177,7 +203,6 @@ def main() -> None:
         print(json.dumps({**asdict(step), **measure(step, settings), **provenance(settings)}))
         return
     settings.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.is_file() else []
     names = Step.__dataclass_fields__
     done = [Step(**{name: row[name] for name in names}) for row in map(json.loads, lines)]
     for step in steps(settings):
