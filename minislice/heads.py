@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from .architecture.blocks import CentredEmbedding, FittedHead, TiedHead
+from .architecture.heads import CentredEmbedding, FittedHead, TiedHead
 from .architecture.network import Network
 from .precision import ROWS
 

@@ -9,8 +9,10 @@ from numbers import Integral, Real
 
 from torch import Tensor
 
-from .adapters import FORMS, largest_form
-from .heads import HEADS
+from .adapters import FORMS
+from .architecture.heads import TiedHead
+from .architecture.network import Network
+from .heads import HEADS, require_tie
 from .pca import SIGNALS, rank_of
 
 BASES = ("pca", "random", "column-norm")
@@ -95,12 +97,40 @@ class SlicingOptions:
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths
 
+    def widths_of(self, net: Network) -> list[int | None]:
+        """The width of every boundary of a network that these options fit, as `widths`.
+
+        Raises:
+            ValueError: they don't.
+        """
+        if self.head != "own" and not net.head_was_tied:
+            raise ValueError(
+                f"head={self.head!r} is for models whose head shares the embedding's matrix; this one's doesn't"
+            )
+        if self.head == "tied":
+            require_tie(net)
+        elif isinstance(net.head, TiedHead):
+            raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
+        return self.widths(net.trained_width, len(net.blocks) + 1)
+
     def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
-        """The most that each block's adapter can be, as `adapters.largest_form` says it."""
+        """The most that each block's adapter can be, as `largest_form` says it."""
         forms = [largest_form(self.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
         if self.head == "tied":
             forms[0] = forms[-1] = "full"
         return forms
+
+
+def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
+    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity.
+
+    Args:
+        room: how many dimensions the signal has: D, or D - 1 where it has no mean.
+    """
+    if form == "full" or k > k_next:
+        return "full"
+    rank = 0 if form == "none" else max(0, min(k, room - k_next))
+    return None if rank == 0 and k == k_next else rank
 
 
 def _check(options: SlicingOptions) -> None:

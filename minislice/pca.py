@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .fusion import subtract_mean
 from .precision import without_tf32
-from .rotation import random_orthogonal
 
 SIGNALS = ("normalized", "raw")
 RUN = 1024  # tokens whose products are summed before they are added to the others
@@ -81,28 +80,6 @@ def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
     """
     centred = subtract_mean(subtract_mean(C).T)
     return centred if centred.trace() > (1 - 1e-6) * C.trace() else C
-
-
-def choose_basis(
-    Q: Float64[Tensor, "D D"],
-    k: int,
-    C: Float64[Tensor, "D D"],
-    basis: str,
-    orientation: str,
-    generator: torch.Generator,
-) -> Float64[Tensor, "D D"]:
-    """An orthogonal matrix whose first k columns are to be kept: the principal components Q, or a baseline.
-
-    Args:
-        basis, orientation: see `options.SlicingOptions`.
-    """
-    if basis == "random":
-        Q = random_orthogonal(len(C), generator).to(C.device)
-    elif basis == "column-norm":
-        Q = torch.eye(len(C), dtype=C.dtype, device=C.device)[:, C.diagonal().argsort(descending=True, stable=True)]
-    if orientation == "random":
-        Q = torch.cat([Q[:, :k] @ random_orthogonal(k, generator).to(Q.device), Q[:, k:]], dim=1)
-    return Q
 
 
 def discarded_share(C: Float64[Tensor, "D D"], Q: Float64[Tensor, "D D"], k: int) -> float:

@@ -104,6 +104,8 @@ def rotate(
     """
     net = network(model)
     require_whole(net, "rotate")
+    if not isinstance(net.head, nn.Linear):
+        raise ValueError("can't rotate this model: its head shares the embedding's matrix; fuse it without keep_tie")
     D, boundaries = net.trained_width, len(net.blocks) + 1
     if rotation is None:
         generator = torch.Generator().manual_seed(seed)

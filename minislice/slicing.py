@@ -26,12 +26,13 @@ from transformers import PreTrainedModel
 from .adapters import make_adapter, rank
 from .architecture.blocks import Block, set_weight
 from .architecture.network import Network, inference, network
+from .baselines import choose_basis
 from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
-from .heads import fit_head, require_tie
+from .heads import fit_head
 from .options import SlicingOptions, SlicingReport, takes_options
-from .pca import choose_basis, discarded_share, width_keeping, without_mean
+from .pca import discarded_share, width_keeping, without_mean
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
 
 
@@ -68,7 +69,7 @@ def slice_model(
     options = SlicingOptions(**options)
     net = network(model)
     require_whole(net, "slice")
-    widths = widths_of(net, options)
+    widths = options.widths_of(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
     if not net.is_fused:
@@ -83,21 +84,6 @@ def slice_model(
     slicer.report.warn_of_missing_rank()
     model.slicing = slicer.report
     return model
-
-
-def widths_of(net: Network, options: SlicingOptions) -> list[int | None]:
-    """The width of every boundary, as `SlicingOptions.widths`, for a network that these options fit.
-
-    Raises:
-        ValueError: they don't.
-    """
-    if options.head != "own" and not net.head_was_tied:
-        raise ValueError(
-            f"head={options.head!r} is for models whose head shares the embedding's matrix; this one's doesn't"
-        )
-    if options.head == "tied":
-        require_tie(net)
-    return options.widths(net.trained_width, len(net.blocks) + 1)
 
 
 class Slicer:

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import minislice
-from minislice.architecture.blocks import FittedHead, LowRankAdapter
+from minislice.architecture.blocks import LowRankAdapter
+from minislice.architecture.heads import FittedHead
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM
 from minislice.architecture.network import network
 from minislice.measuring.cost import step_seconds

@@ -123,11 +123,18 @@ def test_a_tie_that_cannot_be_kept_is_refused(family):
     for model, options, fragments in [
         (own, {}, ["head='tied'", "this one's doesn't"]),
         (fuse(RECIPES[family].model()), {}, ["needs the trained model", "fusion"]),
+        (fuse(RECIPES[family].model(), keep_tie=True), {"head": "own"}, ["keep_tie", "head='tied'"]),
         (tied, {"slice_head": True}, ["keeps the last boundary whole", "slice_head"]),
         (tied, {"width": [8] * boundaries}, ["give 16 at both ends"]),
     ]:
-        action = lambda model, options=options: slice_model(model, IDS, head="tied", **options)  # noqa: E731
+        action = lambda model, options=options: slice_model(model, IDS, **{"head": "tied", **options})  # noqa: E731
         assert_raises_and_leaves_alone(model, action, *fragments)
+
+
+def test_a_network_whose_tie_was_kept_is_not_rotated():
+    model = fuse(LLAMA.model(), keep_tie=True)
+    properties.assert_same_logits(model, LLAMA.model(), LLAMA, 1e-6)
+    assert_raises_and_leaves_alone(model, rotate, "can't rotate", "keep_tie")
 
 
 too_high, negative = IDS.clone(), IDS.clone()

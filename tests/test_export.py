@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import minislice
-from minislice.architecture.blocks import FittedHead, RMSNorm
+from minislice.architecture.blocks import RMSNorm
+from minislice.architecture.heads import FittedHead
 from minislice.architecture.network import network
 from minislice.storage.stock import mean_zero_embedding, stock_model
 

@@ -70,62 +70,6 @@ class LowRankAdapter(nn.Module):
         return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
 
 
-class CentredEmbedding(nn.Embedding):
-    """ids -> E[ids] M: an embedding that subtracts the mean when it is read, for a head that needs E as it is."""
-
-    def forward(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
-        x = super().forward(ids)
-        return x - x.mean(-1, keepdim=True)
-
-
-class TiedHead(nn.Module):
-    """x -> (x diag(alpha) + beta) E^T + b: a head that shares its matrix E with the embedding, exactly as trained.
-
-    E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift. Where it comes from: `heads`.
-    """
-
-    def __init__(
-        self,
-        embedding: nn.Embedding,
-        alpha: Tensor,
-        beta: Tensor | None,
-        bias: Tensor | None,
-        requires_grad: bool = True,
-    ):
-        super().__init__()
-        self.embedding = embedding
-        for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
-            setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
-
-    @property
-    def in_features(self) -> int:
-        return len(self.alpha)
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
-        x = x * self.alpha if self.beta is None else x * self.alpha + self.beta
-        return nn.functional.linear(x, self.embedding.weight, self.bias)
-
-
-class FittedHead(nn.Module):
-    """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix, fitted to what it was.
-
-    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `heads`.
-    """
-
-    def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
-        super().__init__()
-        self.embedding = embedding
-        self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
-        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
-
-    @property
-    def in_features(self) -> int:
-        return self.H.shape[0]
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
-        return nn.functional.linear(x @ self.H, self.embedding.weight, self.bias)
-
-
 class Block(nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
@@ -198,22 +142,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, **context) -> Tensor:
         residual = x if self.adapter is None else self.adapter(x)
         return residual + self.branch(x, **context)
-
-
-class Padding(nn.Module):
-    """What a module returns, with zeros appended up to the width that the head reads.
-
-    GPT-2 gives its last signal the shape of its first, and the last boundary may be wider.
-    """
-
-    def __init__(self, module: nn.Module, model: nn.Module):
-        super().__init__()
-        self.module = module
-        vars(self)["model"] = model  # not as a part of this one
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., k] -> [..., at least k]
-        x = self.module(x)
-        return nn.functional.pad(x, (0, max(0, self.model.get_output_embeddings().in_features - x.shape[-1])))
 
 
 class BlockLayer(GradientCheckpointingLayer):

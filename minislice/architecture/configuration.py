@@ -32,7 +32,7 @@ class SlicedConfig(PreTrainedConfig):
         adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
         norm_eps: list[float] | None = None,  # of the norm behind every boundary
         biases: list[list[str]] | None = None,  # the linears that have one, in each block of a layer
-        head: str = "linear",  # or "tied", or "fitted"; see `blocks.TiedHead`, `blocks.FittedHead`
+        head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
         head_bias: bool = False,
         head_shift: bool = False,  # of a tied one
         head_was_tied: bool = False,  # before fusion

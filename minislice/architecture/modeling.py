@@ -19,10 +19,11 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .blocks import Block, CentredEmbedding, FittedHead, LowRankAdapter, RMSNorm, TiedHead, set_weight
+from .blocks import Block, LowRankAdapter, RMSNorm, set_weight
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
+from .heads import CentredEmbedding, FittedHead, TiedHead
 from .linears import Linear
 from .network import network
 

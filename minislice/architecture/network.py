@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .blocks import Block, BlockLayer, FittedHead, Padding, RMSNorm, TiedHead
+from .blocks import Block, BlockLayer, RMSNorm
 from .families import find_family
 from .family import Family
+from .heads import FittedHead, Padding, TiedHead
 from .linears import as_linear, check_linear
 
 

@@ -19,7 +19,7 @@ from ..measuring.cost import parameters, size_in_words
 from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
 from ..pca import SIGNALS
 from ..rotation import require_whole
-from ..slicing import slice_model, widths_of
+from ..slicing import slice_model
 from ..storage.checkpoint import load_config, load_tokenizer, locate
 from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
 from .memory import return_freed_memory
@@ -82,7 +82,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
     model, tokenizer = load_both(arguments)
     net = network(model)
     require_whole(net, "slice")
-    widths_of(net, checked)  # a bad width, before the dense model is measured for long
+    checked.widths_of(net)  # a bad width, before the dense model is measured for long
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, net.trained_width)
     settings = {"batch_size": _batch_size(arguments), "progress": not arguments.quiet}

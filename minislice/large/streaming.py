@@ -22,8 +22,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..architecture.blocks import FittedHead, TiedHead
 from ..architecture.folder import put_in_place, require_free
+from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
@@ -31,7 +31,7 @@ from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie
 from ..heads import tie_embedding
 from ..options import SlicingOptions, SlicingReport, takes_options
 from ..rotation import require_whole
-from ..slicing import Slicer, widths_of
+from ..slicing import Slicer
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
@@ -95,7 +95,7 @@ def slice_streamed(
             raise ValueError(
                 f"{source} is fused already; slice it in memory, or give the trained model it was made from"
             )
-        widths = widths_of(net, options)
+        widths = options.widths_of(net)
         batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
         calibration = SharedCalibration(batches, processes, work.path)
         report = SlicingReport(options, net.trained_width, count_tokens(batches))

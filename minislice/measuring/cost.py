@@ -7,7 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ..architecture.blocks import FittedHead, LowRankAdapter, TiedHead
+from ..architecture.blocks import LowRankAdapter
+from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 

@@ -18,8 +18,8 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..architecture.blocks import FittedHead
 from ..architecture.families import INNER_NORMS, StockNorm, find_family
+from ..architecture.heads import FittedHead
 from ..architecture.network import Network, network
 from ..rotation import linear_map, rotate_network
 
