@@ -59,14 +59,13 @@ def steps(settings: argparse.Namespace) -> Iterator[Step]:
     """The most telling first; every model is made before it is measured on tasks."""
     many, few, recovery = settings.sequences, settings.sequences // 4, settings.recovery
     yield Step("perplexity")
-    yield Step("perplexity", 0.25, "wikitext", many)
-    yield Step("perplexity", 0.25, "wikitext", many, recovery)
-    for level in (0.1, 0.3, 0.2):
+    for level in (0.25, 0.1, 0.3, 0.2):
         yield Step("perplexity", level, "wikitext", many)
+    yield Step("perplexity", 0.25, "alpaca", many)
     yield Step("zero-shot")
     yield Step("zero-shot", 0.25, "wikitext", many)
+    yield Step("perplexity", 0.25, "wikitext", many, recovery)
     yield Step("zero-shot", 0.25, "wikitext", many, recovery)
-    yield Step("perplexity", 0.25, "alpaca", many)
     for level in (0.1, 0.3, 0.2):
         yield Step("zero-shot", level, "wikitext", many)
     yield Step("perplexity", 0.25, "wikitext", few)
