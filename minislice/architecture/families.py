@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig
 
 from .family import LAYERNORM, RMSNORM, BlockSpec, Family, NormKind, StockNorm
 
+__all__ = ["FAMILIES", "REFUSED", "BlockSpec", "Family", "NormKind", "StockNorm", "find_family", "register"]
+
 NO_HEAD_DIM = (
     "transformers ties the width of its attention to the hidden size (it has no head_dim), and slicing makes the "
     "hidden size smaller but not the attention"

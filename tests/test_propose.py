@@ -1,0 +1,175 @@
+"""`propose` finds the table's entry on every family of the table, and the obstacle on every one that is refused."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from family_models import FAMILIES, VARIANTS, FamilyRecipe
+from torch import nn
+
+import minislice
+from minislice.architecture.families import FAMILIES as TABLE
+from minislice.architecture.families import REFUSED, find_family
+from minislice.command.cli import main
+from minislice.measuring.propose import entry, propose
+from minislice.teaching.small import small_model
+
+NOT_SEEN = {"stock_norm", "obstacle", "dropout"}  # nothing of these shows in what flows through a model in eval mode
+CASES = [(family, variant) for family in FAMILIES for variant in range(len(VARIANTS[family]))]
+
+
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_the_entry_of_the_table_is_found(family, variant):
+    recipe = FamilyRecipe(family, variant=variant, layers=2, heads=4, kv_heads=2, head_dim=4, hidden=20, eps=1e-4)
+    found, expected = propose(recipe.model()), find_family(recipe.config())
+    assert found.passed and find_family(recipe.config()) == expected  # the table is as it was
+    for field in dataclasses.fields(expected):
+        if field.name == "branch_scale" and found.family.branch_scale is None:
+            assert getattr(recipe.config(), expected.branch_scale) == 1
+        elif field.name not in NOT_SEEN:
+            assert getattr(found.family, field.name) == getattr(expected, field.name), field.name
+
+
+BEHIND, NO_NORM = "a norm with a scale stands behind the branch", "reads the signal, and no norm stands before it"
+REASONS = {
+    "gemma2": (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm"),
+    "gemma3_text": (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4": (BEHIND, "post_self_attn_layernorm", "post_mlp_layernorm"),
+    "olmo2": (NO_NORM, "q_proj"),
+    "olmo3": (NO_NORM, "q_proj"),
+    "exaone4": (NO_NORM, "q_proj"),
+    "bert": (NO_NORM, "query"),
+    "roberta": (NO_NORM, "query"),
+    "electra": ("not a sum of embeddings", "position_embeddings"),
+    "openai-gpt": (NO_NORM, "c_attn"),
+}
+
+
+@pytest.mark.parametrize("model_type", REASONS)
+def test_the_obstacle_of_a_refused_family_is_named(model_type):
+    model = small_model(model_type)
+    with pytest.raises(ValueError, match="does not commute with a rotation"):
+        minislice.fuse(model)
+    found = propose(model)
+    assert found.family is None and not found.passed
+    for fragment in REASONS[model_type]:
+        assert fragment in found.obstacle
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "fragment"),
+    [
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "carries the scaled output of h.0.post_attention",
+        ),
+        ("opt", {"do_layer_norm_before": False}, "no norm stands before it"),
+        ("opt", {"word_embed_proj_dim": 8}, "not a sum of embeddings"),
+        ("opt", {"_remove_final_layer_norm": True}, "not a norm of what the last layer writes"),
+    ],
+)
+def test_the_obstacle_of_a_refused_configuration_is_named(model_type, fields, fragment):
+    model = small_model(model_type, **fields)
+    with pytest.raises(ValueError, match=f"can't slice this '{model_type}' model"):
+        minislice.slice_model(model, torch.ones(1, 4).long(), width=4)
+    assert fragment in propose(model).obstacle
+
+
+def test_a_number_on_the_branches_that_the_config_does_not_say_is_an_obstacle():
+    model = small_model("granite", residual_multiplier=0.37)
+    model.config.residual_multiplier = 1.0
+    assert "multiplied by 0.37" in propose(model).obstacle
+
+
+def test_what_is_printed_registers_the_family(monkeypatch):
+    model = small_model("stablelm", use_parallel_residual=True)
+    found = propose(model)
+    monkeypatch.delitem(TABLE, "stablelm")
+    with pytest.raises(ValueError, match="no entry of the table describes it"):
+        minislice.fuse(model)
+    names = {name: getattr(minislice.families, name) for name in ("Family", "BlockSpec", "NormKind", "StockNorm")}
+    exec(entry("stablelm", found.family), {"minislice": minislice, **names})
+    ids = torch.arange(40).view(2, 20)
+    assert minislice.verify(model, ids, dtypes=["float64"]).passed
+    minislice.slice_model(model, ids, width=16)
+    assert entry("stablelm", found.family) in str(found) and len(str(found).splitlines()) < 40
+
+
+def test_the_commands(tmp_path, capsys):
+    small_model("mistral").float().save_pretrained(tmp_path / "mistral")
+    small_model("gemma2").float().save_pretrained(tmp_path / "gemma2")
+    assert main(["propose", str(tmp_path / "mistral")]) == 0
+    assert "post_attention_layernorm" in capsys.readouterr().out
+    assert main(["propose", str(tmp_path / "gemma2"), "--json"]) == 1
+    assert "stands behind the branch" in json.loads(capsys.readouterr().out)["obstacle"]
+    assert main(["families"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert all(name in printed for name in (*TABLE, *REFUSED)) and "does not commute with a rotation" in printed
+    assert main(["families", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["supported"].keys() == TABLE.keys() and told["refused"] == REFUSED
+
+
+# An entry that doesn't fit.
+
+
+def changed(monkeypatch, family, blocks=None, **fields):
+    old = TABLE[family]
+    new = tuple(
+        dataclasses.replace(spec, **change) for spec, change in zip(old.blocks, blocks or [{}, {}], strict=True)
+    )
+    monkeypatch.setitem(TABLE, family, dataclasses.replace(old, blocks=new, **fields))
+
+
+def test_a_module_that_is_not_there_is_named(monkeypatch):
+    model = small_model("mistral")
+    changed(monkeypatch, "mistral", [{"w_in": ("self_attn.qkv_proj",)}, {}])
+    with pytest.raises(ValueError, match=r"names self_attn.qkv_proj, and MistralDecoderLayer has no such module"):
+        minislice.fuse(model)
+    changed(monkeypatch, "mistral", final_norm="ln_f")
+    with pytest.raises(ValueError, match=r"names ln_f, and MistralModel has no such module; it has embed_tokens"):
+        minislice.fuse(model)
+
+
+def test_a_module_that_is_left_out_is_named(monkeypatch):
+    monkeypatch.setitem(TABLE, "gemma2", TABLE["gemma"])
+    with pytest.raises(ValueError, match=r"a layer of this .gemma2. model has pre_feedforward_layernorm\.weight"):
+        minislice.fuse(small_model("gemma2"))
+
+
+def test_a_linear_that_neither_reads_nor_writes_the_signal_is_named(monkeypatch):
+    changed(monkeypatch, "mistral", [{}, {"w_in": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}])
+    with pytest.raises(
+        ValueError, match=r"mlp.down_proj reads the signal, which is 32 wide, but its in_features are 48"
+    ):
+        minislice.fuse(small_model("mistral"))
+
+
+def test_a_reader_that_is_forgotten_fails_verification(monkeypatch):
+    changed(monkeypatch, "mistral", [{}, {"w_in": ("mlp.gate_proj",)}])
+    found = minislice.verify(small_model("mistral"), torch.arange(40).view(2, 20), dtypes=["float64"])
+    assert not found.passed and found.measurements[1].error > 1e-2
+
+
+# A model of the reader's own.
+
+
+class Doubled(nn.Module):
+    """What none of the families has: a second reader of the signal, behind no norm."""
+
+    def __init__(self, mlp: nn.Module, width: int):
+        super().__init__()
+        self.mlp, self.side = mlp, nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        return self.mlp(x) + self.side(x.tanh())
+
+
+def test_what_reads_the_signal_through_something_else_fails_verification():
+    """Its two outputs are found, and that one of them reads no norm is not; but `verify` sees it."""
+    model = small_model("llama")
+    model.model.layers[0].mlp = Doubled(model.model.layers[0].mlp, 32).double()
+    found = propose(model)
+    assert not found.passed and (found.obstacle or not found.verification.passed)
