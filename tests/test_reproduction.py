@@ -132,6 +132,19 @@ def test_a_stand_in_has_the_tables_rows_and_none_of_their_values():
         assert {row.model for row in own} == {FAMILIES[family].stand_in}
 
 
+def test_a_mean_of_some_tasks_is_not_compared_with_the_papers_of_five():
+    two = profile_for("phi-2", "paper", tasks=("piqa", "arc_easy"))
+    for row in rows("phi-2", two, [7]):
+        assert set(row.paper) == {"piqa", "arc_easy"}
+    assert all("average" in row.paper for row in rows("phi-2", PROFILES["paper"], [7]))
+
+
+def test_what_is_not_the_papers_protocol_is_said():
+    assert report._changed(PROFILES["paper"]) == ""
+    assert "limit 3" in report._changed(profile_for("opt", "paper", limit=3))
+    assert "seqlen 64" in report._changed(profile_for("opt", "paper", seqlen=64))
+
+
 def test_a_profile_survives_json():
     for profile in (*PROFILES.values(), profile_for("opt", "ci", limit=3)):
         assert Profile.from_json(json.loads(json.dumps(dataclasses.asdict(profile)))) == profile

@@ -92,11 +92,12 @@ def seconds_of(work: Callable[[], object], device: torch.device | None) -> float
     if device is None:
         return work()
     if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
+        with torch.cuda.device(device):  # whose stream the events are put into
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            work()
+            end.record()
+            end.synchronize()
         return start.elapsed_time(end) / 1000
     began = time.perf_counter()
     work()

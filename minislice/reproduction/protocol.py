@@ -258,7 +258,8 @@ def _table(family: Family, profile: Profile, number: int) -> Iterator[Row]:
         if number in PERPLEXITY:
             paper, label = {"perplexity": line["wikitext2_perplexity"]}, line["method"]
         elif number in ZERO_SHOT:
-            paper = {name: line[name] for name in (*TASKS, "average")}
+            asked = [name for name in TASKS if name in profile.tasks]
+            paper = {name: line[name] for name in (*asked, *(["average"] if len(asked) == len(TASKS) else []))}
         elif number == 12:
             paper, label = {name: line[name] for name in PRODUCTS}, line["method"]
             percent = int(label.removeprefix("slicegpt_")) if label.startswith("slicegpt_") else 0

@@ -139,7 +139,7 @@ def _shown(cell: Cell) -> str:
     paper = "" if cell.paper is None else f"*paper {_number(cell.paper)}{'!' if cell.slip else ''}*"
     if cell.ours is None:
         return f"{NOT_RUN if cell.row.settings else ''} {paper}".strip()
-    around = cell.spread if cell.spread is not None else cell.error
+    around = cell.error if cell.error is not None else cell.spread
     ours = _number(cell.ours) + ("" if around is None else f" ± {_number(around)}")
     difference = "" if cell.difference is None else f"{cell.difference:+.2f}"
     return " ".join(filter(None, (ours, paper, difference)))

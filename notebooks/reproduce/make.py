@@ -165,8 +165,7 @@ chosen = [cell for cell in every if cell.row.table == first and cell.metric == m
             levels, values = found.setdefault(cell.row.model, ([], []))
             levels.append(cell.row.percent)
             values.append(value(cell))
-    return found
-""",
+    return found""",
     ),
     (
         "code",
