@@ -43,7 +43,7 @@ def _in_short(values: list[int] | list[float]) -> str:
     """Runs of one number as "432 x 60, 576"; numbers that differ more by the least and the greatest of them."""
     texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
     runs = [(text, len(list(run))) for text, run in groupby(texts)]
-    if len(runs) <= 8:
+    if len(runs) <= 4:
         return ", ".join(text if count == 1 else f"{text} x {count}" for text, count in runs)
     least, greatest = texts[values.index(min(values))], texts[values.index(max(values))]
     return f"{least} to {greatest}, {len(values)} in all"

@@ -6,7 +6,6 @@ dtype's alone.
 """
 
 import copy
-import gc
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -100,6 +99,11 @@ def relative_error(logits: Iterable[Tensor], reference: Iterable[Tensor]) -> flo
     return (worst / largest).item()
 
 
+def _let_go(model: PreTrainedModel) -> None:
+    """Part a fused model from its `save_pretrained`: the two hold each other, and the memory, until Python notices."""
+    vars(model).pop("save_pretrained", None)
+
+
 def verify(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -146,8 +150,8 @@ def verify(
             else:
                 fuse(exact)
             reference = logits_of(exact, ids, masks, batch_size)
+            _let_go(exact)
             del exact
-            gc.collect()  # a model and its `save_pretrained` hold each other
             for dtype in dtypes:
                 for step in filter(steps.__contains__, STEPS):
                     changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), ids, masks, seed)
@@ -158,8 +162,8 @@ def verify(
                         tolerance=max(TOLERANCES[dtype], own_norm if steps is UNROTATED else 0.0),
                         perplexity=perplexity(changed, ids, masks, batch_size=batch_size),
                     )
+                    _let_go(changed)
                     del changed
-                    gc.collect()
                     bar.update()
             del reference
     return Verification([found[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)
