@@ -274,7 +274,7 @@ def test_a_move_into_a_mount_point_that_stops_leaves_nothing_that_loads(moved, t
 def test_a_full_disk_is_one_error_and_nothing_is_kept(way, mount, tmp_path):
     dense = saved(LLAMA, tmp_path)
     volume = mount("-t", "tmpfs", "-o", "size=20k", "tmpfs")
-    with pytest.raises((OSError, ValueError), match="No space left on device|the disk has") as error:
+    with pytest.raises((OSError, ValueError), match=r"No space left on device|the disk has") as error:
         WAYS[way](dense, volume / "out")
     assert str(volume / "out") in str(error.value) or str(volume / ".out.partial") in str(error.value)
     if way != "streamed":  # which goes on later from what is there
