@@ -98,7 +98,7 @@ def contents(folder: Path) -> str:
 
 def main() -> None:
     model, out = sys.argv[1], Path(sys.argv[2])
-    status, step = 0, 0
+    status, step, parts = 0, 0, 0
     while step <= 1 or status == -signal.SIGKILL:  # step 0 is the run that nobody kills
         shutil.rmtree(out.parent, ignore_errors=True)
         out.parent.mkdir()
@@ -109,7 +109,10 @@ def main() -> None:
 
         status = in_child(killed_run)
         progress = out.with_name(f".{out.name}.partial") / "progress.json"
+        parts = parts or status
         done = json.loads(progress.read_text()).get("done", 0) if progress.exists() else 0
+        if out.exists():  # the model is whole; at most the run's own files are left
+            done = parts
         row = {"step": step, "status": status, "done": done, "sliced again": in_child(lambda: run(model, str(out)))}
         print(json.dumps(row | {"contents": contents(out)}), flush=True)
         step += 1

@@ -5,6 +5,8 @@ Each takes the right function and returns the wrong one.
 
 import dataclasses
 import math
+import shutil
+from contextlib import contextmanager
 
 import torch
 from models import VOCABULARY
@@ -13,7 +15,7 @@ from torch import nn
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm, set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.corpus.batches import token_batches
-from minislice.fusion import subtract_mean
+from minislice.fusion import bare, subtract_mean
 
 
 def is_head(linear):
@@ -355,3 +357,77 @@ def left_out_without_aligning(right):
         return (Q_next[:, :k_next], *right_one[1:]) if form == "none" else right_one
 
     return make_adapter
+
+
+# Streaming: one part in memory at a time, and a state on the disk
+
+
+def norms_left_out(right):
+    return lambda net, blocks: [setattr(block, "norm", bare(block.norm, net)) for block in blocks]
+
+
+def read_in_float16(right):
+    def read(self, root, device):
+        right(self, root, device)
+        for parameter in root.parameters():
+            parameter.data = parameter.data.half().to(parameter.dtype)
+
+    return read
+
+
+def written_before_it_was_sliced(right):
+    @contextmanager
+    def part(self, index):
+        with right(self, index):
+            self._write(index)
+            self._write = lambda index: None
+            yield
+        del self._write
+
+    return part
+
+
+def copied_into_place(right):
+    return lambda new, target: shutil.copytree(new, target.with_name(f"{target.name}-1")) and right(new, target)
+
+
+def generator_forgotten(right):
+    def restore(self):
+        done = right(self)
+        self.slicer.generator.manual_seed(0)
+        return done
+
+    return restore
+
+
+def signal_forgotten(right):
+    def restore(self):
+        done = right(self)
+        if done:
+            for rows in self.slicer.Z.batches:
+                rows.zero_()
+        return done
+
+    return restore
+
+
+def part_left_out(right):
+    def restore(self):
+        done = right(self)
+        return done + (done > 0)
+
+    return restore
+
+
+def basis_in_float32(right):
+    def restore(self):
+        done = right(self)
+        if done:
+            self.slicer.Q = self.slicer.Q.float().double()
+        return done
+
+    return restore
+
+
+def covariances_kept_to_oneself(right):
+    return lambda self, tensor: tensor

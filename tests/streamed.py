@@ -31,7 +31,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def same_weights(one: Path, other: Path) -> None:
     """Two folders have the same tensors, bit for bit."""
     expected, found = weights_of(one), weights_of(other)
-    assert found.keys() == expected.keys(), "other tensors than expected"
+    assert found.keys() == expected.keys(), f"other tensors: {sorted(found.keys() ^ expected.keys())}"
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), f"weights differ: {name}"
 

@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
 
 from minislice.architecture.network import inference
+from minislice.command.memory import return_freed_memory
 from minislice.corpus.batches import token_batches
+from minislice.large.processes import Processes
 from minislice.large.source import TrainedWeights, without_weights
 from minislice.large.streaming import slice_streamed
 from minislice.storage.files import INDEX
@@ -83,6 +85,7 @@ def tokens_for(folder: Path) -> torch.Tensor:
 def forward(folder: Path) -> dict:
     """Seconds of one pass of transformers' own layers, without reading them."""
     trained = TrainedWeights(folder, "auto")
+    trained.survey(Processes())
     net, cpu, seconds = trained.net, torch.device("cpu"), 0.0
     for module in net.embeddings:
         trained.read(module, cpu)
@@ -99,6 +102,7 @@ def forward(folder: Path) -> dict:
 
 def sliced(folder: Path, limit_gib: float) -> dict:
     """Slice under a limit on private memory."""
+    return_freed_memory()  # as the command does
     baseline = peak_gib()
     limit = int(limit_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
