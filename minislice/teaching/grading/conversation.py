@@ -1,0 +1,114 @@
+"""What is said to the process that runs a student's code, and what is understood of its answers: see `child`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import wire
+from .process import Process
+
+LARGEST = 1024  # length of an array's side, in a question to a candidate: it is answered in the grader's process
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back from a call.
+
+    Args:
+        kind: "returned" (with `result`, and the arguments `after` it), "raised" (an exception of type `name` in `line`
+            of the last cell, 0 where there is none), "missing" (no such function), "unsendable" (a result that is not
+            plain) or "stopped" (by a limit, or by itself: `why`).
+        executed: the cells got to their end.
+    """
+
+    kind: str
+    executed: bool = False
+    result: Any = None
+    after: Sequence[Any] = ()
+    name: str = ""
+    line: int = 0
+    why: str = ""
+
+
+def converse(process: Process, request: dict, candidate: Callable[..., Any] | None) -> Answer:
+    """Hand a request over and listen until there is an answer.
+
+    Raises:
+        OSError: the process could not be set up, before it saw anything of the student's.
+    """
+    try:
+        ready = process.receive()
+    except (EOFError, wire.WireError):
+        ready = "it ended before it was ready"
+    if ready is not True:
+        raise OSError(f"a process for students' code can't be started: {ready}")
+    try:
+        process.send(request)
+    except wire.WireError:
+        return Answer("stopped", why="the cells are too large")
+    except BrokenPipeError:
+        return Answer("stopped", why=process.why())
+    executed = False
+    try:
+        while True:
+            message = process.receive()
+            if _is(message, "executed") and not executed:
+                executed = True
+            elif candidate and _is(message, "call", tuple):
+                process.send(_asked(candidate, message[1]))
+            else:
+                return _answer(message, executed)
+    except (EOFError, BrokenPipeError):
+        return Answer("stopped", executed, why=process.why())
+    except wire.WireError:
+        return _FORGED
+
+
+_FORGED = Answer("stopped", True, why="stopped: it wrote to the pipe for the result what is no result")
+
+
+def _answer(message: Any, executed: bool) -> Answer:
+    if _is(message, "returned", object, list):
+        return Answer("returned", executed, result=message[1], after=message[2])
+    if _is(message, "raised", str, int):
+        return Answer("raised", executed, name=message[1], line=message[2])
+    if _is(message, "missing"):
+        return Answer("missing", executed)
+    if _is(message, "unsendable", str):
+        return Answer("unsendable", executed)
+    return _FORGED
+
+
+def _is(message: Any, kind: str, *types: type) -> bool:
+    """The message is a tuple of this kind, with values of these types."""
+    return (
+        type(message) is tuple
+        and len(message) == 1 + len(types)
+        and type(message[0]) is str
+        and message[0] == kind
+        and all(isinstance(value, wanted) for value, wanted in zip(message[1:], types, strict=True))
+    )
+
+
+def _asked(candidate: Callable[..., Any], arguments: tuple) -> tuple:
+    """The answer to a student's question to a candidate; all that goes wrong is the question's fault."""
+    try:
+        if max((size for array in _arrays(arguments) for size in array.shape), default=0) > LARGEST:
+            raise ValueError(f"ask about arrays with sides of at most {LARGEST}")
+        with np.errstate(all="ignore"):
+            result = candidate(*arguments)
+        answer = ("returned", result)
+        wire.encode(answer)
+        return answer
+    except Exception as error:
+        return ("raised", type(error).__name__, str(error)[:200])
+
+
+def _arrays(value: Any) -> list[np.ndarray]:
+    if isinstance(value, (tuple, list)):
+        return [array for item in value for array in _arrays(item)]
+    if isinstance(value, dict):
+        return _arrays(list(value.values()))
+    return [value] if isinstance(value, np.ndarray) else []
