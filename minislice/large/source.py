@@ -15,7 +15,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
-from ..storage.files import checksum, tensor_files
+from ..storage.checks import require_fit
+from ..storage.files import checksum, stored_tensors, tensor_files
 from ..storage.gguf import is_gguf
 from .processes import Processes
 
@@ -143,16 +144,16 @@ class TrainedWeights:
             raise ValueError(
                 f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
             )
-        for (module, name), stored in self.names.items():
-            if stored not in self.files:
-                raise ValueError(f"{self.folder}: no file has the tensor {stored}")
-            with safe_open(self.files[stored], framework="pt") as tensors:
-                found, expected = tensors.get_slice(stored).get_shape(), list(getattr(module, name).shape)
-            if found != expected:
-                raise ValueError(
-                    f"{self.files[stored]}: {stored} is {found}, and the config asks for {expected}; weights and "
-                    "config.json belong to different models"
-                )
+        stored = stored_tensors(self.folder)
+        for name in self.names.values():
+            if name not in stored:
+                raise ValueError(f"{self.folder}: no file has the tensor {name}")
+        places = {
+            f"{path}.{name}": stored[self.names[module, name]]
+            for path, module in model.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        require_fit(model, places)
 
 
 def _state(path: Path) -> tuple[int, int]:

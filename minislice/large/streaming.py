@@ -32,6 +32,7 @@ from ..heads import tie_embedding
 from ..options import SlicingOptions, SlicingReport, takes_options
 from ..rotation import require_whole
 from ..slicing import Slicer
+from ..storage.checks import usable_device
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
@@ -81,7 +82,8 @@ def slice_streamed(
             stays.
         OSError: the system refused a write; the disk is full, for example.
     """
-    options, device, processes = SlicingOptions(**options), torch.device(device), processes or Processes()
+    options, processes = SlicingOptions(**options), processes or Processes()
+    device = torch.device(usable_device(device))
     work = WorkFolder(Path(out).resolve(), processes)
     with work.locked():
         if processes.index == 0:
