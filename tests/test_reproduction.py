@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.run import get_args_parser
 
 import minislice
 from minislice.command.cli import COMMANDS, main
@@ -427,8 +428,10 @@ def test_the_signal_is_what_the_paper_needs_room_for():
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
     made = measure._slicing_of(runner.settings_of(rows("llama-2", PROFILES["paper"], [1], ["70B"]), "float16")[-1])
     command = slice_command(made, tmp_path / "out", 4, 8)
-    assert command[1:6] == ["-m", "torch.distributed.run", "--nproc-per-node", "8", "-m"]
-    given = parser_for(COMMANDS).parse_args(command[7:])
+    assert command[1:3] == ["-m", "torch.distributed.run"]
+    torchrun = get_args_parser().parse_args(command[3:])
+    assert (torchrun.nproc_per_node, torchrun.module, torchrun.training_script) == ("8", True, "minislice")
+    given = parser_for(COMMANDS).parse_args(torchrun.training_script_args)
     assert given.stream and given.run is COMMANDS["slice"].run
     assert (given.model, given.slicing, given.samples, given.seqlen) == (made.source, 0.3, 1024, 2048)
     assert (given.adapter, given.signal, given.dtype, given.seed) == ("full", made.signal, "float16", made.seed)

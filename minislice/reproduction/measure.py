@@ -184,7 +184,8 @@ def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> 
     }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    return [*torchrun, "-m", "minislice", "slice", made.source, "--stream", *words, "--json", "--quiet"]
+    # Behind "--" torchrun looks for no option of its own; --signal could be short for one.
+    return [*torchrun, "-m", "--", "minislice", "slice", made.source, "--stream", *words, "--json", "--quiet"]
 
 
 def run_processes(command: list[str]) -> None:
