@@ -216,8 +216,9 @@ $1 + 10^{-13}$; that is rounding.""",
             points=5,
             minutes=10,
             difficulty=2,
-            text=r"""In notebook 04 the low-rank adapters of mini-opt ($D = 192$, $k = 144$) have rank 47, not
-$D - k = 48$. Why? What would you expect of a LLaMA?""",
+            text=r"""Sliced with `minislice.slice_model(model, tokens, width=144, adapter="low-rank")`, mini-opt, whose
+width is $D = 192$, has adapters of rank 47 (`model.slicing.ranks`), not $D - k = 48$. Why? What would you expect of a
+LLaMA?""",
         ),
     ),
 )

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def center(D):
-    """The matrix M [D, D] for which x M is x minus its mean, for every row x of D numbers."""
+    """The matrix M [D, D] for which x M is x minus its mean, for every row x."""
     ### BEGIN SOLUTION
     return np.eye(D) - np.ones((D, D)) / D
     ### END SOLUTION
@@ -13,8 +13,8 @@ def center(D):
 def fuse_reader(W, b, alpha, beta):
     """Move a norm's scale and shift into the linear layer that reads it.
 
-    W [D, H], b [H] or None, alpha [D], beta [D] or None. Returns W [D, H] and b [H], or None where both b and beta
-    are None.
+    W [D, H], b [H] or None, alpha [D], beta [D] or None. Returns W [D, H] and b [H], or
+    None for b where both b and beta are None.
     """
     ### BEGIN SOLUTION
     fused = alpha[:, None] * W
@@ -35,9 +35,10 @@ def fuse_writer(W, b):
 
 
 def fuse(net):
-    """The network with every norm replaced by the RMSNorm without weights. Same logits; `net` itself stays as it is.
+    """The network with every norm replaced by the RMSNorm without weights. Same logits.
 
-    Returns a dictionary of W_embd, W_pos, W_in, b_in, W_out, b_out, W_head, b_head; None for what there isn't.
+    net: a dictionary of norm, alpha, beta, W_embd, W_pos, W_in, b_in, W_out, b_out, W_head,
+    b_head. Returns a new one, without the first three; None for what there isn't.
     """
     ### BEGIN SOLUTION
     layernorm = net["norm"] == "LayerNorm"

@@ -4,11 +4,12 @@ import numpy as np
 
 
 def rotate(weights, Q):
-    """The network whose signal is X Q[l] at boundary l, and its residual adapters. Same logits.
+    """The network whose signal is X Q[l] at boundary l, and its adapters. Same logits.
 
-    weights: a dictionary of W_embd [V, D], W_pos [T, D] or None, W_in [B, D, H], b_in [B, H], W_out [B, H, D],
-    b_out [B, D], W_out2 [B, H, D] or None, b_out2 [B, D] or None, W_head [D, V], b_head [V].
-    Q [B + 1, D, D]: orthogonal matrices. Returns a dictionary of the same kind, and S [B, D, D].
+    weights: a dictionary of W_embd [V, D], W_pos [T, D] or None, W_in [B, D, H], b_in [B, H],
+    W_out [B, H, D], b_out [B, D], W_out2 [B, H, D] or None, b_out2 [B, D] or None,
+    W_head [D, V], b_head [V]. Q [B + 1, D, D]: orthogonal matrices.
+    Returns a dictionary of the same kind, and S [B, D, D].
     """
     ### BEGIN SOLUTION
     rotated = dict(weights)

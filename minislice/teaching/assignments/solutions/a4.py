@@ -6,8 +6,8 @@ import numpy as np
 def second_moment(batches, masks):
     """Sum of x^T x over all tokens x of all batches.
 
-    batches: a list of float64 [n_i, D]; masks: a list of bool [n_i], True for a token, False for padding.
-    Returns [D, D].
+    batches: a list of float64 [n_i, D]. masks: a list of bool [n_i], True for a token,
+    False for padding. Returns [D, D].
     """
     ### BEGIN SOLUTION
     tokens = np.concatenate(batches)[np.concatenate(masks)]
@@ -16,7 +16,7 @@ def second_moment(batches, masks):
 
 
 def pca(C):
-    """Eigenvalues [D] of a symmetric C [D, D], the largest first, and its eigenvectors as the columns of Q [D, D]."""
+    """Eigenvalues [D] of a symmetric C [D, D], descending, and eigenvectors, columns of Q."""
     ### BEGIN SOLUTION
     eigenvalues, Q = np.linalg.eigh(C)
     return eigenvalues[::-1], Q[:, ::-1]
@@ -24,7 +24,7 @@ def pca(C):
 
 
 def width(eigenvalues, share):
-    """The fewest principal components that hold at least this share of the sum of the eigenvalues [D], descending."""
+    """The fewest components that hold at least this share of all eigenvalues [D]; an int."""
     ### BEGIN SOLUTION
     held = np.cumsum(eigenvalues) / np.sum(eigenvalues)
     return int(np.sum(held < share)) + 1

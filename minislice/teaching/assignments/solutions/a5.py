@@ -4,14 +4,14 @@ import numpy as np
 
 
 def cosines(P, R):
-    """The cosines [k] of the principal angles between the spans of P [D, k] and R [D, k], the largest first."""
+    """Cosines [k] of the principal angles between P [D, k] and R [D, k], descending."""
     ### BEGIN SOLUTION
     return np.linalg.svd(P.T @ R, compute_uv=False)
     ### END SOLUTION
 
 
 def align(P, R):
-    """The basis [D, k_next] of R's span that is nearest to P [D, k]; R [D, k_next], k <= k_next."""
+    """The basis [D, k_next] of the span of R [D, k_next] that is nearest to P [D, k]."""
     ### BEGIN SOLUTION
     k = P.shape[1]
     U, _, Vt = np.linalg.svd(P.T @ R)

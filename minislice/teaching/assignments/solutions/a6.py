@@ -6,7 +6,7 @@ import numpy as np
 def slice_block(W_in, b_in, W_out, b_out, P, P_next):
     """One block, sliced: it reads x P instead of x and writes y P_next instead of y.
 
-    W_in [D, H], b_in [H], W_out [H, D], b_out [D]; P [D, k] and P_next [D, k_next] have orthonormal columns.
+    W_in [D, H], b_in [H], W_out [H, D], b_out [D]; P [D, k], P_next [D, k_next].
     Returns W_in [k, H], b_in [H], W_out [H, k_next], b_out [k_next], S [k, k_next].
     """
     ### BEGIN SOLUTION
@@ -15,10 +15,10 @@ def slice_block(W_in, b_in, W_out, b_out, P, P_next):
 
 
 def interleave(net, X, widths):
-    """What every boundary keeps: a list of B + 1 matrices P [D, widths[l]] with orthonormal columns.
+    """What every boundary keeps: a list of B + 1 matrices P [D, widths[l]].
 
-    net: a dictionary of W_in [B, D, H], b_in [B, H], W_out [B, H, D], b_out [B, D], eps. X [N, D]: the calibration
-    signal at boundary 0. widths: a list of B + 1 ints.
+    net: a dictionary of W_in [B, D, H], b_in [B, H], W_out [B, H, D], b_out [B, D], eps.
+    X [N, D]: the calibration signal at boundary 0. widths: a list of B + 1 ints.
     """
     ### BEGIN SOLUTION
     D = X.shape[1]

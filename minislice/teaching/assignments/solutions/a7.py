@@ -6,9 +6,9 @@ import numpy as np
 def parameters(shapes, k, form):
     """The number of parameters of a sliced network.
 
-    shapes: a dictionary of ints V, T (0 without positions), D, and `blocks`, a list of (H_in, H_out), and the bool
-    `biases`. k: the width of every boundary but the last, which keeps D. form: "full", "low-rank" or "none".
-    Returns an int.
+    shapes: a dictionary of the ints V, T (0 without positions) and D, of blocks, a list of
+    (H_in, H_out), and of biases, a bool. k: the width of every boundary but the last, which
+    keeps D. form: "full", "low-rank" or "none". Returns an int.
     """
     ### BEGIN SOLUTION
     V, T, D, blocks = shapes["V"], shapes["T"], shapes["D"], shapes["blocks"]
@@ -27,7 +27,7 @@ def parameters(shapes, k, form):
 
 
 def flops(shapes, k, form):
-    """The floating-point operations of all matrix products for one token of the same network; an int."""
+    """The operations of all matrix products for one token; an int. See `parameters`."""
     ### BEGIN SOLUTION
     D, blocks = shapes["D"], shapes["blocks"]
     total = 2 * D * shapes["V"]
@@ -50,7 +50,7 @@ def gib(parameters, bits):
 
 
 def break_even(n):
-    """The share of D that must be deleted before a block of n D^2 parameters gets smaller, with a full adapter."""
+    """The share of D to delete until a block of n D^2 parameters is as large as before."""
     ### BEGIN SOLUTION
     return 1 - (np.sqrt(n**2 + 4 * n) - n) / 2
     ### END SOLUTION
