@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOPICS = (
     *("00_quickstart", "01_layernorm_to_rmsnorm", "02_computational_invariance", "03_principal_components"),
-    *("04_residual_adapters", "05_slicing", "06_inference_cost"),
+    *("04_residual_adapters", "05_slicing", "06_inference_cost", "08_does_my_model_have_it"),
 )
 LARGEST = 1_000_000  # bytes of a file
 
