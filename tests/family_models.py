@@ -81,6 +81,10 @@ class FamilyRecipe(Recipe):
     def norm_in_float32(self) -> bool:
         return not isinstance(network(self.model()).final_norm, nn.LayerNorm)
 
+    @property
+    def softmax_in_float32(self) -> bool:
+        return self.family == "bloom"
+
     def config(self):
         known = AutoConfig.for_model(self.family)
         narrow = self.heads * self.head_dim
@@ -144,6 +148,7 @@ def family_recipes(draw: st.DrawFn, family: str, paddings=("none", "left", "righ
         hidden=draw(st.sampled_from([12, 16, 20])),
         tied=draw(st.booleans()),
         eps=draw(st.sampled_from([1e-6, 1e-4, 1e-3])),
-        padding=draw(st.sampled_from(paddings)),
+        # In float64, Bloom's own mask overflows the float32 of its softmax, and left padding makes the dense model NaN.
+        padding=draw(st.sampled_from([p for p in paddings if family != "bloom" or p != "left"])),
         seed=draw(st.integers(0, 99)),
     )

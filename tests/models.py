@@ -44,6 +44,11 @@ class Recipe:
         return self.family == "llama"
 
     @property
+    def softmax_in_float32(self) -> bool:
+        """Whether attention rounds to float32, so that a cache changes the order of its sums."""
+        return False
+
+    @property
     def logit_scale(self) -> float:
         """What the head's output is multiplied by."""
         return 1.0

@@ -1,5 +1,9 @@
 """Every family of the table, over small random models of transformers' own classes: what holds for OPT and LLaMA."""
 
+import subprocess
+import sys
+import textwrap
+
 import properties
 import pytest
 import torch
@@ -7,8 +11,11 @@ from family_models import FAMILIES, VARIANTS, FamilyRecipe, family_recipes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streaming import check_streaming_equals_memory
+from transformers import AutoModelForCausalLM
 
+import minislice
 from minislice.architecture.families import FAMILIES as TABLE
+from minislice.architecture.family import StockNorm
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 few = settings(max_examples=2)
@@ -59,3 +66,60 @@ def test_streaming_and_saving_change_no_bit(family, variant):
     dtype = (torch.float32, torch.bfloat16)[variant % 2]
     options = ({"slicing": 0.25, "multiple": 1}, {"width": 6, "adapter": "none", "slice_head": True})[variant % 2]
     check_streaming_equals_memory(fixed(family, variant, tied=variant % 2 == 0), dtype, True, options)
+
+
+def test_without_minislice_all_load_and_compute_the_same(tmp_path):
+    """What travels with a saved model describes every family."""
+    for family in FAMILIES:
+        recipe = fixed(family)
+        model = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=8)
+        model.save_pretrained(tmp_path / family)
+        tokens = recipe.tokens(1)
+        torch.save([tokens, properties.logits(model, tokens)], tmp_path / family / "expected.pt")
+    script = """
+        import sys
+        sys.modules["minislice"] = None  # importing it fails, installed or not
+        import torch
+        from transformers import AutoModelForCausalLM
+        for folder in sys.argv[1:]:
+            tokens, expected = torch.load(folder + "/expected.pt")
+            model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+            with torch.no_grad():
+                error = (model(input_ids=tokens).logits.flatten(0, 1) - expected).abs().max().item()
+            print(folder.rsplit("/")[-1], type(model.base).__name__, error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), *(str(tmp_path / family) for family in FAMILIES)]
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home")}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [line[0] for line in lines] == list(FAMILIES)
+    assert max(float(line[2]) for line in lines) == 0.0
+
+
+EXPORTED = [
+    (family, variant)
+    for family, variant in CASES
+    if isinstance(TABLE[family].stock_norm, StockNorm) and (family, variant) not in [("phi", 1), ("cohere", 1)]
+]
+
+
+@pytest.mark.parametrize(("family", "variant"), EXPORTED)
+def test_an_export_computes_the_same_in_transformers_own_class(family, variant, tmp_path):
+    recipe = fixed(family, variant, eps=1e-3, hidden=20)
+    model = recipe.model().float()
+    minislice.slice_model(model, recipe.tokens(), width=8, adapter="none", slice_head=True)
+    minislice.export(model, tmp_path / "stock")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert type(stock).__module__.startswith("transformers.")
+    tokens = recipe.tokens(1)
+    assert properties.relative_error(properties.logits(stock, tokens), properties.logits(model, tokens)) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "variant"), [case for case in CASES if case not in EXPORTED])
+def test_what_cannot_be_exported_says_why(family, variant, tmp_path):
+    recipe = fixed(family, variant)
+    model = minislice.slice_model(recipe.model(), recipe.tokens(), width=8, adapter="none", slice_head=True)
+    with pytest.raises(ValueError, match=r"can't be exported|can't export: .* norm inside a branch"):
+        minislice.export(model, tmp_path / "stock")
+    assert not (tmp_path / "stock").exists()

@@ -27,6 +27,8 @@ def test_the_entry_of_the_table_is_found(family, variant):
     for field in dataclasses.fields(expected):
         if field.name == "branch_scale" and found.family.branch_scale is None:
             assert getattr(recipe.config(), expected.branch_scale) == 1
+        elif (family, field.name) == ("gptj", "last_shaped_as"):
+            assert found.family.last_shaped_as in (None, "drop")  # by the release of transformers
         elif field.name not in NOT_SEEN:
             assert getattr(found.family, field.name) == getattr(expected, field.name), field.name
 

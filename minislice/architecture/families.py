@@ -250,6 +250,7 @@ FAMILIES |= {
         BLOOM,
         embeddings=("wte",),
         embedding_norm=None,
+        last_shaped_as="drop",  # up to transformers 5.17
         blocks=(
             BlockSpec(
                 norm="ln_1",
