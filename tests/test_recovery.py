@@ -19,9 +19,11 @@ from minislice.architecture.network import network
 from minislice.command.cli import main
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize, windows
-from minislice.recovery import checkpoints, recover, sequences, training
+from minislice.recovery import checkpoints, recover, sequences
 
 pytest.importorskip("peft")
+from minislice.recovery import training
+
 QUICK = {"rank": 4, "steps": 3, "learning_rate": 1e-2, "accumulation": 1, "held_out": 0.25, "every": 1, "batch_size": 2}
 
 
