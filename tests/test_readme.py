@@ -33,7 +33,7 @@ COMMAND_LINES = [
     match
     for language, text in BLOCKS
     if language == "sh"
-    for match in re.findall(r"(?:^|&& |-m )minislice (.*)$", text, re.MULTILINE)
+    for match in re.findall(r"(?:^|&& |-m -- )minislice (.*)$", text, re.MULTILINE)
 ]
 
 
