@@ -244,7 +244,9 @@ def test_rotations_that_do_not_fit_are_refused(family, rotation, fragments):
 
 def _unknown():
     return AutoModelForCausalLM.from_config(
-        BigBirdConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50, is_decoder=True)
+        BigBirdConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY, is_decoder=True
+        )
     )
 
 
