@@ -83,7 +83,7 @@ class FamilyRecipe(Recipe):
 
     @property
     def softmax_in_float32(self) -> bool:
-        return self.family == "bloom"
+        return self.family in ("bloom", "gptj")  # GPT-J up to transformers 5.17
 
     def config(self):
         known = AutoConfig.for_model(self.family)

@@ -11,7 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertModel,
-    GPT2Config,
+    BigBirdConfig,
     LlamaForSequenceClassification,
     OPTConfig,
 )
@@ -274,8 +274,12 @@ def test_rotations_that_do_not_fit_are_refused(family, rotation, fragments):
     assert_raises_and_leaves_alone(RECIPES[family].model(), lambda model: rotate(model, rotation), *fragments)
 
 
-def _gpt2():
-    return AutoModelForCausalLM.from_config(GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2))
+def _unknown():
+    return AutoModelForCausalLM.from_config(
+        BigBirdConfig(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY, is_decoder=True
+        )
+    )
 
 
 def _opt(**differences):
@@ -310,7 +314,7 @@ def _quantized():
 @pytest.mark.parametrize(
     ("build", "fragments"),
     [
-        (_gpt2, ["'gpt2'", *SUPPORTED]),
+        (_unknown, ["'big_bird'", "minislice propose", *SUPPORTED]),
         (_bert, ["'bert'", *SUPPORTED]),
         (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m", *SUPPORTED]),
         (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m", *SUPPORTED]),
@@ -319,7 +323,7 @@ def _quantized():
         (lambda: LlamaForSequenceClassification(LLAMA.model().config), ["head", "AutoModelForCausalLM"]),
         (_quantized, ["mlp.down_proj", "PretendQuantized", "quantization"]),
     ],
-    ids=["gpt2", "encoder", "post-norm", "projected", "no final norm", "no head", "classifier", "quantized"],
+    ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "no head", "classifier", "quantized"],
 )
 def test_models_that_cannot_be_sliced_are_refused(action, build, fragments):
     model = build().eval()
