@@ -83,6 +83,10 @@ class TrainedWeights:
             for module in model.modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
+        kept = model.state_dict().keys()
+        self.buffers = {name for name, _ in model.named_buffers() if name in kept}  # a few numbers, read at once
+        for name in self.buffers & self.files.keys():
+            model.get_buffer(name).copy_(self._open(name))
         self._check(model)
 
     def survey(self, processes: Processes) -> str:
@@ -135,7 +139,7 @@ class TrainedWeights:
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         unexpected = sorted(
             name
-            for name in self.files.keys() - set(self.names.values())
+            for name in self.files.keys() - set(self.names.values()) - self.buffers
             if not any(
                 re.search(pattern, name) for pattern in (*ignored, r"inv_freq$", r"^(lm_head|embed_out)\.weight$")
             )
