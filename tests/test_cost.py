@@ -13,7 +13,7 @@ from minislice.architecture.network import network
 from minislice.corpus.embedded import EMBEDDED
 from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, step_seconds, throughput
 
-TOKENS = torch.arange(40).view(2, 20)
+TOKENS = torch.arange(240).view(8, 30)
 
 
 def small(name="mini-opt", **options):
@@ -37,8 +37,9 @@ def test_flops_are_those_that_torch_counts(name, options):
     assert 0 <= counted(model) - flops_per_token(model, context=1) <= rope
 
 
-def test_flops_of_a_tied_head_are_counted():
-    model = small(adapter="none", head="fitted")
+@pytest.mark.parametrize("head", ["tied", "fitted"])
+def test_flops_of_a_head_that_shares_its_matrix_are_counted(head):
+    model = small(adapter="none", head=head)
     assert counted(model) == flops_per_token(model, context=1)
 
 

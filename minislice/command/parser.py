@@ -25,9 +25,9 @@ def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="minislice",
         description="SliceGPT: make a trained transformer smaller by deleting rows and columns of its weights.",
-        epilog="Start with 'minislice demo'. 'minislice COMMAND --help' explains a command's options. 'torchrun "
-        "--nproc-per-node N -m -- minislice slice ...' shares the calibration set among N processes, each on a GPU of its "
-        "own.",
+        epilog="Start with 'minislice demo'. 'minislice COMMAND --help' explains a command's options. "
+        "'torchrun --nproc-per-node N -m -- minislice slice ...' shares the calibration set among N processes, each on "
+        "a GPU of its own.",
     )
     parser.add_argument("--version", action="version", version=f"minislice {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
