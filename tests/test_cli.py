@@ -126,8 +126,8 @@ def texts(place: Path, calibration="calibration.txt", evaluation="test.txt") -> 
 
 def test_demo_prints_every_step_of_every_embedded_model(run, monkeypatch):
     monkeypatch.setattr("minislice.command.demo.SLICINGS", (0.25,))  # one is enough here, and short sequences
-    monkeypatch.setattr("minislice.command.demo.SEQLEN", 48)
-    status, out, err = run("demo", "--samples", 1, "--json", "--quiet")
+    monkeypatch.setattr("minislice.command.demo.SEQLEN", 128)
+    status, out, err = run("demo", "--samples", 4, "--json", "--quiet")
     rows = document(out)
     assert (status, err) == (0, "")
     steps = ["dense", "fused", "rotated", "rotated per block", "rotated by PCA"]

@@ -175,7 +175,7 @@ def refused(model, match, tmp_path):
 
 def test_opt_is_refused_because_its_attention_is_as_wide_as_its_hidden_size(tmp_path):
     model, _ = stock_ready(Recipe("opt"))
-    refused(model, "ties the width of OPT's attention to the hidden size", tmp_path)
+    refused(model, "ties the width of its attention to the hidden size", tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"adapter": "full"}, {"adapter": "low-rank"}, {"slice_head": False}])

@@ -312,7 +312,7 @@ def test_every_caller_takes_its_sets_from_there(book, monkeypatch):
     """The lecture, the demo and the commands: none of them makes streams of its own."""
     _, tokenizer = checkpoint.load("mini-opt")
     first, second = text.disjoint_streams(str(book), str(book), tokenizer)
-    calibration, evaluation = lecture.token_sets(str(book), tokenizer, samples=3, seqlen=20, seed=4)
+    calibration, evaluation = lecture.token_sets(str(book), tokenizer, samples=3, evaluation=3, seqlen=20, seed=4)
     assert torch.equal(calibration, text.sample(first, 3, 20, 4))
     assert torch.equal(evaluation, text.sample(second, 3, 20, 4))
     for module in (lecture, demo, inputs):

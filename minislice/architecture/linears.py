@@ -29,7 +29,7 @@ class StoredLinear:
         self.module.weight = nn.Parameter(weight.T.contiguous(), requires_grad=weight.requires_grad)
 
 
-Linear = nn.Linear | StoredLinear
+Linear = nn.Module | StoredLinear  # a module, for PEFT wraps an `nn.Linear` in one of its own
 
 
 def as_linear(module: nn.Module) -> Linear:
