@@ -12,6 +12,20 @@ from transformers import PreTrainedModel
 from ..architecture.network import inference, network
 
 
+def signals(
+    model: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
+) -> list[Float[Tensor, "sequences tokens _"]]:
+    """The signal X at every boundary, blocks + 1 of them: Algorithm 1, one block after the other."""
+    net = network(model)
+    with inference(model):
+        x, contexts = net.embed(ids.to(model.device))
+        boundaries = [x]
+        for layer, context in zip(net.layers, contexts, strict=True):
+            for block in layer.blocks:
+                boundaries.append(block(boundaries[-1], **context))
+    return boundaries
+
+
 def inner_products(x: Float[Tensor, "sequences tokens k"]) -> Float[Tensor, "sequences tokens tokens"]:
     """X X^T of each sequence, its rows less their mean."""
     centred = x - x.mean(1, keepdim=True)
@@ -37,13 +51,5 @@ def signal_errors(
     networks = network(dense), network(sliced)
     if not networks[0].is_fused or networks[0].is_sliced:
         raise ValueError("compare with the dense model after minislice.fuse, before it is sliced")
-    with inference(dense), inference(sliced):
-        signals = [net.embed(ids.to(net.model.device)) for net in networks]
-        errors = []
-        for index in range(len(networks[0].norms)):
-            read = [net.norms[index](x) for net, (x, _) in zip(networks, signals, strict=True)]
-            errors.append(relative_difference(*read).item())
-            if index < len(networks[0].blocks):
-                pairs = zip(networks, signals, strict=True)
-                signals = [(net.blocks[index](x, **context), context) for net, (x, context) in pairs]
-    return errors
+    pairs = zip(signals(dense, ids), signals(sliced, ids), *(net.norms for net in networks), strict=True)
+    return [relative_difference(norm(x), sliced_norm(z)).item() for x, z, norm, sliced_norm in pairs]

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 import transformers
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..architecture.network import inference, network
 from ..corpus.text import disjoint_streams, sample
+from ..measuring.layers import signals as signals  # `lecture.signals`, of the notebooks
 from . import plots
 
 
@@ -66,20 +66,6 @@ def token_sets(
     """
     streams, counts = disjoint_streams(text, text, tokenizer), (samples, evaluation)
     return tuple(sample(stream, count, seqlen, seed) for stream, count in zip(streams, counts, strict=True))
-
-
-def signals(
-    model: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
-) -> list[Float[Tensor, "sequences tokens _"]]:
-    """The signal X at every boundary, blocks + 1 of them: Algorithm 1, one block after the other."""
-    net = network(model)
-    with inference(model):
-        x, contexts = net.embed(ids.to(model.device))
-        boundaries = [x]
-        for layer, context in zip(net.layers, contexts, strict=True):
-            for block in layer.blocks:
-                boundaries.append(block(boundaries[-1], **context))
-    return boundaries
 
 
 def show(rows: list[dict]) -> None:
