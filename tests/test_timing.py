@@ -90,11 +90,11 @@ def test_the_search_ends_where_everything_fits():
 
 def test_peak_memory_sees_what_was_held_and_let_go():
     with peak_memory(torch.device("cpu")) as peak:
-        held = torch.ones(50_000_000 // 4)
+        held = torch.ones(400_000_000 // 4)  # more than any hole in the heap of a process that ran other tests
         del held
     if peak.before is None:
         pytest.skip("this system doesn't say")
-    assert 40e6 < peak.added < 80e6
+    assert 350e6 < peak.added < 450e6
 
 
 def test_compare_counts_what_slicing_changes_and_times_both():
@@ -136,7 +136,7 @@ def test_the_command_measures_every_level_and_form(capsys):
 
 def test_the_command_takes_a_sliced_models_folder_without_its_weights(capsys, tmp_path):
     model, _ = minislice.load("mini-opt", dtype=torch.float32)
-    minislice.slice_model(model, torch.arange(40).view(2, 20), width=100).save_pretrained(tmp_path / "sliced")
+    minislice.slice_model(model, torch.arange(240).view(8, 30), width=100).save_pretrained(tmp_path / "sliced")
     (tmp_path / "sliced" / "model.safetensors").unlink()
     _, result = run_json(capsys, str(tmp_path / "sliced"), *SHORT)
     (row,) = result["rows"]
@@ -149,7 +149,7 @@ def test_the_command_takes_a_sliced_models_folder_without_its_weights(capsys, tm
         (["opt-125m", "--slicing", "a lot"], "comma-separated"),
         (["opt-125m", "--adapter", "round"], "adapter must be one of"),
         (["opt-125m", "--device", "auto"], "one device"),
-        (["opt-125m", "--slicing", "1.5"], "fraction to delete"),
+        (["opt-125m", "--slicing", "1.5"], "slicing must be a fraction"),
     ],
 )
 def test_bad_input_is_one_line(capsys, arguments, said):

@@ -120,8 +120,7 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict,
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
-    texts = texts_of(arguments)
-    folder = local_folder(arguments.model)
+    folder, texts = local_folder(arguments.model), texts_of(arguments)
     model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
     calibration, _ = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, model.config.hidden_size)
