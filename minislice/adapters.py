@@ -44,15 +44,15 @@ def align(
     D, k = P.shape
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
-    if not torch.isfinite(P.T @ Q_next).all():
+    together = P.T @ Q_next
+    if not torch.isfinite(together).all():
         raise ValueError(f"can't align two bases: P^T Q, {[k, D]}, has a NaN or an infinity")
     if k_next == D:  # nothing is deleted: P itself, completed
         return complete(P), P.new_zeros(k, 0), P.new_zeros(0)
-    P_next, R = Q_next[:, :k_next], Q_next[:, k_next:]
-    S = P.T @ P_next
-    U = left_singular_vectors(P.T @ R)
+    S, sines = together[:, :k_next], together[:, k_next:]  # P^T P_next, and P^T R
+    U = left_singular_vectors(sines)
     cosines = (U.T @ S).norm(dim=1)
-    deficits = (U.T @ P.T @ R).square().sum(1) / (1 + cosines)  # 1 - cos = sin^2 / (1 + cos)
+    deficits = (U.T @ sines).square().sum(1) / (1 + cosines)  # 1 - cos = sin^2 / (1 + cos)
     if k == k_next and cosines.min() > SMALL_COSINE:
         # U V^T = S + U (C^-1 - 1) U^T S, the orthogonal factor of S, without decomposing all of it
         rotation = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
@@ -60,7 +60,7 @@ def align(
         left, _, right = singular_vectors(S)
         rotation = torch.cat([left @ right[:k], right[k:]])
     order = deficits.argsort(descending=True)
-    return P_next @ rotation.T, U[:, order], deficits[order]
+    return Q_next[:, :k_next] @ rotation.T, U[:, order], deficits[order]
 
 
 def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
