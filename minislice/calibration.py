@@ -4,7 +4,7 @@ The signal of the whole set is the largest thing that slicing holds besides weig
 memory of the machine, pinned where a GPU reads it; the device that computes sees one batch of it at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .architecture.blocks import Block
 from .architecture.network import Network
 from .corpus.batches import Batch
+from .inner import has_bias, inputs_of, moments
 from .pca import covariance, principal_components
 
 
@@ -61,14 +62,37 @@ class Calibration:
             )
         return signal
 
-    def forward(self, block: Block, layer: int, Z: Signal) -> Signal:
+    def forward(self, block: Block, layer: int, Z: Signal, room: str = "wide") -> Signal:
         """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out; W_out has all its D columns."""
-        wide = self.room("wide", block.w_out[0].out_features, Z[0].dtype)
+        wide = self.room(room, block.w_out[0].out_features, Z[0].dtype)
         for index, z in enumerate(Z):
             x = block.branch(z, **self.contexts[index][layer])
             x[..., : z.shape[-1]] += z
             wide[index] = x
         return wide
+
+    def moments(
+        self, block: Block, layer: int, Z: Signal, P: Float64[Tensor, "D k"] | None = None, dense: Signal | None = None
+    ) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
+        """C and B of the block's inner side (see `inner`), over the whole set; W_out has its trained columns.
+
+        Args:
+            P: the basis of Z; without, Z is in the trained one.
+            dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
+
+        Raises:
+            ValueError: the signal has a NaN or an infinity, as in `covariance`.
+        """
+        total = None
+        for index, (z, batch) in enumerate(zip(Z, self.batches, strict=True)):
+            with inputs_of(block.w_out) as inputs:
+                y = block.branch(z, **self.contexts[index][layer])
+            y = y + (z if P is None else z @ P.T.to(z))
+            h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
+            total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
+            if not torch.isfinite(total.diagonal()).all():
+                raise ValueError(_not_finite(y, batch, layer))
+        return total[:, : len(total)], total[:, len(total) :]
 
     def project(self, X: Signal, A: Float64[Tensor, "D k"], boundary: int) -> Signal:
         """X A, the signal at a boundary."""
@@ -102,7 +126,18 @@ class Calibration:
         self, C: Float64[Tensor, "D D"], dtype: torch.dtype
     ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
         """Those of the covariance, the same for all who share the set."""
-        return principal_components(C, dtype)
+        return self.once(lambda: principal_components(C, dtype), like=(C[0], C))
+
+    def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What is computed of all of the set, the same for all who share it; `like` has its shapes and dtypes."""
+        return compute()
+
+    def copy(self, X: Signal, room: str) -> Signal:
+        """The same signal in a room of its own."""
+        other = self.room(room, X[0].shape[-1], X[0].dtype)
+        for index, x in enumerate(X):
+            other[index] = x
+        return other
 
     def room(self, name: str, width: int, dtype: torch.dtype) -> Signal:
         """Room for a signal. There is one "wide" one at a time, and for each boundary one of its own."""

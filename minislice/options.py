@@ -38,6 +38,9 @@ class SlicingOptions:
             computes exactly what "full" does.
         head: of a model whose head is tied to the embedding: weights of its "own" (the paper's); still "tied", exactly,
             the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see `heads`.
+        neurons: beyond the paper, delete neurons of the MLPs too: the fraction of each one's, 0 <= neurons < 1, what is
+            left rounded down to a multiple of `multiple`; or how many to keep, a number for each MLP; see `neurons`.
+        repair: beyond the paper, solve for each block's W_out again, to make up for what slicing loses; see `repair`.
         basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns
             of the signal with the largest norms, unrotated. The last two are baselines.
         orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
@@ -57,6 +60,8 @@ class SlicingOptions:
     adapter: str = "low-rank"
     tolerance: float = 0.0
     head: str = "own"
+    neurons: float | Sequence[int] = 0.0
+    repair: bool = False
     basis: str = "pca"
     orientation: str = "pca"
     pca_dtype: str = "float64"
@@ -67,6 +72,8 @@ class SlicingOptions:
         if self.width is not None:  # NumPy's numbers would not go into a config.json
             many = isinstance(self.width, Sequence)
             object.__setattr__(self, "width", [int(k) for k in self.width] if many else int(self.width))
+        many = isinstance(self.neurons, Sequence)
+        object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if many else float(self.neurons))
 
     def widths(self, D: int, boundaries: int) -> list[int | None]:
         """The width of every boundary; None where the spectrum is to decide.
@@ -111,12 +118,28 @@ class SlicingOptions:
             require_tie(net)
         elif isinstance(net.head, TiedHead):
             raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
+        self.neurons_of([block.neurons for block in net.blocks if block.neurons])
         return self.widths(net.trained_width, len(net.blocks) + 1)
+
+    def neurons_of(self, counts: Sequence[int]) -> list[int]:
+        """How many neurons to keep in each MLP, of the numbers that they have.
+
+        Raises:
+            ValueError: numbers that don't fit.
+        """
+        if not isinstance(self.neurons, Sequence):
+            return [slice_width(count, self.neurons, self.multiple) for count in counts]
+        if len(self.neurons) != len(counts):
+            raise ValueError(f"got {len(self.neurons)} numbers of neurons; this model has {len(counts)} MLPs")
+        for left, count in zip(self.neurons, counts, strict=True):
+            if not 0 <= left <= count:
+                raise ValueError(f"can't keep {left} neurons of {count}")
+        return list(self.neurons)
 
     def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
         """The most that each block's adapter can be, as `largest_form` says it."""
         forms = [largest_form(self.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
-        if self.head == "tied":
+        if self.head == "tied" and len(set(widths)) > 1:
             forms[0] = forms[-1] = "full"
         return forms
 
@@ -150,9 +173,15 @@ def _check(options: SlicingOptions) -> None:
     for name, allowed in {**choices, "orientation": ORIENTATIONS, "pca_dtype": PCA_DTYPES}.items():
         require(getattr(options, name) in allowed, name, f"one of {', '.join(allowed)}")
     width, slicing, discard, tolerance = options.width, options.slicing, options.discard, options.tolerance
+    neurons = options.neurons
     widths = width if isinstance(width, Sequence) and not isinstance(width, str) else [width]
     require(width is None or all(map(is_int, widths)), "width", "a whole number, or one for each boundary")
     require(isinstance(options.slice_head, bool), "slice_head", "True or False")
+    require(isinstance(options.repair, bool), "repair", "True or False")
+    if isinstance(neurons, Sequence) and not isinstance(neurons, str):
+        require(all(map(is_int, neurons)), "neurons", "a fraction, or a whole number for each MLP")
+    else:
+        require(is_number(neurons) and 0 <= neurons < 1, "neurons", "a fraction, 0 <= neurons < 1")
     require(is_int(options.multiple) and options.multiple >= 1, "multiple", "a whole number of at least 1")
     require(is_int(options.seed), "seed", "a whole number")
     require(slicing is None or (is_number(slicing) and 0 <= slicing < 1), "slicing", "a fraction, 0 <= slicing < 1")
@@ -192,6 +221,7 @@ class SlicingReport:
     eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all of them, descending; float64
     discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
     ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
+    neurons: list[int] = field(default_factory=list)  # kept in each MLP
 
     def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
         """Note what was kept of the next boundary."""

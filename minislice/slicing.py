@@ -16,6 +16,7 @@ norm that reads it gives the same (eq. 2).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -31,6 +32,7 @@ from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import fit_head
+from .neurons import keep_inner, solve_output
 from .options import SlicingOptions, SlicingReport, takes_options
 from .pca import discarded_share, width_keeping, without_mean
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
@@ -96,14 +98,14 @@ class Slicer:
     def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
         self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
         self.options = report.options
+        self.neurons = report.options.neurons_of([block.neurons for block in net.blocks if block.neurons])
         self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
-        self.whole = (
-            {0, len(net.blocks)} if self.options.head == "tied" else set()
-        )  # boundaries in the model's own basis
+        self.whole = _in_own_basis(self.options, net, widths)
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
+        self.dense: Signal | None = None  # what it would be in the dense network, to repair by
 
     @property
     def P(self) -> Float64[Tensor, "D k"]:
@@ -113,6 +115,8 @@ class Slicer:
     def slice_embeddings(self) -> None:
         """Boundary 0: its writers are the embeddings."""
         X = self.calibration.embed(self.net)
+        if self.options.repair:
+            self.dense = self.calibration.copy(X, "dense-0")
         self.Q, self.k = self._basis(X)
         for embedding in () if 0 in self.whole else self.net.embeddings:
             fold_embedding(embedding, self.P)  # W_embd <- W_embd P
@@ -121,15 +125,18 @@ class Slicer:
     def slice_block(self, block: Block, layer: int) -> None:
         """From a boundary to the next: the block between them reads the one and writes the other."""
         Q, P, Z = self.Q, self.P, self.Z
+        if self.options.repair:
+            self.dense = self.calibration.forward(block, layer, self.dense, f"dense-{self.boundary + 1}")
         for linear in block.w_in:
             fold_reader(linear, P)  # W_in <- P^T W_in
+        self._solve_output(block, layer)
         trained = [(linear, linear.weight, linear.bias) for linear in block.w_out]
         for linear in block.w_out:
             fold_writer(linear, Q)  # all D columns, in the basis Q
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
         like, options = block.w_out[0].weight, self.options
-        form = "full" if {self.boundary, self.boundary + 1} & self.whole else options.adapter
+        form = "full" if len({self.boundary, self.boundary + 1} & self.whole) == 1 else options.adapter
         P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:
             set_weight(linear, weight, bias)
@@ -140,6 +147,17 @@ class Slicer:
             self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over beyond S
         self.Q, self.k = torch.cat([P_next, Q_next[:, k:]], dim=1), k
         self.report.ranks.append(rank(block.adapter))
+
+    def _solve_output(self, block: Block, layer: int) -> None:
+        """Beyond the paper: delete neurons of the block, and have its W_out make up for what is lost; if asked for."""
+        delete = 0
+        if block.neurons:
+            self.report.neurons.append(self.neurons[len(self.report.neurons)])
+            delete = block.neurons - self.report.neurons[-1]
+        if delete or self.options.repair:
+            C, B = self.calibration.moments(block, layer, self.Z, self.P, self.dense)
+            solve = partial(solve_output, block, C, B, delete, self.options.repair)
+            keep_inner(block, *self.calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
 
     def slice_head(self) -> None:
         """The last boundary's reader."""
@@ -167,3 +185,10 @@ class Slicer:
             Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
         self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
         return Q, k
+
+
+def _in_own_basis(options: SlicingOptions, net: Network, widths: list[int | None]) -> set[int]:
+    """The boundaries that stay whole and unrotated for a tied head's sake: the ends, or all if nothing is deleted."""
+    if options.head != "tied":
+        return set()
+    return {0, len(net.blocks)} if set(widths) != {net.trained_width} else set(range(len(widths)))

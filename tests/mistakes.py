@@ -431,3 +431,69 @@ def basis_in_float32(right):
 
 def covariances_kept_to_oneself(right):
     return lambda self, tensor: tensor
+
+
+# Beyond the paper: neurons and repair
+
+
+def only_by_norm(right):
+    """Which neurons to keep, from the size of their weights alone."""
+
+    def least_harmful(C, W, delete, candidates, *args):
+        return right(torch.eye(len(C)).to(C), W, delete, candidates, *args)
+
+    return least_harmful
+
+
+def plainly_deleted(right):
+    def least_harmful(C, W, *args):
+        kept, _ = right(C, W, *args)
+        return kept, W[kept]
+
+    return least_harmful
+
+
+def ridge_forgotten(right):
+    return lambda C, B, ridge: right(C, B, 0.0)
+
+
+def other_sign(right):
+    return lambda *args: -right(*args)
+
+
+def tokens_unweighted(right):
+    def moments(h, y, x, mask, add_to=None):
+        total = torch.cat([h[mask].T @ h[mask], h[mask].T @ (x - y)[mask]], dim=1)
+        return total if add_to is None else add_to + total
+
+    return moments
+
+
+def padding_counted(right):
+    return lambda h, y, x, mask, add_to=None: right(h, y, x, None, add_to)
+
+
+def first_neurons_kept(right):
+    return lambda mlp, kept: right(mlp, torch.arange(len(kept)))
+
+
+def gate_left_whole_rows(right):
+    """The neurons that are made are not those that W_out reads."""
+
+    def keep_neurons(mlp, kept):
+        readers, mlp.readers[:] = list(mlp.readers), []
+        right(mlp, kept)
+        for reader in readers:
+            bias = None if reader.bias is None else reader.bias[: len(kept)]
+            set_weight(reader, reader.weight[: len(kept)], bias)
+
+    return keep_neurons
+
+
+def dense_signal_one_block_late(right):
+    """The signal before the block is taken for the one behind it."""
+    return lambda self, block, layer, Z, P=None, dense=None: right(self, block, layer, Z, P, Z)
+
+
+def last_input_shuffled(right):
+    return lambda h, *args: right(h.flip(-1), *args)

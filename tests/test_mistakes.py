@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 
 import adapter_properties
+import inner_properties
 import mistakes as wrong
 import properties
 import pytest
@@ -40,6 +41,11 @@ TIED_EMBEDDING = "minislice.architecture.heads.CentredEmbedding.forward"
 ALIGN = "minislice.adapters.align"
 FULL_ADAPTER = "minislice.adapters.linear_map"
 LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
+KEEP_INNER = "minislice.slicing.keep_inner"
+KEEP_NEURONS = "minislice.neurons.keep_neurons"
+REFIT = "minislice.neurons.refit"
+MOMENTS = "minislice.calibration.moments"
+SLICE_MOMENTS = "minislice.calibration.Calibration.moments"
 TOKENS = "minislice.corpus.batches._checked"
 EVALUATED = "minislice.measuring.perplexity.token_batches"
 # ... and where the properties themselves use it.
@@ -50,6 +56,9 @@ ITS_COMPONENTS = "properties.principal_components"
 ITS_COVARIANCE = "properties.covariance"
 ITS_PERPLEXITY = "properties.perplexity"
 ITS_ALIGN = "adapter_properties.align"
+ITS_LEAST_HARMFUL = "inner_properties.least_harmful"
+ITS_REFIT = "inner_properties.refit"
+ITS_MOMENTS = "inner_properties.moments"
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 
@@ -80,8 +89,9 @@ def facts(module) -> dict[str, Callable]:
     }
 
 
-p, a = properties, adapter_properties
+p, a, n = properties, adapter_properties, inner_properties
 thin_eps, tied = replace(OPT, eps=1e-3), replace(OPT, tied=True)
+other = replace(OPT, seed=6)
 left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
@@ -221,6 +231,19 @@ MISTAKES = [
     Mistake(
         COMPONENTS, wrong.eigenvectors_not_normalised, a.adapter_has_unit_singular_values, LLAMA, claim="cosines.max()"
     ),
+    Mistake(ITS_LEAST_HARMFUL, wrong.only_by_norm, n.cheapest_neuron_goes_first, other),
+    Mistake(ITS_LEAST_HARMFUL, wrong.only_by_norm, n.nearly_the_best_of_all_subsets_is_kept, other),
+    Mistake(ITS_LEAST_HARMFUL, wrong.plainly_deleted, n.solved_output_is_least_squares, OPT, claim="solved, best"),
+    Mistake(ITS_REFIT, wrong.ridge_forgotten, n.refit_is_least_squares, OPT),
+    Mistake(ITS_REFIT, wrong.other_sign, n.refit_is_least_squares, LLAMA),
+    Mistake(ITS_MOMENTS, wrong.tokens_unweighted, n.moments_are_weighted_sums, OPT),
+    Mistake(ITS_MOMENTS, wrong.padding_counted, n.moments_are_weighted_sums, OPT),
+    Mistake(KEEP_NEURONS, wrong.first_neurons_kept, n.idle_neurons_can_go, LLAMA, claim="assert_same_logits"),
+    Mistake(KEEP_NEURONS, wrong.gate_left_whole_rows, n.idle_neurons_can_go, PHI, claim="assert_same_logits"),
+    Mistake(KEEP_INNER, wrong.nothing_done, n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons"),
+    Mistake(SLICE_MOMENTS, wrong.dense_signal_one_block_late, n.nothing_lost_is_nothing_repaired, OPT),
+    Mistake(REFIT, wrong.other_sign, n.repair_brings_the_signal_nearer, PHI),
+    Mistake(MOMENTS, wrong.last_input_shuffled, n.repair_brings_the_signal_nearer, LLAMA),
     Mistake(EXCESS, wrong.nothing_done, p.approximate_adapters_carry_close_directions_whole, OPT, none),
 ]
 
@@ -248,4 +271,8 @@ def test_a_property_with_several_claims_has_the_one_named_that_a_mistake_breaks(
 
 def test_every_property_has_a_mistake_on_which_it_fails():
     tested = {mistake.fact for mistake in MISTAKES}
-    assert [name for name, fact in (facts(properties) | facts(adapter_properties)).items() if fact not in tested] == []
+    assert [
+        name
+        for name, fact in (facts(properties) | facts(adapter_properties) | facts(inner_properties)).items()
+        if fact not in tested
+    ] == []

@@ -77,6 +77,7 @@ OPTIONS = st.sampled_from(
         {"discard": 0.05, "multiple": 1, "adapter": "full", "signal": "raw"},
         {"slicing": 0.5, "multiple": 1, "orientation": "random", "tolerance": 0.2},
         {"slicing": 0},
+        {"width": 5, "neurons": 0.5, "repair": True},
     ]
 )
 
@@ -84,6 +85,12 @@ OPTIONS = st.sampled_from(
 @given(recipe=recipes(), dtype=st.sampled_from(DTYPES), shards=st.booleans(), options=OPTIONS)
 @example(recipe=Recipe("opt", tied=True), dtype=torch.float16, shards=True, options={"width": 9, "head": "tied"})
 @example(recipe=Recipe("phi", tied=True), dtype=torch.float32, shards=False, options={"width": 9, "head": "tied"})
+@example(
+    recipe=Recipe("phi", padding="left"),
+    dtype=torch.float32,
+    shards=False,
+    options={"width": 5, "neurons": [16, 8], "repair": True},
+)
 @example(
     recipe=Recipe("opt", tied=True, option=True),
     dtype=torch.float32,
@@ -150,7 +157,7 @@ def resumed_run_equals_whole(folder: Path, options: dict) -> None:
         same_weights(folder / "whole", folder / f"resumed-{part}")
 
 
-RESUMED = {"width": 9, "adapter": "full", "orientation": "random", "head": "fitted"}
+RESUMED = {"width": 9, "adapter": "full", "orientation": "random", "head": "fitted", "neurons": 0.5, "repair": True}
 
 
 def test_a_resumed_run_equals_a_whole_one(tmp_path):

@@ -15,6 +15,7 @@ alone.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,22 @@ class LowRankAdapter(nn.Module):
         return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
 
 
+@dataclass(frozen=True)
+class MLPLinears:
+    """What makes the neurons of an MLP, and what reads them.
+
+    A gated MLP has two linears that make them, or one with both their matrices, one below the other.
+    """
+
+    readers: list[Linear]
+    writer: Linear
+    first: int  # where the neurons are among all that the block's writers read, one after the other
+
+    @property
+    def neurons(self) -> int:
+        return self.writer.in_features
+
+
 class Block(nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
@@ -112,15 +129,36 @@ class Block(nn.Module):
     @property
     def linears(self) -> dict[str, Linear]:
         """w_in and w_out, by their names inside the block."""
-        return {name: as_linear(self.get_submodule(name)) for name in (*self._w_in, *self._w_out)}
+        return {**self.readers, **self.writers}
 
     @property
     def w_in(self) -> list[Linear]:
         return list(self.readers.values())
 
     @property
+    def writers(self) -> dict[str, Linear]:
+        """w_out, by their names inside the block."""
+        return {name: as_linear(self.get_submodule(name)) for name in self._w_out}
+
+    @property
     def w_out(self) -> list[Linear]:
-        return [as_linear(self.get_submodule(name)) for name in self._w_out]
+        return list(self.writers.values())
+
+    @property
+    def mlp_linears(self) -> MLPLinears | None:
+        """Those of the MLP, if the block has one."""
+        first = 0
+        for name, writer in self.writers.items():
+            if name.startswith("mlp."):
+                readers = [reader for reader_name, reader in self.readers.items() if reader_name.startswith("mlp.")]
+                return MLPLinears(readers, writer, first)
+            first += writer.in_features
+        return None
+
+    @property
+    def neurons(self) -> int:
+        """How many its MLP has; 0 without one."""
+        return mlp.neurons if (mlp := self.mlp_linears) else 0
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
@@ -169,6 +207,15 @@ class BlockLayer(GradientCheckpointingLayer):
     def result(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
         """What a call returns."""
         return (hidden_states, None) if "output_attentions" in self.arguments else hidden_states
+
+
+def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
+    """Delete all neurons but those with these numbers, in place."""
+    count = mlp.neurons
+    for reader in mlp.readers:
+        rows = torch.cat([kept + start for start in range(0, reader.out_features, count)])
+        set_weight(reader, reader.weight[rows], None if reader.bias is None else reader.bias[rows])
+    set_weight(mlp.writer, mlp.writer.weight[:, kept])
 
 
 def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from .families import find_family
 
-FORMAT_VERSION = 2  # raised when an older minislice could not read a new folder, or would read it wrongly
+FORMAT_VERSION = 3  # raised when an older minislice could not read a new folder, or would read it wrongly
 
 
 class SlicedConfig(PreTrainedConfig):
@@ -31,6 +31,7 @@ class SlicedConfig(PreTrainedConfig):
         widths: list[int] | None = None,  # of every boundary, blocks + 1 of them
         adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
         norm_eps: list[float] | None = None,  # of the norm behind every boundary
+        neurons: list[int] | None = None,  # of every MLP; None where they are the dense model's
         biases: list[list[str]] | None = None,  # the linears that have one, in each block of a layer
         head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
         head_bias: bool = False,
@@ -55,7 +56,7 @@ class SlicedConfig(PreTrainedConfig):
         if format_version == 1 and head == "tied":
             head = "fitted"  # as it is called since
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
-        self.head_shift = head_shift
+        self.head_shift, self.neurons = head_shift, neurons
         self.slicing, self.format_version = slicing, format_version
         super().__init__(**{**kwargs, "tie_word_embeddings": head != "linear"})
         self._check()

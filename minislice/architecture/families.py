@@ -136,6 +136,7 @@ FAMILIES: dict[str, Family] = {
         stock_norm=NO_HEAD_DIM,
         dropout="dropout",
         obstacle=_opt_obstacle,
+        inner_width="ffn_dim",
     ),
     "llama": LLAMA,
     "phi": Family(
@@ -225,6 +226,7 @@ BLOOM = Family(
     norm=LAYERNORM,
     stock_norm=NO_HEAD_DIM,
     obstacle=_bloom_obstacle,
+    inner_width=None,  # always four times the hidden size
 )
 FAMILIES |= {
     "bloom": BLOOM,
@@ -233,6 +235,7 @@ FAMILIES |= {
         embedding_norm=None,
         blocks=_falcon_blocks,
         dropout="hidden_dropout",
+        inner_width="ffn_hidden_size",
         obstacle=lambda config: None,
     ),
     "gpt2": replace(
@@ -245,6 +248,7 @@ FAMILIES |= {
             BlockSpec(norm="ln_2", mlp=("mlp",), w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)),
         ),
         obstacle=_gpt2_obstacle,
+        inner_width="n_inner",
     ),
     "gptj": replace(
         BLOOM,
@@ -261,6 +265,7 @@ FAMILIES |= {
             ),
         ),
         obstacle=lambda config: None,
+        inner_width="n_inner",
     ),
 }
 

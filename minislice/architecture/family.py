@@ -69,4 +69,5 @@ class Family:
     branch_scale: str | None = None  # the config's name for the number that every branch is multiplied by
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
+    inner_width: str | None = "intermediate_size"  # the config's name for the number of neurons, if it has one
     head: str = "lm_head"

@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .blocks import Block, LowRankAdapter, RMSNorm, set_weight
+from .blocks import Block, LowRankAdapter, RMSNorm, keep_neurons, set_weight
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
@@ -217,6 +217,10 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     D, widths = net.trained_width, config.widths
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
+    mlps = [block.mlp_linears for block in net.blocks if block.neurons]
+    if config.neurons is not None:
+        for mlp, count in zip(mlps, config.neurons, strict=True):
+            keep_neurons(mlp, torch.arange(count))
     for index, block in enumerate(net.blocks):
         k, k_next = widths[index : index + 2]
         block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
@@ -276,6 +280,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
+        "neurons": [block.neurons for block in net.blocks if block.mlp is not None],
         "biases": biases[:per_layer],
         "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),
         "head_bias": net.head.bias is not None,

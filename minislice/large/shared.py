@@ -5,6 +5,7 @@ mapped into memory: the operating system keeps it there as long as there is room
 """
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,11 +36,14 @@ class SharedCalibration(Calibration):
         """Of all shares together."""
         return self.processes.summed(super().covariance(X, norm, boundary))
 
-    def principal_components(self, C: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Those that the first process finds: another processor may turn them otherwise."""
-        return self.processes.once(
-            lambda: super(SharedCalibration, self).principal_components(C, dtype), like=(C[0], C)
-        )
+    def moments(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Of all shares together."""
+        C, B = super().moments(*args, **kwargs)
+        return self.processes.summed(C.contiguous()), self.processes.summed(B.contiguous())
+
+    def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the first process finds: another processor may turn eigenvectors otherwise, or order equals."""
+        return self.processes.once(compute, like)
 
     def path(self, name: str) -> Path:
         """Of the file of a signal."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,11 @@ class StreamedRun:
 
     def _save_state(self, done: int) -> None:
         """Have the state after so many parts on the disk, then let the one before go."""
-        slicer, current = self.slicer, self.calibration.path(f"signal-{self.slicer.boundary}")
-        sync(current)
-        signals = self.processes.gathered(self.work.seal(current.name))
+        slicer = self.slicer
+        current = [self.calibration.path(f"{name}-{slicer.boundary}") for name in self._signals]
+        for path in current:
+            sync(path)
+        signals = dict(chain(*self.processes.gathered([self.work.seal(path.name) for path in current])))
         state = f"state-{done}.safetensors"
         if self.processes.index == 0:
             spectra = {f"eigenvalues.{i}": values for i, values in enumerate(slicer.report.eigenvalues)}
@@ -200,13 +203,13 @@ class StreamedRun:
             write_tensors(tensors, self.work.path / state)
             parts = {name: seal for name, seal in self.seals.items() if name.startswith("model/")}
             self.seals = dict([*parts.items(), self.work.seal(f"model/{self._file(done - 1).name}")])
-            self.seals |= dict([*signals, self.work.seal(state)])
-            reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks")}
+            self.seals |= signals | dict([self.work.seal(state)])
+            reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks", "neurons")}
             reached |= {"done": done, "boundary": slicer.boundary, "adapters": self.adapters, "files": self.seals}
             self.work.write_progress(reached)
         self.processes.wait()
-        for stale in self.work.path.glob(f"signal-*-{self.processes.index}"):
-            if stale != current:
+        for stale in self.work.path.glob(f"*-*-{self.processes.index}"):
+            if stale.name.startswith(self._signals) and stale not in current:
                 stale.unlink()
         if self.processes.index == 0:
             for stale in self.work.path.glob("state-*"):
@@ -223,21 +226,29 @@ class StreamedRun:
         if "done" not in before:
             return 0
         done, slicer, report = before["done"], self.slicer, self.slicer.report
-        state, current = f"state-{done}.safetensors", f"signal-{before['boundary']}"
+        state, current = f"state-{done}.safetensors", [f"{name}-{before['boundary']}" for name in self._signals]
         self.adapters, self.seals = before["adapters"], before["files"]
-        self.work.check(self.seals, [state, self.calibration.path(current).name])
+        self.work.check(self.seals, [state, *(self.calibration.path(name).name for name in current)])
         if self.processes.index == 0:
             self.work.check(self.seals, [f"model/{self._file(index).name}" for index in range(done)])
         tensors = load_file(self.work.path / state)
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
+        report.neurons = before["neurons"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
         slicer.boundary, slicer.k = before["boundary"], report.widths[-1]
         slicer.Q = tensors["Q"].to(self.device, copy=True)
         slicer.generator.set_state(tensors["generator"].clone())
         with self._embeddings_as_trained():
             self.calibration.embed(self.net)  # for the contexts
-        slicer.Z = self.calibration.room(current, slicer.k, self.trained.dtype)
+        slicer.Z = self.calibration.room(current[0], slicer.k, self.trained.dtype)
+        if slicer.options.repair:
+            slicer.dense = self.calibration.room(current[1], self.net.trained_width, self.trained.dtype)
         return done
+
+    @property
+    def _signals(self) -> tuple[str, ...]:
+        """Of which the calibration set has one at the boundary that is reached."""
+        return ("signal", "dense") if self.slicer.options.repair else ("signal",)
 
     @contextmanager
     def _embeddings_as_trained(self) -> Iterator[None]:

@@ -26,7 +26,9 @@ class SlicedShapes:
     def model(self, widths: list[int], adapters: list[str | int | None]) -> SlicedForCausalLM:
         """The sliced model without weights; `adapters` as `SlicedConfig` says them."""
         head = "linear" if self.options.head == "own" else self.options.head
-        config = SlicedConfig(**{**self.fused, "widths": widths, "adapters": adapters, "head": head})
+        neurons = self.options.neurons_of(self.fused["neurons"])
+        sizes = {"widths": widths, "adapters": adapters, "neurons": neurons, "head": head}
+        config = SlicedConfig(**{**self.fused, **sizes})
         return without_weights(config, self.trained.dtype)
 
 
@@ -35,7 +37,8 @@ def require_disk(folder: Path, shapes: SlicedShapes, widths: list[int | None], t
     D, dtype = shapes.trained.net.trained_width, shapes.trained.dtype
     widths = [D if k is None else k for k in widths]
     adapters = shapes.options.largest_adapters(D, widths)
-    signals = 3 * tokens * D * dtype.itemsize  # before a block, after it, and at full width
+    # Before a block, after it, and at full width; to repair, the dense network's before and after it.
+    signals = (5 if shapes.options.repair else 3) * tokens * D * dtype.itemsize
     needed = size_in_bytes(shapes.model(widths, adapters)) + signals + 4 * 8 * D * D
     room = shutil.disk_usage(folder).free
     room += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # what an earlier run has done

@@ -82,10 +82,11 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
         known = SlicedForCausalLM.wrap(fuse(dense, keep_tie=options.head == "tied")).config
     widths = options.widths(config.hidden_size, len(known.widths))
     forms = options.largest_adapters(room, widths)
+    neurons = options.neurons_of(known.neurons)
     kept = ("base", "norm_eps", "biases", "head_bias", "head_shift", "head_was_tied")
     fields = {name: getattr(known, name) for name in kept}
     head = "linear" if options.head == "own" else options.head
-    return SlicedConfig(widths=widths, adapters=forms, head=head, **fields)
+    return SlicedConfig(widths=widths, adapters=forms, neurons=neurons, head=head, **fields)
 
 
 @torch.no_grad()

@@ -1,0 +1,99 @@
+"""Beyond the paper: the inner side of a block, and what its last linears need to be solved for again.
+
+SliceGPT deletes dimensions of the signal: rows of W_in, columns of W_out. The other two sides of these matrices are the
+block's own. With
+
+    H = sigma(RMSNorm(X) W_in + b_in)          [tokens, inner]    what W_out reads; its bias reads a column of ones
+    Y = X S + H W_out                          [tokens, D]        the signal behind the block
+    C = sum_t w_t^2 h_t^T h_t                  [inner, inner]
+    B = sum_t w_t^2 h_t^T (x_t - y_t)          [inner, D]         x: the dense network's signal there
+
+any question of least squares about W_out has its answer in C and B, whatever the number of tokens. The next norm
+divides the signal by its rms, so an error counts as much as it is large beside the signal: w_t = 1 / rms. A parallel
+layer's two W_out stand one below the other, and so do their inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from .architecture.blocks import Block, set_weight
+from .architecture.linears import Linear
+from .pca import RUN
+from .precision import without_tf32
+
+
+@contextmanager
+def inputs_of(linears: Sequence[Linear]) -> Iterator[list[Tensor]]:
+    """While it is open, the list has what each linear was last called with, in their order."""
+    inputs: list[Tensor] = [None] * len(linears)
+
+    def keep(index: int):
+        return lambda module, args: inputs.__setitem__(index, args[0])
+
+    modules = [getattr(linear, "module", linear) for linear in linears]
+    hooks = [module.register_forward_pre_hook(keep(index)) for index, module in enumerate(modules)]
+    try:
+        yield inputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def moments(
+    h: Float[Tensor, "*tokens inner"],
+    y: Float[Tensor, "*tokens D"],
+    x: Float[Tensor, "*tokens D"],
+    mask: Bool[Tensor, "*tokens"] | None = None,
+    add_to: Float64[Tensor, "inner inner_and_D"] | None = None,
+) -> Float64[Tensor, "inner inner_and_D"]:
+    """[C, B] over the tokens where `mask` is True, side by side; products as in `pca.covariance`.
+
+    Args:
+        h: inputs of W_out, with the column of ones if it has a bias.
+        y: the signal behind the block as it is.
+        x: as it should be; its rms is the weight.
+        add_to: those of other tokens; the sum is in place.
+    """
+    h, y, x = (t[mask] if mask is not None else t.reshape(-1, t.shape[-1]) for t in (h, y, x))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    weight = x.to(wide).square().mean(1, keepdim=True).clamp(min=torch.finfo(wide).tiny).rsqrt()
+    h, error = h.to(wide) * weight, (x.to(wide) - y.to(wide)) * weight
+    total = h.new_zeros(h.shape[1], h.shape[1] + x.shape[1], dtype=torch.float64) if add_to is None else add_to
+    with without_tf32():
+        for a, b in zip(h.split(RUN), error.split(RUN), strict=True):
+            total += a.T @ torch.cat([a, b], dim=1)
+    return total
+
+
+def has_bias(block: Block) -> bool:
+    """Whether the block's output has a bias, so that the last of its inner dimensions is the column of ones."""
+    return any(linear.bias is not None for linear in block.w_out)
+
+
+def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
+    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases."""
+    rows = [linear.weight.T.double() for linear in block.w_out]
+    if has_bias(block):
+        rows.append(sum(linear.bias.double() for linear in block.w_out if linear.bias is not None)[None])
+    return torch.cat(rows)
+
+
+def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
+    """Give the block's W_out other values, in place; of several biases the last becomes the sum."""
+    biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
+    start = 0
+    for index, linear in enumerate(block.w_out):
+        stop = start + linear.in_features
+        bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])
+        set_weight(linear, W[start:stop].T, bias)
+        start = stop
+
+
+def with_ridge(C: Float64[Tensor, "n n"], ridge: float) -> Float64[Tensor, "n n"]:
+    """C + lambda I, lambda the share `ridge` of the mean of C's diagonal: it has an inverse, however singular C is."""
+    floor = torch.finfo(C.dtype).tiny ** 0.5  # where no token has any input at all
+    return C + max(ridge * C.diagonal().mean().item(), floor) * torch.eye(len(C), dtype=C.dtype, device=C.device)

@@ -1,0 +1,165 @@
+"""Beyond the paper: fewer neurons in each MLP, and a W_out that makes the best of those that are left.
+
+What an MLP computes inside is nobody else's: neurons can be deleted without rotations and without adapters, and the
+architecture stays what it was, with a smaller intermediate size. With H, C and w of `inner`, deleting the set M and
+keeping K, the best W_out is the least-squares solution, shrunk towards plain deletion by the ridge lambda:
+
+    W_K  <-  argmin_W || diag(w) (H W_out - H_K W) ||^2 + lambda || W - W_K ||^2
+          =  W_K - A_KM A_MM^-1 W_M,          A = (C + lambda I)^-1
+
+and a single neuron i costs ||W_i||^2 / A_ii when it is deleted, the saliency of the optimal brain surgeon (Hassibi and
+Stork 1993). What a neuron costs depends on which others are left, so the cheapest go in rounds, and C's inverse and
+W_out follow.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .architecture.blocks import Block, keep_neurons
+from .architecture.network import Network, inference, network
+from .calibration import Calibration
+from .corpus.batches import Batch, Tokens, token_batches
+from .inner import output_matrix, set_output_matrix, with_ridge
+from .options import slice_width
+from .repair import refit
+
+ROUNDS = 32  # in which the neurons are deleted
+RIDGE = 1e-3  # of the mean of C's diagonal
+
+
+def least_harmful(
+    C: Float64[Tensor, "n n"],
+    W: Float64[Tensor, "n D"],
+    delete: int,
+    candidates: slice,
+    ridge: float = RIDGE,
+    lost: list[float] | None = None,
+) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
+    """Which inner dimensions to keep when `delete` of the candidates go, W_out for them, and what was lost.
+
+    Args:
+        candidates: those that may be deleted; the others, attention's and the column of ones, stay.
+        lost: gets what each of at most `ROUNDS` rounds has added to what is minimised.
+
+    Returns the kept ones, ascending, and the W that is best for them.
+    """
+    A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, ridge)))
+    kept = torch.arange(len(C), device=C.device)
+    may_go = torch.zeros(len(C), dtype=torch.bool, device=C.device)
+    may_go[candidates] = True
+    for count in in_rounds(delete):
+        costs = W.square().sum(1) / A.diagonal()
+        order = costs.masked_fill(~may_go[kept], torch.inf).argsort(stable=True)
+        M, K = order[:count], order[count:].sort().values
+        solved = torch.cholesky_solve(W[M], torch.linalg.cholesky(A[M][:, M]))  # A_MM^-1 W_M
+        if lost is not None:
+            lost.append((W[M] * solved).sum().item())
+        W = W[K] - A[K][:, M] @ solved
+        A = A[K][:, K] - A[K][:, M] @ torch.cholesky_solve(A[M][:, K], torch.linalg.cholesky(A[M][:, M]))
+        kept = kept[K]
+    return kept, W
+
+
+def in_rounds(delete: int) -> list[int]:
+    """How many are deleted in each of at most `ROUNDS` rounds."""
+    rounds = min(ROUNDS, delete)
+    return [delete * (i + 1) // rounds - delete * i // rounds for i in range(rounds)]
+
+
+def solve_output(
+    block: Block, C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], delete: int, repair: bool
+) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
+    """The inner dimensions of a block that stay when so many neurons are deleted, and W_out for them.
+
+    Args:
+        repair: aim at the dense network's signal, not at the block's own output.
+    """
+    W, kept = output_matrix(block), torch.arange(len(C), device=C.device)
+    if delete:
+        mlp, before = block.mlp_linears, W
+        kept, W = least_harmful(C, W, delete, slice(mlp.first, mlp.first + mlp.neurons))
+        B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is lacking now
+        C = C[kept][:, kept]
+    return kept, W + refit(C, B) if repair else W
+
+
+def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
+    """Delete all other inner dimensions of the block, in place, and give it this W_out."""
+    if mlp := block.mlp_linears:
+        keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
+    set_output_matrix(block, W)
+
+
+@torch.no_grad()
+def delete_neurons(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    neurons: float = 0.25,
+    multiple: int = 8,
+    repair: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+    calibration: Callable[[list[Batch]], Calibration] = Calibration,
+) -> PreTrainedModel:
+    """Delete a fraction of the neurons of every MLP of a trained model, in place; it stays a model of its own class.
+
+    Nothing else is touched: no norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary
+    folder. To slice the signal as well, give `neurons` to `slice_model`.
+
+    Args:
+        tokens, attention_mask, batch_size, progress, calibration: as in `slice_model`.
+        neurons: the fraction to delete, 0 <= neurons < 1; what is left is rounded down to a multiple of `multiple`.
+        repair: aim each W_out at the dense network's signal behind it (see `repair`), not at its own block's output.
+
+    Returns the same model object.
+
+    Raises:
+        ValueError: a fraction that leaves nothing; a model that is fused already, or whose class has one inner width
+            that its config can't say; tokens that don't fit. The model is then as it was.
+    """
+    net = network(model)
+    if net.is_fused:
+        raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
+    name, inner = net.family.inner_width, common_neurons(net)
+    if name is None:
+        raise ValueError(
+            f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
+            "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
+        )
+    left = slice_width(inner, neurons, multiple)
+    held = calibration(token_batches(model, tokens, attention_mask, batch_size))
+    with inference(model):
+        Z = held.embed(net)
+        dense = held.copy(Z, "dense") if repair else None
+        for index, layer in enumerate(tqdm(net.layers, desc="neurons", disable=not progress, leave=False)):
+            for block in layer.blocks:
+                if repair:
+                    dense = held.forward(block, index, dense, "dense")
+                delete = inner - left if block.neurons else 0
+                if delete or repair:
+                    C, B = held.moments(block, index, Z, dense=dense)
+                    solve = partial(solve_output, block, C, B, delete, repair)
+                    keep_inner(block, *held.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
+                Z = held.forward(block, index, Z)
+    setattr(net.model.config, name, left)
+    return model
+
+
+def common_neurons(net: Network) -> int:
+    """The number of neurons of every MLP of the network.
+
+    Raises:
+        ValueError: they differ.
+    """
+    counts = {block.neurons for block in net.blocks if block.neurons}
+    if len(counts) != 1:
+        raise ValueError(f"this model's MLPs have different numbers of neurons: {sorted(counts)}")
+    return counts.pop()

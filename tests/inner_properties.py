@@ -1,0 +1,150 @@
+"""The facts about a block's inner side (`minislice.neurons`, `minislice.repair`), in the manner of `properties.py`."""
+
+from itertools import combinations
+
+import torch
+from models import Recipe
+from properties import EXACT, assert_same_logits, fused, relative_error, sliced
+from torch import Tensor
+
+from minislice.architecture.network import inference, network
+from minislice.calibration import Calibration
+from minislice.corpus.batches import token_batches
+from minislice.inner import moments
+from minislice.neurons import delete_neurons, keep_inner, least_harmful, solve_output
+from minislice.repair import refit
+from minislice.rotation import fold_reader
+
+RIDGE = 1e-2
+RANDOM = slice(0, 8)  # of the ten inner dimensions of a random case, those that may be deleted
+
+
+def random_case(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
+    """H [tokens, 10], correlated and of different sizes; W [10, 4]; and what is lacking behind the block."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    mixed = torch.randn(10, 10, generator=generator) * torch.logspace(-1, 1, 10)
+    H, W = torch.randn(30, 10, generator=generator) @ mixed, torch.randn(10, 4, generator=generator)
+    return H.double(), W.double(), torch.randn(30, 4, generator=generator).double()
+
+
+def ridge_of(H: Tensor) -> float:
+    """What the share RIDGE is of."""
+    return RIDGE * (H.T @ H).diagonal().mean().item()
+
+
+def lost(H: Tensor, W: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The least that is lost with these inner dimensions alone, lambda's share included; and the W that loses it.
+
+    An ordinary least-squares solution, of H and below it sqrt(lambda) I.
+    """
+    kept, root = list(kept), ridge_of(H) ** 0.5
+    A, target = torch.cat([H, root * torch.eye(10).double()]), torch.cat([H @ W, root * W])
+    best = torch.linalg.lstsq(A[:, kept], target).solution
+    return (A[:, kept] @ best - target).square().sum(), best
+
+
+def cheapest_neuron_goes_first(recipe: Recipe) -> None:
+    """Of all neurons, the one is deleted without which the least is lost."""
+    H, W, _ = random_case(recipe)
+    kept, _ = least_harmful(H.T @ H, W, 1, RANDOM, RIDGE)
+    cases = {tuple(n for n in range(10) if n != gone): gone for gone in range(RANDOM.stop)}
+    assert tuple(kept.tolist()) == min(cases, key=lambda case: lost(H, W, case)[0])
+
+
+def nearly_the_best_of_all_subsets_is_kept(recipe: Recipe) -> None:
+    """Deleting three of eight loses at most half as much again as the best three of all 56."""
+    H, W, _ = random_case(recipe)
+    kept, _ = least_harmful(H.T @ H, W, 3, RANDOM, RIDGE)
+    best = min(lost(H, W, tuple(sorted({*range(10)} - {*gone})))[0] for gone in combinations(range(8), 3))
+    assert lost(H, W, tuple(kept.tolist()))[0] <= 1.5 * best
+
+
+def solved_output_is_least_squares(recipe: Recipe, delete: int = 4) -> None:
+    """W_out is the best for what is kept, so it is never worse than plain deletion; and its cost is known."""
+    H, W, _ = random_case(recipe)
+    rounds: list[float] = []
+    kept, solved = least_harmful(H.T @ H, W, delete, RANDOM, RIDGE, rounds)
+    least, best = lost(H, W, tuple(kept.tolist()))
+    assert relative_error(solved, best) <= 1e-8
+    assert abs(sum(rounds) - least) <= 1e-8 * least.abs() + 1e-12
+    assert (H @ W - H[:, kept] @ solved).square().sum() <= (H @ W - H[:, kept] @ W[kept]).square().sum() + 1e-12
+
+
+def refit_is_least_squares(recipe: Recipe) -> None:
+    """What is added to W_out is the ridge solution for what is lacking."""
+    H, _, lacking = random_case(recipe)
+    root = ridge_of(H) ** 0.5
+    A = torch.cat([H, root * torch.eye(10).double()])
+    best = torch.linalg.lstsq(A, torch.cat([lacking, torch.zeros(10, 4).double()])).solution
+    assert relative_error(refit(H.T @ H, H.T @ lacking, RIDGE), best) <= 1e-8
+
+
+def moments_are_weighted_sums(recipe: Recipe) -> None:
+    """C and B are sums over tokens, each weighted by the mean square of the signal that is wanted, without padding."""
+    H, W, lacking = random_case(recipe)
+    X, scale = H @ W + lacking, torch.logspace(-2, 2, 30).double()[:, None]
+    X, Y, mask = X * scale, H @ W * scale, torch.arange(30) % 5 > 0
+    C = B = 0
+    for h, x, y in zip(H[mask], X[mask], Y[mask], strict=True):
+        C = C + torch.outer(h, h) / x.square().mean()
+        B = B + torch.outer(h, x - y) / x.square().mean()
+    total = moments(H[:20], Y[:20], X[:20], mask[:20])
+    total = moments(H[20:], Y[20:], X[20:], mask[20:], add_to=total)
+    assert relative_error(total, torch.cat([C, B], dim=1)) <= EXACT
+
+
+def idle_neurons_can_go(recipe: Recipe, **options) -> None:
+    """Where half of the neurons of an MLP have no weight in W_out, deleting half changes nothing."""
+    dense = recipe.model()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    checked = 0
+    for block in network(dense).blocks:
+        if mlp := block.mlp_linears:
+            idle = torch.randperm(mlp.neurons, generator=generator)[: mlp.neurons // 2]
+            mlp.writer.weight.data[:, idle] = 0
+            checked += len(idle)
+    assert checked > 0
+    state = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    model = recipe.model()
+    model.load_state_dict(state)
+    if options:
+        sliced(recipe, model, neurons=0.5, multiple=1, **options)
+    else:
+        delete_neurons(model, recipe.tokens(), recipe.mask(), neurons=0.5, multiple=1)
+    assert all(2 * block.neurons == mlp.neurons for block, mlp in _mlps(model, dense))
+    assert_same_logits(model, dense, recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
+
+
+def _mlps(model, dense) -> list:
+    pairs = zip(network(model).blocks, network(dense).blocks, strict=True)
+    return [(block, trained.mlp_linears) for block, trained in pairs if trained.neurons]
+
+
+def nothing_lost_is_nothing_repaired(recipe: Recipe, **options) -> None:
+    """At full width the dense network's signal is the sliced one's: repair leaves the logits as they are."""
+    model = sliced(recipe, slicing=0, repair=True, **options)
+    assert_same_logits(model, recipe.model(), recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
+
+
+def repair_brings_the_signal_nearer(recipe: Recipe, width=None) -> None:
+    """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
+    net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, : width or max(1, recipe.width // 2)]
+    held, block = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 3)), net.blocks[0]
+    with inference(net.model):
+        X = held.embed(net)
+        wanted = held.forward(block, 0, X, "dense")
+        for linear in block.w_in:
+            fold_reader(linear, P)
+        Z = held.project(X, P, 0)
+
+        def error() -> float:
+            total = 0.0
+            for z, x, batch, contexts in zip(Z, wanted, held.batches, held.contexts, strict=True):
+                missing = x - z @ P.T - block.branch(z, **contexts[0])
+                share = missing.square().mean(-1) / x.square().mean(-1)
+                total += (share if batch.mask is None else share[batch.mask]).sum().item()
+            return total
+
+        before = error()
+        keep_inner(block, *solve_output(block, *held.moments(block, 0, Z, P, wanted), 0, True))
+        assert error() < before or P.shape[1] == recipe.width

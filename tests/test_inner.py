@@ -1,0 +1,112 @@
+"""Beyond the paper: neurons deleted and W_out solved for again, over random models of all families."""
+
+import inner_properties as properties
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import FAMILIES, Recipe, recipes
+
+import minislice
+from minislice import delete_neurons, parameters, perplexity, slice_model
+from minislice.architecture.network import network
+from minislice.neurons import least_harmful
+from minislice.repair import refit
+
+cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
+
+
+@given(cases)
+def test_the_neuron_whose_loss_is_least_goes_first(recipe):
+    properties.cheapest_neuron_goes_first(recipe)
+
+
+@given(cases)
+def test_what_is_kept_is_nearly_the_best_of_all_subsets(recipe):
+    properties.nearly_the_best_of_all_subsets_is_kept(recipe)
+
+
+@given(cases, st.integers(0, 8))
+def test_what_is_left_of_w_out_is_solved_for(recipe, delete):
+    properties.solved_output_is_least_squares(recipe, delete)
+
+
+@given(cases)
+def test_repair_solves_for_what_is_lacking(recipe):
+    properties.refit_is_least_squares(recipe)
+
+
+@given(cases)
+def test_moments_are_sums_over_tokens_weighted_by_the_size_of_the_signal(recipe):
+    properties.moments_are_weighted_sums(recipe)
+
+
+@given(recipes(), st.sampled_from([{}, {"slicing": 0}, {"slicing": 0, "repair": True, "adapter": "full"}]))
+def test_neurons_without_weight_can_go(recipe, options):
+    properties.idle_neurons_can_go(recipe, **options)
+
+
+@given(recipes(), st.sampled_from(["full", "low-rank", "none"]))
+def test_where_nothing_is_lost_nothing_is_repaired(recipe, adapter):
+    properties.nothing_lost_is_nothing_repaired(recipe, adapter=adapter)
+
+
+@given(recipes())
+def test_repair_brings_the_signal_nearer_to_the_dense_networks(recipe):
+    properties.repair_brings_the_signal_nearer(recipe)
+
+
+def test_no_singular_matrix_stops_a_solve():
+    zero, W = torch.zeros(6, 6).double(), torch.randn(6, 3).double()
+    assert torch.equal(refit(zero, torch.zeros(6, 3).double()), torch.zeros(6, 3).double())
+    kept, solved = least_harmful(zero, W, 4, slice(0, 6))
+    assert len(kept) == 2 and torch.isfinite(solved).all()
+    one = torch.ones(6, 6).double()
+    assert torch.isfinite(refit(one, one[:, :3])).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_with_fewer_neurons_is_one_of_its_own_class(family, tmp_path):
+    recipe = Recipe(family, heads=4, head_dim=4)
+    model = delete_neurons(recipe.model().float(), recipe.tokens(), recipe.mask(), neurons=0.3)
+    assert {block.neurons for block in network(model).blocks if block.neurons} == {24}  # of 40, a multiple of 8
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert perplexity(again, recipe.tokens()) == perplexity(model, recipe.tokens())
+    assert parameters(again) == parameters(model) < parameters(recipe.model())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("options", [{"neurons": [16, 8]}, {"neurons": 0.5, "repair": True, "width": 10}])
+def test_a_sliced_model_with_fewer_neurons_is_saved_and_loaded(family, options, tmp_path):
+    recipe = Recipe(family, heads=4, head_dim=4)
+    model = slice_model(recipe.model().float(), recipe.tokens(), recipe.mask(), slicing=None, **options)
+    minislice.save(model, tmp_path / "sliced")
+    again = minislice.load(tmp_path / "sliced")[0]
+    assert [block.neurons for block in network(again).blocks if block.neurons] == model.slicing.neurons
+    assert perplexity(again, recipe.tokens()) == perplexity(model, recipe.tokens())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"neurons": 1.0}, "neurons must be a fraction, 0 <= neurons < 1, got 1.0"),
+        ({"neurons": [8]}, r"got 1 numbers of neurons; this model has 2 MLPs"),
+        ({"neurons": [8, 41]}, "can't keep 41 neurons of 40"),
+        ({"neurons": -0.1}, "neurons must be a fraction"),
+    ],
+)
+def test_numbers_of_neurons_that_do_not_fit_are_refused_before_any_work(options, message):
+    recipe = Recipe("llama")
+    model = recipe.model()
+    with pytest.raises(ValueError, match=message):
+        slice_model(model, recipe.tokens(), **options)
+    assert not network(model).is_fused
+
+
+def test_neurons_can_be_deleted_from_a_trained_model_only():
+    recipe = Recipe("opt")
+    with pytest.raises(ValueError, match="this model is fused"):
+        delete_neurons(minislice.fuse(recipe.model()), recipe.tokens())
+    with pytest.raises(ValueError, match="leaves less than one multiple of 8"):
+        delete_neurons(recipe.model(), recipe.tokens(), neurons=0.9)
