@@ -40,6 +40,7 @@ class SlicingOptions:
             the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see `heads`.
         neurons: beyond the paper, delete neurons of the MLPs too: the fraction of each one's, 0 <= neurons < 1, what is
             left rounded down to a multiple of `multiple`; or how many to keep, a number for each MLP; see `neurons`.
+        drop: beyond the paper, leave whole blocks out: their numbers; blocks and boundaries are counted without them.
         repair: beyond the paper, solve for each block's W_out again, to make up for what slicing loses; see `repair`.
         basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns
             of the signal with the largest norms, unrotated. The last two are baselines.
@@ -61,6 +62,7 @@ class SlicingOptions:
     tolerance: float = 0.0
     head: str = "own"
     neurons: float | Sequence[int] = 0.0
+    drop: Sequence[int] = ()
     repair: bool = False
     basis: str = "pca"
     orientation: str = "pca"
@@ -72,6 +74,7 @@ class SlicingOptions:
         if self.width is not None:  # NumPy's numbers would not go into a config.json
             many = isinstance(self.width, Sequence)
             object.__setattr__(self, "width", [int(k) for k in self.width] if many else int(self.width))
+        object.__setattr__(self, "drop", sorted({int(number) for number in self.drop}))
         many = isinstance(self.neurons, Sequence)
         object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if many else float(self.neurons))
 
@@ -118,8 +121,9 @@ class SlicingOptions:
             require_tie(net)
         elif isinstance(net.head, TiedHead):
             raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
-        self.neurons_of([block.neurons for block in net.blocks if block.neurons])
-        return self.widths(net.trained_width, len(net.blocks) + 1)
+        left = [block for block in net.blocks if block not in net.numbered(self.drop)]
+        self.neurons_of([block.neurons for block in left if block.neurons])
+        return self.widths(net.trained_width, len(left) + 1)
 
     def neurons_of(self, counts: Sequence[int]) -> list[int]:
         """How many neurons to keep in each MLP, of the numbers that they have.
@@ -178,6 +182,7 @@ def _check(options: SlicingOptions) -> None:
     require(width is None or all(map(is_int, widths)), "width", "a whole number, or one for each boundary")
     require(isinstance(options.slice_head, bool), "slice_head", "True or False")
     require(isinstance(options.repair, bool), "repair", "True or False")
+    require(all(map(is_int, options.drop)), "drop", "the numbers of blocks")
     if isinstance(neurons, Sequence) and not isinstance(neurons, str):
         require(all(map(is_int, neurons)), "neurons", "a fraction, or a whole number for each MLP")
     else:

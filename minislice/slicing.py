@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .adapters import make_adapter, rank
-from .architecture.blocks import Block, set_weight
+from .architecture.blocks import Block, BlockLayer, set_weight
 from .architecture.network import Network, inference, network
 from .baselines import choose_basis
 from .calibration import Calibration, Signal
@@ -80,8 +80,7 @@ def slice_model(
     with inference(model):
         slicer.slice_embeddings()
         for index, layer in enumerate(tqdm(net.layers, desc="slicing", disable=not progress, leave=False)):
-            for block in layer.blocks:
-                slicer.slice_block(block, index)
+            slicer.slice_layer(layer, index)
         slicer.slice_head()
     slicer.report.warn_of_missing_rank()
     model.slicing = slicer.report
@@ -98,14 +97,18 @@ class Slicer:
     def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
         self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
         self.options = report.options
-        self.neurons = report.options.neurons_of([block.neurons for block in net.blocks if block.neurons])
-        self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
+        self.dropped = net.numbered(report.options.drop)
+        left = [block for block in net.blocks if block not in self.dropped]
+        self.neurons = report.options.neurons_of([block.neurons for block in left if block.neurons])
+        norms = [*(block.norm for block in left), net.final_norm]
+        self.norms = [bare(norm, net) for norm in norms]  # what reads each boundary
         self.whole = _in_own_basis(self.options, net, widths)
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
         self.dense: Signal | None = None  # what it would be in the dense network, to repair by
+        self.passed = 0  # blocks of the dense network that it has gone through
 
     @property
     def P(self) -> Float64[Tensor, "D k"]:
@@ -122,11 +125,19 @@ class Slicer:
             fold_embedding(embedding, self.P)  # W_embd <- W_embd P
         self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
 
+    def slice_layer(self, layer: BlockLayer, index: int) -> None:
+        """All blocks of a layer."""
+        for block in layer.blocks:
+            if self.options.repair:
+                self.passed += 1
+                self.dense = self.calibration.forward(block, index, self.dense, f"dense-{self.passed}")
+            if block not in self.dropped:
+                self.slice_block(block, index)
+        layer.drop(self.dropped)
+
     def slice_block(self, block: Block, layer: int) -> None:
         """From a boundary to the next: the block between them reads the one and writes the other."""
         Q, P, Z = self.Q, self.P, self.Z
-        if self.options.repair:
-            self.dense = self.calibration.forward(block, layer, self.dense, f"dense-{self.boundary + 1}")
         for linear in block.w_in:
             fold_reader(linear, P)  # W_in <- P^T W_in
         self._solve_output(block, layer)
@@ -191,4 +202,4 @@ def _in_own_basis(options: SlicingOptions, net: Network, widths: list[int | None
     """The boundaries that stay whole and unrotated for a tied head's sake: the ends, or all if nothing is deleted."""
     if options.head != "tied":
         return set()
-    return {0, len(net.blocks)} if set(widths) != {net.trained_width} else set(range(len(widths)))
+    return {0, len(widths) - 1} if set(widths) != {net.trained_width} else set(range(len(widths)))

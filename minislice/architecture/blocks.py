@@ -186,19 +186,26 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands where a transformers decoder layer stood, and runs its blocks in turn.
 
     It is called as the layer was, and returns what the layer returned: `arguments` are the names of the layer's, in
-    order. One that could be asked for attentions returned a tuple that they were in.
+    order. One that could be asked for attentions returned a tuple that they were in. `places` are those of its blocks
+    among the blocks of a whole layer, in which none is left out.
     """
 
     def __init__(self, blocks: Sequence[Block], arguments: Sequence[str]):
         super().__init__()
         self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
+        self.places = list(range(len(blocks)))
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
         context = self.context(positional, context)
-        hidden_states = hidden_states[..., : self.blocks[0].w_in[0].in_features]  # without `Padding`'s zeros
         for block in self.blocks:
+            hidden_states = hidden_states[..., : block.w_in[0].in_features]  # without `Padding`'s zeros
             hidden_states = block(hidden_states, **context)
         return self.result(hidden_states)
+
+    def drop(self, dropped: Sequence[Block]) -> None:
+        """Leave blocks out, in place: what they read goes on to the next one as it is."""
+        kept = [(place, block) for place, block in zip(self.places, self.blocks, strict=True) if block not in dropped]
+        self.places, self.blocks = [place for place, _ in kept], nn.ModuleList(block for _, block in kept)
 
     def context(self, positional: Sequence, named: dict) -> dict:
         """What a call says besides the signal, all by name."""

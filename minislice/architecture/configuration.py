@@ -32,7 +32,8 @@ class SlicedConfig(PreTrainedConfig):
         adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
         norm_eps: list[float] | None = None,  # of the norm behind every boundary
         neurons: list[int] | None = None,  # of every MLP; None where they are the dense model's
-        biases: list[list[str]] | None = None,  # the linears that have one, in each block of a layer
+        dropped: list[int] | None = None,  # the numbers of the blocks that are left out, among the dense model's
+        biases: list[list[str]] | None = None,  # the linears that have one, in each block of a whole layer
         head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
         head_bias: bool = False,
         head_shift: bool = False,  # of a tied one
@@ -56,14 +57,14 @@ class SlicedConfig(PreTrainedConfig):
         if format_version == 1 and head == "tied":
             head = "fitted"  # as it is called since
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
-        self.head_shift, self.neurons = head_shift, neurons
+        self.head_shift, self.neurons, self.dropped = head_shift, neurons, dropped or []
         self.slicing, self.format_version = slicing, format_version
         super().__init__(**{**kwargs, "tie_word_embeddings": head != "linear"})
         self._check()
 
     def _check(self) -> None:
         family = find_family(self.base)
-        blocks = len(family.blocks) * self.base.num_hidden_layers
+        blocks = len(family.blocks) * self.base.num_hidden_layers - len(self.dropped)
         for name, length in {
             "widths": blocks + 1,
             "adapters": blocks,

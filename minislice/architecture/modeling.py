@@ -217,14 +217,16 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     D, widths = net.trained_width, config.widths
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
+    net.drop(config.dropped)
     mlps = [block.mlp_linears for block in net.blocks if block.neurons]
     if config.neurons is not None:
         for mlp, count in zip(mlps, config.neurons, strict=True):
             keep_neurons(mlp, torch.arange(count))
-    for index, block in enumerate(net.blocks):
+    places = [place for layer in net.layers for place in layer.places]
+    for index, (place, block) in enumerate(zip(places, net.blocks, strict=True)):
         k, k_next = widths[index : index + 2]
         block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
-        biased = config.biases[index % len(config.biases)]
+        biased = config.biases[place]
         for linear in block.w_in:
             set_weight(linear, linear.weight[:, :k].clone())
         for linear in block.w_out:
@@ -271,17 +273,23 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
     net = network(model)
     if not net.is_fused:
         raise ValueError("this model isn't sliced: save it with transformers' own save_pretrained")
-    per_layer = len(net.layers[0].blocks)
-    biases = [[name for name, linear in block.linears.items() if linear.bias is not None] for block in net.blocks]
-    if any(names != biases[index % per_layer] for index, names in enumerate(biases)):
-        raise ValueError("can't save a model where the same linear has a bias in some layers and none in others")
+    biases: list[list[str] | None] = [None] * len(net.family.blocks)
+    for layer in net.layers:
+        for place, block in zip(layer.places, layer.blocks, strict=True):
+            names = [name for name, linear in block.linears.items() if linear.bias is not None]
+            if biases[place] not in (None, names):
+                raise ValueError(
+                    "can't save a model where the same linear has a bias in some layers and none in others"
+                )
+            biases[place] = names
     return {
         "base": model.config,
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
         "neurons": [block.neurons for block in net.blocks if block.mlp is not None],
-        "biases": biases[:per_layer],
+        "dropped": net.dropped,
+        "biases": [names or [] for names in biases],
         "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),
         "head_bias": net.head.bias is not None,
         "head_shift": getattr(net.head, "beta", None) is not None,

@@ -5,7 +5,7 @@ A saved model takes this file with it, as it does `blocks`; it needs torch and t
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,51 @@ class Network:
     @property
     def blocks(self) -> list[Block]:
         return [block for layer in self.layers for block in layer.blocks]
+
+    @property
+    def dropped(self) -> list[int]:
+        """The numbers of the blocks that are left out, among all that the trained model has."""
+        count = len(self.family.blocks)
+        return [
+            index * count + place
+            for index, layer in enumerate(self.layers)
+            for place in range(count)
+            if place not in layer.places
+        ]
+
+    def drop(self, numbers: Collection[int]) -> None:
+        """Leave blocks out, in place, by their numbers; see `numbered`."""
+        blocks = self.numbered(numbers)
+        for layer in self.layers:
+            layer.drop(blocks)
+
+    def numbered(self, numbers: Collection[int]) -> list[Block]:
+        """The blocks with these numbers, of a network that has all of its blocks.
+
+        Raises:
+            ValueError: there is no such block, or it is one that has to stay: transformers reads the length of a cache
+                of keys and values off the first layer of each kind of attention.
+        """
+        blocks = self.blocks
+        for number in numbers:
+            if not 0 <= number < len(blocks):
+                raise ValueError(f"there is no block {number} to drop; this model's are 0 to {len(blocks) - 1}")
+            if number in self.needed_by_cache:
+                raise ValueError(
+                    f"block {number} can't be dropped: it has the attention that the cache's length is read off"
+                )
+        return [blocks[number] for number in numbers]
+
+    @property
+    def needed_by_cache(self) -> set[int]:
+        """The numbers of the blocks whose attention can't be left out, see `numbered`."""
+        kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
+        count, first = len(self.family.blocks), {kinds.index(kind) for kind in kinds}
+        return {
+            number
+            for number, block in enumerate(self.blocks)
+            if block.attention is not None and number // count in first
+        }
 
     def install(self) -> None:
         """Put the block layers where transformers' layers are; the model computes what it did.
@@ -156,6 +201,19 @@ class Network:
             for index, layer in enumerate(theirs):
                 self.their_layers[index] = layer
         raise RuntimeError("the model never called its last layer")
+
+    def logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        """What the model makes of the signal x at its last boundary; [sequences, tokens, vocabulary]."""
+        theirs = list(self.their_layers)
+        for index, layer in enumerate(self.layers):
+            self.their_layers[index] = _Recorder(layer, theirs[index], [], count=2)  # which hands the signal on
+        hook = self.final_norm.register_forward_pre_hook(lambda module, args: (x,))
+        try:
+            return self.model(input_ids=ids, use_cache=False).logits
+        finally:
+            hook.remove()
+            for index, layer in enumerate(theirs):
+                self.their_layers[index] = layer
 
 
 def network(model: PreTrainedModel) -> Network:

@@ -163,9 +163,9 @@ class StreamedRun:
         if index == 0:
             self.slicer.slice_embeddings()
         elif index <= len(self.net.layers):
-            for block in self.net.layers[index - 1].blocks:
-                self.slicer.slice_block(block, index - 1)
-                self.adapters.append(form_of(block))
+            layer = self.net.layers[index - 1]
+            self.slicer.slice_layer(layer, index - 1)
+            self.adapters += [form_of(block) for block in layer.blocks]
         else:
             self.slicer.slice_head()
 
@@ -192,7 +192,7 @@ class StreamedRun:
     def _save_state(self, done: int) -> None:
         """Have the state after so many parts on the disk, then let the one before go."""
         slicer = self.slicer
-        current = [self.calibration.path(f"{name}-{slicer.boundary}") for name in self._signals]
+        current = [self.calibration.path(name) for name in self._signals]
         for path in current:
             sync(path)
         signals = dict(chain(*self.processes.gathered([self.work.seal(path.name) for path in current])))
@@ -205,11 +205,17 @@ class StreamedRun:
             self.seals = dict([*parts.items(), self.work.seal(f"model/{self._file(done - 1).name}")])
             self.seals |= signals | dict([self.work.seal(state)])
             reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks", "neurons")}
-            reached |= {"done": done, "boundary": slicer.boundary, "adapters": self.adapters, "files": self.seals}
+            reached |= {
+                "done": done,
+                "boundary": slicer.boundary,
+                "passed": slicer.passed,
+                "adapters": self.adapters,
+                "files": self.seals,
+            }
             self.work.write_progress(reached)
         self.processes.wait()
         for stale in self.work.path.glob(f"*-*-{self.processes.index}"):
-            if stale.name.startswith(self._signals) and stale not in current:
+            if stale.name.startswith(("signal-", "dense-")) and stale not in current:
                 stale.unlink()
         if self.processes.index == 0:
             for stale in self.work.path.glob("state-*"):
@@ -226,7 +232,8 @@ class StreamedRun:
         if "done" not in before:
             return 0
         done, slicer, report = before["done"], self.slicer, self.slicer.report
-        state, current = f"state-{done}.safetensors", [f"{name}-{before['boundary']}" for name in self._signals]
+        slicer.boundary, slicer.passed = before["boundary"], before["passed"]
+        state, current = f"state-{done}.safetensors", self._signals
         self.adapters, self.seals = before["adapters"], before["files"]
         self.work.check(self.seals, [state, *(self.calibration.path(name).name for name in current)])
         if self.processes.index == 0:
@@ -235,7 +242,7 @@ class StreamedRun:
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
         report.neurons = before["neurons"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
-        slicer.boundary, slicer.k = before["boundary"], report.widths[-1]
+        slicer.k = report.widths[-1]
         slicer.Q = tensors["Q"].to(self.device, copy=True)
         slicer.generator.set_state(tensors["generator"].clone())
         with self._embeddings_as_trained():
@@ -246,9 +253,10 @@ class StreamedRun:
         return done
 
     @property
-    def _signals(self) -> tuple[str, ...]:
-        """Of which the calibration set has one at the boundary that is reached."""
-        return ("signal", "dense") if self.slicer.options.repair else ("signal",)
+    def _signals(self) -> list[str]:
+        """The names of the calibration set's signals at the boundary that is reached."""
+        dense = [f"dense-{self.slicer.passed}"] if self.slicer.options.repair else []
+        return [f"signal-{self.slicer.boundary}", *dense]
 
     @contextmanager
     def _embeddings_as_trained(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from ..architecture.configuration import SlicedConfig
 from ..architecture.modeling import SlicedForCausalLM, description
+from ..architecture.network import network
 from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions, SlicingReport
@@ -21,7 +22,9 @@ class SlicedShapes:
 
     def __init__(self, trained: TrainedWeights, options: SlicingOptions):
         self.trained, self.options = trained, options
-        self.fused = description(fuse(without_weights(trained.net.model.config, trained.dtype), options.head == "tied"))
+        fused = fuse(without_weights(trained.net.model.config, trained.dtype), options.head == "tied")
+        network(fused).drop(options.drop)
+        self.fused = description(fused)
 
     def model(self, widths: list[int], adapters: list[str | int | None]) -> SlicedForCausalLM:
         """The sliced model without weights; `adapters` as `SlicedConfig` says them."""

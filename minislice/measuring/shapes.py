@@ -79,11 +79,13 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
         dense = AutoModelForCausalLM.from_config(config)
         # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
         room = config.hidden_size - network(dense).subtracts_mean
-        known = SlicedForCausalLM.wrap(fuse(dense, keep_tie=options.head == "tied")).config
+        fused = fuse(dense, keep_tie=options.head == "tied")
+        network(fused).drop(options.drop)
+        known = SlicedForCausalLM.wrap(fused).config
     widths = options.widths(config.hidden_size, len(known.widths))
     forms = options.largest_adapters(room, widths)
     neurons = options.neurons_of(known.neurons)
-    kept = ("base", "norm_eps", "biases", "head_bias", "head_shift", "head_was_tied")
+    kept = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")
     fields = {name: getattr(known, name) for name in kept}
     head = "linear" if options.head == "own" else options.head
     return SlicedConfig(widths=widths, adapters=forms, neurons=neurons, head=head, **fields)

@@ -1,0 +1,279 @@
+"""Beyond the paper: one budget for all that can be deleted.
+
+A model of a given size can be reached by a narrower signal (`slicing`), by fewer neurons in each MLP (`neurons`), by
+leaving whole blocks out, and by any mixture. What each costs in loss is measured (`rulers`); taken together, the costs
+are assumed to add up. The cheapest mixture of a size minimises
+
+    sum of costs + price * parameters
+
+for some price of a parameter, each block by itself: the price is found by bisection, for each width of the signal, and
+the width with the least sum wins.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..architecture.blocks import Block
+from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.network import Network, network
+from ..corpus.batches import Batch, Tokens, token_batches
+from ..heads import require_tie
+from ..slicing import slice_model
+from .cost import parameters
+from .perplexity import perplexity
+from .rulers import LEAST, Cost, block_costs
+from .shapes import sliced_config
+
+TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
+WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
+HELD_OUT = 4  # calibration sequences on which losses are measured
+TOLERANCE = 0.01  # of the size that is asked for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to delete, and what that is expected to cost."""
+
+    options: dict  # of `slice_model`
+    parameters: int  # that will be left
+    dense_parameters: int
+    cost: float  # expected, in nats a token
+    trained_width: int
+    costs: list[Cost]  # of each block of the dense model
+    trials: dict[int, float]  # measured costs of widths of the signal
+
+    def __str__(self) -> str:
+        k, neurons, dropped = (self.options[name] for name in ("width", "neurons", "drop"))
+        signal = f"{k} of {self.trained_width} dimensions" if k < self.trained_width else "whole"
+        trained = [cost.neurons for number, cost in enumerate(self.costs) if cost.neurons and number not in dropped]
+        return "\n".join(
+            [
+                f"parameters: {self.parameters:,} of {self.dense_parameters:,} "
+                f"({self.parameters / self.dense_parameters:.1%})",
+                f"expected cost: {self.cost:.3f} nats a token, perplexity x {math.exp(self.cost):.2f}",
+                f"signal: {signal}",
+                f"neurons: {sum(neurons):,} of {sum(trained):,} in {len(trained)} MLPs: {' '.join(map(str, neurons))}",
+                f"blocks left out, of {len(self.costs)}: {' '.join(map(str, dropped)) or 'none'}",
+            ]
+        )
+
+
+def plan_compression(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    size: float = 0.8,
+    widths: Sequence[float] = WIDTHS,
+    drop: bool = True,
+    multiple: int = 8,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Plan:
+    """Decide what to delete of a dense model, which stays as it is, to reach a share `size` of its parameters.
+
+    The last `HELD_OUT` calibration sequences measure, the others calibrate.
+
+    Args:
+        widths: of the signal, as shares of D, that may be chosen.
+        drop: whether whole blocks may be left out.
+        multiple: neurons of an MLP, and widths, are multiples of this.
+
+    Raises:
+        ValueError: a size that can't be reached within 1%; tokens that don't fit, or too few to hold some out.
+    """
+    if not 0 < size < 1:
+        raise ValueError(f"size is the share of the parameters that is to be left, between 0 and 1, got {size}")
+    net = network(model)
+    if net.is_fused:
+        raise ValueError("this model is fused already; compress the trained model")
+    batches = token_batches(model, tokens, attention_mask, min(batch_size, HELD_OUT))
+    if len(batches) < 2:
+        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure losses")
+    calibration, held_out = batches[:-1], batches[-1:]
+    costs = block_costs(net, calibration, held_out, progress)
+    dense, D = parameters(model), net.trained_width
+    common = {"adapter": "none", "repair": True, "multiple": multiple, "head": "tied" if can_tie(net) else "own"}
+    trials = {D: 0.0}
+    for share in TRIALS if min(widths) < 1 else ():
+        trial = {**common, "width": rounded(share * D, multiple)}
+        trials[trial["width"]] = measured_cost(model, calibration, held_out, trial)
+    plans = []
+    for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
+        sizes = Sizes(net, {**common, "width": k})
+        if chosen := cheapest(sizes, costs, size * dense, multiple, needed=net.needed_by_cache if drop else None):
+            plans.append((chosen.cost + between(trials, k), k, chosen))
+    if not plans:
+        raise ValueError(f"no width and no number of neurons leaves {size:.0%} of this model's {dense:,} parameters")
+    cost, k, chosen = min(plans, key=lambda plan: plan[:2])
+    options = {**common, "width": k, "neurons": chosen.neurons, "drop": chosen.dropped}
+    after = Sizes(net, options).total
+    if abs(after / dense - size) > TOLERANCE:
+        raise ValueError(
+            f"the nearest to {size:.1%} of {dense:,} parameters that can be reached is {after / dense:.1%}"
+        )
+    return Plan(options, after, dense, cost, D, costs, trials)
+
+
+class Sizes:
+    """The parameters of a model that is to be sliced so, counted without weights.
+
+    Args:
+        options: of `slice_model`.
+    """
+
+    def __init__(self, net: Network, options: dict):
+        with torch.device("meta"):
+            model = SlicedForCausalLM(sliced_config(net.model.config, **options))
+        self.total = parameters(model)
+        blocks = network(model).blocks
+        self.blocks = [parameters(block) for block in blocks]
+        self.per_neuron = [_per_neuron(block) for block in blocks]  # 0 where there are none
+
+
+def _per_neuron(block: Block) -> int:
+    if not block.neurons:
+        return 0
+    mlp = block.mlp_linears
+    made = sum(r.weight.numel() + (0 if r.bias is None else r.bias.numel()) for r in mlp.readers)
+    return (made + mlp.writer.weight.numel()) // mlp.neurons
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is left of each block: a number of neurons, 0 for a block without, or None of the whole block."""
+
+    left: list[int | None]
+    cost: float
+    had_neurons: list[bool]
+
+    @property
+    def dropped(self) -> list[int]:
+        return [number for number, count in enumerate(self.left) if count is None]
+
+    @property
+    def neurons(self) -> list[int]:
+        return [count for count, had in zip(self.left, self.had_neurons, strict=True) if had and count is not None]
+
+
+def cheapest(
+    sizes: Sizes, costs: list[Cost], target: float, multiple: int, needed: Collection[int] | None
+) -> Choice | None:
+    """Of all that leaves at most `target` parameters, nearly the least sum of costs; None where nothing does.
+
+    Args:
+        needed: blocks that must not be left out; None for all.
+    """
+    tables: list[dict[int | None, tuple[float, int]]] = []  # for each block and what may be left of it: cost, size
+    for number, (cost, whole, each) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True)):
+        counts = [*range(0, cost.neurons, multiple), cost.neurons]
+        table = {count: (cost.of(count), whole - (cost.neurons - count) * each) for count in counts}
+        if needed is not None and number not in needed:
+            table[None] = (max(cost.dropped, LEAST), 0)
+        tables.append(table)
+    fixed = sizes.total - sum(sizes.blocks)
+
+    def at(price: float) -> list[int | None]:
+        return [min(table, key=lambda left: table[left][0] + price * table[left][1]) for table in tables]
+
+    def size(left: list[int | None]) -> int:
+        return fixed + sum(table[count][1] for table, count in zip(tables, left, strict=True))
+
+    low, high = -60.0, 20.0  # logarithms of the price, in nats for each parameter
+    if size(at(math.exp(high))) > target:
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if size(at(math.exp(middle))) <= target else (middle, high)
+    left = at(math.exp(high))
+    while more := _next_best(tables, left, target - size(left), multiple):  # what one whole block less has left over
+        left[more] = min(left[more] + multiple, costs[more].neurons)
+    cost = sum(table[count][0] for table, count in zip(tables, left, strict=True))
+    return Choice(left, cost, [bool(known.neurons) for known in costs])
+
+
+def _next_best(tables: list[dict], left: list[int | None], room: float, multiple: int) -> int | None:
+    """The block in which a few more neurons that fit into the room save the most for their size."""
+    best, block = 0.0, None
+    for number, (table, count) in enumerate(zip(tables, left, strict=True)):
+        whole = max(known for known in table if known is not None)
+        if count is None or count == whole:
+            continue
+        (cost, size), (less, more) = table[count], table[min(count + multiple, whole)]
+        if more - size <= room and (cost - less) / (more - size) > best:
+            best, block = (cost - less) / (more - size), number
+    return block
+
+
+def rounded(width: float, multiple: int) -> int:
+    """A width, down to a multiple where one is left."""
+    return max(int(width + 1e-6) // multiple * multiple, min(multiple, int(width)))
+
+
+def between(trials: dict[int, float], k: int) -> float:
+    """The cost of a width from those that were measured: a power of the share that is deleted."""
+    D = max(trials)
+    if k in trials:
+        return trials[k]
+    (x, low), (x_next, high) = ((1 - width / D, max(cost, LEAST)) for width, cost in sorted(trials.items())[-2:-4:-1])
+    power = math.log(max(high / low, 1.01)) / math.log(x_next / x)
+    return low * ((1 - k / D) / x) ** power
+
+
+def measured_cost(model: PreTrainedModel, calibration: list[Batch], held_out: list[Batch], options: dict) -> float:
+    """What slicing a copy of the model costs on held-out sequences, in nats a token."""
+    before = math.log(perplexity(model, tokens_of(held_out)))
+    sliced = slice_model(copy.deepcopy(model), tokens_of(calibration), **options)
+    return math.log(perplexity(sliced, tokens_of(held_out))) - before
+
+
+def tokens_of(batches: list[Batch]) -> list[dict]:
+    """As `corpus.batches.Tokens`."""
+    return [
+        {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
+        for batch in batches
+    ]
+
+
+def can_tie(net: Network) -> bool:
+    """Whether the head can go on sharing the embedding's matrix, exactly."""
+    try:
+        require_tie(net)
+    except ValueError:
+        return False
+    return True
+
+
+def compress(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    size: float = 0.8,
+    plan: Plan | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    **options,
+) -> PreTrainedModel:
+    """Delete what costs least until a share `size` of a model's parameters is left, in place.
+
+        minislice.compress(model, tokens, size=0.8)
+
+    Args:
+        plan: what `plan_compression` has decided; decided here without.
+        options: those of `plan_compression`.
+
+    Returns the same model object, a sliced one; ``model.slicing`` is a `SlicingReport`.
+
+    Raises:
+        ValueError: as `plan_compression` and `slice_model`.
+    """
+    if plan is None:
+        settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
+        plan = plan_compression(model, tokens, attention_mask, **settings)
+    return slice_model(model, tokens, attention_mask, batch_size=batch_size, progress=progress, **plan.options)

@@ -1,0 +1,103 @@
+"""What deleting does to the loss, block by block: measured, where it is only one block that changes.
+
+A block is changed, and the loss on a few held-out sequences is computed again; what comes before the block is computed
+once. The difference is in nats a token. What linear algebra alone says of the same deletion, the share of the signal's
+energy that is lost, is `Cost.lost`: it knows how the loss grows with each neuron, but not how much the blocks behind it
+mind, so one measurement for each block gives it its scale, and another, with the whole block gone, its power.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..architecture.blocks import Block
+from ..architecture.network import Network, inference
+from ..calibration import Calibration
+from ..corpus.batches import Batch
+from ..inner import output_matrix
+from ..neurons import keep_inner, least_harmful, solve_output
+from .perplexity import prediction_losses
+
+PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
+LEAST = 1e-4  # nats a token: below it, a difference is noise
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it costs to delete a block's neurons, or all of the block; in nats a token."""
+
+    dropped: float  # the whole block gone
+    neurons: int = 0  # that its MLP has
+    probed: float = 0.0  # `PROBE` of the neurons gone
+    emptied: float = 0.0  # all of the neurons gone
+    lost: tuple[float, ...] = ()  # the share of energy lost when 1/n, 2/n, ... n/n of the neurons are gone
+
+    def of(self, left: int) -> float:
+        """Of keeping so many neurons: a power of the energy that is lost, through the two that were measured."""
+        if left == self.neurons:
+            return 0.0
+        here, probe, whole = (self._lost_at(share) for share in (1 - left / self.neurons, PROBE, 1.0))
+        probed, emptied = max(self.probed, LEAST), max(self.emptied, 2 * LEAST)
+        power = math.log(max(emptied / probed, 1.01)) / math.log(whole / probe)
+        return probed * (here / probe) ** power
+
+    def _lost_at(self, share: float) -> float:
+        place = share * len(self.lost)
+        below = min(int(place), len(self.lost) - 1)
+        points = (0.0, *self.lost)
+        return points[below] + (place - below) * (points[below + 1] - points[below])
+
+
+def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], progress: bool = False) -> list[Cost]:
+    """The cost of deleting each block of a dense network, which stays as it is.
+
+    Args:
+        calibration: on which W_out is solved for; `held_out`: on which losses are measured.
+    """
+    held, measured = Calibration(calibration), Calibration(held_out)
+    tokens = sum(batch.ids.numel() for batch in calibration)
+    blocks = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks]
+    costs = []
+    with inference(net.model):
+        Z, X = held.embed(net), measured.embed(net)
+
+        def loss(changed: Callable[[Tensor, dict], Tensor], number: int) -> float:
+            """With another function in the place of a block."""
+            losses = []
+            for x, batch, contexts in zip(X, held_out, measured.contexts, strict=True):
+                x = changed(x, contexts[blocks[number][0]])
+                for index, block in blocks[number + 1 :]:
+                    x = block(x, **contexts[index])
+                losses.append(prediction_losses(net.logits(x, batch.ids), batch))
+            return torch.cat(losses).double().mean().item()
+
+        whole = loss(lambda x, context: blocks[0][1](x, **context), 0)
+        for number, (index, block) in enumerate(tqdm(blocks, desc="costs", disable=not progress, leave=False)):
+            dropped = loss(lambda x, context: x, number) - whole
+            cost = Cost(dropped)
+            if count := block.neurons:
+                C, B = held.moments(block, index, Z)
+
+                def without(delete: int, C=C, B=B, block=block, number=number) -> float:
+                    trial = copy.deepcopy(block)
+                    keep_inner(trial, *solve_output(trial, C, B, delete, repair=False))
+                    return loss(lambda x, context: trial(x, **context), number) - whole
+
+                emptied = dropped if block.attention is None else without(count)
+                cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))
+            costs.append(cost)
+            Z, X = held.forward(block, index, Z), measured.forward(block, index, X)
+    return costs
+
+
+def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
+    """The energy that is lost when more and more of a block's neurons go, over that of the signal behind it."""
+    rounds: list[float] = []
+    mlp = block.mlp_linears
+    least_harmful(C, output_matrix(block), mlp.neurons, slice(mlp.first, mlp.first + mlp.neurons), lost=rounds)
+    return tuple((torch.tensor(rounds).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())
