@@ -7,6 +7,7 @@ from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
 from .fusion import fuse
 from .large.streaming import slice_streamed
+from .measuring.budget import compress, plan_compression
 from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
@@ -22,6 +23,7 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "compress",
     "delete_neurons",
     "equal_size",
     "export",
@@ -30,6 +32,7 @@ __all__ = [
     "load",
     "parameters",
     "perplexity",
+    "plan_compression",
     "propose",
     "recover",
     "rotate",

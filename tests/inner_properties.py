@@ -1,5 +1,6 @@
 """The facts about a block's inner side (`minislice.neurons`, `minislice.repair`), in the manner of `properties.py`."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import torch
@@ -7,6 +8,7 @@ from models import Recipe
 from properties import EXACT, assert_same_logits, fused, relative_error, sliced
 from torch import Tensor
 
+from minislice.architecture.blocks import set_weight
 from minislice.architecture.network import inference, network
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
@@ -148,3 +150,17 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None) -> None:
         before = error()
         keep_inner(block, *solve_output(block, *held.moments(block, 0, Z, P, wanted), 0, True))
         assert error() < before or P.shape[1] == recipe.width
+
+
+def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
+    """A network without a block computes what the whole one does where that block writes nothing."""
+    recipe = replace(recipe, layers=max(2, recipe.layers))
+    count = len(network(recipe.model()).family.blocks)
+    number = count + recipe.seed % count  # in the second layer
+    dense = recipe.model()
+    for linear in network(dense).blocks[number].w_out:
+        bias = None if linear.bias is None else torch.zeros_like(linear.bias)
+        set_weight(linear, torch.zeros_like(linear.weight), bias)
+    model = sliced(recipe, slicing=0, drop=[number], **options)
+    assert network(model).dropped == [number]
+    assert_same_logits(model, dense, recipe, 1e-6 if recipe.norm_in_float32 else 1e-8)

@@ -497,3 +497,22 @@ def dense_signal_one_block_late(right):
 
 def last_input_shuffled(right):
     return lambda h, *args: right(h.flip(-1), *args)
+
+
+def next_one_dropped(right):
+    return lambda self, numbers: right(self, [number + 1 for number in numbers])
+
+
+def branch_kept(right):
+    """The signal behind a dropped block is what the block made of it; its places are forgotten all the same."""
+
+    def slice_layer(self, layer, index):
+        dropped, self.dropped = self.dropped, []
+        places = [place for place, block in enumerate(layer.blocks) if block not in dropped]
+        self.widths = [self.widths[0]] * (len(self.widths) + len(dropped))
+        self.norms = [self.norms[0]] * len(self.widths)
+        self.neurons = [block.neurons for block in self.net.blocks if block.neurons]
+        right(self, layer, index)
+        layer.places, self.dropped = places, dropped
+
+    return slice_layer

@@ -46,6 +46,11 @@ def test_neurons_without_weight_can_go(recipe, options):
     properties.idle_neurons_can_go(recipe, **options)
 
 
+@given(recipes(), st.sampled_from([{}, {"adapter": "full"}, {"adapter": "none"}]))
+def test_a_block_that_is_dropped_adds_nothing(recipe, options):
+    properties.dropped_block_adds_nothing(recipe, **options)
+
+
 @given(recipes(), st.sampled_from(["full", "low-rank", "none"]))
 def test_where_nothing_is_lost_nothing_is_repaired(recipe, adapter):
     properties.nothing_lost_is_nothing_repaired(recipe, adapter=adapter)
@@ -102,6 +107,27 @@ def test_numbers_of_neurons_that_do_not_fit_are_refused_before_any_work(options,
     with pytest.raises(ValueError, match=message):
         slice_model(model, recipe.tokens(), **options)
     assert not network(model).is_fused
+
+
+@pytest.mark.parametrize(("family", "drop"), [("opt", [2, 5]), ("llama", [2, 3]), ("phi", [1])])
+def test_a_model_without_some_blocks_is_saved_loaded_and_generates_with_a_cache(family, drop, tmp_path):
+    recipe = Recipe(family, layers=3)
+    model = slice_model(recipe.model().float(), recipe.tokens(), width=10, drop=drop, repair=True)
+    minislice.save(model, tmp_path / "sliced")
+    again = minislice.load(tmp_path / "sliced")[0]
+    assert perplexity(again, recipe.tokens()) == perplexity(model, recipe.tokens())
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    for kept in (model, again):
+        ids = recipe.tokens()[:1, :5]
+        assert torch.equal(kept.generate(ids, **settings), kept.generate(ids, use_cache=False, **settings))
+
+
+def test_the_attention_that_a_cache_is_measured_by_stays():
+    recipe = Recipe("llama")
+    with pytest.raises(ValueError, match="block 0 can't be dropped: it has the attention"):
+        slice_model(recipe.model(), recipe.tokens(), drop=[0])
+    with pytest.raises(ValueError, match="there is no block 4 to drop; this model's are 0 to 3"):
+        slice_model(recipe.model(), recipe.tokens(), drop=[4])
 
 
 def test_neurons_can_be_deleted_from_a_trained_model_only():

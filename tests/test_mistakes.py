@@ -41,6 +41,8 @@ TIED_EMBEDDING = "minislice.architecture.heads.CentredEmbedding.forward"
 ALIGN = "minislice.adapters.align"
 FULL_ADAPTER = "minislice.adapters.linear_map"
 LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
+DROP = "minislice.architecture.network.Network.numbered"
+SLICE_DROP = "minislice.slicing.Slicer.slice_layer"
 KEEP_INNER = "minislice.slicing.keep_inner"
 KEEP_NEURONS = "minislice.neurons.keep_neurons"
 REFIT = "minislice.neurons.refit"
@@ -241,6 +243,8 @@ MISTAKES = [
     Mistake(KEEP_NEURONS, wrong.first_neurons_kept, n.idle_neurons_can_go, LLAMA, claim="assert_same_logits"),
     Mistake(KEEP_NEURONS, wrong.gate_left_whole_rows, n.idle_neurons_can_go, PHI, claim="assert_same_logits"),
     Mistake(KEEP_INNER, wrong.nothing_done, n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons"),
+    Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, OPT, claim="dropped == [number]"),
+    Mistake(SLICE_DROP, wrong.branch_kept, n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits"),
     Mistake(SLICE_MOMENTS, wrong.dense_signal_one_block_late, n.nothing_lost_is_nothing_repaired, OPT),
     Mistake(REFIT, wrong.other_sign, n.repair_brings_the_signal_nearer, PHI),
     Mistake(MOMENTS, wrong.last_input_shuffled, n.repair_brings_the_signal_nearer, LLAMA),

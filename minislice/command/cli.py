@@ -9,6 +9,7 @@ from ..large import processes
 from ..teaching.assignments import command as assignment
 from ..teaching.grading import command as grade
 from . import (
+    compress,
     cost,
     demo,
     evaluate,
@@ -30,6 +31,7 @@ COMMANDS = {
     "demo": demo,
     "verify": verify,
     "slice": slice,
+    "compress": compress,
     "eval": evaluate,
     "zeroshot": zeroshot,
     "recover": recover,

@@ -106,17 +106,16 @@ def plan_compression(
     plans = []
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = Sizes(net, {**common, "width": k})
-        if chosen := cheapest(sizes, costs, size * dense, multiple, needed=net.needed_by_cache if drop else None):
+        needed = net.needed_by_cache if drop else None
+        if chosen := cheapest(sizes, costs, size * dense, TOLERANCE * dense, multiple, needed):
             plans.append((chosen.cost + between(trials, k), k, chosen))
     if not plans:
-        raise ValueError(f"no width and no number of neurons leaves {size:.0%} of this model's {dense:,} parameters")
+        raise ValueError(
+            f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
+        )
     cost, k, chosen = min(plans, key=lambda plan: plan[:2])
     options = {**common, "width": k, "neurons": chosen.neurons, "drop": chosen.dropped}
     after = Sizes(net, options).total
-    if abs(after / dense - size) > TOLERANCE:
-        raise ValueError(
-            f"the nearest to {size:.1%} of {dense:,} parameters that can be reached is {after / dense:.1%}"
-        )
     return Plan(options, after, dense, cost, D, costs, trials)
 
 
@@ -144,6 +143,9 @@ def _per_neuron(block: Block) -> int:
     return (made + mlp.writer.weight.numel()) // mlp.neurons
 
 
+Table = dict[int | None, tuple[float, int]]  # of a block, by what is left of it: its cost and its size
+
+
 @dataclass(frozen=True)
 class Choice:
     """What is left of each block: a number of neurons, 0 for a block without, or None of the whole block."""
@@ -162,14 +164,16 @@ class Choice:
 
 
 def cheapest(
-    sizes: Sizes, costs: list[Cost], target: float, multiple: int, needed: Collection[int] | None
+    sizes: Sizes, costs: list[Cost], target: float, slack: float, multiple: int, needed: Collection[int] | None
 ) -> Choice | None:
-    """Of all that leaves at most `target` parameters, nearly the least sum of costs; None where nothing does.
+    """Of all that leaves between `target` and so many parameters less, nearly the least sum of costs; None where
+    nothing does.
 
     Args:
+        slack: how far below the target the size may lie.
         needed: blocks that must not be left out; None for all.
     """
-    tables: list[dict[int | None, tuple[float, int]]] = []  # for each block and what may be left of it: cost, size
+    tables: list[Table] = []
     for number, (cost, whole, each) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True)):
         counts = [*range(0, cost.neurons, multiple), cost.neurons]
         table = {count: (cost.of(count), whole - (cost.neurons - count) * each) for count in counts}
@@ -190,24 +194,42 @@ def cheapest(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if size(at(math.exp(middle))) <= target else (middle, high)
-    left = at(math.exp(high))
-    while more := _next_best(tables, left, target - size(left), multiple):  # what one whole block less has left over
-        left[more] = min(left[more] + multiple, costs[more].neurons)
-    cost = sum(table[count][0] for table, count in zip(tables, left, strict=True))
-    return Choice(left, cost, [bool(known.neurons) for known in costs])
+    # One price has a block more or less than the other, and room, or need of it, for neurons to make up.
+    choices = [_fitted(tables, at(price), target - fixed, multiple) for price in (0.0, math.exp(low), math.exp(high))]
+    near = [left for left in choices if left and size(left) > target - slack]
+    if not near:
+        return None
+    total, left = min((sum(table[n][0] for table, n in zip(tables, left, strict=True)), left) for left in near)
+    return Choice(left, total, [bool(known.neurons) for known in costs])
 
 
-def _next_best(tables: list[dict], left: list[int | None], room: float, multiple: int) -> int | None:
-    """The block in which a few more neurons that fit into the room save the most for their size."""
-    best, block = 0.0, None
-    for number, (table, count) in enumerate(zip(tables, left, strict=True)):
-        whole = max(known for known in table if known is not None)
-        if count is None or count == whole:
-            continue
-        (cost, size), (less, more) = table[count], table[min(count + multiple, whole)]
-        if more - size <= room and (cost - less) / (more - size) > best:
-            best, block = (cost - less) / (more - size), number
-    return block
+def _fitted(tables: list[Table], left: list[int | None], room: float, multiple: int) -> list[int | None] | None:
+    """The same with fewer neurons until it fits into the room, and then with as many more as fit; each time where it is
+    cheapest for the size. None where it never fits.
+    """
+
+    def change(step: int) -> bool:
+        used, best = sum(table[n][1] for table, n in zip(tables, left, strict=True)), None
+        for number, (table, count) in enumerate(zip(tables, left, strict=True)):
+            whole = max(known for known in table if known is not None)
+            if count is None or whole == 0 or count == (whole if step > 0 else 0):
+                continue
+            to = min(count + step, whole) if step > 0 else (count - 1) // multiple * multiple
+            (cost, size), (new_cost, new_size) = table[count], table[to]
+            if step < 0 or used - size + new_size <= room:
+                found = ((new_cost - cost) / abs(new_size - size), number, to)
+                best = found if best is None else min(best, found)
+        if best is not None:
+            left[best[1]] = best[2]
+        return best is not None
+
+    left = list(left)
+    while sum(table[n][1] for table, n in zip(tables, left, strict=True)) > room:
+        if not change(-multiple):
+            return None
+    while change(multiple):
+        pass
+    return left
 
 
 def rounded(width: float, multiple: int) -> int:

@@ -1,0 +1,75 @@
+"""`minislice compress`: reach a share of a model's size by deleting what costs least, and measure what it costs."""
+
+import argparse
+import sys
+import time
+
+from ..architecture.folder import require_free
+from ..measuring.budget import compress, plan_compression
+from ..measuring.cost import parameters
+from ..storage.checkpoint import locate
+from .inputs import load_both, measured, texts_of, token_sets
+from .output import print_result
+from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
+
+HELP = "delete what costs least, of the signal's width, the neurons and the blocks, until a size is reached"
+
+
+def arguments(sub: argparse.ArgumentParser) -> None:
+    """Add this command's own."""
+    add_model(sub)
+    sub.add_argument("--size", type=float, default=0.8, help="share of the parameters to keep (default: 0.8)")
+    sub.add_argument("--plan-only", action="store_true", help="print what would be deleted, and delete nothing")
+    add_calibration(sub, 128)
+    add_seqlen(sub)
+    note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
+    add_evaluation(sub, note + "measured on")
+    sub.add_argument("--keep-blocks", action="store_true", help="leave no whole block out")
+    sub.add_argument("--keep-width", action="store_true", help="leave the signal's width as it is")
+    sub.add_argument("--batch-size", type=positive, default=8, help="sequences computed together (default: 8)")
+    add_out(sub, required=False)
+    add_machine(sub)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.out:
+        require_free(arguments.out, arguments.force, locate(arguments.model))
+    texts = texts_of(arguments)
+    model, tokenizer = load_both(arguments)
+    calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    began = time.perf_counter()
+    choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
+    plan = plan_compression(model, calibration, size=arguments.size, **choices, **settings)
+    if not arguments.json:
+        print(f"{plan}\n", flush=True)
+    result = {
+        "model": arguments.model,
+        "dense parameters": plan.dense_parameters,
+        "compressed parameters": plan.parameters,
+        "expected cost": plan.cost,
+        **{name: plan.options[name] for name in ("width", "neurons", "drop")},
+    }
+    if not arguments.plan_only:
+        dense = measured(arguments.model, model, evaluation, **settings)
+        compress(model, calibration, plan=plan, **settings)
+        result |= {
+            "compressed parameters": parameters(model),
+            "dense perplexity": dense,
+            "compressed perplexity": measured("the compressed model", model, evaluation, **settings),
+            "calibration": texts.describe("calibration", calibration),
+            "evaluation": texts.describe("test", evaluation),
+            "seconds": time.perf_counter() - began,
+        }
+        if arguments.out:
+            notes = {
+                "base_model": arguments.model,
+                "calibration": result["calibration"],
+                "perplexity": f"{result['compressed perplexity']:.4f} ({result['evaluation']}); dense {dense:.4f}",
+            }
+            model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
+            result["saved to"] = arguments.out
+    elif arguments.out:
+        print(f"minislice: nothing is saved to {arguments.out}, because of --plan-only", file=sys.stderr)
+    print_result(arguments, result)
+    return 0
