@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from .architecture import families
 from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
+from .depth import delete_layers
 from .fusion import fuse
 from .large.streaming import slice_streamed
 from .measuring.comparison import equal_size
@@ -21,6 +22,7 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "delete_layers",
     "equal_size",
     "export",
     "families",

@@ -2,13 +2,12 @@
 
 import math
 
-import torch
-from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architecture.network import inference
 from ..corpus.batches import Tokens, token_batches
+from ..likelihood import token_losses
 
 
 def perplexity(
@@ -38,15 +37,7 @@ def perplexity(
     total, count = 0.0, 0
     with inference(model):
         for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):
-            mask = None if batch.mask is None else batch.mask.long()
-            logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            losses = nn.functional.cross_entropy(
-                logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-                batch.ids[:, 1:].flatten().to(logits.device),
-                reduction="none",
-            )
-            if batch.mask is not None:
-                losses = losses[(batch.mask[:, :-1] & batch.mask[:, 1:]).flatten().to(losses.device)]
+            losses = token_losses(model, batch)
             total, count = total + losses.double().sum().item(), count + losses.numel()
     if count == 0:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
