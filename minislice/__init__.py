@@ -8,6 +8,7 @@ from .architecture.modeling import SlicedForCausalLM
 from .depth import delete_layers
 from .fusion import fuse
 from .large.streaming import slice_streamed
+from .measuring.compare import compare
 from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
@@ -22,6 +23,7 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "compare",
     "delete_layers",
     "equal_size",
     "export",

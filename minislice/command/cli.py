@@ -9,6 +9,7 @@ from ..large import processes
 from ..teaching.assignments import command as assignment
 from ..teaching.grading import command as grade
 from . import (
+    compare,
     cost,
     demo,
     evaluate,
@@ -36,6 +37,7 @@ COMMANDS = {
     "generate": generate,
     "export": export,
     "cost": cost,
+    "compare": compare,
     "reproduce": reproduce,
     "report": report,
     "assignment": assignment,
