@@ -19,8 +19,8 @@ RESULTS = "results.jsonl"
 def arguments(sub: argparse.ArgumentParser) -> None:
     """Add this command's own."""
     add_model(sub)
-    sub.add_argument("--variants", type=given, help=f"comma-separated, of {', '.join(VARIANTS)} (default: all)")
-    sizes = ",".join(map(str, SIZES))
+    names, sizes = ",".join(VARIANTS), ",".join(map(str, SIZES))
+    sub.add_argument("--variants", type=given, default=names, help="comma-separated (default: all, %(default)s)")
     text = "fractions of the dense model's parameters that may be left, comma-separated (default: %(default)s)"
     sub.add_argument("--sizes", type=given, default=sizes, help=text)
     add_calibration(sub, 64)
@@ -37,8 +37,9 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    variants = {name: _variant(name) for name in _words(arguments.variants or ",".join(VARIANTS))}
+    variants = {name: _variant(name) for name in _words(arguments.variants)}
     sizes = [_size(word) for word in _words(arguments.sizes)]
+    tasks = _words(arguments.tasks) if arguments.tasks else []
     out, texts = Path(arguments.out), texts_of(arguments)
     _require_own(out)
     model, tokenizer = load_both(arguments)
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         sizes=sizes,
         out=out / RESULTS,
         name=arguments.model,
-        tasks=_words(arguments.tasks or ""),
+        tasks=tasks,
         tokenizer=tokenizer,
         tasks_from=arguments.tasks_from,
         limit=arguments.limit,
@@ -90,7 +91,10 @@ def _draw(rows: list[dict], path: Path) -> None:
 
 
 def _words(text: str) -> list[str]:
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise ValueError(f"name at least one, with commas between, got {text!r}")
+    return words
 
 
 def _variant(name: str):

@@ -9,6 +9,7 @@ import copy
 import datetime
 import gc
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from .paired import perplexity_ratio, window_losses
 from .records import Records, opened
 from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
-from .zero_shot import ZeroShot, require_harness, zero_shot
+from .zero_shot import Score, ZeroShot, require_harness, zero_shot
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)
@@ -75,7 +76,7 @@ def compare(
         raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
     if tasks:
         require_harness()
-    asked = {"tokenizer": tokenizer, "tasks": tasks, "tasks_from": tasks_from, "limit": limit}
+    asked = {"tokenizer": tokenizer, "tasks": list(tasks), "tasks_from": tasks_from, "limit": limit}
     load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
     bench = Bench(load, calibration, evaluation, asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
@@ -109,13 +110,8 @@ class Bench:
     def key(self, variant: str, size: float) -> str:
         """What makes two rows the same; minislice's commit doesn't, it is in the row."""
         tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": None}
-        told = [
-            variant,
-            float(size),
-            self.fingerprint,
-            *map(provenance.hash_of, (self.calibration, self.evaluation)),
-            tasks,
-        ]
+        texts = [provenance.hash_of(ids) for ids in (self.calibration, self.evaluation)]
+        told = [variant, float(size), self.fingerprint, texts, tasks]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
@@ -141,7 +137,7 @@ class Bench:
         began = time.process_time()
         model = variant(model, self.calibration, size)
         seconds = time.process_time() - began
-        if (left := parameters(model)) > size * self.dense_parameters:
+        if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
             raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
         losses = window_losses(model, self.evaluation)
         if not losses.nll.isfinite().all():
@@ -179,8 +175,10 @@ def _described(ids: Tensor) -> dict[str, Any]:
 
 
 def _accuracies(found: ZeroShot) -> dict[str, dict[str, Any]]:
+    def described(score: Score | ZeroShot, accuracy: float, **more) -> dict[str, Any]:
+        return {"accuracy": accuracy, "stderr": None if math.isnan(score.stderr) else score.stderr, **more}
+
     tasks = {
-        score.task: {"metric": score.metric, "accuracy": score.accuracy, "stderr": score.stderr, "items": score.count}
-        for score in found.scores
+        score.task: described(score, score.accuracy, metric=score.metric, items=score.count) for score in found.scores
     }
-    return {**tasks, "mean": {"accuracy": found.mean, "stderr": found.stderr}}
+    return {**tasks, "mean": described(found, found.mean)}

@@ -42,7 +42,11 @@ def losses_of(row: dict[str, Any]) -> WindowLosses:
 
 def faults(row: dict[str, Any]) -> list[str]:
     """What keeps a row from being one, in words."""
-    found = [f"{name} is {row.get(name)!r}" for name, kind in FIELDS.items() if not isinstance(row.get(name), kind)]
+    found = [
+        f"{name} is {row.get(name)!r}"
+        for name, kind in FIELDS.items()
+        if name not in row or not isinstance(row[name], kind)
+    ]
     if not found and row["schema"] != SCHEMA:
         found.append(f"schema {row['schema']}, this minislice writes and reads {SCHEMA}")
     if not found and (row["status"] == "done") == (row["perplexity"] is None):
@@ -73,7 +77,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}",
                 f"{row['seconds']:.0f}",
             ]
-            cells += [f"{row['tasks'][task]['accuracy']:.1f} ± {row['tasks'][task]['stderr']:.1f}" for task in tasks]
+            cells += [_accuracy(**row["tasks"][task]) if task in row["tasks"] else "-" for task in tasks]
         lines.append("| " + " | ".join(cells + ["-"] * (len(heads) - len(cells))) + " |")
     failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
     return "\n".join(lines + (["", *failed] if failed else []))
+
+
+def _accuracy(accuracy: float, stderr: float | None, **about) -> str:
+    return f"{accuracy:.1f}" if stderr is None else f"{accuracy:.1f} ± {stderr:.1f}"
