@@ -75,7 +75,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells += [
                 f"{row['perplexity']:.2f}",
                 f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}",
-                f"{row['seconds']:.0f}",
+                f"{row['seconds']:.1f}",
             ]
             cells += [_accuracy(**row["tasks"][task]) if task in row["tasks"] else "-" for task in tasks]
         lines.append("| " + " | ".join(cells + ["-"] * (len(heads) - len(cells))) + " |")
