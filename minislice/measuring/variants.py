@@ -1,12 +1,13 @@
 """Ways to make a model smaller, each told how small: what `compare` compares.
 
-A variant is a function of a trained model, calibration tokens and a size, the fraction of the model's parameters that
-may be left (`cost.parameters`: embeddings, head and adapters count, a shared matrix once). It changes the model in
-place and returns it, at most so large and as near as its granularity allows:
+A variant is a function of a trained model, calibration tokens, [sequences, tokens], and a size: the fraction of the
+model's parameters that may be left (as `cost.parameters` counts them). It changes the model in place and returns it, at
+most so large, and as near as its granularity allows:
 
 - the slicing variants have one width, a multiple of 8: within 8 / D of the parameters that slicing reaches. Where
   adapters are of low rank, the width is chosen for the highest ranks there can be, and the result may be smaller still
-- depth removal deletes whole layers: within the parameters of one
+- depth removal deletes whole layers: within the parameters of one. It measures on the first 2,048 calibration tokens;
+  with 16,384 it chose the same layers of seven small models (tests/benchmarks/depth_rulers.py)
 
 To add one, add an entry to `VARIANTS`.
 
@@ -18,22 +19,23 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..corpus.batches import Tokens
 from ..depth import delete_layers
 from ..slicing import slice_model
 from .cost import parameters
 from .shapes import sliced_config
 
-Variant = Callable[[PreTrainedModel, Tokens, float], PreTrainedModel]
+Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
 MULTIPLE = 8  # of the widths
+DEPTH_TOKENS = 2048
 
 
 def sliced(**options) -> Variant:
     """Slicing with these options, at one width for all boundaries that they don't keep whole."""
 
-    def variant(model: PreTrainedModel, tokens: Tokens, size: float) -> PreTrainedModel:
+    def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
         width = width_of_size(model.config, size * parameters(model), **options)
         return slice_model(model, tokens, width=width, **options)
 
@@ -60,9 +62,9 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     return widths[fitting - 1]
 
 
-def shallower(model: PreTrainedModel, tokens: Tokens, size: float) -> PreTrainedModel:
+def shallower(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
     """Fewer layers."""
-    return delete_layers(model, tokens, size=size)
+    return delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size)
 
 
 VARIANTS: dict[str, Variant] = {

@@ -4,7 +4,7 @@ losses measured once, and by block influence (ShortGPT).
     python tests/benchmarks/depth_rulers.py
 
 The three embedded models, and four more where MINISLICE_TEST_ASSETS names a folder with them. 16 x 256 tokens
-calibrate, perplexity is over 40 other windows.
+calibrate unless the ruler says otherwise, perplexity is over 40 other windows.
 """
 
 import os
@@ -17,7 +17,7 @@ import minislice
 from minislice.architecture.network import inference, network
 from minislice.corpus.batches import token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
-from minislice.depth import delete_layer, delete_layers, losses_without_each
+from minislice.depth import delete_layer, losses_without_each
 
 
 def models() -> dict[str, tuple[str, str]]:
@@ -57,19 +57,26 @@ def perplexities(load, order: list[int], tokens) -> list[float]:
     return found
 
 
+def again(source: str, tokens, count: int) -> list[int]:
+    """The layers that `delete_layers` deletes, in their order."""
+    return minislice.delete_layers(minislice.load(source, dtype="float32")[0], tokens, layers=count).deleted_layers
+
+
 def main() -> None:
     torch.set_num_threads(1)
     print("| model | ruler | " + " | ".join(f"-{count}" for count in (0, 1, 2, 3)) + " |")
     for name, (source, text) in models().items():
         model, tokenizer = minislice.load(source, dtype="float32")
         calibration, evaluation = disjoint_streams(text, text, tokenizer)
-        calibration, evaluation = sample(calibration, 16, 256, 0), windows(evaluation, 256, 40)
+        many, evaluation = sample(calibration, 64, 256, 0), windows(evaluation, 256, 40)
+        calibration = many[:16]
         dense, most = minislice.perplexity(model, evaluation), min(3, len(network(model).layers) - 1)
         once = losses_without_each(network(model), token_batches(model, calibration, None, 8))
         orders = {
             "block influence": sorted(range(len(once)), key=influences(model, calibration).__getitem__)[:most],
             "loss, measured once": sorted(range(len(once)), key=once.__getitem__)[:most],
-            "loss, measured again": delete_layers(model, calibration, layers=most).deleted_layers,
+            "loss, measured again": again(source, calibration, most),
+            **{f"loss, {count} x 256 tokens": again(source, many[:count], most) for count in (4, 8, 64)},
         }
         for ruler, order in orders.items():
             after = perplexities(lambda source=source: minislice.load(source, dtype="float32")[0], order, evaluation)
