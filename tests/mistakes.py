@@ -485,5 +485,5 @@ def measured_once(right):
     return losses_without_each
 
 
-def padding_counted(right):
+def padding_predicted_as_well(right):
     return lambda model, batch: right(model, dataclasses.replace(batch, mask=None))

@@ -242,7 +242,7 @@ MISTAKES = [
     ),
     Mistake(
         TOKEN_LOSSES,
-        wrong.padding_counted,
+        wrong.padding_predicted_as_well,
         d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
         left,
         claim="torch.tensor(expected)",
