@@ -5,9 +5,11 @@ __version__ = "0.1.0"
 from .architecture import families
 from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
+from .depth import delete_layers
 from .fusion import fuse
 from .large.streaming import slice_streamed
 from .measuring.budget import compress, plan_compression
+from .measuring.compare import compare
 from .measuring.comparison import equal_size
 from .measuring.cost import parameters
 from .measuring.invariance import verify
@@ -23,7 +25,9 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "compare",
     "compress",
+    "delete_layers",
     "delete_neurons",
     "equal_size",
     "export",

@@ -516,3 +516,59 @@ def branch_kept(right):
         layer.places, self.dropped = places, dropped
 
     return slice_layer
+
+
+# Depth removal
+
+
+def another_layer_deleted(right):
+    return lambda net, index: right(net, (index + 1) % len(net.layers))
+
+
+def only_the_layers_types_cut(right):
+    def shorten(config, index):
+        before = config.no_rope_layers
+        right(config, index)
+        config.no_rope_layers = before
+
+    return shorten
+
+
+def layers_keep_their_numbers(right):
+    def delete_layer(net, index):
+        numbered = [module for module in net.model.modules() if hasattr(module, "layer_idx")]
+        before = [module.layer_idx for module in numbered]
+        right(net, index)
+        for module, number in zip(numbered, before, strict=True):
+            module.layer_idx = number
+
+    return delete_layer
+
+
+def one_more(right):
+    return lambda *arguments: right(*arguments) + 1
+
+
+def the_layer_behind_left_out(right):
+    return lambda net, batches: [*right(net, batches)[1:], right(net, batches)[0]]
+
+
+def the_largest_loss_first(right):
+    return lambda net, batches: [-loss for loss in right(net, batches)]
+
+
+def measured_once(right):
+    known = []
+
+    def losses_without_each(net, batches):
+        if len(known) > len(net.layers):
+            known.remove(min(known))
+        else:
+            known[:] = right(net, batches)
+        return known
+
+    return losses_without_each
+
+
+def padding_predicted_as_well(right):
+    return lambda model, batch: right(model, dataclasses.replace(batch, mask=None))

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 
 import adapter_properties
+import depth_properties
 import inner_properties
 import mistakes as wrong
 import properties
 import pytest
+from family_models import FamilyRecipe
 from models import Recipe
 
 # What mistakes are planted into: a function is patched where it is used, since modules import by name.
@@ -48,6 +50,11 @@ KEEP_NEURONS = "minislice.neurons.keep_neurons"
 REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.calibration.moments"
 SLICE_MOMENTS = "minislice.calibration.Calibration.moments"
+LOSSES = "minislice.depth.losses_without_each"
+TOKEN_LOSSES = "minislice.depth.token_losses"
+DELETE_LAYER = "minislice.depth.delete_layer"
+SHORTEN = "minislice.depth.shorten"
+HOW_MANY = "minislice.depth._how_many"
 TOKENS = "minislice.corpus.batches._checked"
 EVALUATED = "minislice.measuring.perplexity.token_batches"
 # ... and where the properties themselves use it.
@@ -61,6 +68,7 @@ ITS_ALIGN = "adapter_properties.align"
 ITS_LEAST_HARMFUL = "inner_properties.least_harmful"
 ITS_REFIT = "inner_properties.refit"
 ITS_MOMENTS = "inner_properties.moments"
+ITS_LOSSES = "depth_properties.losses_without_each"
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 
@@ -92,9 +100,12 @@ def facts(module) -> dict[str, Callable]:
 
 
 p, a, n = properties, adapter_properties, inner_properties
+p, a, d = properties, adapter_properties, depth_properties
 thin_eps, tied = replace(OPT, eps=1e-3), replace(OPT, tied=True)
 other = replace(OPT, seed=6)
 left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
+deep = replace(LLAMA, layers=4, seed=4)
+by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # which has RoPE by layer
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
@@ -249,6 +260,40 @@ MISTAKES = [
     Mistake(REFIT, wrong.other_sign, n.repair_brings_the_signal_nearer, PHI),
     Mistake(MOMENTS, wrong.last_input_shuffled, n.repair_brings_the_signal_nearer, LLAMA),
     Mistake(EXCESS, wrong.nothing_done, p.approximate_adapters_carry_close_directions_whole, OPT, none),
+    Mistake(HOW_MANY, wrong.one_more, d.deleting_no_layer_changes_nothing, OPT, claim="== recipe.layers"),
+    Mistake(
+        ITS_LOSSES,
+        wrong.the_layer_behind_left_out,
+        d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
+        deep,
+        claim="torch.tensor(expected)",
+    ),
+    Mistake(
+        TOKEN_LOSSES,
+        wrong.padding_predicted_as_well,
+        d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
+        left,
+        claim="torch.tensor(expected)",
+    ),
+    Mistake(LOSSES, wrong.the_largest_loss_first, d.each_deleted_layer_hurts_least, deep, claim="min(losses)"),
+    Mistake(LOSSES, wrong.measured_once, d.each_deleted_layer_hurts_least, deep, claim="min(losses)"),
+    Mistake(
+        DELETE_LAYER, wrong.another_layer_deleted, d.each_deleted_layer_hurts_least, OPT, claim="assert_same_logits"
+    ),
+    Mistake(
+        SHORTEN,
+        wrong.only_the_layers_types_cut,
+        d.a_shorter_model_is_saved_by_its_own_class,
+        by_layer,
+        claim="logits(again",
+    ),
+    Mistake(
+        DELETE_LAYER,
+        wrong.layers_keep_their_numbers,
+        d.a_shorter_model_generates_the_same_with_a_cache,
+        deep,
+        claim="range(recipe.layers - 1)",
+    ),
 ]
 
 
@@ -275,8 +320,6 @@ def test_a_property_with_several_claims_has_the_one_named_that_a_mistake_breaks(
 
 def test_every_property_has_a_mistake_on_which_it_fails():
     tested = {mistake.fact for mistake in MISTAKES}
-    assert [
-        name
-        for name, fact in (facts(properties) | facts(adapter_properties) | facts(inner_properties)).items()
-        if fact not in tested
-    ] == []
+    modules = (properties, adapter_properties, inner_properties, depth_properties)
+    every = [fact for module in modules for fact in facts(module).items()]
+    assert [name for name, fact in every if fact not in tested] == []

@@ -167,3 +167,31 @@ def test_paper_tables_are_all_there_and_numbers_are_numbers():
     assert sum(five) / 5 == pytest.approx(59.232) and rows["Phi-2", 30]["average"] == 63.47  # the slip, as printed
     with pytest.raises(ValueError, match="no table 13"):
         paper_table(13)
+
+
+def compared(variant, size, perplexity, error=0.0, status="done"):
+    """A row of `measuring.compare`, as far as it is drawn."""
+    about = {"variant": variant, "status": status, "model": "mini"}
+    return about | {"parameters": int(size * 3e6), "perplexity": perplexity, "ratio_error": error}
+
+
+@pytest.mark.parametrize("worst", [60.0, 6000.0])
+def test_rows_at_equal_sizes_are_lines_over_their_parameters(worst):
+    rows = [
+        compared("dense", 1.0, 30.0),
+        *(compared("b", size, perplexity, 0.1) for size, perplexity in ((0.9, 40.0), (0.7, worst), (0.8, 50.0))),
+        compared("a", 0.8, 35.0),
+        compared("a", 0.1, None, None, "failed"),
+    ]
+    ax = plots.by_parameters(rows)
+    labelled(ax)
+    drawn = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
+    assert list(drawn) == ["b", "a", "dense"], "in the rows' order"
+    draws(drawn["b"], [2.1, 2.4, 2.7], [worst, 50.0, 40.0])
+    draws(drawn["a"], [2.4], [35.0])
+    assert set(drawn["dense"].get_ydata()) == {30.0}
+    low, high = ax.collections[0].get_segments()[2][:, 1]
+    assert (low, high) == pytest.approx((40.0 - 3.0, 40.0 + 3.0)), "one standard error of the ratio, in perplexity"
+    ax.figure.canvas.draw()
+    shown = [tick.get_text() for tick in ax.get_yticklabels() if ax.get_ylim()[0] <= tick.get_position()[1] <= worst]
+    assert len(shown) >= 3 and ax.get_yscale() == "log" and not any("10^" in text for text in shown)

@@ -18,6 +18,7 @@ import minislice
 from minislice.command.cli import COMMANDS, main
 from minislice.command.parser import parser_for
 from minislice.corpus.embedded import paper_table
+from minislice.measuring import records
 from minislice.reproduction import cells as cells_module
 from minislice.reproduction import measure, preflight, provenance, report, results, runner
 from minislice.reproduction.measure import Bench, Outcome, slice_command
@@ -314,11 +315,11 @@ def _replaced(function, old, new):
 MISTAKES = {
     "the cut line stays": (
         "goes_on_behind_a_line_that_was_cut",
-        lambda: (results, "_cut", lambda path: None),
+        lambda: (records, "_cut", lambda path: None),
     ),
     "the file is emptied where a line was cut": (
         "goes_on_behind_a_line_that_was_cut",
-        lambda: (results, "_cut", _replaced(results._cut, "os.truncate(path, whole)", "os.truncate(path, 0)")),
+        lambda: (records, "_cut", _replaced(records._cut, "os.truncate(path, whole)", "os.truncate(path, 0)")),
     ),
     "a finished key is run again": (
         "runs_nothing_twice",
@@ -362,7 +363,7 @@ MISTAKES = {
     ),
     "no lock": (
         "two_runs_into_one_file_are_refused",
-        lambda: (results.FileLock, "acquire", lambda *arguments, **options: None),
+        lambda: (records.FileLock, "acquire", lambda *arguments, **options: None),
     ),
     "memory that is short ends the row": (
         "where_memory_is_short_a_smaller_batch_is_tried",

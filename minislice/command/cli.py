@@ -9,6 +9,7 @@ from ..large import processes
 from ..teaching.assignments import command as assignment
 from ..teaching.grading import command as grade
 from . import (
+    compare,
     compress,
     cost,
     demo,
@@ -38,6 +39,7 @@ COMMANDS = {
     "generate": generate,
     "export": export,
     "cost": cost,
+    "compare": compare,
     "reproduce": reproduce,
     "report": report,
     "assignment": assignment,

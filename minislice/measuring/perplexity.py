@@ -2,14 +2,12 @@
 
 import math
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architecture.network import inference
-from ..corpus.batches import Batch, Tokens, token_batches
+from ..corpus.batches import Tokens, token_batches
+from ..likelihood import token_losses
 
 
 def perplexity(
@@ -39,9 +37,7 @@ def perplexity(
     total, count = 0.0, 0
     with inference(model):
         for batch in tqdm(batches, desc="perplexity", disable=not progress, leave=False):
-            mask = None if batch.mask is None else batch.mask.long()
-            logits = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
-            losses = prediction_losses(logits, batch)
+            losses = token_losses(model, batch)
             total, count = total + losses.double().sum().item(), count + losses.numel()
     if count == 0:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
@@ -49,18 +45,3 @@ def perplexity(
         return math.exp(total / count)  # of NaN, NaN
     except OverflowError:
         return math.inf
-
-
-def prediction_losses(
-    logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
-) -> Float[Tensor, " predicted"]:
-    """The negative log-likelihood of each token that is predicted, in nats."""
-    logits = logits[:, :-1]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-        batch.ids[:, 1:].flatten().to(logits.device),
-        reduction="none",
-    )
-    if batch.mask is None:
-        return losses
-    return losses[(batch.mask[:, :-1] & batch.mask[:, 1:]).flatten().to(losses.device)]

@@ -20,8 +20,8 @@ from ..architecture.network import Network, inference
 from ..calibration import Calibration
 from ..corpus.batches import Batch
 from ..inner import output_matrix
+from ..likelihood import prediction_losses
 from ..neurons import keep_inner, least_harmful, solve_output
-from .perplexity import prediction_losses
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 LEAST = 1e-4  # nats a token: below it, a difference is noise

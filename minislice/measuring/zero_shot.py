@@ -86,8 +86,7 @@ def zero_shot(
     Raises:
         ValueError: the harness isn't installed; no such task, no file of it, or one without the fields it needs.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError('zero-shot tasks need the LM Evaluation Harness: pip install "minislice[eval]"')
+    require_harness()
     if tokenizer is None:
         raise ValueError("zero-shot tasks are texts: they need the model's tokenizer")
     if limit is not None and limit < 1:
@@ -102,6 +101,12 @@ def zero_shot(
         results = with_what_fits(lambda size: _evaluate(model, tokenizer, tasks, limit, place, size), batch_size)
     scores = tuple(_score(task, results) for task in tasks)
     return ZeroShot(scores, {name: version(name) for name in ("lm_eval", "transformers", "torch")})
+
+
+def require_harness() -> None:
+    """Raise a ValueError where the LM Evaluation Harness isn't installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError('zero-shot tasks need the LM Evaluation Harness: pip install "minislice[eval]"')
 
 
 def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:

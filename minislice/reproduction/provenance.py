@@ -1,39 +1,16 @@
-"""Where a result comes from: the model's revision, minislice's commit, versions, the machine."""
+"""Where a result of the paper's tables comes from: besides `measuring.provenance`, the model's revision."""
 
 import functools
 import hashlib
-import platform
-import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from .. import __version__
+from ..measuring.provenance import commit, hardware, hash_of, versions
 from ..storage.checkpoint import load_config, locate
 from .protocol import Setting
 
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft", "accelerate")
+__all__ = ["commit", "hardware", "hash_of", "revision", "revision_of", "versions"]
+
 NO_WEIGHTS = "random weights"
-
-
-@functools.cache
-def commit() -> str:
-    """Of the checkout that minislice runs from, with "+changes" where files differ from it; else its version."""
-    package = Path(__file__).parents[1]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if git("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
-            return git("rev-parse", "HEAD")[:12] + ("+changes" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return __version__
 
 
 @functools.cache
@@ -57,27 +34,3 @@ def revision(source: str) -> str:
 def revision_of(setting: Setting) -> str:
     """The revision of a setting's model; costs are measured on random weights."""
     return NO_WEIGHTS if setting.measure in ("inference", "products", "time") else revision(setting.source)
-
-
-def versions() -> dict[str, str]:
-    """Of Python, minislice, and every package that a result may depend on."""
-    found = {"python": platform.python_version(), "minislice": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def hardware(device: str) -> str:
-    """The GPUs by name and number, or the processor's kind and threads."""
-    if torch.device(device).type != "cuda":
-        return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-
-
-def hash_of(tokens: Tensor) -> str:
-    """Of token ids and their shape."""
-    return hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""results.jsonl: one record a line, appended and on the disk before the next row begins, so that a kill loses one row.
+"""What a line of results.jsonl says (see `measuring.records`).
 
 A record says what was measured (`setting`), of what (`revision`, `commit`), what came out (`values`, or `reason`) and
 on which machine; `read` gives them back. A line that was cut off counts as never written.
@@ -7,14 +7,11 @@ on which machine; `read` gives them back. A line that was cut off counts as neve
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from ..measuring import records
 from .protocol import Setting
 
 SCHEMA = 1
@@ -51,76 +48,12 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file has lines, and none of them is a record.
     """
-    path = Path(path)
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    records = [record for line in lines if (record := _record(line)) is not None]
-    if not records and any(line.strip() for line in lines[:-1]):
-        raise ValueError(f"{path} holds no results of `minislice reproduce`: none of its lines is a record")
-    return list({record["key"]: record for record in records}.values())
+    return records.read(path, faults, "reproduce")
 
 
-class Results:
-    """A file that this process alone appends to; see `opened`."""
-
-    def __init__(self, path: Path):
-        self.path, self.finished = path, {}
-        for record in read(path):
-            if record["status"] == "done":
-                self.finished[record["key"]] = record
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write a record, and have it on the disk."""
-        line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self.path, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if record["status"] == "done":
-            self.finished[record["key"]] = record
-
-
-@contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Results]:
-    """The file, to append to; what a killed run has left of its last line is dropped.
-
-    Raises:
-        ValueError: another run has it open; its folder isn't there; it holds something else.
-    """
-    path = Path(path)
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.resolve().parent}")
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"another run writes into {path}; wait for it, or give this one a file of its own with --out"
-        ) from error
-    try:
-        results = Results(path)
-        if path.is_file():
-            _cut(path)
-        yield results
-    finally:
-        lock.release()
-
-
-def _cut(path: Path) -> None:
-    """Shorten the file to its last whole line."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and not faults(record) else None
+def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
+    """The file, to append to; see `records.opened`."""
+    return records.opened(path, faults, "reproduce")
 
 
 def faults(record: dict[str, Any]) -> list[str]:

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from ..corpus.batches import with_what_fits
+from ..measuring.records import Records
 from ..measuring.timing import peak_memory
 from . import provenance
 from .measure import Bench, Outcome
 from .preflight import Machine, why_not
 from .protocol import GATES, Profile, Row, Setting, in_dtype, settings_of
-from .results import SCHEMA, Results, key_of, opened
+from .results import SCHEMA, key_of, opened
 
 
 class ProtocolDiffers(ValueError):
@@ -118,7 +119,7 @@ def dtype_on(device: str) -> str:
     return "float16" if torch.device(device).type == "cuda" else "float32"
 
 
-def _finished(results: Results, setting: Setting) -> dict | None:
+def _finished(results: Records, setting: Setting) -> dict | None:
     """Its record, if the file has it."""
     try:
         return results.finished.get(key_of(setting, provenance.revision_of(setting), provenance.commit()))

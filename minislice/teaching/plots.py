@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 from torch import Tensor
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -93,6 +94,35 @@ def lines(
     _finish(ax, xlabel, ylabel, title)
     if len(measured) + len(paper or {}) > 1 or paper:
         ax.legend()
+    return ax
+
+
+def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
+    """Rows of `measuring.compare`: perplexity against the parameters that are left, a line for each variant.
+
+    A bar is one standard error of the ratio to the dense perplexity, paired.
+    """
+    (dense,) = (row for row in rows if row["variant"] == "dense")
+    series = {}
+    for row in sorted((row for row in rows if row["status"] == "done"), key=lambda row: row["parameters"]):
+        if row is not dense:
+            point = row["parameters"] / 1e6, row["perplexity"], row["ratio_error"] * dense["perplexity"]
+            series.setdefault(row["variant"], []).append(point)
+    named = {row["variant"]: series[row["variant"]] for row in rows if row["variant"] in series}  # in the rows' order
+    ax = lines(
+        {variant: tuple(zip(*points, strict=True)) for variant, points in named.items()},
+        "total parameters (millions)",
+        "perplexity",
+        title=f"{dense['model']}, {dense['parameters'] / 1e6:.4g}M parameters dense",
+        log_y=True,
+        ax=ax,
+    )
+    shown = [row["perplexity"] for row in rows if row["status"] == "done"]
+    wide = max(shown) > 10 * min(shown)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else AutoLocator())  # numbers, not powers of ten
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    threshold(ax, "dense", y=dense["perplexity"])
     return ax
 
 

@@ -1,0 +1,184 @@
+"""The judge: ways to make a model smaller, at equal numbers of parameters, on one text.
+
+Each variant (see `variants`) starts from a freshly loaded dense model, is calibrated on the calibration text alone, and
+is measured on the evaluation text: perplexity, its ratio to the dense model's with a paired standard error (see
+`paired`), and accuracy on zero-shot tasks where these are asked for. Nothing is tuned on the evaluation text.
+"""
+
+import copy
+import datetime
+import gc
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..architecture.network import network
+from . import provenance
+from .cost import parameters
+from .paired import perplexity_ratio, window_losses
+from .records import Records, opened
+from .rows import SCHEMA, faults, in_words, losses_of
+from .variants import VARIANTS, Variant
+from .zero_shot import Score, ZeroShot, require_harness, zero_shot
+
+DENSE = "dense"
+SIZES = (0.9, 0.8, 0.75, 0.7)
+
+
+def compare(
+    model: PreTrainedModel | Callable[[], PreTrainedModel],
+    calibration: Int64[Tensor, "sequences tokens"],
+    evaluation: Int64[Tensor, "windows length"],
+    *,
+    variants: Mapping[str, Variant] = VARIANTS,
+    sizes: Sequence[float] = SIZES,
+    out: str | os.PathLike | None = None,
+    name: str = "model",
+    tasks: Sequence[str] = (),
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    tasks_from: str | os.PathLike | None = None,
+    limit: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Measure every variant at every size, beside the dense model.
+
+        rows = minislice.compare(model, calibration, evaluation, sizes=[0.9, 0.8])
+        print(table(rows))  # of `measuring.rows`
+
+    Args:
+        model: a function that loads the dense model; or the model, of which every variant gets a copy.
+        evaluation: windows, at least two, that share no token with the calibration set.
+        variants: by the names that rows, table and plot show.
+        sizes: fractions of the dense model's parameters.
+        out: a file, one row a line. Rows that it has are not measured again; failed ones are.
+        name: of the model, for the rows.
+        tasks, tokenizer, tasks_from, limit: see `zero_shot`; without tasks no accuracy is measured.
+        say: is given a line for each row.
+
+    Returns the rows, the dense one first, each with the fields of `rows.FIELDS`.
+
+    Raises:
+        ValueError: no variants or sizes, or sizes outside (0, 1]; tasks that can't be measured; tokens that don't fit
+            the model; another run writes into the file.
+    """
+    if not variants or not sizes or not all(0 < size <= 1 for size in sizes):
+        raise ValueError(f"give at least one variant, and sizes in (0, 1], got {list(variants)} and {list(sizes)}")
+    if DENSE in variants:
+        raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
+    if tasks:
+        require_harness()
+    asked = {"tokenizer": tokenizer, "tasks": list(tasks), "tasks_from": tasks_from, "limit": limit}
+    load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
+    bench = Bench(load, calibration, evaluation, asked if tasks else None)
+    cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
+    rows = []
+    with nullcontext(Records()) if out is None else opened(out, faults, "compare") as records:
+        for index, (variant, size) in enumerate(cells, 1):
+            key = bench.key(variant, size)
+            row = records.finished.get(key)
+            if row is None:
+                row = {"schema": SCHEMA, "key": key, "model": name, "variant": variant, "size": float(size)}
+                row |= bench.measure({DENSE: unchanged, **variants}[variant], size, rows[0] if rows else None)
+                records.append(row)
+            rows.append(row)
+            say(f"[{index}/{len(cells)}] {in_words(row)}")
+            if rows[0]["status"] == "failed":
+                raise ValueError(f"the dense model can't be measured: {rows[0]['reason']}")
+    return rows
+
+
+class Bench:
+    """One dense model, both texts, and what is asked for: all that the rows have in common."""
+
+    def __init__(
+        self, load: Callable[[], PreTrainedModel], calibration: Tensor, evaluation: Tensor, tasks: dict | None
+    ):
+        self.load, self.calibration, self.evaluation, self.tasks = load, calibration, evaluation, tasks
+        dense = load()
+        self.dense_parameters, self.fingerprint = parameters(dense), fingerprint(dense)
+        self.hardware = provenance.hardware(str(dense.device))
+
+    def key(self, variant: str, size: float) -> str:
+        """What makes two rows the same; minislice's commit doesn't, it is in the row."""
+        tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": None}
+        texts = [provenance.hash_of(ids) for ids in (self.calibration, self.evaluation)]
+        told = [variant, float(size), self.fingerprint, texts, tasks]
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+    def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
+        """The row of one variant at one size but for its names, whatever happens; `dense` is the dense model's row."""
+        began, values, status, reason = datetime.datetime.now(datetime.timezone.utc), {}, "done", None
+        try:
+            values = self._values(variant, size, dense)
+        except Exception as error:  # of any library, in any variant: the others don't depend on it
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # its message says all
+            status, reason = "failed", " ".join(f"{kind}{error}".split())[:500]
+        gc.collect()  # outside the `except`, which holds on to the model
+        return {
+            **{"status": status, "reason": reason, "dense_parameters": self.dense_parameters},
+            **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "widths")),
+            **{"nll": [], "predicted": [], "tasks": {}, **values},
+            **{"calibration": _described(self.calibration), "evaluation": _described(self.evaluation)},
+            **{"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware},
+            "when": began.isoformat(timespec="seconds"),
+        }
+
+    def _values(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
+        model = self.load()
+        began = time.process_time()
+        model = variant(model, self.calibration, size)
+        seconds = time.process_time() - began
+        if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
+            raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
+        losses = window_losses(model, self.evaluation)
+        if not losses.nll.isfinite().all():
+            raise ValueError("the perplexity isn't a finite number")
+        ratio = perplexity_ratio(losses, losses if dense is None else losses_of(dense))
+        return {
+            "parameters": left,
+            "perplexity": losses.perplexity,
+            "ratio": ratio.ratio,
+            "ratio_error": ratio.standard_error,
+            "nll": losses.nll.tolist(),
+            "predicted": losses.tokens.tolist(),
+            "tasks": {} if self.tasks is None else _accuracies(zero_shot(model, **self.tasks)),
+            "seconds": round(seconds, 3),
+            "widths": network(model).widths if network(model).is_fused else None,
+        }
+
+
+def unchanged(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+    """The dense model's own variant."""
+    return model
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A checksum of a model's parameters and their names."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _described(ids: Tensor) -> dict[str, Any]:
+    return {"sequences": ids.shape[0], "length": ids.shape[1], "sha256": provenance.hash_of(ids)}
+
+
+def _accuracies(found: ZeroShot) -> dict[str, dict[str, Any]]:
+    def described(score: Score | ZeroShot, accuracy: float, **more) -> dict[str, Any]:
+        return {"accuracy": accuracy, "stderr": None if math.isnan(score.stderr) else score.stderr, **more}
+
+    tasks = {
+        score.task: described(score, score.accuracy, metric=score.metric, items=score.count) for score in found.scores
+    }
+    return {**tasks, "mean": described(found, found.mean)}

@@ -1,0 +1,57 @@
+"""Where a result comes from: minislice's commit, versions, the machine, the tokens."""
+
+import functools
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft", "accelerate")
+
+
+@functools.cache
+def commit() -> str:
+    """Of the checkout that minislice runs from, with "+changes" where files differ from it; else its version."""
+    package = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
+            return git("rev-parse", "HEAD")[:12] + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return __version__
+
+
+def versions() -> dict[str, str]:
+    """Of Python, minislice, and every package that a result may depend on."""
+    found = {"python": platform.python_version(), "minislice": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: str) -> str:
+    """The GPUs by name and number, or the processor's kind and threads."""
+    if torch.device(device).type != "cuda":
+        return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
+def hash_of(tokens: Tensor) -> str:
+    """Of token ids and their shape."""
+    return hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes()).hexdigest()[:12]

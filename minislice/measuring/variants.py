@@ -1,0 +1,75 @@
+"""Ways to make a model smaller, each told how small: what `compare` compares.
+
+A variant is a function of a trained model, calibration tokens, [sequences, tokens], and a size: the fraction of the
+model's parameters that may be left (as `cost.parameters` counts them). It changes the model in place and returns it, at
+most so large, and as near as its granularity allows:
+
+- the slicing variants have one width, a multiple of 8: within 8 / D of the parameters that slicing reaches. Where
+  adapters are of low rank, the width is chosen for the highest ranks there can be, and the result may be smaller still
+- depth removal deletes whole layers: within the parameters of one. It measures on the first 2,048 calibration tokens;
+  with 16,384 it chose the same layers of seven small models (tests/benchmarks/depth_rulers.py)
+
+To add one, add an entry to `VARIANTS`.
+
+Raises:
+    ValueError: the size can't be reached.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..depth import delete_layers
+from ..slicing import slice_model
+from .cost import parameters
+from .shapes import sliced_config
+
+Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
+MULTIPLE = 8  # of the widths
+DEPTH_TOKENS = 2048
+
+
+def sliced(**options) -> Variant:
+    """Slicing with these options, at one width for all boundaries that they don't keep whole."""
+
+    def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+        width = width_of_size(model.config, size * parameters(model), **options)
+        return slice_model(model, tokens, width=width, **options)
+
+    return variant
+
+
+def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
+    """The largest width at which slicing leaves `most` parameters or fewer; no weights are needed to know.
+
+    Raises:
+        ValueError: there is none.
+    """
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return parameters(AutoModelForCausalLM.from_config(sliced_config(config, width=width, **options)))
+
+    widths = range(MULTIPLE, config.hidden_size + 1, MULTIPLE)
+    fitting = bisect_right(widths, most, key=size)
+    if fitting == 0:
+        raise ValueError(
+            f"{int(most):,} parameters can't be reached: {size(MULTIPLE):,} are left at a width of {MULTIPLE} already"
+        )
+    return widths[fitting - 1]
+
+
+def shallower(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+    """Fewer layers."""
+    return delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size)
+
+
+VARIANTS: dict[str, Variant] = {
+    "slicegpt": sliced(adapter="full", head="own"),  # the paper's own
+    "aligned": sliced(adapter="none", head="own"),  # aligned bases, no adapters
+    "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
+    "depth": shallower,  # whole layers deleted
+}

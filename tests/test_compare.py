@@ -1,0 +1,272 @@
+"""The judge at equal sizes: sizes are honest, rows whole and measured once, the command writes all or says why."""
+
+import copy
+import json
+import math
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pytest
+import torch
+from models import Recipe
+
+import minislice
+from minislice.architecture.network import network
+from minislice.command.cli import main
+from minislice.corpus.text import disjoint_streams, sample, windows
+from minislice.measuring.compare import compare
+from minislice.measuring.paired import perplexity_ratio, window_losses
+from minislice.measuring.records import read
+from minislice.measuring.rows import FIELDS, faults, losses_of, table
+from minislice.measuring.variants import VARIANTS, width_of_size
+
+TINY = Recipe("llama", layers=3, tied=False, seed=5)
+EMBEDDED = ("mini-opt", "mini-llama", "mini-phi")
+SLICING = {
+    "slicegpt": {"adapter": "full", "head": "own"},
+    "aligned": {"adapter": "none", "head": "own"},
+    "tied": {"adapter": "low-rank", "head": "tied"},
+}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> tuple[torch.Tensor, torch.Tensor]:
+    """A calibration and an evaluation set; the embedded models share a tokenizer."""
+    _, tokenizer = minislice.load("mini-opt")
+    calibration, evaluation = disjoint_streams("embedded", "embedded", tokenizer)
+    return sample(calibration, 8, 128, 0), windows(evaluation, 128, 3)
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """These models are small, and in a test run the collector has half a second's worth of other objects to look at."""
+    monkeypatch.setattr("minislice.measuring.compare.gc.collect", lambda: 0)
+
+
+def tiny(**options):
+    """A comparison on a random model."""
+    return compare(TINY.model(), TINY.tokens(0), TINY.tokens(1), **options)
+
+
+def half(model, tokens, size):
+    """A variant that needs no time: the head's upper half is gone."""
+    if size < 0.6:
+        raise ValueError("no less than 60%")
+    model.lm_head.weight.data[:60] = 0
+    model.model.layers = model.model.layers[:1]
+    return model
+
+
+@pytest.mark.parametrize("source", EMBEDDED)
+def test_every_variant_reaches_the_size_as_nearly_as_it_can(source, tokens):
+    model, _ = minislice.load(source, dtype="float32")
+    rows = compare(model, *tokens, sizes=[0.85])
+    dense = minislice.parameters(model)
+    assert [row["variant"] for row in rows] == ["dense", *VARIANTS]
+    for row in rows[1:]:
+        if row["variant"] == "tied" and source != "mini-opt":
+            assert row["status"] == "failed" and "this one's doesn't" in row["reason"]
+            continue
+        assert row["status"] == "done", row["reason"]
+        assert row["parameters"] <= 0.85 * dense
+        if row["variant"] in SLICING:
+            options, width = SLICING[row["variant"]], row["widths"][1]
+            assert width % 8 == 0
+            fresh, _ = minislice.load(source, dtype="float32")
+            wider = minislice.slice_model(fresh, tokens[0], width=width + 8, **options)
+            assert minislice.parameters(wider) > 0.85 * dense
+        else:
+            assert row["parameters"] + minislice.parameters(network(model).layers[0]) > 0.85 * dense
+
+
+@pytest.mark.parametrize("options", SLICING.values(), ids=SLICING)
+def test_the_size_is_known_without_weights(options, tokens):
+    """Exactly, or as an upper bound where ranks depend on the text."""
+    model, _ = minislice.load("mini-opt", dtype="float32")
+    config = copy.deepcopy(model.config)
+    left = minislice.parameters(minislice.slice_model(model, tokens[0], width=136, **options))
+    assert width_of_size(config, left - 1, **options) < 136
+    if options["adapter"] != "low-rank":
+        assert width_of_size(config, left, **options) == 136
+
+
+def test_rows_say_all_and_fit_on_a_line():
+    rows = tiny(sizes=[0.95, 0.01])
+    for row in rows:
+        again = json.loads(json.dumps(row, allow_nan=False))
+        assert faults(again) == [] and set(again) == set(FIELDS)
+    for name in FIELDS:
+        assert faults({key: value for key, value in rows[0].items() if key != name}), name
+    assert [row["status"] for row in rows if row["size"] == 0.01] == ["failed"] * 4
+    assert all("can't be reached" in row["reason"] for row in rows if row["variant"] == "depth" and row["size"] == 0.01)
+
+
+def test_a_row_is_what_one_measures_by_hand():
+    _, row = tiny(variants={"depth": VARIANTS["depth"]}, sizes=[0.8])
+    model = minislice.delete_layers(TINY.model(), TINY.tokens(0), size=0.8)
+    dense, left = window_losses(TINY.model(), TINY.tokens(1)), window_losses(model, TINY.tokens(1))
+    ratio = perplexity_ratio(left, dense)
+    assert row["perplexity"] == pytest.approx(minislice.perplexity(model, TINY.tokens(1)), rel=1e-6)
+    assert (row["ratio"], row["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
+    assert row["ratio"] == pytest.approx(row["perplexity"] / dense.perplexity)
+    assert (row["parameters"], row["dense_parameters"]) == tuple(map(minislice.parameters, (model, TINY.model())))
+    assert torch.equal(losses_of(row).nll, left.nll) and row["seconds"] >= 0
+
+
+def test_every_variant_gets_the_dense_model_as_it_was():
+    seen = []
+
+    def look(model, tokens, size):
+        seen.append(minislice.perplexity(model, tokens))
+        return half(model, tokens, size)
+
+    model = TINY.model()
+    for given in (model, TINY.model):
+        compare(given, TINY.tokens(0), TINY.tokens(1), variants={"one": look, "other": look}, sizes=[0.9, 0.8])
+    assert len(seen) == 8 and len(set(seen)) == 1
+    assert minislice.perplexity(model, TINY.tokens(0)) == seen[0]
+
+
+def test_what_is_larger_than_it_was_to_be_is_no_result():
+    dense, row = tiny(variants={"nothing": lambda model, tokens, size: model}, sizes=[0.9])
+    assert dense["status"] == "done" and row["status"] == "failed"
+    assert "parameters are left, more than 90.0% of" in row["reason"] and row["perplexity"] is None
+
+
+def test_what_is_no_number_is_no_result():
+    def broken(model, tokens, size):
+        model.lm_head.weight.data.fill_(torch.nan)
+        return half(model, tokens, size)
+
+    _, row = tiny(variants={"broken": broken}, sizes=[0.9])
+    assert row["status"] == "failed" and row["reason"] == "the perplexity isn't a finite number"
+
+
+def test_a_failed_row_says_why_and_the_others_go_on():
+    def fails(model, tokens, size):
+        raise KeyError("no such\nthing")
+
+    rows = tiny(variants={"fails": fails, "half": half}, sizes=[0.9])
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert rows[1]["reason"] == "KeyError: 'no such\\nthing'"
+
+
+def test_what_is_finished_is_not_measured_again(tmp_path):
+    asked = []
+
+    def counted(model, tokens, size):
+        asked.append(size)
+        return half(model, tokens, size)
+
+    out, variants = tmp_path / "results.jsonl", {"half": counted}
+    first = tiny(variants=variants, sizes=[0.9, 0.5], out=out)
+    again = tiny(variants=variants, sizes=[0.5, 0.8, 0.9], out=out)
+    assert asked == [0.9, 0.5, 0.5, 0.8], "the failed one again, and the new one"
+    assert again[0] == first[0] and again[3] == first[1]
+    assert read(out, faults, "compare") == [again[0], again[3], again[1], again[2]]
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-9])  # killed while it wrote the last line
+    tiny(variants=variants, sizes=[0.8, 0.9], out=out)
+    assert asked[4:] == [0.8] and out.read_bytes().startswith(whole[: whole[:-1].rfind(b"\n") + 1])
+
+
+def test_other_texts_models_or_tasks_are_other_rows(tmp_path):
+    keys = set()
+    for change in range(4):
+        recipe = Recipe("llama", layers=3, tied=False, seed=6) if change == 1 else TINY
+        calibration, evaluation = TINY.tokens(7 if change == 2 else 0), TINY.tokens(8 if change == 3 else 1)
+        rows = compare(recipe.model(), calibration, evaluation, variants={"half": half}, sizes=[0.9, 0.8])
+        keys |= {row["key"] for row in rows}
+    assert len(keys) == 12
+
+
+def test_the_table_shows_every_row():
+    rows = tiny(variants={"half": half}, sizes=[0.9, 0.5])
+    rows[1]["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
+    lines = table(rows).splitlines()
+    assert lines[0].endswith("| CPU seconds | piqa | mean |") and lines[-1] == "- half 50%: no less than 60%"
+    assert {line.count("|") for line in lines[:5]} == {10}
+    shown = lines[3].split(" | ")
+    assert shown[1:4] == ["90%", f"{rows[1]['parameters']:,}", f"{rows[1]['parameters'] / rows[0]['parameters']:.1%}"]
+    assert shown[4] == f"{rows[1]['perplexity']:.2f}" and shown[-2:] == ["61.2 ± 1.5", "61.2 |"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": [0.9, 0.0]}, r"sizes in \(0, 1\], got .* \[0.9, 0.0\]"),
+        ({"sizes": []}, "at least one variant, and sizes"),
+        ({"variants": {}}, "at least one variant"),
+        ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
+        ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
+    ],
+)
+def test_bad_input_is_one_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options)
+
+
+def test_one_window_has_no_standard_error():
+    with pytest.raises(ValueError, match="can't be measured: a standard error needs at least two windows"):
+        compare(TINY.model(), TINY.tokens(0), TINY.tokens(1)[:1], variants={"half": half})
+
+
+# The command
+
+COMMAND = ["compare", "mini-llama", "--samples", "8", "--seqlen", "128", "--eval-samples", "2", "--sizes", "0.9,0.02"]
+
+
+def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    line = [*COMMAND, "--variants", "slicegpt,depth", "--out", str(out)]
+    assert main([*line, "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"results.jsonl", "table.md", "plot.png"}
+    image = (out / "plot.png").read_bytes()
+    assert image.startswith(b"\x89PNG\r\n") and image.endswith(b"IEND\xaeB`\x82") and len(image) > 10_000
+    assert (out / "table.md").read_text() in printed and printed.count("0.0") >= 1
+    rows = read(out / "results.jsonl", faults, "compare")
+    assert [(row["variant"], row["size"], row["status"]) for row in rows] == [
+        ("dense", 1.0, "done"),
+        *(("slicegpt", size, status) for size, status in ((0.9, "done"), (0.02, "failed"))),
+        *(("depth", size, status) for size, status in ((0.9, "done"), (0.02, "failed"))),
+    ]
+    assert all(row["model"] == "mini-llama" and math.isfinite(row["dense_parameters"]) for row in rows)
+    before = (out / "results.jsonl").read_bytes()
+    assert main([*COMMAND[:-1], "0.9", "--variants", "depth,slicegpt", "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"] == [rows[0], rows[3], rows[1]]
+    assert (out / "results.jsonl").read_bytes() == before
+
+
+BAD = {
+    "variant": (["--variants", "depth,prayer"], "--variants takes slicegpt, aligned, tied, depth"),
+    "size": (["--sizes", "0.9,1.1"], "--sizes takes fractions in (0, 1], comma-separated, got '1.1'"),
+    "no size": (["--sizes", "most"], "got 'most'"),
+    "no sizes": (["--sizes", ","], "name at least one, with commas between, got ','"),
+    "occupied": (["--out", "occupied"], "exists, isn't empty and has no results.jsonl"),
+    "a file": (["--out", "occupied/thesis.txt"], "is a file"),
+    "not rows": (["--out", "foreign"], "holds no results of `minislice compare`"),
+    "model": (["--model", "gone"], "no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_the_command_refuses_in_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path, text in {"occupied/thesis.txt": "mine", "foreign/results.jsonl": "a, b\n1, 2\n"}.items():
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(text)
+    (option, value), message = BAD[name]
+    line = [*COMMAND, "--out", "new"]
+    if option == "--model":
+        line[1] = f"./{value}"
+    else:
+        line += [option, value]
+    assert main([*line, "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("minislice: ") and error.count("\n") == 1
+    assert not (tmp_path / "new" / "results.jsonl").exists()
+    assert (tmp_path / "occupied" / "thesis.txt").read_text() == "mine"

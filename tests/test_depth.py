@@ -1,0 +1,104 @@
+"""Depth removal: the facts of `depth_properties`, on every family; what is refused."""
+
+import dataclasses
+
+import depth_properties as properties
+import pytest
+import torch
+from family_models import FAMILIES, FamilyRecipe
+from hypothesis import given, settings
+from models import Recipe, recipes
+from test_families import CASES, fixed
+
+import minislice
+from minislice.architecture.network import network
+from minislice.depth import delete_layers
+
+LLAMA = Recipe("llama", layers=3, seed=7)
+NUMBERED = ("gpt2", 1)  # its attention is divided by the layer's number
+
+
+@settings(max_examples=5)
+@given(recipe=recipes())
+def test_what_is_deleted_hurts_least(recipe):
+    properties.deleting_no_layer_changes_nothing(recipe)
+    properties.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing(recipe)
+    properties.each_deleted_layer_hurts_least(recipe)
+
+
+@pytest.mark.parametrize(("family", "variant"), [case for case in CASES if case != NUMBERED])
+def test_every_family_stays_of_its_own_class(family, variant):
+    recipe = fixed(family, variant, tied=variant % 2 == 0)
+    properties.a_shorter_model_is_saved_by_its_own_class(recipe)
+    properties.a_shorter_model_generates_the_same_with_a_cache(recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loses_the_layer_that_hurts_least(family):
+    properties.each_deleted_layer_hurts_least(fixed(family))
+
+
+def test_a_shorter_model_can_be_sliced():
+    model = minislice.slice_model(properties.shortened(LLAMA), LLAMA.tokens(), width=16)
+    assert network(model).widths == [16] * 4 + [20]
+
+
+@pytest.mark.parametrize(("size", "layers"), [(1.0, 4), (0.99, 3), (0.8, 2), (0.65, 1)])
+def test_a_size_is_reached_with_as_few_layers_as_will_do(size, layers):
+    """Each of its four layers has 12% of mini-phi's parameters."""
+    model, tokenizer = minislice.load("mini-phi")
+    dense, each = minislice.parameters(model), minislice.parameters(network(model).layers[0])
+    tokens = tokenizer("def first(rows): return rows[0]", return_tensors="pt")
+    delete_layers(model, tokens, size=size)
+    assert len(network(model).layers) == layers
+    assert size * dense - each < minislice.parameters(model) <= size * dense
+
+
+def mixed_layers(model):
+    network(model).layers[1].blocks[1].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(40).double())
+
+
+def no_numbers(model):
+    model.lm_head.weight.data.fill_(torch.nan)
+
+
+REFUSED = {
+    "neither": ({}, "one of layers and size"),
+    "both": ({"layers": 1, "size": 0.5}, "one of layers and size"),
+    "all": ({"layers": 3}, "from 0 to 2, one less than there are, got 3"),
+    "less than none": ({"layers": -1}, "got -1"),
+    "nothing": ({"size": 0.0}, "0 < size <= 1, got 0.0"),
+    "more than all": ({"size": 1.2}, "got 1.2"),
+    "too small": ({"size": 0.05}, r"5% of [\d,]+ parameters can't be reached: 3 layers of [\d,]+"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_said_before_anything_is_done(options, message):
+    model = LLAMA.model()
+    with pytest.raises(ValueError, match=message):
+        delete_layers(model, LLAMA.tokens(), **options)
+    assert len(network(model).layers) == 3 == model.config.num_hidden_layers
+
+
+MODELS = {
+    "sliced": (lambda model: minislice.slice_model(model, LLAMA.tokens(), width=16), "delete first, and slice"),
+    "mixed": (mixed_layers, "differ in shape"),
+    "NaN": (no_numbers, "isn't a number"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), MODELS.values(), ids=MODELS)
+def test_a_model_that_cannot_lose_a_layer_is_refused(change, message):
+    model = LLAMA.model() if change is not mixed_layers else dataclasses.replace(LLAMA, biases=False).model()
+    change(model)
+    with pytest.raises(ValueError, match=message):
+        delete_layers(model, LLAMA.tokens(), layers=1)
+    assert len(network(model).layers) == 3 == model.config.num_hidden_layers
+
+
+def test_a_layer_that_computes_with_its_number_cannot_get_another():
+    family, variant = NUMBERED
+    recipe = FamilyRecipe(family, variant=variant, layers=3)
+    with pytest.raises(ValueError, match="divides its attention by the layer's number"):
+        delete_layers(recipe.model(), recipe.tokens(), layers=1)
