@@ -69,6 +69,7 @@ def slice_model(
     options = SlicingOptions(**options)
     net = network(model)
     require_whole(net, "slice")
+    options = options.resolved(net)
     widths = options.widths_of(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
@@ -97,9 +98,7 @@ class Slicer:
         self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
         self.options = report.options
         self.norms = [bare(norm, net) for norm in net.norms]  # what reads each boundary
-        self.whole = (
-            {0, len(net.blocks)} if self.options.head == "tied" else set()
-        )  # boundaries in the model's own basis
+        self.kept = self.options.kept(len(widths))  # boundaries in the model's own basis
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
@@ -114,7 +113,7 @@ class Slicer:
         """Boundary 0: its writers are the embeddings."""
         X = self.calibration.embed(self.net)
         self.Q, self.k = self._basis(X)
-        for embedding in () if 0 in self.whole else self.net.embeddings:
+        for embedding in () if 0 in self.kept else self.net.embeddings:
             fold_embedding(embedding, self.P)  # W_embd <- W_embd P
         self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
 
@@ -129,7 +128,7 @@ class Slicer:
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
         like, options = block.w_out[0].weight, self.options
-        form = "full" if {self.boundary, self.boundary + 1} & self.whole else options.adapter
+        form = "full" if {self.boundary, self.boundary + 1} & self.kept else options.adapter
         P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:
             set_weight(linear, weight, bias)
@@ -143,7 +142,7 @@ class Slicer:
 
     def slice_head(self) -> None:
         """The last boundary's reader."""
-        if self.boundary not in self.whole:
+        if self.boundary not in self.kept:
             fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
         if self.options.head == "fitted":
             self.net.head = fit_head(self.net.head, self.net.embeddings[0])
@@ -161,7 +160,7 @@ class Slicer:
         k = self.widths[boundary]
         if k is None:
             k = width_keeping(eigenvalues, options.discard, options.multiple)
-        if boundary in self.whole:
+        if boundary in self.kept:
             Q = torch.eye(k, dtype=C.dtype, device=C.device)
         else:
             Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)

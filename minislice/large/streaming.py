@@ -97,6 +97,7 @@ def slice_streamed(
             raise ValueError(
                 f"{source} is fused already; slice it in memory, or give the trained model it was made from"
             )
+        options = options.resolved(net)
         widths = options.widths_of(net)
         batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
         calibration = SharedCalibration(batches, processes, work.path)

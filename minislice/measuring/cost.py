@@ -33,7 +33,9 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
         causes.append(f"residual adapters take {adapters:,}")
     if net.head_was_tied and isinstance(net.head, nn.Linear):
         own = f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own"
-        causes.append(own + ' (head="tied", --head tied, keeps it shared)')
+        remedy = ' (head="tied", --head tied, keeps it shared)'
+        can_tie = net.family.embedding_norm is None  # else fusion puts that norm into the matrix
+        causes.append(own + (remedy if can_tie else ""))
     cause = " and ".join(causes) or "nothing was deleted"
     return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
 

@@ -79,6 +79,7 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
         dense = AutoModelForCausalLM.from_config(config)
         # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
         room = config.hidden_size - network(dense).subtracts_mean
+        options = options.resolved(network(dense))
         known = SlicedForCausalLM.wrap(fuse(dense, keep_tie=options.head == "tied")).config
     widths = options.widths(config.hidden_size, len(known.widths))
     forms = options.largest_adapters(room, widths)
