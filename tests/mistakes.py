@@ -303,6 +303,10 @@ def mean_left_in_the_embedding(right):
     return nn.Embedding.forward
 
 
+def never_a_tie(right):
+    return lambda net: "is never kept"
+
+
 def ends_aligned(right):
     def make_adapter(P, Q_next, k_next, form, *rest):
         return right(P, Q_next, k_next, "low-rank" if P.shape[1] <= k_next else form, *rest)

@@ -37,7 +37,7 @@ def sliced(family, *, dtype=torch.float32, seed=0, width=12, tied_head=False, **
     model, tokens = recipe.model(), recipe.tokens()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    minislice.slice_model(model, tokens, width=width, **options)
+    minislice.slice_model(model, tokens, width=width, **({"head": "own"} if tied_head else {}), **options)
     if tied_head:
         net = network(model)
         H = torch.randn(net.widths[-1], width, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -73,6 +73,8 @@ def test_loaded_logits_are_bit_identical(family, dtype, form, slice_head, tmp_pa
         type(block.adapter) for block in network(model).blocks
     ]
     assert loaded.num_parameters() == minislice.parameters(loaded) == minislice.parameters(model)
+    head = ("linear", "own") if slice_head else ("tied", "tied")  # nobody said what becomes of it
+    assert (loaded.config.head, loaded.config.slicing["options"]["head"]) == head
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -412,7 +414,8 @@ def test_tokenizer_and_notes_travel(tmp_path):
         "base_model: facebook/opt-125m",
         "| calibration | a \\| b |",
         "| perplexity | 12.35 |",
-        "| adapters | none |",
+        "| adapters | full |",  # at both ends, beside the tied head
+        "| head | tied |",
     ]
     said += ["| option `seed` | 0 |", "| widths | 12 to 16 of 16 |", f"| parameters | {loaded.num_parameters():,} |"]
     said += [f"torch {torch.__version__}", "AutoModelForCausalLM.from_pretrained"]
@@ -550,7 +553,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
-    model, _ = sliced("llama", adapter="full")
+    model, _ = sliced("llama", adapter="full", head="own")
     folder = tmp_path / "model"
     model.save_pretrained(folder, max_shard_size="8KB")
     minislice.load(folder)
@@ -611,7 +614,9 @@ def test_load_returns_a_dense_model_in_eval_mode_without_a_tokenizer_where_there
 
 
 def test_the_low_rank_adapter_keeps_its_rank_and_padding(tmp_path):
-    model, _ = sliced("llama", adapter="none")  # the head isn't sliced, so the last adapter is padding alone
+    model, _ = sliced(
+        "llama", adapter="none", head="own"
+    )  # the head isn't sliced, so the last adapter is padding alone
     model.save_pretrained(tmp_path / "model")
     loaded, _ = minislice.load(tmp_path / "model")
     last = network(loaded).blocks[-1].adapter

@@ -14,7 +14,26 @@ class CentredEmbedding(nn.Embedding):
         return x - x.mean(-1, keepdim=True)
 
 
-class TiedHead(nn.Module):
+class SharingHead(nn.Module):
+    """A head that shares its matrix E, [vocabulary, width], with the embedding."""
+
+    embedding: nn.Embedding
+    bias: nn.Parameter | None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """E, under the name at which transformers looks for a head's matrix."""
+        return self.embedding.weight
+
+    def share(self, embedding: nn.Embedding) -> None:
+        """Share this embedding's matrix from now on; the bias of a token that is new is 0."""
+        self.embedding = embedding
+        if self.bias is not None:
+            new = nn.functional.pad(self.bias.detach(), (0, len(self.weight) - len(self.bias)))
+            self.bias = nn.Parameter(new, requires_grad=self.bias.requires_grad)
+
+
+class TiedHead(SharingHead):
     """x -> (x diag(alpha) + beta) E^T + b: a head that shares its matrix E with the embedding, exactly as trained.
 
     E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift. Where it comes from: `heads`.
@@ -42,7 +61,7 @@ class TiedHead(nn.Module):
         return nn.functional.linear(x, self.embedding.weight, self.bias)
 
 
-class FittedHead(nn.Module):
+class FittedHead(SharingHead):
     """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix, fitted to what it was.
 
     E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `heads`.

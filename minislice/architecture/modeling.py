@@ -141,7 +141,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base.set_input_embeddings(value)
         if isinstance(head := self.get_output_embeddings(), (TiedHead, FittedHead)):
-            head.embedding = value
+            head.share(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()

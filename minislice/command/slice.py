@@ -37,7 +37,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     width = sub.add_mutually_exclusive_group()
     width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
     text = "width to keep, taken as it is; or one for each boundary, comma-separated, the last for the head"
-    width.add_argument("--width", type=_widths, metavar="WIDTH[,WIDTH...]", help=text)
+    width.add_argument("--width", type=widths, metavar="WIDTH[,WIDTH...]", help=text)
     width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
     sub.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
     add_calibration(sub, 128)
@@ -45,15 +45,12 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
     add_evaluation(sub, note + "measured on")
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
-    ends = {
-        "embedding": "the first boundary too (default, unless the head stays tied)",
-        "head": "the last boundary too",
-    }
-    for end, which in ends.items():
-        group = sub.add_mutually_exclusive_group()
-        for word, sliced in {"slice": True, "keep": False}.items():
-            help = f"{word} {which}" if sliced else "leave it whole"
-            group.add_argument(f"--{word}-{end}", dest=f"slice_{end}", action="store_const", const=sliced, help=help)
+    first, last = sub.add_mutually_exclusive_group(), sub.add_mutually_exclusive_group()
+    off, on = {"action": "store_false", "default": None}, {"action": "store_true", "default": None}
+    first.add_argument("--keep-embedding", dest="slice_embedding", **off, help="leave the first boundary whole")
+    first.add_argument("--slice-embedding", **on, help="slice it (default, unless the head stays tied)")
+    last.add_argument("--keep-head", dest="slice_head", **off, help="leave the last boundary whole (default)")
+    last.add_argument("--slice-head", **on, help="slice it too")
     sub.add_argument("--head", choices=HEADS, help=HEAD_HELP)
     sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
     sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
@@ -173,7 +170,8 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         ValueError: widths that the model can't have.
     """
     options = options.resolved(net)
-    if options.adapter != "none" or len(set(options.widths_of(net))) > 1:
+    widths = options.widths_of(net)
+    if options.adapter != "none" or len(set(widths)) > 1:
         return
     sliced = without_weights(sliced_config(net.model.config, **vars(options)))
     try:
@@ -185,10 +183,10 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         print(f"Export to a stock architecture: {said}", flush=True)
 
 
-def _widths(text: str) -> int | list[int]:
+def widths(text: str) -> int | list[int]:
     """An argument's type: one width, or one for each boundary."""
-    widths = [positive(width) for width in text.split(",")]
-    return widths if len(widths) > 1 else widths[0]
+    several = [positive(width) for width in text.split(",")]
+    return several if len(several) > 1 else several[0]
 
 
 def _batch_size(arguments: argparse.Namespace) -> int:
