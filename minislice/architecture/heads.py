@@ -15,19 +15,14 @@ class CentredEmbedding(nn.Embedding):
 
 
 class SharingHead(nn.Module):
-    """A head that shares its matrix E, [vocabulary, width], with the embedding."""
+    """A head that shares its matrix E, [vocabulary, width], with the embedding: one parameter, in two modules."""
 
-    embedding: nn.Embedding
+    weight: nn.Parameter  # E, under the name at which transformers looks for a head's matrix
     bias: nn.Parameter | None
 
-    @property
-    def weight(self) -> nn.Parameter:
-        """E, under the name at which transformers looks for a head's matrix."""
-        return self.embedding.weight
-
     def share(self, embedding: nn.Embedding) -> None:
-        """Share this embedding's matrix from now on; the bias of a token that is new is 0."""
-        self.embedding = embedding
+        """Share this embedding's matrix from now on; a token that is new has a bias of 0."""
+        self.weight = embedding.weight
         if self.bias is not None:
             new = nn.functional.pad(self.bias.detach(), (0, len(self.weight) - len(self.bias)))
             self.bias = nn.Parameter(new, requires_grad=self.bias.requires_grad)
@@ -48,7 +43,7 @@ class TiedHead(SharingHead):
         requires_grad: bool = True,
     ):
         super().__init__()
-        self.embedding = embedding
+        self.weight = embedding.weight
         for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
             setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
 
@@ -58,7 +53,7 @@ class TiedHead(SharingHead):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
         x = x * self.alpha if self.beta is None else x * self.alpha + self.beta
-        return nn.functional.linear(x, self.embedding.weight, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class FittedHead(SharingHead):
@@ -69,7 +64,7 @@ class FittedHead(SharingHead):
 
     def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
         super().__init__()
-        self.embedding = embedding
+        self.weight = embedding.weight
         self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
 
@@ -78,7 +73,7 @@ class FittedHead(SharingHead):
         return self.H.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
-        return nn.functional.linear(x @ self.H, self.embedding.weight, self.bias)
+        return nn.functional.linear(x @ self.H, self.weight, self.bias)
 
 
 class Padding(nn.Module):

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..architecture.folder import put_in_place, require_free
-from ..architecture.heads import FittedHead, TiedHead
+from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
@@ -265,10 +265,9 @@ class StreamedRun:
     def _write(self, index: int) -> None:
         tensors = {}
         for name, module in self._modules(index).items():
-            shared = "embedding." if isinstance(module, (TiedHead, FittedHead)) else None
-            for key, tensor in module.state_dict().items():
-                if shared is None or not key.startswith(shared):
-                    tensors[f"{name}.{key}"] = tensor.cpu()
+            tensors |= {f"{name}.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}
+            if isinstance(module, SharingHead):  # its matrix is the embedding's, which has been written
+                del tensors[f"{name}.weight"]
         stored = stored_names(self.net.model, tensors)
         write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
 

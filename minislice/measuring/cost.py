@@ -57,9 +57,9 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
         elif isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
         elif isinstance(module, TiedHead):
-            total += 2 * module.embedding.weight.numel()
+            total += 2 * module.weight.numel()
         elif isinstance(module, FittedHead):
-            total += 2 * (module.H.numel() + module.embedding.weight.numel())
+            total += 2 * (module.H.numel() + module.weight.numel())
     attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
 

@@ -130,7 +130,7 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
 
 def _untied(head: FittedHead) -> nn.Linear:
     """The head x -> (x H) E^T + b with one matrix of its own, H E^T."""
-    linear = linear_map(head.H.double() @ head.embedding.weight.double().T, like=head.H)
+    linear = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
     linear.bias = head.bias
     return linear
 
