@@ -265,9 +265,10 @@ class StreamedRun:
     def _write(self, index: int) -> None:
         tensors = {}
         for name, module in self._modules(index).items():
-            tensors |= {f"{name}.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}
+            state = module.state_dict()
             if isinstance(module, SharingHead):  # its matrix is the embedding's, which has been written
-                del tensors[f"{name}.weight"]
+                del state["weight"]
+            tensors |= {f"{name}.{key}": tensor.cpu() for key, tensor in state.items()}
         stored = stored_names(self.net.model, tensors)
         write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
 
