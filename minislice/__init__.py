@@ -13,6 +13,7 @@ from .measuring.invariance import verify
 from .measuring.perplexity import perplexity
 from .measuring.propose import propose
 from .measuring.zero_shot import zero_shot
+from .options import SlicingOptions
 from .recovery.recover import recover
 from .rotation import rotate
 from .slicing import slice_model
@@ -21,6 +22,7 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "SlicingOptions",
     "equal_size",
     "export",
     "families",
