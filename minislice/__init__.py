@@ -17,6 +17,7 @@ from .measuring.perplexity import perplexity
 from .measuring.propose import propose
 from .measuring.zero_shot import zero_shot
 from .neurons import delete_neurons
+from .options import SlicingOptions
 from .recovery.recover import recover
 from .rotation import rotate
 from .slicing import slice_model
@@ -25,6 +26,7 @@ from .storage.checkpoint import export, load, save
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
+    "SlicingOptions",
     "compare",
     "compress",
     "delete_layers",

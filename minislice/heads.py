@@ -6,7 +6,7 @@ then have more parameters than the dense one. Small language models of today hav
 `tied` is exact. Let the first and the last boundary stay whole, in the model's own basis (P = I): then the embedding
 is E, and the head with the final norm's scale and shift is x -> (x diag(alpha) + beta) E^T, with E stored once. For a
 LayerNorm model the embedding subtracts the mean when it is read. The widths are D, k, ..., k, D, and the first and the
-last block have full adapters.
+last block have full adapters. It is what a model with a tied head gets unless it is told otherwise.
 
 `fitted` slices the embedding too, and is an approximation. The sliced head W [vocabulary, k_last] is nearly a linear
 map of the sliced embedding E [vocabulary, k]; let the head be x -> (x H) E^T, H [k_last, k] the least-squares solution
@@ -24,14 +24,21 @@ from .precision import ROWS
 HEADS = ("own", "tied", "fitted")
 
 
+def tie_obstacle(net: Network) -> str | None:
+    """Why a network's head can't go on sharing the embedding's matrix exactly; None where it can."""
+    if not net.head_was_tied:
+        return "is for models whose head shares the embedding's matrix; this one's doesn't"
+    if net.is_fused and not isinstance(net.head, TiedHead):
+        return "needs the trained model: fusion has given this one's head weights of its own"
+    if net.embedding_norm is not None:
+        return "can't be: a norm stands behind the embedding, and fusion puts it into the matrix"
+    return None
+
+
 def require_tie(net: Network) -> None:
     """Raise a ValueError for a network whose head can't go on sharing the embedding's matrix exactly."""
-    if net.is_fused and not isinstance(net.head, TiedHead):
-        raise ValueError("head='tied' needs the trained model: fusion has given this one's head weights of its own")
-    if not net.is_fused and net.head.weight is not net.embeddings[0].weight:
-        raise ValueError("head='tied' is for models whose head shares the embedding's matrix; this one's doesn't")
-    if net.embedding_norm is not None:
-        raise ValueError("head='tied' can't be: a norm stands behind the embedding, and fusion puts it into the matrix")
+    if obstacle := tie_obstacle(net):
+        raise ValueError(f"head='tied' {obstacle}")
 
 
 def tie_embedding(net: Network) -> None:

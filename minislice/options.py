@@ -3,16 +3,17 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from numbers import Integral, Real
+from types import NoneType
 
 from torch import Tensor
 
 from .adapters import FORMS
 from .architecture.heads import TiedHead
 from .architecture.network import Network
-from .heads import HEADS, require_tie
+from .heads import HEADS, require_tie, tie_obstacle
 from .pca import SIGNALS, rank_of
 
 BASES = ("pca", "random", "column-norm")
@@ -32,12 +33,15 @@ class SlicingOptions:
             vary, and are rounded up to a multiple of `multiple`.
         multiple: see `slicing` and `discard`.
         signal: what the principal components are of: the norm's output, "normalized" (eq. 8), or its input, "raw".
+        slice_embedding: False leaves the embedding's boundary whole, as trained; the first block then has a full
+            adapter. Without, it is sliced unless `head` is "tied".
         slice_head: slice the boundary between the last block and the head too; the paper leaves it whole.
         adapter: the form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
         tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1; 0
             computes exactly what "full" does.
         head: of a model whose head is tied to the embedding: weights of its "own" (the paper's); still "tied", exactly,
             the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see `heads`.
+            Without, "tied" where that can be and nothing else here asks for a narrower end, else "own".
         neurons: beyond the paper, delete neurons of the MLPs too: the fraction of each one's, 0 <= neurons < 1, what is
             left rounded down to a multiple of `multiple`; or how many to keep, a number for each MLP; see `neurons`.
         drop: beyond the paper, leave whole blocks out: their numbers; blocks and boundaries are counted without them.
@@ -57,10 +61,11 @@ class SlicingOptions:
     discard: float | None = None
     multiple: int = 8
     signal: str = "normalized"
+    slice_embedding: bool | None = None
     slice_head: bool = False
     adapter: str = "low-rank"
     tolerance: float = 0.0
-    head: str = "own"
+    head: str | None = None
     neurons: float | Sequence[int] = 0.0
     drop: Sequence[int] = ()
     repair: bool = False
@@ -78,6 +83,37 @@ class SlicingOptions:
         many = isinstance(self.neurons, Sequence)
         object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if many else float(self.neurons))
 
+    @classmethod
+    def paper(cls, **changes) -> "SlicingOptions":
+        """The paper's own setting but for `changes`: full adapters, a head with weights of its own, eq. 8's signal.
+
+        For example ``slice_model(model, tokens, **vars(SlicingOptions.paper(slicing=0.3)))``.
+        """
+        return cls(**{"adapter": "full", "head": "own", "signal": "normalized", **changes})
+
+    def resolved(self, net: Network) -> "SlicingOptions":
+        """The same, with the `head` that this network gets where none was asked for."""
+        if self.head is not None:
+            return self
+        ends_whole = not self.slice_embedding and not self.slice_head
+        if isinstance(self.width, Sequence):
+            ends_whole &= self.width[:1] == [net.trained_width] == self.width[-1:]
+        return replace(self, head="tied" if ends_whole and tie_obstacle(net) is None else "own")
+
+    def kept(self, widths: Sequence[int | None]) -> set[int]:
+        """The boundaries that stay as trained, in the model's own basis: all of them where none is narrower.
+
+        A block between one that does and one that doesn't has a full adapter.
+        """
+        ends = self.kept_ends(len(widths))
+        return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
+
+    def kept_ends(self, boundaries: int) -> set[int]:
+        """Those of them that have to, whatever the widths."""
+        if self.head == "tied":
+            return {0, boundaries - 1}
+        return {0} if self.slice_embedding is False else set()
+
     def widths(self, D: int, boundaries: int) -> list[int | None]:
         """The width of every boundary; None where the spectrum is to decide.
 
@@ -94,15 +130,17 @@ class SlicingOptions:
             else:
                 k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
-            if self.head == "tied":
+            if 0 in self.kept_ends(boundaries):
                 widths[0] = D
         if len(widths) != boundaries:
             raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
         if not all(k is None or 1 <= k <= D for k in widths):
             raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
-        if self.head == "tied" and not widths[0] == widths[-1] == D:
-            raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
-        between = widths[self.head == "tied" :]  # there the first block has a full adapter
+        if any(widths[boundary] != D for boundary in self.kept_ends(boundaries)):
+            if self.head == "tied":
+                raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
+            raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
+        between = widths[0 in self.kept_ends(boundaries) :]  # there the first block has a full adapter
         if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths
@@ -113,14 +151,15 @@ class SlicingOptions:
         Raises:
             ValueError: they don't.
         """
-        if self.head != "own" and not net.head_was_tied:
-            raise ValueError(
-                f"head={self.head!r} is for models whose head shares the embedding's matrix; this one's doesn't"
-            )
+        if self.head == "fitted" and not net.head_was_tied:
+            raise ValueError("head='fitted' is for models whose head shares the embedding's matrix; this one's doesn't")
         if self.head == "tied":
             require_tie(net)
         elif isinstance(net.head, TiedHead):
-            raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
+            raise ValueError(
+                "this model was fused with keep_tie, so its head stays tied: give head='tied', and slice neither the "
+                "embedding's boundary nor the head's"
+            )
         left = [block for block in net.blocks if block not in net.numbered(self.drop)]
         self.neurons_of([block.neurons for block in left if block.neurons])
         return self.widths(net.trained_width, len(left) + 1)
@@ -142,10 +181,11 @@ class SlicingOptions:
 
     def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
         """The most that each block's adapter can be, as `largest_form` says it."""
-        forms = [largest_form(self.adapter, room, k, k_next) for k, k_next in pairwise(widths)]
-        if self.head == "tied" and len(set(widths)) > 1:
-            forms[0] = forms[-1] = "full"
-        return forms
+        kept = self.kept(widths)
+        return [
+            "full" if len({index, index + 1} & kept) == 1 else largest_form(self.adapter, room, k, k_next)
+            for index, (k, k_next) in enumerate(pairwise(widths))
+        ]
 
 
 def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
@@ -173,13 +213,15 @@ def _check(options: SlicingOptions) -> None:
     def is_number(value: object) -> bool:
         return isinstance(value, Real) and not isinstance(value, bool)
 
-    choices = {"signal": SIGNALS, "adapter": FORMS, "head": HEADS, "basis": BASES}
+    choices = {"signal": SIGNALS, "adapter": FORMS, "basis": BASES}
     for name, allowed in {**choices, "orientation": ORIENTATIONS, "pca_dtype": PCA_DTYPES}.items():
         require(getattr(options, name) in allowed, name, f"one of {', '.join(allowed)}")
+    require(options.head in (None, *HEADS), "head", f"one of {', '.join(HEADS)}")
     width, slicing, discard, tolerance = options.width, options.slicing, options.discard, options.tolerance
     neurons = options.neurons
     widths = width if isinstance(width, Sequence) and not isinstance(width, str) else [width]
     require(width is None or all(map(is_int, widths)), "width", "a whole number, or one for each boundary")
+    require(isinstance(options.slice_embedding, (bool, NoneType)), "slice_embedding", "True or False")
     require(isinstance(options.slice_head, bool), "slice_head", "True or False")
     require(isinstance(options.repair, bool), "repair", "True or False")
     require(all(map(is_int, options.drop)), "drop", "the numbers of blocks")
@@ -194,8 +236,9 @@ def _check(options: SlicingOptions) -> None:
     require(is_number(tolerance) and 0 <= tolerance <= 1, "tolerance", "a cosine deficit, 0 <= tolerance <= 1")
     if sum(option is not None for option in (slicing, width, discard)) > 1:
         raise ValueError("give one of slicing, width and discard")
-    if options.head == "tied" and options.slice_head:
-        raise ValueError("head='tied' keeps the last boundary whole; leave slice_head out, or give head='own'")
+    if options.head == "tied" and (options.slice_embedding or options.slice_head):
+        name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
+        raise ValueError(f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'")
     if discard is not None and options.basis != "pca":
         raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
 
@@ -235,12 +278,16 @@ class SlicingReport:
         self.discarded.append(discarded)
 
     def warn_of_missing_rank(self) -> None:
-        """Warn where the embeddings of the calibration set span fewer dimensions than were kept."""
-        rank, k = rank_of(self.eigenvalues[0]), self.widths[0]
-        if rank < k < self.trained_width and self.options.basis == "pca":
+        """Warn where the calibration set spans fewer dimensions of the first sliced boundary than were kept."""
+        D = self.trained_width
+        boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
+        if boundary is None or self.options.basis != "pca":
+            return
+        rank, k = rank_of(self.eigenvalues[boundary]), self.widths[boundary]
+        if rank < k:
             warnings.warn(
-                f"the {self.calibration_tokens} calibration tokens are too few or too much alike: their embeddings span"
-                f" {rank} of {self.trained_width} dimensions, and {k} were kept, so that {k - rank} of these are "
+                f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
+                f"{boundary} they span {rank} of {D} dimensions, and {k} were kept, so that {k - rank} of these are "
                 "arbitrary; calibrate on more text, or keep less",
                 stacklevel=4,
             )

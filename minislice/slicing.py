@@ -71,6 +71,7 @@ def slice_model(
     options = SlicingOptions(**options)
     net = network(model)
     require_whole(net, "slice")
+    options = options.resolved(net)
     widths = options.widths_of(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
@@ -102,7 +103,7 @@ class Slicer:
         self.neurons = report.options.neurons_of([block.neurons for block in left if block.neurons])
         norms = [*(block.norm for block in left), net.final_norm]
         self.norms = [bare(norm, net) for norm in norms]  # what reads each boundary
-        self.whole = _in_own_basis(self.options, net, widths)
+        self.kept = self.options.kept(widths)  # boundaries in the model's own basis
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
@@ -121,7 +122,7 @@ class Slicer:
         if self.options.repair:
             self.dense = self.calibration.copy(X, "dense-0")
         self.Q, self.k = self._basis(X)
-        for embedding in () if 0 in self.whole else self.net.embeddings:
+        for embedding in () if 0 in self.kept else self.net.embeddings:
             fold_embedding(embedding, self.P)  # W_embd <- W_embd P
         self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
 
@@ -147,7 +148,7 @@ class Slicer:
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
         like, options = block.w_out[0].weight, self.options
-        form = "full" if len({self.boundary, self.boundary + 1} & self.whole) == 1 else options.adapter
+        form = "full" if len({self.boundary, self.boundary + 1} & self.kept) == 1 else options.adapter
         P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:
             set_weight(linear, weight, bias)
@@ -172,7 +173,7 @@ class Slicer:
 
     def slice_head(self) -> None:
         """The last boundary's reader."""
-        if self.boundary not in self.whole:
+        if self.boundary not in self.kept:
             fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
         if self.options.head == "fitted":
             self.net.head = fit_head(self.net.head, self.net.embeddings[0])
@@ -190,16 +191,9 @@ class Slicer:
         k = self.widths[boundary]
         if k is None:
             k = width_keeping(eigenvalues, options.discard, options.multiple)
-        if boundary in self.whole:
+        if boundary in self.kept:
             Q = torch.eye(k, dtype=C.dtype, device=C.device)
         else:
             Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
         self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
         return Q, k
-
-
-def _in_own_basis(options: SlicingOptions, net: Network, widths: list[int | None]) -> set[int]:
-    """The boundaries that stay whole and unrotated for a tied head's sake: the ends, or all if nothing is deleted."""
-    if options.head != "tied":
-        return set()
-    return {0, len(widths) - 1} if set(widths) != {net.trained_width} else set(range(len(widths)))

@@ -290,17 +290,19 @@ def cache_not_handed_on(right):
 
 
 def scale_left_out_of_the_head(right):
-    return lambda self, x: nn.functional.linear(
-        x if self.beta is None else x + self.beta, self.embedding.weight, self.bias
-    )
+    return lambda self, x: nn.functional.linear(x if self.beta is None else x + self.beta, self.weight, self.bias)
 
 
 def shift_left_out_of_the_head(right):
-    return lambda self, x: nn.functional.linear(x * self.alpha, self.embedding.weight, self.bias)
+    return lambda self, x: nn.functional.linear(x * self.alpha, self.weight, self.bias)
 
 
 def mean_left_in_the_embedding(right):
     return nn.Embedding.forward
+
+
+def never_a_tie(right):
+    return lambda net: "is never kept"
 
 
 def ends_aligned(right):

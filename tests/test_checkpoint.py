@@ -37,7 +37,7 @@ def sliced(family, *, dtype=torch.float32, seed=0, width=12, tied_head=False, **
     model, tokens = recipe.model(), recipe.tokens()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    minislice.slice_model(model, tokens, width=width, **options)
+    minislice.slice_model(model, tokens, width=width, **({"head": "own"} if tied_head else {}), **options)
     if tied_head:
         net = network(model)
         H = torch.randn(net.widths[-1], width, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -73,6 +73,8 @@ def test_loaded_logits_are_bit_identical(family, dtype, form, slice_head, tmp_pa
         type(block.adapter) for block in network(model).blocks
     ]
     assert loaded.num_parameters() == minislice.parameters(loaded) == minislice.parameters(model)
+    head = ("linear", "own") if slice_head else ("tied", "tied")  # nobody said what becomes of it
+    assert (loaded.config.head, loaded.config.slicing["options"]["head"]) == head
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -99,7 +101,7 @@ def test_a_tied_head_is_stored_once_and_tied_again(family, slice_head, tmp_path)
     stored = load_file(tmp_path / "model" / "model.safetensors")
     assert sum(tensor.shape == (VOCABULARY, 12) for tensor in stored.values()) == 1
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert loaded.get_output_embeddings().embedding.weight is loaded.get_input_embeddings().weight
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     (tied,) = loaded.all_tied_weights_keys.items()  # what transformers ties after loading, and keeps on one device
     assert [loaded.get_parameter(name) is loaded.get_input_embeddings().weight for name in tied] == [True, True]
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
@@ -230,15 +232,32 @@ def test_device_map_auto_places_it_without_changing_it(saved):
     assert torch.equal(logits(loaded, tokens.to(loaded.device)).cpu(), logits(model, tokens))
 
 
-def test_a_layer_is_never_split_over_devices(saved, tmp_path):
-    model, tokens, folder = saved
-    limit = {"cpu": int(0.86 * 4 * minislice.parameters(model))}  # bytes: the rest goes to the disk
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder, device_map="auto", max_memory=limit, offload_folder=tmp_path / "offload"
+def spread(model, share: float, folder: Path):
+    """The model loaded from a folder into a share of the memory that it needs; the rest goes to the disk."""
+    model.save_pretrained(folder / "model")
+    limit = {"cpu": int(share * 4 * minislice.parameters(model))}
+    return AutoModelForCausalLM.from_pretrained(
+        folder / "model", device_map="auto", max_memory=limit, offload_folder=folder / "offload"
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_is_never_split_over_devices(family, tmp_path):
+    model, tokens = sliced(family, head="own")
+    loaded = spread(model, 0.86, tmp_path)
     assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
     assert any(".layers.1" in name for name in loaded.hf_device_map)
     assert not [name for name in loaded.hf_device_map if ".blocks" in name]
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+
+
+@pytest.mark.parametrize("share", [0.86, 0.1])
+@pytest.mark.parametrize("head", ["tied", "fitted"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_matrix_is_the_embeddings_also_on_the_disk(family, head, share, tmp_path):
+    model, tokens = sliced(family, head=head)
+    loaded = spread(model, share, tmp_path)
+    assert "disk" in loaded.hf_device_map.values()
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
 
@@ -302,8 +321,11 @@ def test_embeddings_can_be_read_and_replaced(saved):
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.get_input_embeddings() is network(loaded).embeddings[0]
     assert loaded.get_output_embeddings() is network(loaded).head
+    tied, before = loaded.config.head == "tied", logits(loaded, tokens)
     loaded.resize_token_embeddings(VOCABULARY + 8)
     assert logits(loaded, tokens + 5).shape[-1] == loaded.config.vocab_size == VOCABULARY + 8
+    torch.testing.assert_close(logits(loaded, tokens)[..., :VOCABULARY], before)
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
 
 
 def test_a_replaced_embedding_stays_tied(tmp_path):
@@ -311,7 +333,7 @@ def test_a_replaced_embedding_stays_tied(tmp_path):
     wrapped = SlicedForCausalLM.wrap(model)
     new = nn.Embedding(VOCABULARY, 12)
     wrapped.set_input_embeddings(new)
-    assert wrapped.get_output_embeddings().embedding is new is wrapped.get_input_embeddings()
+    assert wrapped.get_input_embeddings() is new and wrapped.get_output_embeddings().weight is new.weight
 
 
 def test_minislice_measures_a_loaded_model_and_refuses_to_slice_it_again(saved):
@@ -412,7 +434,8 @@ def test_tokenizer_and_notes_travel(tmp_path):
         "base_model: facebook/opt-125m",
         "| calibration | a \\| b |",
         "| perplexity | 12.35 |",
-        "| adapters | none |",
+        "| adapters | full |",  # at both ends, beside the tied head
+        "| head | tied |",
     ]
     said += ["| option `seed` | 0 |", "| widths | 12 to 16 of 16 |", f"| parameters | {loaded.num_parameters():,} |"]
     said += [f"torch {torch.__version__}", "AutoModelForCausalLM.from_pretrained"]
@@ -550,7 +573,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
-    model, _ = sliced("llama", adapter="full")
+    model, _ = sliced("llama", adapter="full", head="own")
     folder = tmp_path / "model"
     model.save_pretrained(folder, max_shard_size="8KB")
     minislice.load(folder)
@@ -611,7 +634,7 @@ def test_load_returns_a_dense_model_in_eval_mode_without_a_tokenizer_where_there
 
 
 def test_the_low_rank_adapter_keeps_its_rank_and_padding(tmp_path):
-    model, _ = sliced("llama", adapter="none")  # the head isn't sliced, so the last adapter is padding alone
+    model, _ = sliced("llama", adapter="none", head="own")  # the last boundary is whole: padding
     model.save_pretrained(tmp_path / "model")
     loaded, _ = minislice.load(tmp_path / "model")
     last = network(loaded).blocks[-1].adapter

@@ -288,8 +288,9 @@ def test_many_numbers_are_printed_in_short(run, place):
     ("options", "said"),
     [
         (["--width", 96], "% of the dense model's parameters."),
-        (["--width", 191], "The sliced model is not smaller: {sliced:,} parameters against {dense:,}, because"),
-        (["--slicing", 0, "--adapter", "none"], "which shared the embedding's matrix, has"),
+        (["--width", 191, "--head", "own"], "is not smaller: {sliced:,} parameters against {dense:,}, because"),
+        (["--slicing", 0, "--adapter", "none", "--slice-head"], "which shared the embedding's matrix, has"),
+        (["--slicing", 0], "because residual adapters take"),  # beside the tied head
     ],
 )
 def test_the_size_is_said_and_why_it_is_not_smaller(options, said, run, place):
@@ -298,6 +299,67 @@ def test_the_size_is_said_and_why_it_is_not_smaller(options, said, run, place):
     last = run(*arguments)[1].splitlines()[-1]
     assert said.format(sliced=report["sliced parameters"], dense=report["dense parameters"]) in last
     assert ("not smaller" in last) == (report["sliced parameters"] >= report["dense parameters"])
+
+
+def test_a_tied_head_stays_tied_and_what_was_done_is_said(run, place, tmp_path):
+    arguments = ["slice", "mini-opt", *texts(place), *SIZES, *FEW, "--width", 144, "--quiet", "--json"]
+    report = document(run(*arguments, "--out", tmp_path / "memory")[1])
+    streamed = document(run(*arguments, "--out", tmp_path / "streamed", "--stream")[1])
+    own = document(run(*arguments, "--head", "own")[1])
+    assert [said["head"] for said in (report, streamed, own)] == ["tied", "tied", "own"]
+    assert report["widths"] == streamed["widths"] == [192, *[144] * 7, 192]
+    assert report["sliced parameters"] == streamed["sliced parameters"] < report["dense parameters"]
+    assert own["sliced parameters"] > own["dense parameters"]
+    for folder in ("memory", "streamed"):
+        assert json.loads((tmp_path / folder / "config.json").read_text())["head"] == "tied"
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        (["--width", 96, "--keep-embedding"], [192, *[96] * 7, 192]),
+        (["--width", 96, "--slice-embedding", "--keep-head"], [*[96] * 8, 192]),
+        (["--width", 96, "--keep-embedding", "--slice-head", "--adapter", "none"], [192, *[96] * 8]),
+        (["--width", "192,96,96,104,104,96,96,100,192"], [192, 96, 96, 104, 104, 96, 96, 100, 192]),
+    ],
+)
+def test_the_ends_and_every_width_can_be_named(options, widths, run, place):
+    status, out, _ = run("slice", "mini-llama", *texts(place), *SIZES, *FEW, *options, "--quiet", "--json")
+    assert status == 0 and document(out)["widths"] == widths
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp_path, monkeypatch):
+    for name in ("measured", "slice_model", "slice_streamed"):
+        monkeypatch.setattr(f"minislice.command.slice.{name}", None)
+    command = ["slice", "mini-llama", *texts(place), *SIZES, "--quiet", "--out", tmp_path / "out"]
+    command += ["--stream"] if stream else []
+    assert_refused(run(*command, "--width", "192,96,192"), "got 3 widths", "this model has 9 boundaries (blocks + 1)")
+    assert_refused(run(*command, "--width", "96,96", "--keep-head"), "a width for each boundary", "leave --keep-")
+    assert_refused(run(*command, "--head", "tied"), "this one's doesn't")
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "said"),
+    [
+        ("mini-llama", 96, "it can be one, LlamaForCausalLM with a hidden size of 96"),
+        ("mini-llama", 100, "refuses a hidden size of 100; slice to a width of 96 or 102, which it takes"),
+        ("mini-opt", 96, "a sliced 'opt' model can't be exported: transformers ties the width of its attention"),
+        ("mini-phi", 100, "it can be one, PhiForCausalLM with a hidden size of 101"),
+    ],
+)
+def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(model, width, said, run, place, tmp_path):
+    command = ["slice", model, *texts(place), *SIZES, *FEW, "--width", width, "--adapter", "none", "--quiet"]
+    assert "Export" not in run(*command)[1]
+    status, out, err = run(*command, "--slice-head", "--out", tmp_path / "sliced")
+    first, *_ = out.splitlines()
+    assert (status, err) == (0, "") and first.startswith("Export to a stock architecture: ") and said in first
+    status, _, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock")
+    if "it can be one" in said:
+        assert status == 0 and json.loads((tmp_path / "stock" / "config.json").read_text())["hidden_size"] in (96, 101)
+    else:
+        assert status == 2 and said in err
+    document(run(*command, "--slice-head", "--json")[1])  # and nothing else
 
 
 # ---- stdout under --json ----

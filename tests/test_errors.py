@@ -44,7 +44,7 @@ done = {
     "fused": lambda model: fuse(model),
     "rotated": lambda model: rotate(model, seed=1),
     "rotated per block": lambda model: rotate(model, per_block=True, seed=1),
-    "sliced": lambda model: slice_model(model, IDS, width=5),
+    "sliced": lambda model: slice_model(model, IDS, width=5, head="own"),
     "sliced whole": lambda model: slice_model(model, IDS, width=5, slice_head=True, adapter="none"),
 }
 
@@ -94,6 +94,8 @@ def test_wrong_order_is_refused(family, first, then, fragments):
         ({"width": 0}, ["between 1 and", "16", "0"]),
         ({"width": 17}, ["between 1 and", "16", "17"]),
         ({"width": [8, 8]}, ["2 widths", "boundaries"]),
+        ({"width": []}, ["0 widths", "boundaries"]),
+        ({"head": "shared"}, ["head", "own, tied, fitted", "'shared'"]),
         ({"discard": 0.1, "adapter": "none"}, ["adapter='none'", "width"]),
     ],
     ids=lambda value: " ".join(f"{name}={option}" for name, option in value.items()) if isinstance(value, dict) else "",
@@ -110,6 +112,7 @@ def test_options_that_make_no_sense_are_refused(family, options, fragments):
         ({"width": [8, 0, 8]}, ["between 1 and", "16", "0"]),
         ({"width": [8, 8, 8, 8]}, ["4 widths", "3 boundaries"]),
         ({"width": [8, 8, 4], "adapter": "none"}, ["never shrinks"]),
+        ({"width": [8, 8, 16], "slice_embedding": False}, ["first boundary whole", "give 16 there"]),
     ],
 )
 def test_widths_that_do_not_fit_are_refused(options, fragments):
@@ -120,10 +123,13 @@ def test_widths_that_do_not_fit_are_refused(options, fragments):
 def test_a_tie_that_cannot_be_kept_is_refused(family):
     tied, own = RECIPES[family].model(), replace(RECIPES[family], tied=False).model()
     boundaries = len(network(tied).blocks) + 1
+    kept = fuse(RECIPES[family].model(), keep_tie=True)
     for model, options, fragments in [
         (own, {}, ["head='tied'", "this one's doesn't"]),
         (fuse(RECIPES[family].model()), {}, ["needs the trained model", "fusion"]),
-        (fuse(RECIPES[family].model(), keep_tie=True), {"head": "own"}, ["keep_tie", "head='tied'"]),
+        (kept, {"head": "own"}, ["keep_tie", "head='tied'"]),
+        (kept, {"head": None, "slice_head": True}, ["keep_tie", "slice neither"]),
+        (tied, {"slice_embedding": True}, ["keeps the first boundary whole", "slice_embedding"]),
         (tied, {"slice_head": True}, ["keeps the last boundary whole", "slice_head"]),
         (tied, {"width": [8] * boundaries}, ["give 16 at both ends"]),
     ]:

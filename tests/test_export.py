@@ -185,6 +185,14 @@ def test_adapters_and_a_whole_head_are_refused_with_what_to_slice_instead(family
     refused(model, 'adapter="none" and slice_head=True', tmp_path)
 
 
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_tied_head_is_refused_with_what_to_slice_instead(family, tmp_path):
+    model, _ = stock_ready(Recipe(family), slice_head=False)
+    assert model.slicing.options.head == "tied"
+    refused(model, "a tied head, .* 20 wide|a tied head, .* 16 wide", tmp_path)
+    refused(model, "slice_head=True .* gives the head weights of its own", tmp_path)
+
+
 def test_different_widths_are_refused(tmp_path):
     model, _ = stock_ready(RECIPES["llama"], width=[10, 12, 12, 12, 14])
     refused(model, "one width", tmp_path)

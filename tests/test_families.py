@@ -55,6 +55,20 @@ def test_the_sliced_network_is_the_whole_one_with_its_signal_projected(family, d
 
 
 @every_family
+def test_a_head_that_was_tied_stays_tied_unless_a_norm_stands_behind_the_embedding(family):
+    """What that norm makes of the embedding is the embedding's, not the head's."""
+    recipe = fixed(family, tied=True)
+    if TABLE[family].embedding_norm:
+        with pytest.raises(ValueError, match="a norm stands behind the embedding"):
+            properties.sliced(recipe, head="tied")
+        report = minislice.slice_model(recipe.model(), recipe.tokens(), width=8).slicing
+        assert report.options.head == "own" and report.widths[0] == 8
+    else:
+        properties.tied_head_is_exact(recipe)
+        properties.default_head_is_tied_where_it_can_be(recipe)
+
+
+@every_family
 @settings(max_examples=2)
 @given(data=st.data())
 def test_generating_with_a_cache_equals_without(family, data):

@@ -38,6 +38,7 @@ COVARIANCE = "minislice.calibration.covariance"
 SIGNAL_COVARIANCE = "minislice.calibration.Calibration.covariance"
 EXCESS = "minislice.calibration.Calibration.add"
 ORIENTATION = "minislice.baselines.random_orthogonal"
+TIE_OBSTACLE = "minislice.options.tie_obstacle"
 TIED_HEAD = "minislice.architecture.heads.TiedHead.forward"
 TIED_EMBEDDING = "minislice.architecture.heads.CentredEmbedding.forward"
 ALIGN = "minislice.adapters.align"
@@ -112,6 +113,9 @@ MISTAKES = [
     Mistake(TIED_HEAD, wrong.scale_left_out_of_the_head, p.tied_head_is_exact, LLAMA, claim="assert_same_logits"),
     Mistake(TIED_HEAD, wrong.shift_left_out_of_the_head, p.tied_head_is_exact, tied, claim="assert_same_logits"),
     Mistake(TIED_EMBEDDING, wrong.mean_left_in_the_embedding, p.tied_head_is_exact, PHI, claim="assert_same_logits"),
+    Mistake(
+        TIE_OBSTACLE, wrong.never_a_tie, p.default_head_is_tied_where_it_can_be, tied, claim="get_output_embeddings"
+    ),
     Mistake(EMBEDDING, wrong.nothing_done, p.slicing_is_projection, OPT),
     Mistake(MAKE_ADAPTER, wrong.ends_aligned, p.slicing_is_projection, LLAMA, {"head": "tied"}),
     Mistake(ITS_SUBTRACT_MEAN, wrong.mean_of_each_column, p.layernorm_is_rmsnorm_of_a_signal_without_mean, OPT),

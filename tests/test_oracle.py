@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from minislice import fuse, parameters, perplexity, slice_model
+from minislice.options import SlicingOptions
 
 MODELS = ("babyllama-tok361", "opt-dev", "phi-dev", "stories260K")
 
@@ -60,8 +61,8 @@ def test_dense_and_fused_perplexity_are_the_recorded_ones(recorded):
 def test_sliced_perplexity_and_parameters_are_the_recorded_ones(recorded):
     assert recorded.expected["sliced"]
     for width, expected in recorded.expected["sliced"].items():
-        options = {"width": int(width), "signal": "raw", "adapter": "full", "batch_size": 16}
+        options = SlicingOptions.paper(width=int(width), signal="raw")
         with few_distinct_tokens(recorded):
-            model = slice_model(recorded.load(), recorded.calibration, **options)
+            model = slice_model(recorded.load(), recorded.calibration, batch_size=16, **vars(options))
         assert parameters(model) == expected["parameters"]
         assert math.isclose(recorded.perplexity(model), expected["perplexity"], rel_tol=1e-3)

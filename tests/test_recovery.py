@@ -57,7 +57,7 @@ def recovered_model_is_a_better_sliced_model(name, folder) -> None:
     model, tokenizer = minislice.load(name, dtype="float32", device="cpu")
     calibration = sample(tokenize(load_text("embedded"), tokenizer), 96, 96)
     evaluation = sample(tokenize(load_text("embedded", "test"), tokenizer), 24, 96)
-    minislice.slice_model(model, calibration[:32], slicing=0.7)
+    minislice.slice_model(model, calibration[:32], slicing=0.7, head="own")
     before, modules = weights(model), [type(module) for module in model.modules()]
     adapters = {key for key in before if ".adapter." in key}
     options = {"steps": 12, "learning_rate": 4e-3, "every": 6, "batch_size": 4, "accumulation": 1}

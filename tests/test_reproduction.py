@@ -478,7 +478,7 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(tmp_path, s
     model, tokenizer = minislice.load("mini-llama", dtype=torch.float32)
     dense = minislice.parameters(model)
     calibration = sample(tokenize(load_text("embedded"), tokenizer), 8, 128, seed=0)
-    minislice.slice_model(model, calibration, slicing=0.3, adapter="full")
+    minislice.slice_model(model, calibration, slicing=0.3, adapter="full", head="own")
     evaluation = windows(tokenize(load_text("embedded", "test"), tokenizer), 128, 4)
     assert record["values"]["perplexity"] == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-9)
     facts = record["facts"]

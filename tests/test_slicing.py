@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
-from minislice import parameters, perplexity, rotate, slice_model
+from minislice import fuse, parameters, perplexity, rotate, slice_model
 from minislice.architecture.network import network
 from minislice.options import SlicingOptions, slice_width
 from minislice.pca import covariance, width_keeping
@@ -54,6 +54,61 @@ def test_a_sliced_network_with_a_tied_head_is_the_projected_one(case, signal, ad
     recipe, k = case
     recipe = dataclasses.replace(recipe, tied=True)
     properties.slicing_is_projection(recipe, width=k, signal=signal, adapter=adapter, head="tied")
+
+
+@given(recipes())
+def test_a_head_that_was_tied_stays_tied_unless_told_otherwise(recipe):
+    properties.default_head_is_tied_where_it_can_be(recipe)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(family):
+    recipe = Recipe(family, layers=1)
+    untied, D = dataclasses.replace(recipe, tied=False), recipe.width
+    blocks = len(network(recipe.model()).blocks)
+    for model, options, head, ends in [
+        (recipe.model(), {}, "tied", (D, D)),
+        (recipe.model(), {"slice_embedding": False}, "tied", (D, D)),
+        (recipe.model(), {"adapter": "none"}, "tied", (D, D)),
+        (recipe.model(), {"width": None, "discard": 0.3, "multiple": 1}, "tied", (D, D)),
+        (recipe.model(), {"width": [D] + [5] * (blocks - 1) + [D]}, "tied", (D, D)),
+        (fuse(recipe.model(), keep_tie=True), {}, "tied", (D, D)),
+        (recipe.model(), {"slice_embedding": True}, "own", (6, D)),
+        (recipe.model(), {"slice_head": True}, "own", (6, 6)),
+        (recipe.model(), {"slice_embedding": False, "slice_head": True}, "own", (D, 6)),
+        (recipe.model(), {"adapter": "none", "slice_head": True}, "own", (6, 6)),
+        (recipe.model(), {"width": [5] * blocks + [D]}, "own", (5, D)),
+        (recipe.model(), {"width": [D] * blocks + [5]}, "own", (D, 5)),
+        (untied.model(), {}, "own", (6, D)),
+        (fuse(recipe.model()), {}, "own", (6, D)),
+        (rotate(recipe.model()), {}, "own", (6, D)),
+    ]:
+        report = slice_model(model, recipe.tokens(), **{"width": 6, **options}).slicing
+        assert (report.options.head, report.widths[0], report.widths[-1]) == (head, *ends), options
+
+
+@given(recipes_and_widths(), signals, forms, st.booleans())
+def test_the_embeddings_boundary_may_stay_whole(case, signal, adapter, slice_head):
+    recipe, k = case
+    options = {"signal": signal, "adapter": adapter, "tolerance": 1.0 if adapter == "none" else 0.0}
+    options |= {"slice_embedding": False, "slice_head": slice_head}
+    properties.approximate_adapters_carry_close_directions_whole(recipe, width=k, **options)
+    model = properties.sliced(recipe, width=k, **options)
+    embedding = network(properties.fused(recipe)).embeddings[0].weight
+    assert model.slicing.widths[0] == recipe.width
+    assert torch.equal(network(model).embeddings[0].weight, embedding)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own(family):
+    recipe = Recipe(family, heads=4)
+    model = slice_model(recipe.model(), recipe.tokens(), **vars(SlicingOptions.paper()))
+    k, D = 3 * recipe.width // 4 // 8 * 8, recipe.width
+    assert model.slicing.widths == [k] * len(network(model).blocks) + [D]
+    assert all(type(block.adapter) is type(model.lm_head) is torch.nn.Linear for block in network(model).blocks)
+    assert model.slicing.options.signal == "normalized"
+    changed = SlicingOptions.paper(width=5, adapter="none", seed=3)
+    assert (changed.width, changed.adapter, changed.head, changed.seed) == (5, "none", "own", 3)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -175,7 +230,8 @@ def test_a_tokenizers_output_brings_its_own_mask(family):
     encoded = {"input_ids": recipe.tokens(), "attention_mask": recipe.mask()}
     for tokens, mask in ((encoded, None), ([encoded], None), ([recipe.tokens()], [recipe.mask()])):
         actual = slice_model(recipe.model(), tokens, mask, width=5)
-        properties.assert_same_logits(actual, properties.sliced(recipe, width=5), recipe, 0.0)
+        expected = slice_model(recipe.model(), recipe.tokens(), recipe.mask(), width=5)
+        properties.assert_same_logits(actual, expected, recipe, 0.0)
         assert perplexity(actual, tokens, mask) == perplexity(actual, recipe.tokens(), recipe.mask())
 
 
@@ -201,8 +257,8 @@ def test_width_keeping_counts_the_components_that_suffice():
 
 
 def test_default_is_a_quarter_rounded_down_with_the_head_whole():
-    recipe = Recipe("llama", heads=4, hidden=28)
-    model = properties.sliced(recipe)
+    recipe = Recipe("llama", heads=4, hidden=28, tied=False)
+    model = slice_model(recipe.model(), recipe.tokens())
     assert model.slicing.widths == [16, 16, 16, 16, 28]  # 21, down to a multiple of 8
     assert model.slicing.trained_width == 28
 
@@ -252,13 +308,14 @@ def test_help_explains_every_option_with_its_values_and_default():
 def test_too_few_different_tokens_are_told():
     recipe = Recipe("llama", hidden=20)
     ids = recipe.tokens() % 7 + 1
-    with pytest.warns(
-        UserWarning, match=r"120 calibration tokens .* span 7 of 20 dimensions, and 12 were kept, so that 5"
-    ):
-        slice_model(recipe.model(), ids, width=12)
+    said = r"120 calibration tokens .* at boundary 0 they span 7 of 20 dimensions, and 12 were kept, so that 5"
+    with pytest.warns(UserWarning, match=said):
+        slice_model(recipe.model(), ids, width=12, head="own")
+    with pytest.warns(UserWarning, match="at boundary 1 they span 9 of 20 dimensions"):
+        slice_model(recipe.model(), ids[0, :9], width=12)  # where the first stays whole
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        slice_model(recipe.model(), ids, width=7)  # all that is kept is known
+        slice_model(recipe.model(), ids, width=7, head="own")  # all that is kept is known
         slice_model(recipe.model(), recipe.tokens(), width=12)
 
 

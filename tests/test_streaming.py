@@ -76,6 +76,7 @@ OPTIONS = st.sampled_from(
         {"width": 3, "adapter": "none", "slice_head": True},
         {"discard": 0.05, "multiple": 1, "adapter": "full", "signal": "raw"},
         {"slicing": 0.5, "multiple": 1, "orientation": "random", "tolerance": 0.2},
+        {"width": 3, "adapter": "none", "slice_embedding": False, "slice_head": True},
         {"slicing": 0},
         {"width": 5, "neurons": 0.5, "repair": True},
     ]
@@ -101,21 +102,23 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
     streaming_equals_memory(recipe, dtype, shards, options)
 
 
+OWN = {"width": 9, "head": "own"}
 STREAMING_MISTAKES = [
-    ("minislice.large.streaming.fuse_blocks", wrong.norms_left_out, "weights differ"),
-    ("minislice.large.streaming.fuse_embeddings", wrong.nothing_done, "weights differ"),
-    ("minislice.large.streaming.fuse_head", wrong.nothing_done, "head.bias is None, and the config asks for"),
-    ("minislice.large.streaming.StreamedRun._part", wrong.written_before_it_was_sliced, "the config asks for"),
-    ("minislice.large.source.TrainedWeights.read", wrong.read_in_float16, "weights differ"),
-    ("minislice.large.streaming.put_in_place", wrong.copied_into_place, "left behind"),
+    ("minislice.large.streaming.tie_embedding", wrong.nothing_done, "weights differ", {"width": 9}),
+    ("minislice.large.streaming.fuse_blocks", wrong.norms_left_out, "weights differ", OWN),
+    ("minislice.large.streaming.fuse_embeddings", wrong.nothing_done, "weights differ", OWN),
+    ("minislice.large.streaming.fuse_head", wrong.nothing_done, "head.bias is None, and the config asks for", OWN),
+    ("minislice.large.streaming.StreamedRun._part", wrong.written_before_it_was_sliced, "the config asks for", OWN),
+    ("minislice.large.source.TrainedWeights.read", wrong.read_in_float16, "weights differ", OWN),
+    ("minislice.large.streaming.put_in_place", wrong.copied_into_place, "left behind", OWN),
 ]
 
 
-@pytest.mark.parametrize(("where", "mistake", "claim"), STREAMING_MISTAKES)
-def test_streaming_property_fails_on(where, mistake, claim, monkeypatch):
+@pytest.mark.parametrize(("where", "mistake", "claim", "options"), STREAMING_MISTAKES)
+def test_streaming_property_fails_on(where, mistake, claim, options, monkeypatch):
     monkeypatch.setattr(where, mistake(resolve_name(where)))
     with pytest.raises((AssertionError, RuntimeError), match=claim):
-        streaming_equals_memory(Recipe("opt"), torch.float32, True, {"width": 9})
+        streaming_equals_memory(Recipe("opt"), torch.float32, True, options)
 
 
 # Interruptions
@@ -336,7 +339,7 @@ def test_files_of_a_base_model_with_rope_tables_in_them_are_read(recipe, tmp_pat
 
 
 def test_a_model_that_is_sliced_or_fused_already_is_refused(tmp_path):
-    for name, options in (("sliced", {"width": 9}), ("fused", {"slicing": 0, "adapter": "none"})):
+    for name, options in (("sliced", {"width": 9}), ("fused", {"slicing": 0, "adapter": "none", "head": "own"})):
         slice_streamed(saved(LLAMA, tmp_path / name), LLAMA.tokens(), tmp_path / name / "out", **options)
         with pytest.raises(ValueError, match=name if name == "sliced" else "fused already"):
             slice_streamed(tmp_path / name / "out", LLAMA.tokens(), tmp_path / "again", width=5)

@@ -14,7 +14,21 @@ class CentredEmbedding(nn.Embedding):
         return x - x.mean(-1, keepdim=True)
 
 
-class TiedHead(nn.Module):
+class SharingHead(nn.Module):
+    """A head that shares its matrix E, [vocabulary, width], with the embedding: one parameter, in two modules."""
+
+    weight: nn.Parameter  # E, under the name at which transformers looks for a head's matrix
+    bias: nn.Parameter | None
+
+    def share(self, embedding: nn.Embedding) -> None:
+        """Share this embedding's matrix from now on; a token that is new has a bias of 0."""
+        self.weight = embedding.weight
+        if self.bias is not None:
+            new = nn.functional.pad(self.bias.detach(), (0, len(self.weight) - len(self.bias)))
+            self.bias = nn.Parameter(new, requires_grad=self.bias.requires_grad)
+
+
+class TiedHead(SharingHead):
     """x -> (x diag(alpha) + beta) E^T + b: a head that shares its matrix E with the embedding, exactly as trained.
 
     E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift. Where it comes from: `heads`.
@@ -29,7 +43,7 @@ class TiedHead(nn.Module):
         requires_grad: bool = True,
     ):
         super().__init__()
-        self.embedding = embedding
+        self.weight = embedding.weight
         for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
             setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
 
@@ -39,10 +53,10 @@ class TiedHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
         x = x * self.alpha if self.beta is None else x * self.alpha + self.beta
-        return nn.functional.linear(x, self.embedding.weight, self.bias)
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
-class FittedHead(nn.Module):
+class FittedHead(SharingHead):
     """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix, fitted to what it was.
 
     E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `heads`.
@@ -50,7 +64,7 @@ class FittedHead(nn.Module):
 
     def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
         super().__init__()
-        self.embedding = embedding
+        self.weight = embedding.weight
         self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
 
@@ -59,7 +73,7 @@ class FittedHead(nn.Module):
         return self.H.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
-        return nn.functional.linear(x @ self.H, self.embedding.weight, self.bias)
+        return nn.functional.linear(x @ self.H, self.weight, self.bias)
 
 
 class Padding(nn.Module):

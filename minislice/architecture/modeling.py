@@ -23,7 +23,7 @@ from .blocks import Block, LowRankAdapter, RMSNorm, keep_neurons, set_weight
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
-from .heads import CentredEmbedding, FittedHead, TiedHead
+from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
 from .linears import Linear
 from .network import network
 
@@ -140,8 +140,8 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base.set_input_embeddings(value)
-        if isinstance(head := self.get_output_embeddings(), (TiedHead, FittedHead)):
-            head.embedding = value
+        if isinstance(head := self.get_output_embeddings(), SharingHead):
+            head.share(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
@@ -265,7 +265,7 @@ def _tied(base: PreTrainedModel) -> dict[str, str] | None:
     if isinstance(net.head, nn.Linear):
         return None
     names = {parameter: name for name, parameter in base.named_parameters()}
-    return {f"base.{net.head_name}.embedding.weight": f"base.{names[net.embeddings[0].weight]}"}
+    return {f"base.{net.head_name}.weight": f"base.{names[net.embeddings[0].weight]}"}
 
 
 def description(model: PreTrainedModel) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .blocks import Block, BlockLayer, RMSNorm
 from .families import find_family
 from .family import Family
-from .heads import FittedHead, Padding, TiedHead
+from .heads import Padding, SharingHead
 from .linears import as_linear, check_linear
 
 
@@ -138,11 +138,11 @@ class Network:
         setattr(self.decoder, self.final_norm_name, norm)
 
     @property
-    def head(self) -> nn.Linear | TiedHead | FittedHead:
+    def head(self) -> nn.Linear | SharingHead:
         return getattr(self.model, self.head_name)
 
     @head.setter
-    def head(self, head: nn.Linear | TiedHead | FittedHead) -> None:
+    def head(self, head: nn.Linear | SharingHead) -> None:
         setattr(self.model, self.head_name, head)
 
     @property
@@ -228,7 +228,7 @@ def network(model: PreTrainedModel) -> Network:
     if config.model_type == "minislice":
         return network(model.base)
     family = find_family(config)
-    if not isinstance(getattr(model, family.head, None), (nn.Linear, TiedHead, FittedHead)):
+    if not isinstance(getattr(model, family.head, None), (nn.Linear, SharingHead)):
         raise ValueError(f"{type(model).__name__} has no language-model head; load the model with AutoModelForCausalLM")
     decoder = _module(model, family.decoder, config)
     for name in filter(None, (family.layers, family.final_norm, family.embedding_norm)):

@@ -8,11 +8,12 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
 from ..adapters import FORMS
+from ..heads import HEADS
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.timing import Pair, compare, product_milliseconds
 from ..storage.checkpoint import load_config, locate
 from .output import print_result
-from .parser import MODEL_HELP, add_machine, positive
+from .parser import HEAD_HELP, MODEL_HELP, add_machine, positive
 
 HELP = "time inference, dense beside sliced in one run: latency, throughput, memory, FLOPs"
 PRODUCT_TOKENS = 2048  # table 12
@@ -28,6 +29,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--slicing", default="0.25", help="fractions to delete, comma-separated (default: 0.25)")
     sub.add_argument("--adapter", default="low-rank", help=f"some of {', '.join(FORMS)} (default: low-rank)")
     sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
+    sub.add_argument("--head", choices=HEADS, help=HEAD_HELP)
     sub.add_argument("--prompt", type=positive, default=128, help="tokens of the prefill (default: 128)")
     sub.add_argument("--length", type=positive, default=128, help="tokens generated (default: 128)")
     sub.add_argument("--rounds", type=positive, default=5, help="turns of each model (default: 5)")
@@ -69,7 +71,9 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
     except ValueError as error:
         raise ValueError(f"--slicing takes fractions, comma-separated, got {arguments.slicing!r}") from error
     return config, {
-        f"{level:.0%}, {form}": sliced_config(config, slicing=level, adapter=form, slice_head=arguments.slice_head)
+        f"{level:.0%}, {form}": sliced_config(
+            config, slicing=level, adapter=form, slice_head=arguments.slice_head, head=arguments.head
+        )
         for level in levels
         for form in arguments.adapter.split(",")
     }

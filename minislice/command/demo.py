@@ -1,6 +1,7 @@
 """`minislice demo`: the three embedded models, taken through every step of the paper, as one table each.
 
-Nothing changes until rows and columns are deleted: the first rows show it, the rest what deleting costs.
+Nothing changes until rows and columns are deleted: the first rows show it, the rest what deleting costs. As in the
+paper, OPT's head, which was tied to the embedding, gets weights of its own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from ..corpus.text import disjoint_streams, sample
 from ..measuring.cost import parameters
 from ..measuring.invariance import STEPS, logits_of, relative_error
 from ..measuring.perplexity import perplexity
+from ..options import SlicingOptions
 from ..slicing import slice_model
 from ..storage.checkpoint import load
 from .output import without_nan
@@ -71,7 +73,8 @@ def demo_rows(
                 yield measured(step, change(copy.deepcopy(model), calibration, None, seed))
         for slicing in SLICINGS:
             for form in FORMS:
-                sliced = slice_model(copy.deepcopy(model), calibration, slicing=slicing, adapter=form, seed=seed)
+                options = SlicingOptions.paper(slicing=slicing, adapter=form, seed=seed)
+                sliced = slice_model(copy.deepcopy(model), calibration, **vars(options))
                 yield measured(f"sliced {slicing:.0%}, {form}", sliced)
 
 

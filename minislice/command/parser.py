@@ -17,6 +17,10 @@ MODEL_HELP = (
 )
 TEXTS = f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file"
 TEXT_HELP = f"{TEXTS} (default: embedded for the embedded models, wikitext2 for others)"
+HEAD_HELP = (
+    "a head that was tied to the embedding stays tied (default where both ends are whole), gets weights of its own, or "
+    "is fitted to the sliced embedding"
+)
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 
 

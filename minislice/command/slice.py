@@ -10,21 +10,23 @@ import torch
 
 from ..adapters import FORMS
 from ..architecture.folder import place_for, require_free
-from ..architecture.network import network
+from ..architecture.network import Network, network
 from ..heads import HEADS
 from ..large.shared import SharedCalibration
 from ..large.source import local_folder, without_weights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters, size_in_words
+from ..measuring.shapes import sliced_config
 from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
 from ..pca import SIGNALS
 from ..rotation import require_whole
 from ..slicing import slice_model
 from ..storage.checkpoint import load_config, load_tokenizer, locate
+from ..storage.stock import stock_network
 from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
 from .memory import return_freed_memory
 from .output import print_result
-from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
+from .parser import HEAD_HELP, add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
 HELP = "slice a model and measure what it costs; save it with --out"
 
@@ -34,7 +36,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     width = sub.add_mutually_exclusive_group()
     width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
-    width.add_argument("--width", type=positive, help="width to keep, taken as it is")
+    text = "width to keep, taken as it is; or one for each boundary, comma-separated, the last for the head"
+    width.add_argument("--width", type=widths, metavar="WIDTH[,WIDTH...]", help=text)
     width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
     sub.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
     add_calibration(sub, 128)
@@ -42,8 +45,13 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
     add_evaluation(sub, note + "measured on")
     sub.add_argument("--signal", choices=SIGNALS, help="principal components of the norm's output or of its input")
-    sub.add_argument("--slice-head", action="store_true", default=None, help="slice the last boundary too")
-    sub.add_argument("--head", choices=HEADS, help="a tied head gets its own weights (default), or stays tied")
+    first, last = sub.add_mutually_exclusive_group(), sub.add_mutually_exclusive_group()
+    off, on = {"action": "store_false", "default": None}, {"action": "store_true", "default": None}
+    first.add_argument("--keep-embedding", dest="slice_embedding", **off, help="leave the first boundary whole")
+    first.add_argument("--slice-embedding", **on, help="slice it (default, unless the head stays tied)")
+    last.add_argument("--keep-head", dest="slice_head", **off, help="leave the last boundary whole (default)")
+    last.add_argument("--slice-head", **on, help="slice it too")
+    sub.add_argument("--head", choices=HEADS, help=HEAD_HELP)
     sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
     sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
     sub.add_argument("--basis", choices=BASES, help="what to keep; all but pca are baselines")
@@ -62,13 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
     names = [option.name for option in dataclasses.fields(SlicingOptions)]
     options = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
+    if isinstance(checked.width, list) and {"slice_embedding", "slice_head"} & options.keys():
+        raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
     if arguments.out and arguments.processes.index == 0:
         if arguments.stream:  # which looks itself at what is there: an unfinished run may be
             place_for(Path(arguments.out).resolve())
         else:
             require_free(arguments.out, arguments.force, locate(arguments.model))
     if arguments.stream:
-        result, note = _slice_streamed(arguments, options)
+        result, note = _slice_streamed(arguments, checked, options)
     else:
         result, note = _slice_in_memory(arguments, checked, options)
     if arguments.processes.index == 0:
@@ -82,7 +92,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
     model, tokenizer = load_both(arguments)
     net = network(model)
     require_whole(net, "slice")
-    checked.widths_of(net)  # a bad width, before the dense model is measured for long
+    _look_ahead(arguments, net, checked)  # before the dense model is measured for long
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, net.trained_width)
     settings = {"batch_size": _batch_size(arguments), "progress": not arguments.quiet}
@@ -115,7 +125,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
     return result, size_in_words(model, dense)
 
 
-def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict, str]:
+def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
     """As `_slice_in_memory`; nothing is measured, so that no text is needed for it."""
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
@@ -124,6 +134,7 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict,
     model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
     calibration, _ = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, model.config.hidden_size)
+    _look_ahead(arguments, network(model), checked)
     described, dense, began = texts.describe("calibration", calibration), parameters(model), time.perf_counter()
     report = slice_streamed(
         arguments.model,
@@ -152,6 +163,32 @@ def _slice_streamed(arguments: argparse.Namespace, options: dict) -> tuple[dict,
     return result, size_in_words(sliced, dense)
 
 
+def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
+    """Say whether what is to become of a model of one width can be exported.
+
+    Raises:
+        ValueError: widths that the model can't have.
+    """
+    options = options.resolved(net)
+    widths = options.widths_of(net)
+    if options.adapter != "none" or len(set(widths)) > 1:
+        return
+    sliced = without_weights(sliced_config(net.model.config, **vars(options)))
+    try:
+        stock = stock_network(network(sliced))
+        said = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
+    except ValueError as error:
+        said = " ".join(str(error).split())
+    if arguments.processes.index == 0 and not arguments.json:
+        print(f"Export to a stock architecture: {said}", flush=True)
+
+
+def widths(text: str) -> int | list[int]:
+    """An argument's type: one width, or one for each boundary."""
+    several = [positive(width) for width in text.split(",")]
+    return several if len(several) > 1 else several[0]
+
+
 def _batch_size(arguments: argparse.Namespace) -> int:
     """Of one process: all of them together compute so many sequences at a time."""
     return -(-arguments.batch_size // arguments.processes.count)
@@ -164,6 +201,7 @@ def _describe_slicing(report: SlicingReport) -> dict:
         "variance discarded": report.discarded,
         "adapter": report.options.adapter,
         "adapter ranks": report.ranks,
+        "head": report.options.head,
     }
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__
 from ..architecture.folder import put_in_place, require_free
-from ..architecture.heads import FittedHead, TiedHead
+from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
@@ -98,6 +98,7 @@ def slice_streamed(
             raise ValueError(
                 f"{source} is fused already; slice it in memory, or give the trained model it was made from"
             )
+        options = options.resolved(net)
         widths = options.widths_of(net)
         batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
         calibration = SharedCalibration(batches, processes, work.path)
@@ -283,10 +284,10 @@ class StreamedRun:
     def _write(self, index: int) -> None:
         tensors = {}
         for name, module in self._modules(index).items():
-            shared = "embedding." if isinstance(module, (TiedHead, FittedHead)) else None
-            for key, tensor in module.state_dict().items():
-                if shared is None or not key.startswith(shared):
-                    tensors[f"{name}.{key}"] = tensor.cpu()
+            state = module.state_dict()
+            if isinstance(module, SharingHead):  # its matrix is the embedding's, which has been written
+                del state["weight"]
+            tensors |= {f"{name}.{key}": tensor.cpu() for key, tensor in state.items()}
         stored = stored_names(self.net.model, tensors)
         write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
 

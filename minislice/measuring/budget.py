@@ -22,7 +22,6 @@ from ..architecture.blocks import Block
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import Network, network
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..heads import require_tie
 from ..slicing import slice_model
 from .cost import parameters
 from .perplexity import perplexity
@@ -98,7 +97,7 @@ def plan_compression(
     calibration, held_out = batches[:-1], batches[-1:]
     costs = block_costs(net, calibration, held_out, progress)
     dense, D = parameters(model), net.trained_width
-    common = {"adapter": "none", "repair": True, "multiple": multiple, "head": "tied" if can_tie(net) else "own"}
+    common = {"adapter": "none", "repair": True, "multiple": multiple}
     trials = {D: 0.0}
     for share in TRIALS if min(widths) < 1 else ():
         trial = {**common, "width": rounded(share * D, multiple)}
@@ -260,15 +259,6 @@ def tokens_of(batches: list[Batch]) -> list[dict]:
         {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
         for batch in batches
     ]
-
-
-def can_tie(net: Network) -> bool:
-    """Whether the head can go on sharing the embedding's matrix, exactly."""
-    try:
-        require_tie(net)
-    except ValueError:
-        return False
-    return True
 
 
 def compress(

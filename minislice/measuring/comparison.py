@@ -21,10 +21,10 @@ from .perplexity import perplexity
 
 # What is compared unless the caller says otherwise: options of `slice_model`, by the name that tables and plots show.
 VARIANTS = {
-    "full": {"adapter": "full"},
-    "low-rank": {"adapter": "low-rank"},
-    "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1},
-    "none": {"adapter": "none"},
+    "full": {"adapter": "full", "head": "own"},
+    "low-rank": {"adapter": "low-rank", "head": "own"},
+    "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1, "head": "own"},
+    "none": {"adapter": "none", "head": "own"},
 }
 TIED_VARIANTS = {
     "none, fitted head": {"adapter": "none", "head": "fitted"},

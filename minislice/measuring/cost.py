@@ -33,7 +33,9 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
         causes.append(f"residual adapters take {adapters:,}")
     if net.head_was_tied and isinstance(net.head, nn.Linear):
         own = f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own"
-        causes.append(own + ' (head="tied", --head tied, keeps it shared)')
+        remedy = ' (head="tied", --head tied, keeps it shared)'
+        can_tie = net.family.embedding_norm is None  # else fusion puts that norm into the matrix
+        causes.append(own + (remedy if can_tie else ""))
     cause = " and ".join(causes) or "nothing was deleted"
     return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
 
@@ -55,9 +57,9 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
         elif isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
         elif isinstance(module, TiedHead):
-            total += 2 * module.embedding.weight.numel()
+            total += 2 * module.weight.numel()
         elif isinstance(module, FittedHead):
-            total += 2 * (module.H.numel() + module.embedding.weight.numel())
+            total += 2 * (module.H.numel() + module.weight.numel())
     attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from ..architecture.network import inference, network
 from ..corpus.batches import Tokens, token_batches
 from ..fusion import fuse
+from ..options import SlicingOptions
 from ..rotation import require_whole, rotate
 from ..slicing import slice_model
 from .perplexity import perplexity
@@ -33,7 +34,9 @@ STEPS = {
     "fused": lambda model, tokens, mask, seed: fuse(model),
     "rotated": lambda model, tokens, mask, seed: rotate(model, seed=seed),
     "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
-    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, slicing=0, adapter="full"),
+    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(
+        model, tokens, mask, **vars(SlicingOptions.paper(slicing=0))
+    ),
 }
 UNROTATED = {"loaded", "fused"}  # compared with the model as it is; the others with the fused one
 

@@ -79,6 +79,7 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
         dense = AutoModelForCausalLM.from_config(config)
         # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
         room = config.hidden_size - network(dense).subtracts_mean
+        options = options.resolved(network(dense))
         fused = fuse(dense, keep_tie=options.head == "tied")
         network(fused).drop(options.drop)
         known = SlicedForCausalLM.wrap(fused).config

@@ -23,6 +23,7 @@ from ..measuring.cost import parameters
 from ..measuring.perplexity import perplexity
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.timing import compare, product_milliseconds
+from ..options import SlicingOptions
 from ..slicing import slice_model
 from ..storage.checkpoint import load, load_config, load_tokenizer, locate
 from .items import written_tasks
@@ -176,6 +177,7 @@ def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> 
         "slicing": made.percent / 100,
         "signal": made.signal,
         "adapter": made.adapter,
+        "head": "own",
         "dtype": made.dtype,
         "batch-size": batch_size,
         "out": out,
@@ -211,12 +213,8 @@ def _slicing_of(setting: Setting) -> Setting:
 
 def _options(setting: Setting) -> dict[str, Any]:
     """Of `slice_model`."""
-    return {
-        "slicing": setting.percent / 100,
-        "signal": setting.signal,
-        "adapter": setting.adapter,
-        "seed": setting.seed,
-    }
+    changes = {"signal": setting.signal, "adapter": setting.adapter, "seed": setting.seed}
+    return vars(SlicingOptions.paper(slicing=setting.percent / 100, **changes))
 
 
 def _described(text: str, tokens: Tensor) -> dict[str, Any]:
@@ -252,7 +250,8 @@ def _config(setting: Setting) -> PreTrainedConfig:
 
 def _pair(setting: Setting, config: PreTrainedConfig, device: str) -> dict[str, PreTrainedModel]:
     machine = {"dtype": getattr(torch, setting.dtype), "device": device}
-    sliced = sliced_config(config, slicing=setting.percent / 100, adapter=setting.adapter)
+    options = SlicingOptions.paper(slicing=setting.percent / 100, adapter=setting.adapter)
+    sliced = sliced_config(config, **vars(options))
     return {"dense": random_model(config, **machine), "sliced": random_model(sliced, **machine)}
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.families import INNER_NORMS, StockNorm, find_family
-from ..architecture.heads import FittedHead
+from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.network import Network, network
 from ..rotation import linear_map, rotate_network
 
@@ -43,19 +43,8 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
             says what to slice instead.
     """
     net = network(model)
-    config = net.model.config
-    norm = find_family(config).stock_norm
-    if isinstance(norm, str):
-        raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
-    D, k = net.trained_width, _only_width(net)
-    width = k + net.subtracts_mean
-    with torch.device("meta"):
-        stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
-    for name, module in stock.model.named_modules():
-        if hasattr(module, str(net.family.norm.eps)) and module not in stock.norms:
-            raise ValueError(
-                f"can't export: {name} is a norm inside a branch. {INNER_NORMS[0].upper()}{INNER_NORMS[1:]}"
-            )
+    stock = stock_network(net)
+    D, k, width = net.trained_width, net.widths[0], stock.trained_width
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
     if isinstance(net.head, FittedHead):
         net.head = _untied(net.head)
@@ -73,15 +62,40 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     return stock.model
 
 
+def stock_network(net: Network) -> Network:
+    """The stock network that a sliced one becomes, without weights; the sliced one needs none either.
+
+    Raises:
+        ValueError: as `stock_model`.
+    """
+    config = net.model.config
+    norm = find_family(config).stock_norm
+    if isinstance(norm, str):
+        raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
+    width = _only_width(net) + net.subtracts_mean
+    with torch.device("meta"):
+        stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
+    for name, module in stock.model.named_modules():
+        if hasattr(module, str(net.family.norm.eps)) and module not in stock.norms:
+            raise ValueError(
+                f"can't export: {name} is a norm inside a branch. {INNER_NORMS[0].upper()}{INNER_NORMS[1:]}"
+            )
+    return stock
+
+
 def _only_width(net: Network) -> int:
     """k, where every boundary is k wide and there are no adapters."""
     if not net.is_fused:
         raise ValueError("this model isn't sliced: it has a stock architecture already")
     if net.has_adapters or len(set(net.widths)) > 1 or len({norm.eps for norm in net.norms}) > 1:
         state = "residual adapters" if net.has_adapters else f"boundaries of different widths {net.widths}"
+        untied = ""
+        if isinstance(net.head, TiedHead):
+            state = f"a tied head, so that its ends are {net.trained_width} wide, with residual adapters beside them"
+            untied = ", which gives the head weights of its own"
         raise ValueError(
             f"this model has {state}, and no stock architecture does; slice the dense model with one width, "
-            'adapter="none" and slice_head=True (--adapter none --slice-head), then export that'
+            f'adapter="none" and slice_head=True (--adapter none --slice-head){untied}, then export that'
         )
     return net.widths[0]
 
@@ -116,7 +130,7 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
 
 def _untied(head: FittedHead) -> nn.Linear:
     """The head x -> (x H) E^T + b with one matrix of its own, H E^T."""
-    linear = linear_map(head.H.double() @ head.embedding.weight.double().T, like=head.H)
+    linear = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
     linear.bias = head.bias
     return linear
 

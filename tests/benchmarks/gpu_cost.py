@@ -102,7 +102,7 @@ def main() -> None:
     dense = minislice.measuring.cost.size_in_bytes(model)
     began = time.perf_counter()
     with timed() as phases:
-        minislice.slice_model(model, tokens, slicing=0.25, batch_size=arguments.batch_size)
+        minislice.slice_model(model, tokens, slicing=0.25, head="own", batch_size=arguments.batch_size)
     total = time.perf_counter() - began
     result = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),

@@ -3,9 +3,10 @@
     python tests/benchmarks/inference_cost.py
 
 Random weights in the shapes of OPT-125M and of a LLaMA and a Phi as wide (768 wide, 12 layers), batch 1, 25%, float32,
-the head's boundary whole. It is `minislice cost` for these three shapes, as one table: prefill is one pass over a
-prompt of 128 tokens as `generate` does it, cache written, logits of the last token; decoding is one step with the
-cache. Each form is measured beside the dense model, in turns. Memory is that of the parameters.
+the head's boundary whole, OPT's head with weights of its own. It is `minislice cost --head own` for these three shapes,
+as one table: prefill is one pass over a prompt of 128 tokens as `generate` does it, cache written, logits of the last
+token; decoding is one step with the cache. Each form is measured beside the dense model, in turns. Memory is that of
+the parameters.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def measure(config, layers: int, rounds: int, steps: int) -> dict:
     machine = {"dtype": torch.float32, "device": "cpu"}
     dense, result = random_model(config, **machine), {"dense": dict.fromkeys(COLUMNS, 1.0)}
     for form in FORMS:
-        sliced = random_model(sliced_config(config, slicing=0.25, adapter=form), **machine)
+        sliced = random_model(sliced_config(config, slicing=0.25, adapter=form, head="own"), **machine)
         found = compare(dense, sliced, length=steps, rounds=rounds, batch_size=1)
         result[form] = {name: found[quantity].ratio for name, quantity in COLUMNS.items()}
     return result

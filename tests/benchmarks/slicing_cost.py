@@ -77,7 +77,7 @@ def main() -> None:
         before = resident_mib(peak=False)
         began = time.perf_counter()
         with timed() as seconds:
-            minislice.slice_model(working, tokens, slicing=0.25, batch_size=arguments.batch_size)
+            minislice.slice_model(working, tokens, slicing=0.25, head="own", batch_size=arguments.batch_size)
         total = time.perf_counter() - began
         ratios.append(total / forward)
         phases.append({phase: of_phase / forward for phase, of_phase in seconds.items()})

@@ -221,7 +221,7 @@ for calibration in ("text", "noise"):
     if calibration == "noise":
         tokens = torch.randint(model.config.vocab_size, tokens.shape, generator=torch.Generator().manual_seed(0))
     dense = minislice.perplexity(model, evaluation)
-    minislice.slice_model(model, tokens, slicing=0.25)
+    minislice.slice_model(model, tokens, slicing=0.25, head="own")
     print(calibration, f"{dense:.2f} -> {minislice.perplexity(model, evaluation):.2f}")
 ```
 

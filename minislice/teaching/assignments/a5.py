@@ -216,7 +216,7 @@ $1 + 10^{-13}$; that is rounding.""",
             points=5,
             minutes=10,
             difficulty=2,
-            text=r"""Sliced with `minislice.slice_model(model, tokens, width=144, adapter="low-rank")`, mini-opt, whose
+            text=r"""Sliced with `minislice.slice_model(model, tokens, width=144, head="own")`, mini-opt, whose
 width is $D = 192$, has adapters of rank 47 (`model.slicing.ranks`), not $D - k = 48$. Why? What would you expect of a
 LLaMA?""",
         ),
