@@ -258,7 +258,7 @@ MISTAKES = [
     Mistake(KEEP_NEURONS, wrong.first_neurons_kept, n.idle_neurons_can_go, LLAMA, claim="assert_same_logits"),
     Mistake(KEEP_NEURONS, wrong.gate_left_whole_rows, n.idle_neurons_can_go, PHI, claim="assert_same_logits"),
     Mistake(KEEP_INNER, wrong.nothing_done, n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons"),
-    Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, OPT, claim="dropped == [number]"),
+    Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, other, claim="dropped == [number]"),
     Mistake(SLICE_DROP, wrong.branch_kept, n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits"),
     Mistake(SLICE_MOMENTS, wrong.dense_signal_one_block_late, n.nothing_lost_is_nothing_repaired, OPT),
     Mistake(REFIT, wrong.other_sign, n.repair_brings_the_signal_nearer, PHI),

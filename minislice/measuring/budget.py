@@ -22,6 +22,7 @@ from ..architecture.blocks import Block
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import Network, network
 from ..corpus.batches import Batch, Tokens, token_batches
+from ..neurons import common_neurons
 from ..slicing import slice_model
 from .cost import parameters
 from .perplexity import perplexity
@@ -31,7 +32,16 @@ from .shapes import sliced_config
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
 HELD_OUT = 4  # calibration sequences on which losses are measured
-TOLERANCE = 0.01  # of the size that is asked for
+TOLERANCE = 0.01  # of the dense size, by which less may be left than was asked for
+OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What deleting costs in a model, whatever the size that is wanted; in nats a token."""
+
+    blocks: list[Cost]  # of the dense model
+    widths: dict[int, float]  # of the signal, D among them at no cost: measured on sliced copies
 
 
 @dataclass(frozen=True)
@@ -42,24 +52,56 @@ class Plan:
     parameters: int  # that will be left
     dense_parameters: int
     cost: float  # expected, in nats a token
-    trained_width: int
-    costs: list[Cost]  # of each block of the dense model
-    trials: dict[int, float]  # measured costs of widths of the signal
+    prices: Prices
 
     def __str__(self) -> str:
         k, neurons, dropped = (self.options[name] for name in ("width", "neurons", "drop"))
-        signal = f"{k} of {self.trained_width} dimensions" if k < self.trained_width else "whole"
-        trained = [cost.neurons for number, cost in enumerate(self.costs) if cost.neurons and number not in dropped]
+        costs, D = self.prices.blocks, max(self.prices.widths)
+        trained = [cost.neurons for number, cost in enumerate(costs) if cost.neurons and number not in dropped]
         return "\n".join(
             [
                 f"parameters: {self.parameters:,} of {self.dense_parameters:,} "
                 f"({self.parameters / self.dense_parameters:.1%})",
                 f"expected cost: {self.cost:.3f} nats a token, perplexity x {math.exp(self.cost):.2f}",
-                f"signal: {signal}",
+                f"signal: {f'{k} of {D} dimensions' if k < D else 'whole'}",
                 f"neurons: {sum(neurons):,} of {sum(trained):,} in {len(trained)} MLPs: {' '.join(map(str, neurons))}",
-                f"blocks left out, of {len(self.costs)}: {' '.join(map(str, dropped)) or 'none'}",
+                f"blocks left out, of {len(costs)}: {' '.join(map(str, dropped)) or 'none'}",
             ]
         )
+
+
+def prices(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    widths: bool = True,
+    multiple: int = 8,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Prices:
+    """Measure what deleting costs in a dense model, which stays as it is.
+
+    The last batch of at most `HELD_OUT` calibration sequences measures, the others calibrate.
+
+    Args:
+        widths: measure what a narrower signal costs, too.
+
+    Raises:
+        ValueError: tokens that don't fit, or too few to hold some out; a model that is fused already.
+    """
+    net = network(model)
+    if net.is_fused:
+        raise ValueError("this model is fused already; compress the trained model")
+    batches = token_batches(model, tokens, attention_mask, min(batch_size, HELD_OUT))
+    if len(batches) < 2:
+        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure losses")
+    calibration, held_out = batches[:-1], batches[-1:]
+    found = {net.trained_width: 0.0}
+    for share in TRIALS if widths else ():
+        k = rounded(share * net.trained_width, multiple)
+        found[k] = measured_cost(model, calibration, held_out, {**OPTIONS, "multiple": multiple, "width": k})
+    return Prices(block_costs(net, calibration, held_out, progress), found)
 
 
 def plan_compression(
@@ -71,51 +113,40 @@ def plan_compression(
     widths: Sequence[float] = WIDTHS,
     drop: bool = True,
     multiple: int = 8,
+    known: Prices | None = None,
     batch_size: int = 8,
     progress: bool = False,
 ) -> Plan:
     """Decide what to delete of a dense model, which stays as it is, to reach a share `size` of its parameters.
 
-    The last `HELD_OUT` calibration sequences measure, the others calibrate.
-
     Args:
         widths: of the signal, as shares of D, that may be chosen.
         drop: whether whole blocks may be left out.
         multiple: neurons of an MLP, and widths, are multiples of this.
+        known: prices that were measured before, for another size.
 
     Raises:
-        ValueError: a size that can't be reached within 1%; tokens that don't fit, or too few to hold some out.
+        ValueError: a size that can't be reached within 1%; and as `prices`.
     """
     if not 0 < size < 1:
         raise ValueError(f"size is the share of the parameters that is to be left, between 0 and 1, got {size}")
-    net = network(model)
-    if net.is_fused:
-        raise ValueError("this model is fused already; compress the trained model")
-    batches = token_batches(model, tokens, attention_mask, min(batch_size, HELD_OUT))
-    if len(batches) < 2:
-        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure losses")
-    calibration, held_out = batches[:-1], batches[-1:]
-    costs = block_costs(net, calibration, held_out, progress)
-    dense, D = parameters(model), net.trained_width
-    common = {"adapter": "none", "repair": True, "multiple": multiple}
-    trials = {D: 0.0}
-    for share in TRIALS if min(widths) < 1 else ():
-        trial = {**common, "width": rounded(share * D, multiple)}
-        trials[trial["width"]] = measured_cost(model, calibration, held_out, trial)
-    plans = []
+    if known is None:
+        settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
+        known = prices(model, tokens, attention_mask, widths=min(widths) < 1, **settings)
+    net, dense = network(model), parameters(model)
+    D, common, choices = net.trained_width, {**OPTIONS, "multiple": multiple}, []
+    needed = net.needed_by_cache if drop else None
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = Sizes(net, {**common, "width": k})
-        needed = net.needed_by_cache if drop else None
-        if chosen := cheapest(sizes, costs, size * dense, TOLERANCE * dense, multiple, needed):
-            plans.append((chosen.cost + between(trials, k), k, chosen))
-    if not plans:
+        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, needed):
+            choices.append((choice.cost + between(known.widths, k), k, choice))
+    if not choices:
         raise ValueError(
             f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
         )
-    cost, k, chosen = min(plans, key=lambda plan: plan[:2])
-    options = {**common, "width": k, "neurons": chosen.neurons, "drop": chosen.dropped}
-    after = Sizes(net, options).total
-    return Plan(options, after, dense, cost, D, costs, trials)
+    cost, k, choice = min(choices, key=lambda found: found[:2])
+    options = {**common, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
+    return Plan(options, Sizes(net, options).total, dense, cost, known)
 
 
 class Sizes:
@@ -236,12 +267,12 @@ def rounded(width: float, multiple: int) -> int:
     return max(int(width + 1e-6) // multiple * multiple, min(multiple, int(width)))
 
 
-def between(trials: dict[int, float], k: int) -> float:
+def between(widths: dict[int, float], k: int) -> float:
     """The cost of a width from those that were measured: a power of the share that is deleted."""
-    D = max(trials)
-    if k in trials:
-        return trials[k]
-    (x, low), (x_next, high) = ((1 - width / D, max(cost, LEAST)) for width, cost in sorted(trials.items())[-2:-4:-1])
+    D = max(widths)
+    if k in widths:
+        return widths[k]
+    (x, low), (x_next, high) = ((1 - width / D, max(cost, LEAST)) for width, cost in sorted(widths.items())[-2:-4:-1])
     power = math.log(max(high / low, 1.01)) / math.log(x_next / x)
     return low * ((1 - k / D) / x) ** power
 
@@ -259,6 +290,23 @@ def tokens_of(batches: list[Batch]) -> list[dict]:
         {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
         for batch in batches
     ]
+
+
+def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float:
+    """The fraction of every MLP's neurons without which a share `size` of the model's parameters is left, or just less.
+
+    Raises:
+        ValueError: the MLPs haven't so many parameters.
+    """
+    net = network(model)
+    count, each = common_neurons(net), sum(_per_neuron(block) for block in net.blocks)
+    left = int((count - (1 - size) * parameters(model) / each) // multiple * multiple)
+    if left <= 0:
+        raise ValueError(
+            f"all {count} neurons of each MLP are {count * each / parameters(model):.0%} of this model's parameters: "
+            f"deleting neurons alone doesn't leave {size:.0%}"
+        )
+    return 1 - left / count
 
 
 def compress(

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -104,7 +103,7 @@ class Bench:
     ):
         self.load, self.calibration, self.evaluation, self.tasks = load, calibration, evaluation, tasks
         dense = load()
-        self.dense_parameters, self.fingerprint = parameters(dense), fingerprint(dense)
+        self.dense_parameters, self.fingerprint = parameters(dense), provenance.fingerprint(dense)
         self.hardware = provenance.hardware(str(dense.device))
 
     def key(self, variant: str, size: float) -> str:
@@ -159,15 +158,6 @@ class Bench:
 def unchanged(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
     """The dense model's own variant."""
     return model
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """A checksum of a model's parameters and their names."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 def _described(ids: Tensor) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import __version__
 
@@ -55,3 +55,12 @@ def hardware(device: str) -> str:
 def hash_of(tokens: Tensor) -> str:
     """Of token ids and their shape."""
     return hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes()).hexdigest()[:12]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A checksum of a model's parameters and their names."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -6,8 +6,10 @@ most so large, and as near as its granularity allows:
 
 - the slicing variants have one width, a multiple of 8: within 8 / D of the parameters that slicing reaches. Where
   adapters are of low rank, the width is chosen for the highest ranks there can be, and the result may be smaller still
+- neurons are a multiple of 8 in each MLP, the same in all
 - depth removal deletes whole layers: within the parameters of one. It measures on the first 2,048 calibration tokens;
   with 16,384 it chose the same layers of seven small models (tests/benchmarks/depth_rulers.py)
+- the mixture of `budget` lies within 1% of the size
 
 To add one, add an entry to `VARIANTS`.
 
@@ -23,8 +25,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..depth import delete_layers
+from ..neurons import delete_neurons
 from ..slicing import slice_model
+from .budget import compress, neurons_for, plan_compression, prices
 from .cost import parameters
+from .provenance import fingerprint, hash_of
 from .shapes import sliced_config
 
 Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
@@ -67,9 +72,30 @@ def shallower(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrained
     return delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size)
 
 
+def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+    """As many neurons less in every MLP; the architecture stays what it was."""
+    return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
+
+
+class Mixed:
+    """What `compress` chooses; the prices of one model and one text are measured at the first size alone."""
+
+    def __init__(self):
+        self.model, self.text, self.prices = None, None, None
+
+    def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+        known = (fingerprint(model), hash_of(tokens))
+        if known != (self.model, self.text):
+            (self.model, self.text), self.prices = known, prices(model, tokens)
+        return compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=self.prices))
+
+
 VARIANTS: dict[str, Variant] = {
     "slicegpt": sliced(adapter="full", head="own"),  # the paper's own
     "aligned": sliced(adapter="none", head="own"),  # aligned bases, no adapters
     "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
+    "repaired": sliced(adapter="none", repair=True),  # no adapters; W_out makes up for what is lost; tied where it was
+    "neurons": fewer_neurons,  # the inner width alone
     "depth": shallower,  # whole layers deleted
+    "mixed": Mixed(),  # width, neurons and blocks, by what each costs
 }
