@@ -1,12 +1,15 @@
 """`minislice compress`: reach a share of a model's size by deleting what costs least, and measure what it costs."""
 
 import argparse
-import sys
 import time
+from functools import partial
 
-from ..architecture.folder import require_free
-from ..measuring.budget import compress, plan_compression
+from transformers import PreTrainedModel
+
+from ..architecture.folder import require_free, whole_folder
+from ..measuring.budget import compress, neurons_for, plan_compression
 from ..measuring.cost import parameters
+from ..neurons import delete_neurons
 from ..storage.checkpoint import locate
 from .inputs import load_both, measured, texts_of, token_sets
 from .output import print_result
@@ -24,6 +27,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     add_seqlen(sub)
     note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
     add_evaluation(sub, note + "measured on")
+    text = "delete nothing but neurons, as many in every MLP: the result is an ordinary model of its architecture"
+    sub.add_argument("--stock", action="store_true", help=text)
     sub.add_argument("--keep-blocks", action="store_true", help="leave no whole block out")
     sub.add_argument("--keep-width", action="store_true", help="leave the signal's width as it is")
     sub.add_argument("--batch-size", type=positive, default=8, help="sequences computed together (default: 8)")
@@ -32,6 +37,10 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.stock and (arguments.keep_blocks or arguments.keep_width or arguments.plan_only):
+        raise ValueError(
+            "--stock deletes neurons alone, without a plan; leave --keep-blocks, --keep-width, --plan-only out"
+        )
     if arguments.out:
         require_free(arguments.out, arguments.force, locate(arguments.model))
     texts = texts_of(arguments)
@@ -39,37 +48,48 @@ def run(arguments: argparse.Namespace) -> int:
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
     began = time.perf_counter()
-    choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
-    plan = plan_compression(model, calibration, size=arguments.size, **choices, **settings)
-    if not arguments.json:
-        print(f"{plan}\n", flush=True)
-    result = {
-        "model": arguments.model,
-        "dense parameters": plan.dense_parameters,
-        "compressed parameters": plan.parameters,
-        "expected cost": plan.cost,
-        **{name: plan.options[name] for name in ("width", "neurons", "drop")},
+    result = {"model": arguments.model, "dense parameters": parameters(model)}
+    if arguments.stock:
+        fraction = neurons_for(model, arguments.size)
+        result["neurons deleted in each MLP"] = fraction
+        act = partial(delete_neurons, model, calibration, neurons=fraction, **settings)
+    else:
+        choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
+        plan = plan_compression(model, calibration, size=arguments.size, **choices, **settings)
+        if not arguments.json:
+            print(f"{plan}\n", flush=True)
+        result |= {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
+        act = partial(compress, model, calibration, plan=plan, **settings)
+    if arguments.plan_only:
+        print_result(arguments, result)
+        return 0
+    dense = measured(arguments.model, model, evaluation, **settings)
+    act()
+    result |= {
+        "compressed parameters": parameters(model),
+        "dense perplexity": dense,
+        "compressed perplexity": measured("the compressed model", model, evaluation, **settings),
+        "calibration": texts.describe("calibration", calibration),
+        "evaluation": texts.describe("test", evaluation),
+        "seconds": time.perf_counter() - began,
     }
-    if not arguments.plan_only:
-        dense = measured(arguments.model, model, evaluation, **settings)
-        compress(model, calibration, plan=plan, **settings)
-        result |= {
-            "compressed parameters": parameters(model),
-            "dense perplexity": dense,
-            "compressed perplexity": measured("the compressed model", model, evaluation, **settings),
-            "calibration": texts.describe("calibration", calibration),
-            "evaluation": texts.describe("test", evaluation),
-            "seconds": time.perf_counter() - began,
-        }
-        if arguments.out:
-            notes = {
-                "base_model": arguments.model,
-                "calibration": result["calibration"],
-                "perplexity": f"{result['compressed perplexity']:.4f} ({result['evaluation']}); dense {dense:.4f}",
-            }
-            model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
-            result["saved to"] = arguments.out
-    elif arguments.out:
-        print(f"minislice: nothing is saved to {arguments.out}, because of --plan-only", file=sys.stderr)
+    if arguments.out:
+        _save(arguments, model, tokenizer, result)
+        result["saved to"] = arguments.out
     print_result(arguments, result)
     return 0
+
+
+def _save(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, result: dict) -> None:
+    if arguments.stock:
+        with whole_folder(arguments.out, arguments.force) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        return
+    notes = {
+        "base_model": arguments.model,
+        "calibration": result["calibration"],
+        "perplexity": f"{result['compressed perplexity']:.4f} ({result['evaluation']}); "
+        f"dense {result['dense perplexity']:.4f}",
+    }
+    model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)

@@ -28,6 +28,7 @@ from .memory import return_freed_memory
 from .output import print_result
 from .parser import HEAD_HELP, add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
+NEURONS_HELP = "fraction of every MLP's neurons to delete, or how many to keep, a number for each MLP"
 HELP = "slice a model and measure what it costs; save it with --out"
 
 
@@ -54,6 +55,10 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--head", choices=HEADS, help=HEAD_HELP)
     sub.add_argument("--adapter", choices=FORMS, help="form of the residual adapters (default: low-rank)")
     sub.add_argument("--tolerance", type=float, help="low-rank: drop angles up to this cosine deficit (default: 0)")
+    sub.add_argument("--neurons", type=neurons, metavar="N[,N...]", help="beyond the paper: " + NEURONS_HELP)
+    sub.add_argument("--drop", type=numbers, metavar="N[,N...]", help="beyond the paper: blocks to leave out whole")
+    text = "beyond the paper: solve for each block's W_out again, to make up for what slicing loses"
+    sub.add_argument("--repair", action="store_true", default=None, help=text)
     sub.add_argument("--basis", choices=BASES, help="what to keep; all but pca are baselines")
     sub.add_argument("--orientation", choices=ORIENTATIONS, help="of the basis inside the kept subspace")
     add_out(sub, required=False)
@@ -189,6 +194,16 @@ def widths(text: str) -> int | list[int]:
     return several if len(several) > 1 else several[0]
 
 
+def neurons(text: str) -> float | list[int]:
+    """An argument's type: a fraction, or a number for each MLP."""
+    return numbers(text) if "," in text else float(text)
+
+
+def numbers(text: str) -> list[int]:
+    """An argument's type."""
+    return [int(number) for number in text.split(",")]
+
+
 def _batch_size(arguments: argparse.Namespace) -> int:
     """Of one process: all of them together compute so many sequences at a time."""
     return -(-arguments.batch_size // arguments.processes.count)
@@ -202,6 +217,8 @@ def _describe_slicing(report: SlicingReport) -> dict:
         "adapter": report.options.adapter,
         "adapter ranks": report.ranks,
         "head": report.options.head,
+        "neurons": report.neurons,
+        "blocks left out": report.options.drop,
     }
 
 
