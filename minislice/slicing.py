@@ -128,7 +128,7 @@ class Slicer:
             fold_writer(linear, Q)  # all D columns, in the basis Q
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
-        like, options = block.w_out[0].weight, self.options
+        like, options = next(block.parameters()), self.options
         form = "full" if {self.boundary, self.boundary + 1} & self.whole else options.adapter
         P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .linears import Linear, as_linear
+from .linears import Linear, StoredLinear, is_experts, reader, writer
+from .mixtures import allow_any_width
 
 
 class RMSNorm(nn.Module):
@@ -107,12 +108,17 @@ class Block(nn.Module):
     @property
     def readers(self) -> dict[str, Linear]:
         """w_in, by their names inside the block."""
-        return {name: as_linear(self.get_submodule(name)) for name in self._w_in}
+        return {name: reader(self.get_submodule(name)) for name in self._w_in}
+
+    @property
+    def writers(self) -> dict[str, Linear]:
+        """w_out, by their names inside the block."""
+        return {name: writer(self.get_submodule(name)) for name in self._w_out}
 
     @property
     def linears(self) -> dict[str, Linear]:
-        """w_in and w_out, by their names inside the block."""
-        return {name: as_linear(self.get_submodule(name)) for name in (*self._w_in, *self._w_out)}
+        """w_in and w_out, by their names inside the block; of experts, which are both, w_out."""
+        return self.readers | self.writers
 
     @property
     def w_in(self) -> list[Linear]:
@@ -120,7 +126,15 @@ class Block(nn.Module):
 
     @property
     def w_out(self) -> list[Linear]:
-        return [as_linear(self.get_submodule(name)) for name in self._w_out]
+        return list(self.writers.values())
+
+    def allow_any_width(self, trained_width: int) -> None:
+        """Have a mixture of experts read and write other widths than the trained one, in place."""
+        if any(is_experts(module) for module in self.modules()):
+            inside = [
+                [n.removeprefix("mlp.") for n in names if n.startswith("mlp.")] for names in (self._w_in, self._w_out)
+            ]
+            allow_any_width(self.mlp, *inside, trained_width)
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
@@ -175,9 +189,11 @@ def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | Non
     """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
     old = module.weight
     module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, StoredLinear):
+        pass  # it has set its sizes itself
+    elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
     else:
         module.out_features, module.in_features = weight.shape
-        if bias is not None:
-            module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

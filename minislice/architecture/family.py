@@ -60,7 +60,9 @@ class Family:
     decoder: str  # where the embeddings, the layers and the final norm are
     embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
     final_norm: str
-    blocks: tuple[BlockSpec, ...] | Callable[[PreTrainedConfig], tuple[BlockSpec, ...]]  # of a layer
+    blocks: (
+        tuple[BlockSpec, ...] | Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]
+    )  # of a layer, see blocks_of
     norm: NormKind
     stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     layers: str = "layers"  # inside the decoder
@@ -70,3 +72,7 @@ class Family:
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
     head: str = "lm_head"
+
+    def blocks_of(self, config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+        """The blocks of a layer; every layer has as many."""
+        return self.blocks(config, layer) if callable(self.blocks) else self.blocks

@@ -5,7 +5,7 @@ A saved model takes this file with it, as it does `blocks`; it needs torch and t
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from .blocks import Block, BlockLayer, RMSNorm
 from .families import find_family
 from .family import Family
 from .heads import FittedHead, Padding, TiedHead
-from .linears import as_linear, check_linear
+from .linears import Linear, check_linear, is_experts, reader, writer
+from .mixtures import ANY_WIDTH
 
 
 class _LastLayerReached(Exception):
@@ -63,12 +64,16 @@ class Network:
     def install(self) -> None:
         """Put the block layers where transformers' layers are; the model computes what it did.
 
-        It is none of transformers' own from here on, so `save_pretrained` writes a `SlicedForCausalLM`.
+        It is none of transformers' own from here on, so `save_pretrained` writes a `SlicedForCausalLM`. Its config must
+        be its own.
         """
         from .modeling import SavesSliced  # which imports this file
 
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
+            for block in layer.blocks:
+                block.allow_any_width(self.trained_width)
+        self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
         self.model.save_pretrained = SavesSliced(self.model)
@@ -132,6 +137,10 @@ class Network:
         return isinstance(self.final_norm, RMSNorm)
 
     @property
+    def has_experts(self) -> bool:
+        return any(is_experts(module) for module in self.model.modules())
+
+    @property
     def has_adapters(self) -> bool:
         return any(block.adapter is not None for block in self.blocks)
 
@@ -179,8 +188,8 @@ def network(model: PreTrainedModel) -> Network:
         model=model,
         decoder=decoder,
         layers=[
-            layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config)
-            for layer in getattr(decoder, family.layers)
+            layer if isinstance(layer, BlockLayer) else _block_layer(layer, index, family, config)
+            for index, layer in enumerate(getattr(decoder, family.layers))
         ],
         embeddings=[_module(decoder, name, config) for name in family.embeddings],
         final_norm_name=family.final_norm,
@@ -189,7 +198,7 @@ def network(model: PreTrainedModel) -> Network:
     )
 
 
-def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> BlockLayer:
+def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTrainedConfig) -> BlockLayer:
     described = []  # every module that the entry names
     blocks = []
 
@@ -199,14 +208,14 @@ def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> 
         described.append(_module(layer, name, config))
         return described[-1]
 
-    for spec in family.blocks:
+    for spec in family.blocks_of(config, index):
         mlp = OrderedDict((name, module(name)) for name in spec.mlp)
         block = Block(
             norm=module(spec.norm),
             attention=module(spec.attention),
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
-            w_in=[_linear(layer, name, config, "in_features") for name in spec.w_in],
-            w_out=[_linear(layer, name, config, "out_features") for name in spec.w_out],
+            w_in=[_linear(layer, name, config, reader) for name in spec.w_in],
+            w_out=[_linear(layer, name, config, writer) for name in spec.w_out],
             mlp_norm=module(spec.mlp_norm),
             scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             residual=spec.residual,
@@ -233,13 +242,15 @@ def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module
         ) from None
 
 
-def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: str) -> nn.Module:
+def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callable[[nn.Module], Linear]) -> nn.Module:
+    """A module of the layer, whose `side`, as a reader or a writer of the signal, has the signal's width."""
     module = _module(layer, name, config)
     check_linear(name, module, layer)
-    if (width := getattr(as_linear(module), side)) != config.hidden_size:
+    does, width = ("reads", "in_features") if side is reader else ("writes", "out_features")
+    if (found := getattr(side(module), width)) != config.hidden_size:
         raise ValueError(
-            f"the entry of {config.model_type!r} says that {name} {'reads' if side == 'in_features' else 'writes'} the "
-            f"signal, which is {config.hidden_size} wide, but its {side} are {width}"
+            f"the entry of {config.model_type!r} says that {name} {does} the signal, which is {config.hidden_size} "
+            f"wide, but its {width} are {found}"
         )
     return module
 

@@ -102,8 +102,8 @@ def slice_streamed(
         calibration = SharedCalibration(batches, processes, work.path)
         report = SlicingReport(options, net.trained_width, count_tokens(batches))
         shapes = SlicedShapes(trained, options)
-        net.install()
         fuse_config(net)
+        net.install()
         if options.head == "tied":
             tie_embedding(net)
         else:
