@@ -17,14 +17,7 @@ from minislice.architecture.network import network
 
 SLIDING = {"sliding_window": 6}
 MIXED = {**SLIDING, "layer_types": ("full_attention", "sliding_attention", "sliding_attention", "full_attention")}
-YARN = {
-    "rope_parameters": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 2.0,
-        "original_max_position_embeddings": 32,
-    }
-}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
 
 # The variants of each family, as fields of its config; of `layer_types`, as many are taken as there are layers.
@@ -68,13 +61,13 @@ VARIANTS: dict[str, tuple[dict, ...]] = {
     "mixtral": ({}, SLIDING),
     "qwen2_moe": (
         {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
-        {"moe_intermediate_size": 12, "decoder_sparse_step": 2, "norm_topk_prob": True, "qkv_bias": False},
+        {"moe_intermediate_size": 12, "decoder_sparse_step": 2, "qkv_bias": False, "use_sliding_window": True, **MIXED},
     ),
     "qwen3_moe": (
         {"moe_intermediate_size": 12},
         {"moe_intermediate_size": 12, "mlp_only_layers": [1], "attention_bias": True},
     ),
-    "gpt_oss": ({**MIXED, **YARN}, {**MIXED, "attention_bias": False}),
+    "gpt_oss": ({**MIXED, "rope_parameters": YARN}, {**MIXED, "attention_bias": False}),
 }
 FAMILIES = tuple(VARIANTS)
 EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")

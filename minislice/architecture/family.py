@@ -60,9 +60,7 @@ class Family:
     decoder: str  # where the embeddings, the layers and the final norm are
     embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
     final_norm: str
-    blocks: (
-        tuple[BlockSpec, ...] | Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]
-    )  # of a layer, see blocks_of
+    blocks: tuple[BlockSpec, ...] | Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]  # see `blocks_of`
     norm: NormKind
     stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     layers: str = "layers"  # inside the decoder

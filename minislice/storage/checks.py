@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from .files import Stored, read_json
 
@@ -90,7 +91,7 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
     Raises:
         ValueError: they aren't; with file, tensor and both shapes.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in revert_weight_conversion(model, dict(model.named_parameters())).items():
         stored = tensors.get(name) or tensors.get(name.removeprefix(f"{model.base_model_prefix}."))
         if stored is None:
             continue
