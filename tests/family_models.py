@@ -97,6 +97,10 @@ class FamilyRecipe(Recipe):
     def softmax_in_float32(self) -> bool:
         return self.family in ("bloom", "gptj")  # GPT-J up to transformers 5.17
 
+    @property
+    def rounding(self) -> float:
+        return 1e-4 if self.family in ("mixtral", "qwen2_moe", "qwen3_moe") else 0.0  # their routers' softmax
+
     def config(self):
         known = AutoConfig.for_model(self.family)
         narrow = self.heads * self.head_dim
