@@ -38,10 +38,10 @@ MIXTURE = replace(GATED_MLP, w_in=("mlp.gate", "mlp.experts"), w_out=("mlp.exper
 SHARED_MIXTURE = replace(  # and one expert for all tokens
     MIXTURE,
     w_in=(
-        *MIXTURE.w_in,
-        *("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert_gate"),
+        *("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        *(*MIXTURE.w_in, "mlp.shared_expert_gate"),
     ),
-    w_out=(*MIXTURE.w_out, "mlp.shared_expert.down_proj"),
+    w_out=("mlp.shared_expert.down_proj", *MIXTURE.w_out),
 )
 PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
 FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other

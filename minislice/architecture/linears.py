@@ -139,6 +139,11 @@ def is_experts(module: nn.Module) -> bool:
     return isinstance(getattr(module, ExpertsWriter.side, None), nn.Parameter)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it can read or write the signal."""
+    return isinstance(module, (nn.Linear, Conv1D)) or is_experts(module) or _is_router(module)
+
+
 def reader(module: nn.Module) -> Linear:
     """The linear by which a module reads the signal: itself, or what shows it as one."""
     if is_experts(module):
@@ -156,8 +161,7 @@ def writer(module: nn.Module) -> Linear:
 def check_linear(name: str, module: nn.Module, layer: nn.Module) -> None:
     """Raise a ValueError for what isn't a linear of floating-point weights, as quantization and PEFT leave it."""
     known = type(module) in (nn.Linear, Conv1D)
-    linear = isinstance(module, nn.Linear) or is_experts(module) or _is_router(module)
-    of_the_model = linear and type(module).__module__ == type(layer).__module__
+    of_the_model = is_linear(module) and type(module).__module__ == type(layer).__module__
     if not (known or of_the_model) or not next(module.parameters()).is_floating_point():
         raise ValueError(
             f"{name} is a {type(module).__module__}.{type(module).__name__}, not an nn.Linear of floating-point "
