@@ -1,4 +1,4 @@
-"""What flows through a model: every call of a module on some tokens, and what can be said of it without knowing the class.
+"""What flows through a model: every call of a module on some tokens, and what can be told from it of any class.
 
 `propose` finds from this which modules are norms, what reads the signal and what writes to it.
 """

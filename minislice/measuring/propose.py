@@ -125,8 +125,8 @@ class _Observed:
         for index, blocks in enumerate(layers):
             if blocks != layers[0]:
                 raise Obstacle(
-                    f"layer {index} is made of other blocks than layer 0, and what decides that can't be seen: `blocks` "
-                    "has to be a function of the config and the layer's index"
+                    f"layer {index} is made of other blocks than layer 0, and what decides that can't be seen: "
+                    "`blocks` has to be a function of the config and the layer's index"
                 )
         final_norm, head = self._end()
         return Family(
@@ -212,7 +212,8 @@ class _Observed:
             return None
         after = after.reshape(before.shape)  # some flatten sequences and tokens for the MLP
         linears = [c for c in calls if is_linear(c.module) and c.output.numel() == after.numel()]
-        weights, explained = explain(after - before, [c.output for c in linears])
+        outputs = [c.output for c in linears]
+        weights, explained = explain(after - before, outputs)
         if explained:
             used = {round(w.item(), 9) for w in weights if abs(w) > SAME}
             if len(used) != 1:
@@ -221,15 +222,14 @@ class _Observed:
                 raise Obstacle(f"branches are multiplied by {self.scale} here and {used.pop()} there")
             self.scale = used.pop()
             return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
-        behind = [
-            c for c in calls if norm_kind(c.module, before.shape[-1]) and any(equal(c.input, x.output) for x in linears)
-        ]
-        weights, explained = explain_by_token(after - before, [c.output for c in linears])
-        if explained and not behind:  # a gate, as a shared expert has
+        weights, explained = explain_by_token(after - before, outputs)
+        norms = [c for c in calls if norm_kind(c.module, before.shape[-1])]
+        behind = any(equal(norm.input, output) for norm in norms for output in outputs)
+        if explained and not behind:  # times what a gate gives, as a shared expert's
             return [c for c, w in zip(linears, weights, strict=True) if w.abs().max() > SAME]
         if optional:
             return None
-        norms = [c for c in calls if norm_kind(c.module, before.shape[-1]) and c.output.numel() == after.numel()]
+        norms = [norm for norm in norms if norm.output.numel() == after.numel()]
         weights, explained = explain(after, [before, *(c.output for c in (*norms, *linears))])
         if explained and abs(weights[0]) < SAME:
             first = next(c for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)

@@ -24,7 +24,8 @@ from .sequences import collate
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """The names of every block's W_in and W_out, the linears that read and write the signal; no adapter, no head."""
-    wanted = {linear for block in network(model).blocks for linear in block.linears.values()}
+    linears = [linear for block in network(model).blocks for linear in block.linears.values()]
+    wanted = {linear for linear in linears if linear.out_features > 1}  # no gate, which is less than its LoRA would be
     return [name for name, module in model.named_modules() if module in wanted]
 
 
