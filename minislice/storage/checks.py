@@ -19,7 +19,7 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "word_embed_proj_dim", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
     *("n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
-    *("num_experts", "num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
+    *("num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
 )
 LARGEST = 10**8  # of any size; the largest that was published is a tenth of it
 MOST_LAYERS = 1000
