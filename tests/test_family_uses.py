@@ -3,6 +3,8 @@
 Several processes, PEFT, the harness, the caches that transformers has besides its usual one, and the commands.
 """
 
+import argparse
+
 import pytest
 import torch
 from family_models import FamilyRecipe
@@ -14,6 +16,7 @@ import minislice
 from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.architecture.network import network
 from minislice.command.cli import main
+from minislice.command.inputs import seqlen_of
 from minislice.large.processes import joined
 from minislice.large.shared import SharedCalibration
 from minislice.recovery.training import lora_targets
@@ -87,15 +90,15 @@ def test_the_harness_and_the_commands_take_them(family, tmp_path, capsys):
     model = small_model(family, vocab_size=len(tokenizer)).float()
     for saved in (model, tokenizer):
         saved.save_pretrained(tmp_path / "dense")
-    (tmp_path / "text.txt").write_text("The module returns a value of its own. " * 1000)
-    texts = ["--calibration", str(tmp_path / "text.txt"), "--samples", "2", "--quiet"]
+    (tmp_path / "text.txt").write_text("The module returns a value of its own. " * 60)
+    texts = ["--calibration", str(tmp_path / "text.txt"), "--samples", "2", "--seqlen", "32", "--quiet"]
     measured = ["--evaluation", str(tmp_path / "text.txt"), "--eval-samples", "2"]
     tasks = folder_of({"piqa": ORIGINAL["piqa"][:2]}, tmp_path / "tasks")
     for command in [
         ["verify", "dense", *texts, "--dtypes", "float32"],
         ["slice", "dense", *texts, *measured, "--slicing", "0", "--out", "sliced"],
         ["slice", "dense", *texts, "--slicing", "0", "--stream", "--out", "streamed"],
-        ["eval", "sliced", *measured],
+        ["eval", "sliced", *measured, "--seqlen", "32"],
         ["generate", "sliced", "--prompt", "The", "--max-new-tokens", "3"],
         ["zeroshot", "sliced", "--tasks", "piqa", "--tasks-from", str(tasks)],
     ]:
@@ -104,3 +107,11 @@ def test_the_harness_and_the_commands_take_them(family, tmp_path, capsys):
     loaded = [minislice.load(tmp_path / name, dtype="float32")[0] for name in ("dense", "sliced")]
     dense, sliced = (minislice.zero_shot(model, tokenizer, "piqa", tasks_from=tasks) for model in loaded)
     assert dense.scores == sliced.scores
+
+
+def test_a_model_without_a_limit_gets_sequences_of_the_usual_length(tmp_path):
+    """Bloom's config has no max_position_embeddings."""
+    model = small_model("bloom")
+    minislice.slice_model(model, torch.arange(40).view(2, 20), width=16).save_pretrained(tmp_path / "sliced")
+    arguments = argparse.Namespace(model="sliced", seqlen=None)
+    assert all(seqlen_of(arguments, m) == 2048 for m in (small_model("bloom"), minislice.load(tmp_path / "sliced")[0]))

@@ -135,6 +135,10 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
             outputs.hidden_states = tuple(states)
         return outputs
 
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
+        """The dense model's own: a static cache's masks depend on its attention, and Bloom's are unlike others'."""
+        return self.base.prepare_inputs_for_generation(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
 
