@@ -10,6 +10,7 @@ import torch
 from family_models import FamilyRecipe
 from forked import group_of
 from properties import logits, relative_error
+from test_cost import counted
 from test_zero_shot import ORIGINAL, folder_of
 
 import minislice
@@ -19,6 +20,7 @@ from minislice.command.cli import main
 from minislice.command.inputs import seqlen_of
 from minislice.large.processes import joined
 from minislice.large.shared import SharedCalibration
+from minislice.measuring.cost import flops_per_token
 from minislice.recovery.training import lora_targets
 from minislice.teaching.small import small_model
 
@@ -73,9 +75,16 @@ def test_a_static_cache_generates_what_the_usual_one_does(family, variant):
     assert error < max(1e-6 if recipe.softmax_in_float32 else 1e-10, recipe.rounding)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen2_moe", "gpt_oss"])
+def test_flops_are_those_that_torch_counts(family):
+    _, model = sliced(family, 0)
+    assert 0 <= counted(model) - flops_per_token(model, context=1) <= 8  # of RoPE
+
+
 @stand_for_all
 def test_lora_is_trained_and_merged(family, variant):
     recipe, model = sliced(family, variant, torch.float32)
+    assert all(parameter.requires_grad for parameter in model.parameters())
     before, targets = logits(model, recipe.tokens(1)), len(lora_targets(model))
     minislice.recover(model, recipe.tokens(), steps=2, rank=2, learning_rate=1e-2, batch_size=2)
     assert targets >= 2 * len(network(model).layers)

@@ -131,10 +131,9 @@ class Block(nn.Module):
     def allow_any_width(self, trained_width: int) -> None:
         """Have a mixture of experts read and write other widths than the trained one, in place."""
         if any(is_experts(module) for module in self.modules()):
-            inside = [
-                [n.removeprefix("mlp.") for n in names if n.startswith("mlp.")] for names in (self._w_in, self._w_out)
-            ]
-            allow_any_width(self.mlp, *inside, trained_width)
+            sides = (self._w_in, self._w_out)
+            w_in, w_out = ([name[len("mlp.") :] for name in names if name.startswith("mlp.")] for names in sides)
+            allow_any_width(self.mlp, w_in, w_out, trained_width)
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""

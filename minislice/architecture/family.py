@@ -38,7 +38,7 @@ class BlockSpec:
     """One block of a decoder layer; every entry is a module's name inside the transformers layer."""
 
     norm: str
-    w_in: tuple[str, ...]  # every linear that reads the norm's output
+    w_in: tuple[str, ...]  # every linear that reads the norm's output; a mixture's router and experts are such, too
     w_out: tuple[str, ...]  # every linear whose output is added to the signal
     attention: str | None = None
     mlp: tuple[str, ...] = ()  # one module, or several that are applied in turn
