@@ -12,7 +12,7 @@ from models import VOCABULARY, Recipe, _random_like
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minislice.architecture.mixtures import in_dtype
+from minislice.architecture.mixtures import able_to_compute
 from minislice.architecture.network import network
 
 SLIDING = {"sliding_window": 6}
@@ -143,7 +143,7 @@ class FamilyRecipe(Recipe):
         }
 
     def model(self) -> nn.Module:
-        model = in_dtype(AutoModelForCausalLM.from_config(self.config()), torch.float64).eval()
+        model = able_to_compute(AutoModelForCausalLM.from_config(self.config()).double()).eval()
         generator = torch.Generator().manual_seed(self.seed)
         tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
         with torch.no_grad():

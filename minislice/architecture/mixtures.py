@@ -77,11 +77,11 @@ def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
     return nn.functional.linear(x, matrix.T if experts.is_transposed else matrix, bias)
 
 
-def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model in another dtype, its experts so that they can compute in it; of itself transformers can't."""
-    if dtype == torch.float64:
+def able_to_compute(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, with experts that compute in its dtype; those that transformers chooses don't in float64."""
+    if model.dtype == torch.float64:
         model.set_experts_implementation("eager")
-    return model.to(dtype)
+    return model
 
 
 ALL_EXPERTS_FUNCTIONS.register(ANY_WIDTH, experts_of_any_width)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architecture.mixtures import in_dtype
+from ..architecture.mixtures import able_to_compute
 from ..architecture.network import inference, network
 from ..corpus.batches import Tokens, token_batches
 from ..fusion import fuse
@@ -149,7 +149,7 @@ def verify(
     found, reference_perplexity = {}, math.nan
     with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
         for steps in (UNROTATED, STEPS.keys() - UNROTATED):  # one reference at a time
-            exact = in_dtype(copy.deepcopy(model), torch.float64)
+            exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
             if steps is UNROTATED:
                 reference_perplexity = perplexity(exact, ids, masks, batch_size=batch_size)
             else:
@@ -159,7 +159,7 @@ def verify(
             del exact
             for dtype in dtypes:
                 for step in filter(steps.__contains__, STEPS):
-                    changed = in_dtype(copy.deepcopy(model), getattr(torch, dtype))
+                    changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
                     changed = STEPS[step](changed, ids, masks, seed)
                     found[dtype, step] = Measurement(
                         dtype=dtype,

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.family import NormKind
 from ..architecture.linears import is_linear
-from ..architecture.mixtures import in_dtype
+from ..architecture.mixtures import able_to_compute
 from ..architecture.network import inference
 
 SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
@@ -36,7 +36,7 @@ class Call:
 
 def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
     """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
-    model = in_dtype(copy.deepcopy(model), torch.float64).eval()
+    model = able_to_compute(copy.deepcopy(model).double()).eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
         if parameter.ndim > 1:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from ..architecture.mixtures import in_dtype
+from ..architecture.mixtures import able_to_compute
 
 SIZES = {
     "vocab_size": 128,
@@ -45,7 +45,7 @@ def small_model(model_type: str, seed: int = 0, **fields) -> PreTrainedModel:
         if hasattr(known, name) and not isinstance(getattr(type(known), name, None), property)
     }
     config = AutoConfig.for_model(model_type, **{**settable, **fields})
-    model = in_dtype(AutoModelForCausalLM.from_config(config), torch.float64).eval()
+    model = able_to_compute(AutoModelForCausalLM.from_config(config).double()).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
