@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .linears import Linear, StoredLinear, is_experts, reader, writer
-from .mixtures import allow_any_width
+from .linears import Linear, StoredLinear, reader, writer
 
 
 class RMSNorm(nn.Module):
@@ -128,13 +127,6 @@ class Block(nn.Module):
     def w_out(self) -> list[Linear]:
         return list(self.writers.values())
 
-    def allow_any_width(self, trained_width: int) -> None:
-        """Have a mixture of experts read and write other widths than the trained one, in place."""
-        if any(is_experts(module) for module in self.modules()):
-            sides = (self._w_in, self._w_out)
-            w_in, w_out = ([name[len("mlp.") :] for name in names if name.startswith("mlp.")] for names in sides)
-            allow_any_width(self.mlp, w_in, w_out, trained_width)
-
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
         normalized, outputs = self.norm(x), []
@@ -188,11 +180,9 @@ def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | Non
     """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
     old = module.weight
     module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-    if isinstance(module, StoredLinear):
-        pass  # it has set its sizes itself
-    elif isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
-    else:
+    elif not isinstance(module, StoredLinear):  # which has set its sizes itself
         module.out_features, module.in_features = weight.shape
     if bias is not None:
         module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

@@ -5,7 +5,6 @@ whatever the widths before and behind the block: zeros fill the input up and are
 the same at the output. The matrices have none. A saved model takes this file with it, as it does `blocks`.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,16 +13,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from .linears import ExpertsWriter, reader, writer
+from .linears import ExpertsWriter, is_experts, reader, writer
 
 ANY_WIDTH = "minislice"  # what transformers calls `experts_of_any_width`
 
 
-def allow_any_width(mixture: nn.Module, w_in: Sequence[str], w_out: Sequence[str], trained_width: int) -> None:
-    """Have a mixture read and write signals of the widths that its linears have at the time, in place.
+def allow_any_width(block: nn.Module, trained_width: int) -> None:
+    """Have the mixture of a `blocks.Block`, if its mlp is one, read and write as many columns as its linears, in place.
 
-    Its model must use `experts_of_any_width`. `w_in` and `w_out` are names inside the mixture.
+    The model must use `experts_of_any_width`.
     """
+    mixture = block.mlp
+    if mixture is None or not any(is_experts(module) for module in mixture.modules()):
+        return
+    w_in, w_out = ([name.removeprefix("mlp.") for name in names] for names in (block.readers, block.writers))
     mixture.register_forward_pre_hook(partial(_fill_input, trained_width))
     for part, name in {name.split(".")[0]: name for name in w_in}.items():  # router, experts, a shared expert
         inside = name.removeprefix(part).removeprefix(".")

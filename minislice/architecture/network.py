@@ -18,7 +18,7 @@ from .families import find_family
 from .family import Family
 from .heads import FittedHead, Padding, TiedHead
 from .linears import Linear, check_linear, is_experts, reader, writer
-from .mixtures import ANY_WIDTH
+from .mixtures import ANY_WIDTH, allow_any_width
 
 
 class _LastLayerReached(Exception):
@@ -72,7 +72,7 @@ class Network:
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
             for block in layer.blocks:
-                block.allow_any_width(self.trained_width)
+                allow_any_width(block, self.trained_width)
         self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
