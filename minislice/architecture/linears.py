@@ -135,8 +135,8 @@ Linear = nn.Module | StoredLinear  # a module, for PEFT wraps an `nn.Linear` in 
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether it is all the experts of a mixture."""
-    return isinstance(getattr(module, ExpertsWriter.side, None), nn.Parameter)
+    """Whether it is all the experts of a mixture, as transformers describes them."""
+    return isinstance(getattr(module, ExpertsWriter.side, None), nn.Parameter) and hasattr(module, "is_transposed")
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -26,7 +26,8 @@ def allow_any_width(block: nn.Module, trained_width: int) -> None:
     mixture = block.mlp
     if mixture is None or not any(is_experts(module) for module in mixture.modules()):
         return
-    w_in, w_out = ([name.removeprefix("mlp.") for name in names] for names in (block.readers, block.writers))
+    sides = (block.readers, block.writers)
+    w_in, w_out = ([name.removeprefix("mlp.") for name in names if name.startswith("mlp.")] for names in sides)
     mixture.register_forward_pre_hook(partial(_fill_input, trained_width))
     for part, name in {name.split(".")[0]: name for name in w_in}.items():  # router, experts, a shared expert
         inside = name.removeprefix(part).removeprefix(".")
