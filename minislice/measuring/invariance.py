@@ -29,7 +29,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1, "float16": 2e
 # 6e-8 at each norm; layers amplify it.
 FLOAT32_NORM_TOLERANCE = 1e-5
 # Of a mixture of experts, at every step: its router's softmax computes in float32 too, and in 16 bits rounding sends
-# some tokens to other experts, which changes their logits altogether: there only a NaN fails.
+# some tokens to other experts, which changes their logits altogether: there little but a NaN fails.
 ROUTED_TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "bfloat16": 2.0, "float16": 2.0}
 
 STEPS = {
