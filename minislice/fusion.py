@@ -137,8 +137,8 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
         raise ValueError("this model is already fused: its norms have no weights left to move")
     if keep_tie:
         tie_embedding(net)
-    net.install()
     fuse_config(net)
+    net.install()
     if not keep_tie:
         untie_head(net)
     fuse_embeddings(net, keep_tie)

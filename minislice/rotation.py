@@ -77,7 +77,7 @@ def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D k"]]) ->
         for linear in block.w_out:
             fold_writer(linear, Q_next)
         if Q is not Q_next:
-            block.adapter = linear_map(Q.T @ Q_next, like=block.w_out[0].weight)  # S = Q_{l-1}^T Q_l
+            block.adapter = linear_map(Q.T @ Q_next, like=next(block.parameters()))  # S = Q_{l-1}^T Q_l
     fold_reader(net.head, rotations[-1])
 
 

@@ -147,7 +147,7 @@ class Slicer:
             fold_writer(linear, Q)  # all D columns, in the basis Q
         X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
         Q_next, k = self._basis(X)
-        like, options = block.w_out[0].weight, self.options
+        like, options = next(block.parameters()), self.options
         form = "full" if len({self.boundary, self.boundary + 1} & self.kept) == 1 else options.adapter
         P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
         for linear, weight, bias in trained:
@@ -166,7 +166,7 @@ class Slicer:
         if block.neurons:
             self.report.neurons.append(self.neurons[len(self.report.neurons)])
             delete = block.neurons - self.report.neurons[-1]
-        if delete or self.options.repair:
+        if delete or (self.options.repair and not block.is_mixture):
             C, B = self.calibration.moments(block, layer, self.Z, self.P, self.dense)
             solve = partial(solve_output, block, C, B, delete, self.options.repair)
             keep_inner(block, *self.calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))

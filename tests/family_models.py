@@ -12,10 +12,12 @@ from models import VOCABULARY, Recipe, _random_like
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from minislice.architecture.mixtures import able_to_compute
 from minislice.architecture.network import network
 
 SLIDING = {"sliding_window": 6}
 MIXED = {**SLIDING, "layer_types": ("full_attention", "sliding_attention", "sliding_attention", "full_attention")}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}
 
 # The variants of each family, as fields of its config; of `layer_types`, as many are taken as there are layers.
@@ -56,6 +58,16 @@ VARIANTS: dict[str, tuple[dict, ...]] = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "alibi": True},
     ),
     "bloom": ({},),
+    "mixtral": ({}, SLIDING),
+    "qwen2_moe": (
+        {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 20},
+        {"moe_intermediate_size": 12, "decoder_sparse_step": 2, "qkv_bias": False, "use_sliding_window": True, **MIXED},
+    ),
+    "qwen3_moe": (
+        {"moe_intermediate_size": 12},
+        {"moe_intermediate_size": 12, "mlp_only_layers": [1], "attention_bias": True},
+    ),
+    "gpt_oss": ({**MIXED, "rope_parameters": YARN}, {**MIXED, "attention_bias": False}),
 }
 FAMILIES = tuple(VARIANTS)
 EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
@@ -85,6 +97,10 @@ class FamilyRecipe(Recipe):
     def softmax_in_float32(self) -> bool:
         return self.family in ("bloom", "gptj")  # GPT-J up to transformers 5.17
 
+    @property
+    def rounding(self) -> float:
+        return 1e-4 if self.family in ("mixtral", "qwen2_moe", "qwen3_moe") else 0.0  # their routers' softmax
+
     def config(self):
         known = AutoConfig.for_model(self.family)
         narrow = self.heads * self.head_dim
@@ -93,6 +109,9 @@ class FamilyRecipe(Recipe):
             "intermediate_size": 40,
             "head_dim": self.head_dim,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+            "num_experts": 4,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
             **dict.fromkeys(EPS, self.eps),
         }
         fields = {
@@ -124,7 +143,7 @@ class FamilyRecipe(Recipe):
         }
 
     def model(self) -> nn.Module:
-        model = AutoModelForCausalLM.from_config(self.config()).double().eval()
+        model = able_to_compute(AutoModelForCausalLM.from_config(self.config()).double()).eval()
         generator = torch.Generator().manual_seed(self.seed)
         tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
         with torch.no_grad():

@@ -49,6 +49,11 @@ class Recipe:
         return False
 
     @property
+    def rounding(self) -> float:
+        """What rounding to float32 inside the model changes its logits by at least, whatever the dtype."""
+        return 0.0
+
+    @property
     def logit_scale(self) -> float:
         """What the head's output is multiplied by."""
         return 1.0

@@ -6,11 +6,13 @@ import properties
 import pytest
 import torch
 from family_models import FamilyRecipe
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from minislice import fuse
-from minislice.architecture import families
 from minislice.architecture.blocks import set_weight
 from minislice.architecture.families import FAMILIES
+from minislice.architecture.linears import ExpertsReader, ExpertsWriter, TransposedLinear
+from minislice.architecture.mixtures import ANY_WIDTH
 from minislice.architecture.network import network
 
 
@@ -36,11 +38,46 @@ def conv1d_transposed(patch):
     def weight(linear):
         return linear.module.weight if linear.module.nf == linear.module.nx else linear.module.weight.T
 
-    patch.setattr("minislice.architecture.linears.StoredLinear.weight", property(weight, families_setter))
+    patch.setattr(TransposedLinear, "weight", property(weight, families_setter))
 
 
 def families_setter(linear, weight):
     linear.module.weight = torch.nn.Parameter(weight.T.contiguous())
+
+
+def without(family: str, *forgotten: str):
+    """An entry that leaves linears of the mixture out."""
+    blocks = FAMILIES[family].blocks_of(fixed(family).config(), 0)
+    w_in = tuple(name for name in blocks[1].w_in if name not in forgotten)
+    return entry(family, blocks=(blocks[0], dataclasses.replace(blocks[1], w_in=w_in)))
+
+
+def last_expert_left_as_it_was(side):
+    def plant(patch):
+        right = side.store_matrices
+
+        def store_matrices(self, matrices):
+            right(self, torch.cat([matrices[:-1], self.matrices()[-1:]]))
+
+        patch.setattr(side, "store_matrices", store_matrices)
+
+    return plant
+
+
+def transposition_overlooked(patch):
+    patch.setattr(ExpertsReader, "matrices", lambda self: self.module.gate_up_proj)
+    patch.setattr(ExpertsReader, "store_matrices", lambda self, new: self.store("gate_up_proj", new))
+
+
+def biases_left_as_they_were(patch):
+    right = ExpertsWriter.store
+    patch.setattr(ExpertsWriter, "store", lambda self, name, x: None if "bias" in name else right(self, name, x))
+
+
+def one_expert_a_token(patch):
+    right = ALL_EXPERTS_FUNCTIONS[ANY_WIDTH]
+    one = lambda experts, x, index, weights: right(experts, x, index[:, :1], weights[:, :1])  # noqa: E731
+    patch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, ANY_WIDTH, one)
 
 
 MISTAKES = {
@@ -64,7 +101,7 @@ MISTAKES = {
         fixed("falcon", 1),
     ),
     "a sequential layer taken for a parallel one": (
-        entry("gpt_neox", blocks=(families._gpt_neox_blocks(fixed("gpt_neox", 0).config()))),
+        entry("gpt_neox", blocks=FAMILIES["gpt_neox"].blocks_of(fixed("gpt_neox", 0).config(), 0)),
         fixed("gpt_neox", 1),
     ),
     "Conv1D transposed": (conv1d_transposed, fixed("gpt2")),
@@ -73,6 +110,23 @@ MISTAKES = {
         set_to("torch.Tensor.new_zeros", lambda x, size, **k: x if size == () else torch.zeros(size).to(x)),
         fixed("bloom"),
     ),
+    "the router not folded": (without("mixtral", "mlp.gate"), fixed("mixtral")),
+    "the router of gpt_oss not folded": (without("gpt_oss", "mlp.router"), fixed("gpt_oss")),
+    "the shared expert not folded": (
+        without("qwen2_moe", "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        fixed("qwen2_moe"),
+    ),
+    "the shared expert's gate forgotten": (without("qwen2_moe", "mlp.shared_expert_gate"), fixed("qwen2_moe")),
+    "one expert forgotten": (last_expert_left_as_it_was(ExpertsReader), fixed("qwen3_moe")),
+    "transposed experts taken for others": (
+        transposition_overlooked,
+        fixed("gpt_oss", hidden=80),  # as wide as twice an expert, so that it fits both ways
+    ),
+    "one expert a token": (one_expert_a_token, fixed("gpt_oss")),
+}
+ROTATING = {
+    "one expert not rotated": (last_expert_left_as_it_was(ExpertsWriter), fixed("mixtral")),
+    "the experts' biases not rotated": (biases_left_as_they_were, fixed("gpt_oss")),
 }
 
 
@@ -83,6 +137,15 @@ def test_fusion_does_not_preserve_the_logits_with(name, monkeypatch):
     plant(monkeypatch)
     with pytest.raises(AssertionError):
         properties.fusion_preserves_logits(recipe)
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_rotation_does_not_preserve_the_logits_with(name, monkeypatch):
+    plant, recipe = ROTATING[name]
+    properties.one_rotation_preserves_logits(recipe)
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        properties.one_rotation_preserves_logits(recipe)
 
 
 # G9: layers of one model may differ in their context.

@@ -23,7 +23,12 @@ CASES = [(family, variant) for family in FAMILIES for variant in range(len(VARIA
 def test_the_entry_of_the_table_is_found(family, variant):
     recipe = FamilyRecipe(family, variant=variant, layers=2, heads=4, kv_heads=2, head_dim=4, hidden=20, eps=1e-4)
     found, expected = propose(recipe.model()), find_family(recipe.config())
-    assert found.passed and find_family(recipe.config()) == expected  # the table is as it was
+    blocks, *others = [expected.blocks_of(recipe.config(), layer) for layer in range(2)]
+    if blocks not in others:
+        assert "layer 1 is made of other blocks than layer 0" in found.obstacle
+        return
+    expected = dataclasses.replace(expected, blocks=blocks)
+    assert found.passed and TABLE[family] == find_family(recipe.config())  # the table is as it was
     for field in dataclasses.fields(expected):
         if field.name == "branch_scale" and expected.branch_scale and found.family.branch_scale is None:
             assert getattr(recipe.config(), expected.branch_scale) == 1

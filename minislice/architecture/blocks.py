@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .linears import Linear, as_linear
+from .linears import Linear, StoredLinear, is_experts, reader, writer
 
 
 class RMSNorm(nn.Module):
@@ -124,35 +124,40 @@ class Block(nn.Module):
     @property
     def readers(self) -> dict[str, Linear]:
         """w_in, by their names inside the block."""
-        return {name: as_linear(self.get_submodule(name)) for name in self._w_in}
+        return {name: reader(self.get_submodule(name)) for name in self._w_in}
+
+    @property
+    def writers(self) -> dict[str, Linear]:
+        """w_out, by their names inside the block."""
+        return {name: writer(self.get_submodule(name)) for name in self._w_out}
 
     @property
     def linears(self) -> dict[str, Linear]:
-        """w_in and w_out, by their names inside the block."""
-        return {**self.readers, **self.writers}
+        """w_in and w_out, by their names inside the block; of experts, which are both, w_out."""
+        return self.readers | self.writers
 
     @property
     def w_in(self) -> list[Linear]:
         return list(self.readers.values())
 
     @property
-    def writers(self) -> dict[str, Linear]:
-        """w_out, by their names inside the block."""
-        return {name: as_linear(self.get_submodule(name)) for name in self._w_out}
-
-    @property
     def w_out(self) -> list[Linear]:
         return list(self.writers.values())
 
     @property
+    def is_mixture(self) -> bool:
+        """Whether experts are among what writes."""
+        return any(is_experts(self.get_submodule(name)) for name in self._w_out)
+
+    @property
     def mlp_linears(self) -> MLPLinears | None:
-        """Those of the MLP, if the block has one."""
+        """Those of the MLP, if the block has one that is no mixture."""
         first = 0
-        for name, writer in self.writers.items():
-            if name.startswith("mlp."):
-                readers = [reader for reader_name, reader in self.readers.items() if reader_name.startswith("mlp.")]
-                return MLPLinears(readers, writer, first)
-            first += writer.in_features
+        for name, w_out in self.writers.items():
+            if name.startswith("mlp.") and not self.is_mixture:
+                makers = [w_in for reader_name, w_in in self.readers.items() if reader_name.startswith("mlp.")]
+                return MLPLinears(makers, w_out, first)
+            first += w_out.in_features
         return None
 
     @property
@@ -219,9 +224,9 @@ class BlockLayer(GradientCheckpointingLayer):
 def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
     """Delete all neurons but those with these numbers, in place."""
     count = mlp.neurons
-    for reader in mlp.readers:
-        rows = torch.cat([kept + start for start in range(0, reader.out_features, count)])
-        set_weight(reader, reader.weight[rows], None if reader.bias is None else reader.bias[rows])
+    for linear in mlp.readers:
+        rows = torch.cat([kept + start for start in range(0, linear.out_features, count)])
+        set_weight(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
     set_weight(mlp.writer, mlp.writer.weight[:, kept])
 
 
@@ -231,7 +236,7 @@ def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | Non
     module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
     if isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
-    else:
+    elif not isinstance(module, StoredLinear):  # which has set its sizes itself
         module.out_features, module.in_features = weight.shape
-        if bias is not None:
-            module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

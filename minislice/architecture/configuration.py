@@ -64,12 +64,13 @@ class SlicedConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         family = find_family(self.base)
-        blocks = len(family.blocks) * self.base.num_hidden_layers - len(self.dropped)
+        per_layer = len(family.blocks_of(self.base, 0))
+        blocks = per_layer * self.base.num_hidden_layers - len(self.dropped)
         for name, length in {
             "widths": blocks + 1,
             "adapters": blocks,
             "norm_eps": blocks + 1,
-            "biases": len(family.blocks),
+            "biases": per_layer,
         }.items():
             value = getattr(self, name)
             if not isinstance(value, list) or len(value) != length:

@@ -7,7 +7,6 @@ Everything else in minislice is written over blocks. To add a family, say where 
 A saved model takes this file with it, as it does `blocks`.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from transformers import PreTrainedConfig
@@ -34,6 +33,15 @@ GATED_MLP = BlockSpec(
     mlp=("mlp",),
     w_in=("mlp.gate_proj", "mlp.up_proj"),
     w_out=("mlp.down_proj",),
+)
+MIXTURE = replace(GATED_MLP, w_in=("mlp.gate", "mlp.experts"), w_out=("mlp.experts",))  # of experts
+SHARED_MIXTURE = replace(  # and one expert for all tokens
+    MIXTURE,
+    w_in=(
+        *("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        *(*MIXTURE.w_in, "mlp.shared_expert_gate"),
+    ),
+    w_out=("mlp.shared_expert.down_proj", *MIXTURE.w_out),
 )
 PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
 FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other
@@ -79,13 +87,13 @@ def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     return None
 
 
-def _stablelm_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+def _stablelm_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
     if config.use_parallel_residual:
         return (parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm)),)
     return ATTENTION, GATED_MLP
 
 
-def _gpt_neox_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+def _gpt_neox_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
     attention = BlockSpec(
         norm="input_layernorm",
         attention="attention",
@@ -96,13 +104,27 @@ def _gpt_neox_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
     return (parallel(attention, mlp),) if config.use_parallel_residual else (attention, mlp)
 
 
-def _falcon_blocks(config: PreTrainedConfig) -> tuple[BlockSpec, ...]:
+def _falcon_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
     two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
     attention = replace(BLOOM_ATTENTION, norm="ln_attn" if two_norms else "input_layernorm", residual=None)
     mlp = replace(BLOOM_MLP, residual=None)
     if config.new_decoder_architecture or config.parallel_attn:
         return (parallel(attention, replace(mlp, norm="ln_mlp" if two_norms else attention.norm)),)
     return attention, mlp
+
+
+def _has_experts(config: PreTrainedConfig, layer: int) -> bool:
+    """Qwen's rule."""
+    chosen = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+    return chosen and layer not in config.mlp_only_layers
+
+
+def _qwen2_moe_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+    return ATTENTION, SHARED_MIXTURE if _has_experts(config, layer) else GATED_MLP
+
+
+def _qwen3_moe_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+    return ATTENTION, MIXTURE if _has_experts(config, layer) else GATED_MLP
 
 
 def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
@@ -162,6 +184,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2": LLAMA,
     "qwen3": replace(LLAMA, stock_norm=INNER_NORMS),
     "smollm3": LLAMA,
+    "mixtral": replace(LLAMA, blocks=(ATTENTION, MIXTURE)),
+    "qwen2_moe": replace(LLAMA, blocks=_qwen2_moe_blocks),
+    "qwen3_moe": replace(LLAMA, blocks=_qwen3_moe_blocks, stock_norm=INNER_NORMS),
+    "gpt_oss": replace(LLAMA, blocks=(ATTENTION, replace(MIXTURE, w_in=("mlp.router", "mlp.experts")))),
     "granite": replace(LLAMA, branch_scale="residual_multiplier"),
     "gemma": replace(
         LLAMA,
@@ -301,7 +327,7 @@ def register(model_type: str, family: Family) -> None:
 
 
 def find_family(config: PreTrainedConfig) -> Family:
-    """The family of a config, by its `model_type` alone, with the blocks that this config's layers have.
+    """The family of a config, by its `model_type` alone.
 
     Raises:
         ValueError: the type isn't in the table, or this particular config can't be sliced; it says why.
@@ -315,4 +341,4 @@ def find_family(config: PreTrainedConfig) -> Family:
         raise ValueError(f"minislice can't slice model_type {config.model_type!r}: {reason}. {supported}")
     if obstacle := family.obstacle(config):
         raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
-    return replace(family, blocks=family.blocks(config)) if isinstance(family.blocks, Callable) else family
+    return family

@@ -38,7 +38,7 @@ class BlockSpec:
     """One block of a decoder layer; every entry is a module's name inside the transformers layer."""
 
     norm: str
-    w_in: tuple[str, ...]  # every linear that reads the norm's output
+    w_in: tuple[str, ...]  # every linear that reads the norm's output; a mixture's router and experts are such, too
     w_out: tuple[str, ...]  # every linear whose output is added to the signal
     attention: str | None = None
     mlp: tuple[str, ...] = ()  # one module, or several that are applied in turn
@@ -60,7 +60,7 @@ class Family:
     decoder: str  # where the embeddings, the layers and the final norm are
     embeddings: tuple[str, ...]  # inside the decoder: the tables whose rows are summed
     final_norm: str
-    blocks: tuple[BlockSpec, ...] | Callable[[PreTrainedConfig], tuple[BlockSpec, ...]]  # of a layer
+    blocks: tuple[BlockSpec, ...] | Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]  # see `blocks_of`
     norm: NormKind
     stock_norm: StockNorm | str  # or why transformers' own class can't hold a sliced model, in words
     layers: str = "layers"  # inside the decoder
@@ -71,3 +71,7 @@ class Family:
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
     inner_width: str | None = "intermediate_size"  # the config's name for the number of neurons, if it has one
     head: str = "lm_head"
+
+    def blocks_of(self, config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+        """The blocks of a layer; every layer has as many."""
+        return self.blocks(config, layer) if callable(self.blocks) else self.blocks

@@ -1,48 +1,173 @@
 """A linear that reads or writes the signal, whatever it is stored as: what has the attributes of an `nn.Linear`.
 
-`nn.Linear` and its subclasses are taken as they are. GPT-2's `Conv1D` stores the transposed matrix, and is seen through
-a `StoredLinear`. A saved model takes this file with it, as it does `blocks`.
+`nn.Linear` and its subclasses are taken as they are. What stores its matrix in another way is seen through a
+`StoredLinear`: GPT-2's `Conv1D` has it transposed; the experts of a mixture have theirs in one parameter of three
+dimensions, to read and another to write; their router has it, but not its sizes, where an `nn.Linear` has them. A saved
+model takes this file with it, as it does `blocks`.
 """
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from transformers.pytorch_utils import Conv1D
 
 
-def _called(name: str) -> property:
-    return property(lambda self: getattr(self.module, name), lambda self, value: setattr(self.module, name, value))
-
-
 class StoredLinear:
-    """A `Conv1D` with the attributes of an `nn.Linear`; setting one changes the module."""
+    """A module with the attributes of an `nn.Linear`; setting one changes the module."""
 
-    bias, in_features, out_features = _called("bias"), _called("nx"), _called("nf")
+    weight: Tensor  # [out, in]
+    in_features: int
+    out_features: int
 
-    def __init__(self, module: Conv1D):
+    def __init__(self, module: nn.Module):
         self.module = module
 
     @property
-    def weight(self) -> Tensor:  # [out, in]
+    def bias(self) -> Tensor | None:
+        return getattr(self.module, "bias", None)
+
+    @bias.setter
+    def bias(self, bias: Tensor | None) -> None:
+        if bias is None or self.bias is None:
+            self.module.bias = bias
+        else:
+            self.store("bias", bias)
+
+    def store(self, name: str, tensor: Tensor) -> None:
+        """Give the module another parameter in place of one that it has."""
+        old = getattr(self.module, name)
+        setattr(self.module, name, nn.Parameter(tensor.contiguous(), requires_grad=old.requires_grad))
+
+
+class TransposedLinear(StoredLinear):
+    """A `Conv1D`."""
+
+    in_features = property(lambda self: self.module.nx)
+    out_features = property(lambda self: self.module.nf)
+
+    @property
+    def weight(self) -> Tensor:
         return self.module.weight.T
 
     @weight.setter
-    def weight(self, weight: nn.Parameter) -> None:
-        self.module.weight = nn.Parameter(weight.T.contiguous(), requires_grad=weight.requires_grad)
+    def weight(self, weight: Tensor) -> None:
+        self.store("weight", weight.T)
+        self.module.nx, self.module.nf = self.module.weight.shape
+
+
+class Router(StoredLinear):
+    """What chooses among experts: it reads the signal as they do."""
+
+    in_features = property(lambda self: self.module.weight.shape[1])
+    out_features = property(lambda self: self.module.weight.shape[0])
+
+    @property
+    def weight(self) -> Tensor:
+        return self.module.weight
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        self.store("weight", weight)
+        self.module.hidden_dim = self.in_features
+
+
+class Experts(StoredLinear):
+    """One side of all experts; `side` is the name of its parameter: [experts, out, in], or transposed."""
+
+    side: str
+
+    def matrices(self) -> Tensor:  # [experts, out, in]
+        stored = getattr(self.module, self.side)
+        return stored.mT if self.module.is_transposed else stored
+
+    def store_matrices(self, matrices: Tensor) -> None:
+        self.store(self.side, matrices.mT if self.module.is_transposed else matrices)
+
+    @property
+    def bias(self) -> None:
+        """None that is the same for all; `ExpertsWriter` has each expert's own."""
+
+    @bias.setter
+    def bias(self, bias: Tensor | None) -> None:
+        if bias is not None:
+            raise ValueError("can't fold the shift of a norm into experts: their class has no place for it")
+
+
+class ExpertsReader(Experts):
+    """The matrices of all experts one below the other: [experts * hidden, in]."""
+
+    side = "gate_up_proj"
+    in_features = property(lambda self: self.matrices().shape[2])
+
+    @property
+    def weight(self) -> Tensor:
+        return self.matrices().flatten(0, 1)
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        self.store_matrices(weight.view(self.module.num_experts, -1, weight.shape[1]))
+
+
+class ExpertsWriter(Experts):
+    """The matrices of all experts side by side: [out, experts * hidden].
+
+    An expert's bias is one column more: that of a hidden unit which is always 1.
+    """
+
+    side = "down_proj"
+    out_features = property(lambda self: self.matrices().shape[1])
+
+    @property
+    def weight(self) -> Tensor:
+        matrices = self.matrices()
+        if self.module.has_bias:
+            matrices = cat([matrices, self.module.down_proj_bias[..., None]], dim=2)
+        return matrices.transpose(0, 1).flatten(1)
+
+    @weight.setter
+    def weight(self, weight: Tensor) -> None:
+        matrices = weight.view(len(weight), self.module.num_experts, -1).transpose(0, 1)
+        if self.module.has_bias:
+            self.store("down_proj_bias", matrices[..., -1])
+            matrices = matrices[..., :-1]
+        self.store_matrices(matrices)
 
 
 Linear = nn.Module | StoredLinear  # a module, for PEFT wraps an `nn.Linear` in one of its own
 
 
-def as_linear(module: nn.Module) -> Linear:
-    """The module itself, or what shows it as an `nn.Linear`."""
-    return StoredLinear(module) if isinstance(module, Conv1D) else module
+def is_experts(module: nn.Module) -> bool:
+    """Whether it is all the experts of a mixture, as transformers describes them."""
+    return isinstance(getattr(module, ExpertsWriter.side, None), nn.Parameter) and hasattr(module, "is_transposed")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it can read or write the signal."""
+    return isinstance(module, (nn.Linear, Conv1D)) or is_experts(module) or _is_router(module)
+
+
+def reader(module: nn.Module) -> Linear:
+    """The linear by which a module reads the signal: itself, or what shows it as one."""
+    if is_experts(module):
+        return ExpertsReader(module)
+    return Router(module) if _is_router(module) else writer(module)
+
+
+def writer(module: nn.Module) -> Linear:
+    """The linear by which a module writes to the signal."""
+    if is_experts(module):
+        return ExpertsWriter(module)
+    return TransposedLinear(module) if isinstance(module, Conv1D) else module
 
 
 def check_linear(name: str, module: nn.Module, layer: nn.Module) -> None:
     """Raise a ValueError for what isn't a linear of floating-point weights, as quantization and PEFT leave it."""
     known = type(module) in (nn.Linear, Conv1D)
-    of_the_model = isinstance(module, nn.Linear) and type(module).__module__ == type(layer).__module__
-    if not (known or of_the_model) or not module.weight.is_floating_point():
+    of_the_model = is_linear(module) and type(module).__module__ == type(layer).__module__
+    if not (known or of_the_model) or not next(module.parameters()).is_floating_point():
         raise ValueError(
             f"{name} is a {type(module).__module__}.{type(module).__name__}, not an nn.Linear of floating-point "
             "weights; load the model without quantization, and merge PEFT adapters into it first"
         )
+
+
+def _is_router(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "top_k")

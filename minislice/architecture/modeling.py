@@ -95,7 +95,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,  # one for each type of layer, or for all
         position_ids: Tensor | None = None,
         cache: Any = None,
         inputs_embeds: Tensor | None = None,
@@ -134,6 +134,10 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         if hooks:
             outputs.hidden_states = tuple(states)
         return outputs
+
+    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
+        """The dense model's own: a static cache's masks depend on its attention, and Bloom's are unlike others'."""
+        return self.base.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -218,7 +222,7 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
     net.drop(config.dropped)
-    mlps = [block.mlp_linears for block in net.blocks if block.neurons]
+    mlps = [block.mlp_linears for block in net.blocks if block.mlp_linears]
     if config.neurons is not None:
         for mlp, count in zip(mlps, config.neurons, strict=True):
             keep_neurons(mlp, torch.arange(count))
@@ -273,7 +277,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
     net = network(model)
     if not net.is_fused:
         raise ValueError("this model isn't sliced: save it with transformers' own save_pretrained")
-    biases: list[list[str] | None] = [None] * len(net.family.blocks)
+    biases: list[list[str] | None] = [None] * net.blocks_per_layer
     for layer in net.layers:
         for place, block in zip(layer.places, layer.blocks, strict=True):
             names = [name for name, linear in block.linears.items() if linear.bias is not None]
@@ -287,7 +291,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
-        "neurons": [block.neurons for block in net.blocks if block.mlp is not None],
+        "neurons": [block.neurons for block in net.blocks if block.mlp_linears],
         "dropped": net.dropped,
         "biases": [names or [] for names in biases],
         "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),

@@ -5,7 +5,7 @@ A saved model takes this file with it, as it does `blocks`; it needs torch and t
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from .blocks import Block, BlockLayer, RMSNorm
 from .families import find_family
 from .family import Family
 from .heads import Padding, SharingHead
-from .linears import as_linear, check_linear
+from .linears import Linear, check_linear, is_experts, reader, writer
+from .mixtures import ANY_WIDTH, allow_any_width
 
 
 class _LastLayerReached(Exception):
@@ -61,9 +62,14 @@ class Network:
         return [block for layer in self.layers for block in layer.blocks]
 
     @property
+    def blocks_per_layer(self) -> int:
+        """Of the trained model."""
+        return len(self.family.blocks_of(self.model.config, 0))
+
+    @property
     def dropped(self) -> list[int]:
         """The numbers of the blocks that are left out, among all that the trained model has."""
-        count = len(self.family.blocks)
+        count = self.blocks_per_layer
         return [
             index * count + place
             for index, layer in enumerate(self.layers)
@@ -98,7 +104,7 @@ class Network:
     def needed_by_cache(self) -> set[int]:
         """The numbers of the blocks whose attention can't be left out, see `numbered`."""
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
-        count, first = len(self.family.blocks), {kinds.index(kind) for kind in kinds}
+        count, first = self.blocks_per_layer, {kinds.index(kind) for kind in kinds}
         return {
             number
             for number, block in enumerate(self.blocks)
@@ -108,12 +114,16 @@ class Network:
     def install(self) -> None:
         """Put the block layers where transformers' layers are; the model computes what it did.
 
-        It is none of transformers' own from here on, so `save_pretrained` writes a `SlicedForCausalLM`.
+        It is none of transformers' own from here on, so `save_pretrained` writes a `SlicedForCausalLM`. Its config must
+        be its own.
         """
         from .modeling import SavesSliced  # which imports this file
 
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
+            for block in layer.blocks:
+                allow_any_width(block, self.trained_width)
+        self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
         self.model.save_pretrained = SavesSliced(self.model)
@@ -177,6 +187,10 @@ class Network:
         return isinstance(self.final_norm, RMSNorm)
 
     @property
+    def has_experts(self) -> bool:
+        return any(is_experts(module) for module in self.model.modules())
+
+    @property
     def has_adapters(self) -> bool:
         return any(block.adapter is not None for block in self.blocks)
 
@@ -237,8 +251,8 @@ def network(model: PreTrainedModel) -> Network:
         model=model,
         decoder=decoder,
         layers=[
-            layer if isinstance(layer, BlockLayer) else _block_layer(layer, family, config)
-            for layer in getattr(decoder, family.layers)
+            layer if isinstance(layer, BlockLayer) else _block_layer(layer, index, family, config)
+            for index, layer in enumerate(getattr(decoder, family.layers))
         ],
         embeddings=[_module(decoder, name, config) for name in family.embeddings],
         final_norm_name=family.final_norm,
@@ -247,7 +261,7 @@ def network(model: PreTrainedModel) -> Network:
     )
 
 
-def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> BlockLayer:
+def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTrainedConfig) -> BlockLayer:
     described = []  # every module that the entry names
     blocks = []
 
@@ -257,14 +271,14 @@ def _block_layer(layer: nn.Module, family: Family, config: PreTrainedConfig) -> 
         described.append(_module(layer, name, config))
         return described[-1]
 
-    for spec in family.blocks:
+    for spec in family.blocks_of(config, index):
         mlp = OrderedDict((name, module(name)) for name in spec.mlp)
         block = Block(
             norm=module(spec.norm),
             attention=module(spec.attention),
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
-            w_in=[_linear(layer, name, config, "in_features") for name in spec.w_in],
-            w_out=[_linear(layer, name, config, "out_features") for name in spec.w_out],
+            w_in=[_linear(layer, name, config, reader) for name in spec.w_in],
+            w_out=[_linear(layer, name, config, writer) for name in spec.w_out],
             mlp_norm=module(spec.mlp_norm),
             scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             residual=spec.residual,
@@ -291,13 +305,15 @@ def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module
         ) from None
 
 
-def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: str) -> nn.Module:
+def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callable[[nn.Module], Linear]) -> nn.Module:
+    """A module of the layer, whose `side`, as a reader or a writer of the signal, has the signal's width."""
     module = _module(layer, name, config)
     check_linear(name, module, layer)
-    if (width := getattr(as_linear(module), side)) != config.hidden_size:
+    does, width = ("reads", "in_features") if side is reader else ("writes", "out_features")
+    if (found := getattr(side(module), width)) != config.hidden_size:
         raise ValueError(
-            f"the entry of {config.model_type!r} says that {name} {'reads' if side == 'in_features' else 'writes'} the "
-            f"signal, which is {config.hidden_size} wide, but its {side} are {width}"
+            f"the entry of {config.model_type!r} says that {name} {does} the signal, which is {config.hidden_size} "
+            f"wide, but its {width} are {found}"
         )
     return module
 

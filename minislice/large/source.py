@@ -11,7 +11,13 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
@@ -29,10 +35,22 @@ def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     return model
 
 
-def stored_names(model: PreTrainedModel, tensors: dict[str, Tensor]) -> dict[str, str]:
-    """What transformers calls these tensors of a model in its files, by their names in the model."""
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    return {names[id(tensor)]: stored for stored, tensor in revert_weight_conversion(model, tensors).items()}
+def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
+    """A parameter of a model, of what its files have in place of it, by their names there.
+
+    transformers makes one parameter of the matrices of all experts; this is how. `revert_weight_conversion`, its own
+    inverse, makes files' tensors of parameters.
+    """
+    transforms = get_model_conversion_mapping(model, add_legacy=False)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    for stored, tensor in pieces.items():
+        name, pattern = rename_source_key(stored, renamings, converters)
+        if pattern is None:
+            return tensor
+        converter = next(converter for converter in converters if pattern in converter.source_patterns)
+        converter.add_tensor(name, stored, pattern, tensor)
+    return converter.convert(name, model=model, config=model.config)[name]
 
 
 def local_folder(source: str | os.PathLike) -> Path:
@@ -75,11 +93,14 @@ class TrainedWeights:
         if (self.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.net = network(model)
-        # Every parameter's name in the trained model, by the module that it belongs to: blocks will change the names.
-        stored = stored_names(model, dict(model.named_parameters()))
-        first = {parameter: stored[name] for name, parameter in model.named_parameters()}  # if tied, the embedding's
+        # Of every parameter, by the module that it belongs to, for blocks will change the names: the names of what the
+        # files have in place of it; if tied, the embedding's.
+        first = {
+            parameter: [self._stored(stored) for stored in revert_weight_conversion(model, {name: parameter})]
+            for name, parameter in model.named_parameters()
+        }
         self.names = {
-            (module, name): self._stored(first[parameter])
+            (module, name): first[parameter]
             for module in model.modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
@@ -97,7 +118,7 @@ class TrainedWeights:
         paths = [self.folder / "config.json", *sorted(set(self.files.values()))]
         self.states = {path: _state(path) for path in paths}
         config = checksum(paths[0])
-        names = sorted(set(self.names.values())) if processes.index == 0 else []
+        names = sorted(self._all_names()) if processes.index == 0 else []
         self.checksums = processes.gathered({name: _checksum_of(self._open(name)) for name in names})[0]
         return hashlib.sha256(repr([config, self.checksums]).encode()).hexdigest()[:16]
 
@@ -109,7 +130,8 @@ class TrainedWeights:
         """
         for module in root.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                tensor = self._read_unchanged(self.names[module, name]).to(device, self.dtype)
+                pieces = {stored: self._read_unchanged(stored) for stored in self.names[module, name]}
+                tensor = merged(self.net.model, pieces).to(device, self.dtype)
                 setattr(module, name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
 
     def _read_unchanged(self, name: str) -> Tensor:
@@ -135,11 +157,15 @@ class TrainedWeights:
         """The name of a tensor in the files, where a base model's may lack the first word."""
         return name if name in self.files else name.removeprefix(f"{self.net.model.base_model_prefix}.")
 
+    def _all_names(self) -> set[str]:
+        """Of all tensors that the files have of the model."""
+        return {name for names in self.names.values() for name in names}
+
     def _check(self, model: PreTrainedModel) -> None:
         ignored = model._keys_to_ignore_on_load_unexpected or ()
         unexpected = sorted(
             name
-            for name in self.files.keys() - set(self.names.values()) - self.buffers
+            for name in self.files.keys() - self._all_names() - self.buffers
             if not any(
                 re.search(pattern, name) for pattern in (*ignored, r"inv_freq$", r"^(lm_head|embed_out)\.weight$")
             )
@@ -149,15 +175,10 @@ class TrainedWeights:
                 f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
             )
         stored = stored_tensors(self.folder)
-        for name in self.names.values():
+        for name in sorted(self._all_names()):
             if name not in stored:
                 raise ValueError(f"{self.folder}: no file has the tensor {name}")
-        places = {
-            f"{path}.{name}": stored[self.names[module, name]]
-            for path, module in model.named_modules()
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        require_fit(model, places)
+        require_fit(model, stored)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
+from transformers.core_model_loading import revert_weight_conversion
 
 from .. import __version__
 from ..architecture.folder import put_in_place, require_free
@@ -37,7 +38,7 @@ from ..storage.checks import usable_device
 from ..storage.files import sync, write_tensors
 from .processes import Processes
 from .shared import SharedCalibration
-from .source import TrainedWeights, local_folder, stored_names
+from .source import TrainedWeights, local_folder
 from .target import SlicedShapes, require_disk, write_description
 from .workfolder import WorkFolder
 
@@ -104,8 +105,8 @@ def slice_streamed(
         calibration = SharedCalibration(batches, processes, work.path)
         report = SlicingReport(options, net.trained_width, count_tokens(batches))
         shapes = SlicedShapes(trained, options)
-        net.install()
         fuse_config(net)
+        net.install()
         if options.head == "tied":
             tie_embedding(net)
         else:
@@ -288,8 +289,8 @@ class StreamedRun:
             if isinstance(module, SharingHead):  # its matrix is the embedding's, which has been written
                 del state["weight"]
             tensors |= {f"{name}.{key}": tensor.cpu() for key, tensor in state.items()}
-        stored = stored_names(self.net.model, tensors)
-        write_tensors({f"base.{stored[name]}": tensor for name, tensor in tensors.items()}, self._file(index))
+        stored = revert_weight_conversion(self.net.model, tensors)
+        write_tensors({f"base.{name}": tensor for name, tensor in stored.items()}, self._file(index))
 
     def _read_back(self, embedding: nn.Embedding) -> None:
         """The sliced embedding, that a tied head needs."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.configuration import SlicedConfig
 from ..architecture.modeling import SlicedForCausalLM, description
@@ -14,7 +15,7 @@ from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions, SlicingReport
 from ..storage.files import INDEX, whole_file
-from .source import TrainedWeights, stored_names, without_weights
+from .source import TrainedWeights, without_weights
 
 
 class SlicedShapes:
@@ -65,7 +66,7 @@ def write_description(
     sliced.base.slicing, sliced.generation_config = report, shapes.trained.net.model.generation_config
     sliced.describe(notes)
     tensors = {name: t for name, t in sliced.state_dict().items() if name not in (sliced._tied_weights_keys or ())}
-    expected = {stored: list(tensors[name].shape) for name, stored in stored_names(sliced, tensors).items()}
+    expected = {name: list(tensor.shape) for name, tensor in revert_weight_conversion(sliced, tensors).items()}
     found, files = {}, {}
     for path in sorted(folder.glob("model-*.safetensors")):
         with safe_open(path, framework="pt") as tensors:

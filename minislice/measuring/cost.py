@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architecture.blocks import LowRankAdapter
 from ..architecture.heads import FittedHead, TiedHead
+from ..architecture.linears import Router, is_experts, reader
 from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 
@@ -53,6 +54,11 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     total = 0
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D)):
+            total += 2 * module.weight.numel()
+        elif is_experts(module):
+            matrices = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 3)
+            total += 2 * matrices * module.config.num_experts_per_tok // module.num_experts
+        elif isinstance(reader(module), Router):
             total += 2 * module.weight.numel()
         elif isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T

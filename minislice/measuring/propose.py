@@ -11,7 +11,6 @@ float64, and every module's input and output is kept. Then, in the order of the 
 What it can't explain it says. Whether the entry is right is for `verify` to say, in float64.
 """
 
-import copy
 import dataclasses
 import inspect
 from dataclasses import dataclass, field
@@ -20,33 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..architecture.families import FAMILIES
 from ..architecture.family import BlockSpec, Family, NormKind
-from ..architecture.network import inference
+from ..architecture.linears import is_linear
 from .invariance import Verification, verify
+from .observed import SAME, Call, calls_of, equal, explain, explain_by_token, norm_kind, redrawn
 
-SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
 NOT_KNOWN = "its class wasn't looked at for this"
 
 
 class Obstacle(Exception):
     """Why no entry describes the model; the message says where."""
-
-
-@dataclass
-class Call:
-    """One call of a module."""
-
-    name: str
-    module: nn.Module
-    arguments: dict[str, Any]
-    output: Tensor
-
-    @property
-    def input(self) -> Tensor | None:
-        return next((value for value in self.arguments.values() if isinstance(value, Tensor)), None)
 
 
 @dataclass
@@ -100,7 +84,7 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
     model_type = model.config.model_type
     ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 24), generator=generator)
     ids = ids.to(model.get_input_embeddings().weight.device)
-    model = _redrawn(model, generator)
+    model = redrawn(model, generator)
     try:
         family = _Observed(model, ids).family()
     except Obstacle as obstacle:
@@ -116,25 +100,13 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
     return Proposal(model_type, family, verification=verification)
 
 
-def _redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
-    """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
-    model = copy.deepcopy(model).double().eval()
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
-        if parameter.ndim > 1:
-            parameter.data = noise / parameter.shape[-1] ** 0.5
-        else:
-            parameter.data = parameter.data + 0.5 * torch.tanh(noise)
-    return model
-
-
 class _Observed:
     """A model's calls on some tokens, and what they say."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor):
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
-        self.calls = _calls(model, ids)
+        self.calls = calls_of(model, ids)
         self.by_name = {call.name: call for call in self.calls}
         self.layers = self._layers()
         self.layers_name = self.names[self.layers]
@@ -152,7 +124,10 @@ class _Observed:
         layers = [self._blocks(self.names[layer]) for layer in self.layers]
         for index, blocks in enumerate(layers):
             if blocks != layers[0]:
-                raise Obstacle(f"layer {index} is made of other blocks than layer 0")
+                raise Obstacle(
+                    f"layer {index} is made of other blocks than layer 0, and what decides that can't be seen: "
+                    "`blocks` has to be a function of the config and the layer's index"
+                )
         final_norm, head = self._end()
         return Family(
             decoder=self.decoder,
@@ -180,14 +155,14 @@ class _Observed:
         start = self.by_name[self.names[self.layers[0]]].input
         tables = [call for call in self.calls if isinstance(call.module, nn.Embedding)]
         found = [call for call in tables if call.output.shape[-1] == start.shape[-1]]
-        weights, explained = _explain(start, [call.output.expand_as(start) for call in found])
+        weights, explained = explain(start, [call.output.expand_as(start) for call in found])
         norm = None
         if not explained:
             before = self.calls[: self.calls.index(self.by_name[self._first_in_layers()])]
             for call in before:
-                if _norm_kind(call.module, start.shape[-1]) and _equal(call.output, start):
+                if norm_kind(call.module, start.shape[-1]) and equal(call.output, start):
                     norm = call.name.removeprefix(f"{self.decoder}.")
-                    weights, explained = _explain(call.input, [call.output.expand_as(start) for call in found])
+                    weights, explained = explain(call.input, [call.output.expand_as(start) for call in found])
         if not explained or not found:
             raise Obstacle(
                 "what the first layer reads is not a sum of embeddings "
@@ -214,15 +189,15 @@ class _Observed:
         width = whole.input.shape[-1]
         signal, blocks, norms, added = whole.input, [], [], []
         for call in inside:
-            kind = _norm_kind(call.module, width)
-            if _is_linear(call.module) and _equal(call.input, signal):
+            kind = norm_kind(call.module, width)
+            if is_linear(call.module) and equal(call.input, signal):
                 raise Obstacle(f"{self._said(call)} reads the signal, and no norm stands before it")
-            if kind is not None and not _equal(call.input, signal):
+            if kind is not None and not equal(call.input, signal):
                 writers = self._writers(signal, call.input, added, optional=True)
                 if writers is not None:  # a new boundary
                     blocks.append((norms, writers))
                     signal, norms, added = call.input, [], []
-            if kind is not None and _equal(call.input, signal):
+            if kind is not None and equal(call.input, signal):
                 if self.kind not in (None, kind):
                     raise Obstacle(f"{self._said(call)} is another kind of norm than the others: {kind}")
                 self.kind = kind
@@ -236,8 +211,9 @@ class _Observed:
         if after.numel() != before.numel():
             return None
         after = after.reshape(before.shape)  # some flatten sequences and tokens for the MLP
-        linears = [c for c in calls if _is_linear(c.module) and c.output.numel() == after.numel()]
-        weights, explained = _explain(after - before, [c.output for c in linears])
+        linears = [c for c in calls if is_linear(c.module) and c.output.numel() == after.numel()]
+        outputs = [c.output for c in linears]
+        weights, explained = explain(after - before, outputs)
         if explained:
             used = {round(w.item(), 9) for w in weights if abs(w) > SAME}
             if len(used) != 1:
@@ -246,10 +222,15 @@ class _Observed:
                 raise Obstacle(f"branches are multiplied by {self.scale} here and {used.pop()} there")
             self.scale = used.pop()
             return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
+        weights, explained = explain_by_token(after - before, outputs)
+        norms = [c for c in calls if norm_kind(c.module, before.shape[-1])]
+        behind = any(equal(norm.input, output) for norm in norms for output in outputs)
+        if explained and not behind:  # times what a gate gives, as a shared expert's
+            return [c for c, w in zip(linears, weights, strict=True) if w.abs().max() > SAME]
         if optional:
             return None
-        norms = [c for c in calls if _norm_kind(c.module, before.shape[-1]) and c.output.numel() == after.numel()]
-        weights, explained = _explain(after, [before, *(c.output for c in (*norms, *linears))])
+        norms = [norm for norm in norms if norm.output.numel() == after.numel()]
+        weights, explained = explain(after, [before, *(c.output for c in (*norms, *linears))])
         if explained and abs(weights[0]) < SAME:
             first = next(c for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
             raise Obstacle(
@@ -265,7 +246,7 @@ class _Observed:
         raise Obstacle("what is added to the signal is not a sum of linears' outputs")
 
     def _spec(self, layer: str, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
-        readers = {n.name: [c for c in inside if _is_linear(c.module) and _equal(c.input, n.output)] for n in norms}
+        readers = {n.name: [c for c in inside if is_linear(c.module) and equal(c.input, n.output)] for n in norms}
         members = [*(c for n in norms for c in readers[n.name]), *writers]
         if not norms or not members:
             raise Obstacle(f"a branch of {layer} has no norm that reads the signal")
@@ -286,7 +267,7 @@ class _Observed:
             for c in parts.values()
             if c is not None
             for argument, value in c.arguments.items()
-            if isinstance(value, Tensor) and _equal(value, signal)
+            if isinstance(value, Tensor) and equal(value, signal)
         ]
         return BlockSpec(
             norm=norm.name[own:],
@@ -304,9 +285,9 @@ class _Observed:
         head = self.by_name.get(self.names.get(self.model.get_output_embeddings(), ""))
         if head is None:
             raise Obstacle("it has no language-model head")
-        norms = [c for c in self.calls if _norm_kind(c.module, last.output.shape[-1]) and _equal(c.input, last.output)]
+        norms = [c for c in self.calls if norm_kind(c.module, last.output.shape[-1]) and equal(c.input, last.output)]
         norms = [c for c in norms if c.name.startswith(f"{self.decoder}.")]
-        if not norms or not _equal(norms[-1].output, head.input):
+        if not norms or not equal(norms[-1].output, head.input):
             raise Obstacle(f"what the head ({head.name}) reads is not a norm of what the last layer writes")
         return norms[-1].name.removeprefix(f"{self.decoder}."), head.name
 
@@ -318,83 +299,3 @@ class _Observed:
 
     def _said(self, call: Call) -> str:
         return call.name.removeprefix(f"{self.decoder}.")
-
-
-@torch.no_grad()
-def _calls(model: PreTrainedModel, ids: Tensor) -> list[Call]:
-    """Every call of a module inside the model, in the order in which they end."""
-    calls, hooks = [], []
-
-    def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
-        parameters = list(inspect.signature(module.forward).parameters)
-        arguments = {**dict(zip(parameters, positional, strict=False)), **named}
-        output = output[0] if isinstance(output, (tuple, list)) else output
-        if isinstance(output, Tensor) and arguments:
-            calls.append(Call(names[module], module, {k: _kept(v) for k, v in arguments.items()}, _kept(output)))
-
-    names = {module: name for name, module in model.named_modules()}
-    for module in names:
-        hooks.append(module.register_forward_hook(note, with_kwargs=True))
-    try:
-        with inference(model):
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-def _kept(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def _equal(a: Tensor | None, b: Tensor) -> bool:
-    if a is None or a.numel() != b.numel() or not a.is_floating_point() or a.shape[-1] != b.shape[-1]:
-        return False
-    return bool((a.reshape(b.shape) - b).abs().max() <= SAME * b.abs().max())
-
-
-def _explain(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
-    """The weights with which the parts sum up to the target, and whether they do."""
-    if not parts:
-        return target.new_zeros(0), False
-    A = torch.stack([part.reshape(-1) for part in parts], dim=1)
-    weights = torch.linalg.lstsq(A, target.reshape(-1, 1)).solution[:, 0]
-    return weights, bool((A @ weights - target.reshape(-1)).abs().max() <= SAME * target.abs().max())
-
-
-@torch.no_grad()
-def _norm_kind(module: nn.Module, width: int) -> NormKind | None:
-    """What kind of norm of this width a module is; None for anything else."""
-    sizes = {tuple(parameter.shape) for parameter in module.parameters()}
-    if next(module.children(), None) is not None or sizes - {(width,)} or _is_linear(module):
-        return None
-    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
-    x = x.to(next((p.device for p in module.parameters()), "cpu"))
-    try:
-        y, twice, shifted = (module(z) for z in (1e3 * x, 2e3 * x, 1e3 * x + 1e3))
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    if not isinstance(y, Tensor) or y.shape != x.shape or (y - twice).abs().max() > 1e-4 or _equal(y, 1e3 * x):
-        return None
-    subtracts_mean = bool((y - shifted).abs().max() < 1e-4)
-    centred = x - x.mean(-1, keepdim=True) if subtracts_mean else x
-    bare = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True))
-    shift, weight = getattr(module, "bias", None), getattr(module, "weight", None)
-    scaled = y if shift is None else y - shift
-    offset = 0.0
-    if weight is not None:
-        offset = round(((scaled / bare).mean(0) - weight).mean().item(), 3)
-    expected = bare if weight is None else bare * (weight + offset)
-    if (scaled - expected).abs().max() > 1e-4:
-        return None
-    eps = next((name for name, value in vars(module).items() if "eps" in name and isinstance(value, float)), None)
-    if eps is None:  # measured, where the root mean square is small: y = x / sqrt(mean square + eps)
-        small = module(1e-3 * x)
-        share = ((small if shift is None else small - shift) / expected).square()[0, 0].item()
-        eps = float(f"{1e-6 * centred.square().mean(-1)[0].item() * (1 / share - 1):.3g}")
-    return NormKind(subtracts_mean, eps, offset)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel
 
+from ..architecture.linears import Experts
 from ..architecture.network import inference, network
 from .cost import flops_per_token, parameters, size_in_bytes, step_seconds
 
@@ -175,13 +176,18 @@ def product_milliseconds(
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
     "adapter" is what the layer's residual adapters take together; "total" is the sum without it, as in the paper.
+    The experts of a mixture are left out.
     """
     works, device = {}, _device(next(iter(models.values())))
     for model_name, model in models.items():
         layers = network(model).layers
         for index, block in enumerate(layers[len(layers) // 2].blocks):
             for name, linear in block.linears.items():
-                works[model_name, name.rsplit(".", 1)[-1]] = _product(linear, linear.in_features, linear.weight, tokens)
+                if isinstance(linear, Experts):
+                    continue  # the router says how much they multiply
+                works[model_name, name.rsplit(".", 1)[-1]] = _product(
+                    getattr(linear, "module", linear), linear.in_features, linear.weight, tokens
+                )
             if block.adapter is not None:
                 weight = next(block.adapter.parameters())
                 works[model_name, f"adapter {index}"] = _product(

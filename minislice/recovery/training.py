@@ -13,8 +13,10 @@ from typing import Any
 import numpy
 import peft
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback
 
 from ..architecture.modeling import SlicedForCausalLM
@@ -23,8 +25,14 @@ from .sequences import collate
 
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
-    """The names of every block's W_in and W_out, the linears that read and write the signal; no adapter, no head."""
-    wanted = {linear for block in network(model).blocks for linear in block.linears.values()}
+    """The names of the linears that read and write the signal, in every block; no adapter, no head.
+
+    Of a mixture of experts neither the experts nor their router, which are none that PEFT knows, nor a gate of one
+    number, which is smaller than its LoRA would be.
+    """
+    linears = [linear for block in network(model).blocks for linear in block.linears.values()]
+    modules = {getattr(linear, "module", linear) for linear in linears if linear.out_features > 1}
+    wanted = {module for module in modules if isinstance(module, (nn.Linear, Conv1D))}
     return [name for name, module in model.named_modules() if module in wanted]
 
 
@@ -36,6 +44,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         lora_alpha=chosen.alpha,
         lora_dropout=chosen.dropout,
         target_modules=lora_targets(wrapped),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in wrapped.modules()),  # GPT-2's, its only linears
         modules_to_save=["adapter"] if chosen.train_adapters and network(wrapped).has_adapters else None,
         task_type="CAUSAL_LM",
     )

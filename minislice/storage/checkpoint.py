@@ -20,6 +20,7 @@ from transformers import (
 
 from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.folder import whole_folder
+from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM
 from ..corpus.embedded import EMBEDDED, data_folder
 from ..corpus.hub import require_hub
@@ -128,7 +129,7 @@ def load(
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
     if device not in (None, "auto"):
         model = model.to(device)
-    return model.eval(), load_tokenizer(source)
+    return able_to_compute(model).eval(), load_tokenizer(source)
 
 
 def locate(name: str | os.PathLike) -> Path | str:

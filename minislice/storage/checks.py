@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from .files import Stored, read_json
 
@@ -18,6 +19,7 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "word_embed_proj_dim", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
     *("n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+    *("num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
 )
 LARGEST = 10**8  # of any size; the largest that was published is a tenth of it
 MOST_LAYERS = 1000
@@ -90,7 +92,7 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
     Raises:
         ValueError: they aren't; with file, tensor and both shapes.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in revert_weight_conversion(model, dict(model.named_parameters())).items():
         stored = tensors.get(name) or tensors.get(name.removeprefix(f"{model.base_model_prefix}."))
         if stored is None:
             continue

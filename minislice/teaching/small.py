@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from ..architecture.mixtures import able_to_compute
+
 SIZES = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -15,6 +17,11 @@ SIZES = {
     "intermediate_size": 48,
     "ffn_dim": 48,
     "ffn_hidden_size": 48,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
     "rotary_dim": 4,
     "max_position_embeddings": 64,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
@@ -38,7 +45,7 @@ def small_model(model_type: str, seed: int = 0, **fields) -> PreTrainedModel:
         if hasattr(known, name) and not isinstance(getattr(type(known), name, None), property)
     }
     config = AutoConfig.for_model(model_type, **{**settable, **fields})
-    model = AutoModelForCausalLM.from_config(config).double().eval()
+    model = able_to_compute(AutoModelForCausalLM.from_config(config).double()).eval()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

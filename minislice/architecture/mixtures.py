@@ -1,0 +1,91 @@
+"""Mixtures of experts where a block reads one width and writes another.
+
+transformers' mixtures return what has the shape of their input. So inside one the signal is as wide as it was trained,
+whatever the widths before and behind the block: zeros fill the input up and are dropped where something reads it, and
+the same at the output. The matrices have none. A saved model takes this file with it, as it does `blocks`.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from .linears import ExpertsWriter, is_experts, reader, writer
+
+ANY_WIDTH = "minislice"  # what transformers calls `experts_of_any_width`
+
+
+def allow_any_width(block: nn.Module, trained_width: int) -> None:
+    """Have the mixture of a `blocks.Block`, if its mlp is one, read and write as many columns as its linears, in place.
+
+    The model must use `experts_of_any_width`.
+    """
+    mixture = block.mlp
+    if mixture is None or not any(is_experts(module) for module in mixture.modules()):
+        return
+    sides = (block.readers, block.writers)
+    w_in, w_out = ([name.removeprefix("mlp.") for name in names if name.startswith("mlp.")] for names in sides)
+    mixture.register_forward_pre_hook(partial(_fill_input, trained_width))
+    for part, name in {name.split(".")[0]: name for name in w_in}.items():  # router, experts, a shared expert
+        inside = name.removeprefix(part).removeprefix(".")
+        mixture.get_submodule(part).register_forward_pre_hook(partial(_cut_input, inside))
+    for part in {name.split(".")[0] for name in w_out}:
+        mixture.get_submodule(part).register_forward_hook(partial(_fill_output, trained_width))
+    mixture.register_forward_hook(partial(_cut_output, w_out[0]))
+
+
+def _fill_input(width: int, module: nn.Module, arguments: tuple) -> tuple:
+    return _filled(arguments[0], width), *arguments[1:]
+
+
+def _cut_input(linear: str, module: nn.Module, arguments: tuple) -> tuple:
+    return arguments[0][..., : reader(module.get_submodule(linear)).in_features], *arguments[1:]
+
+
+def _fill_output(width: int, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
+    return _filled(output, width)
+
+
+def _cut_output(linear: str, module: nn.Module, arguments: tuple, output: Tensor | tuple[Tensor, Any]) -> Tensor:
+    output = output[0] if isinstance(output, tuple) else output  # with the router's choice
+    return output[..., : writer(module.get_submodule(linear)).out_features]
+
+
+def _filled(x: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(x, (0, width - x.shape[-1]))
+
+
+def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of what each token's experts make of it: [tokens, k] -> [tokens, k_next].
+
+    `index` and `weights`, [tokens, experts a token], are the router's.
+    """
+    k, k_next = x.shape[-1], ExpertsWriter(experts).out_features
+    if k == k_next and x.dtype != torch.float64 and k * x.element_size() % 16 == 0:
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x, index, weights)  # transformers' fastest takes no other
+    y = x.new_zeros(len(x), k_next)
+    for expert in index.unique().tolist():
+        token, place = (index == expert).nonzero(as_tuple=True)
+        hidden = experts._apply_gate(_product(experts, "gate_up_proj", expert, x[token]))
+        out = _product(experts, "down_proj", expert, hidden) * weights[token, place, None]
+        y.index_add_(0, token, out.to(y.dtype))
+    return y
+
+
+def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
+    matrix = getattr(experts, name)[expert]
+    bias = getattr(experts, f"{name}_bias")[expert] if experts.has_bias else None
+    return nn.functional.linear(x, matrix.T if experts.is_transposed else matrix, bias)
+
+
+def able_to_compute(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model, with experts that compute in its dtype; those that transformers chooses don't in float64."""
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")
+    return model
+
+
+ALL_EXPERTS_FUNCTIONS.register(ANY_WIDTH, experts_of_any_width)

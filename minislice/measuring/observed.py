@@ -1,0 +1,134 @@
+"""What flows through a model: every call of a module on some tokens, and what can be told from it of any class.
+
+`propose` finds from this which modules are norms, what reads the signal and what writes to it.
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..architecture.family import NormKind
+from ..architecture.linears import is_linear
+from ..architecture.mixtures import able_to_compute
+from ..architecture.network import inference
+
+SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    arguments: dict[str, Any]
+    output: Tensor
+
+    @property
+    def input(self) -> Tensor | None:
+        return next((value for value in self.arguments.values() if isinstance(value, Tensor)), None)
+
+
+def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
+    """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
+    model = able_to_compute(copy.deepcopy(model).double()).eval()
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+        if parameter.ndim > 1:
+            parameter.data = noise / parameter.shape[-1] ** 0.5
+        else:
+            parameter.data = parameter.data + 0.5 * torch.tanh(noise)
+    return model
+
+
+@torch.no_grad()
+def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
+    """Every call of a module inside the model, in the order in which they end."""
+    calls, hooks = [], []
+
+    def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
+        parameters = list(inspect.signature(module.forward).parameters)
+        arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        output = output[0] if isinstance(output, (tuple, list)) else output
+        if isinstance(output, Tensor) and arguments:
+            calls.append(Call(names[module], module, {k: _kept(v) for k, v in arguments.items()}, _kept(output)))
+
+    names = {module: name for name, module in model.named_modules()}
+    for module in names:
+        hooks.append(module.register_forward_hook(note, with_kwargs=True))
+    try:
+        with inference(model):
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def equal(a: Tensor | None, b: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding and for how sequences and tokens are arranged."""
+    if a is None or a.numel() != b.numel() or not a.is_floating_point() or a.shape[-1] != b.shape[-1]:
+        return False
+    return bool((a.reshape(b.shape) - b).abs().max() <= SAME * b.abs().max())
+
+
+def explain(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
+    """The weights with which the parts sum up to the target, and whether they do."""
+    if not parts:
+        return target.new_zeros(0), False
+    A = torch.stack([part.reshape(-1) for part in parts], dim=1)
+    weights = torch.linalg.lstsq(A, target.reshape(-1, 1)).solution[:, 0]
+    return weights, bool((A @ weights - target.reshape(-1)).abs().max() <= SAME * target.abs().max())
+
+
+def explain_by_token(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
+    """As `explain`, with weights that each token has for itself, [parts, tokens]: a gate's, say."""
+    width = target.shape[-1]
+    if not 0 < len(parts) < width:
+        return target.new_zeros(0, 0), False
+    target = target.reshape(-1, width, 1)
+    A = torch.stack([part.reshape(-1, width) for part in parts], dim=2)
+    weights = torch.linalg.lstsq(A, target).solution
+    return weights[..., 0].T, bool((A @ weights - target).abs().max() <= SAME * target.abs().max())
+
+
+@torch.no_grad()
+def norm_kind(module: nn.Module, width: int) -> NormKind | None:
+    """What kind of norm of this width a module is; None for anything else."""
+    sizes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if next(module.children(), None) is not None or sizes - {(width,)} or is_linear(module):
+        return None
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    x = x.to(next((p.device for p in module.parameters()), "cpu"))
+    try:
+        y, twice, shifted = (module(z) for z in (1e3 * x, 2e3 * x, 1e3 * x + 1e3))
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    if not isinstance(y, Tensor) or y.shape != x.shape or (y - twice).abs().max() > 1e-4 or equal(y, 1e3 * x):
+        return None
+    subtracts_mean = bool((y - shifted).abs().max() < 1e-4)
+    centred = x - x.mean(-1, keepdim=True) if subtracts_mean else x
+    bare = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True))
+    shift, weight = getattr(module, "bias", None), getattr(module, "weight", None)
+    scaled = y if shift is None else y - shift
+    offset = 0.0
+    if weight is not None:
+        offset = round(((scaled / bare).mean(0) - weight).mean().item(), 3)
+    expected = bare if weight is None else bare * (weight + offset)
+    if (scaled - expected).abs().max() > 1e-4:
+        return None
+    eps = next((name for name, value in vars(module).items() if "eps" in name and isinstance(value, float)), None)
+    if eps is None:  # measured, where the root mean square is small: y = x / sqrt(mean square + eps)
+        small = module(1e-3 * x)
+        share = ((small if shift is None else small - shift) / expected).square()[0, 0].item()
+        eps = float(f"{1e-6 * centred.square().mean(-1)[0].item() * (1 / share - 1):.3g}")
+    return NormKind(subtracts_mean, eps, offset)

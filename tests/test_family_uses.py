@@ -1,0 +1,126 @@
+"""What works for a LLaMA works for other families too: a few that stand for each generalisation of the table.
+
+Several processes, PEFT, the harness, the caches that transformers has besides its usual one, and the commands.
+"""
+
+import argparse
+
+import pytest
+import torch
+from family_models import FamilyRecipe
+from forked import group_of
+from properties import logits, relative_error
+from test_cost import counted
+from test_zero_shot import ORIGINAL, folder_of
+
+import minislice
+from minislice.architecture.modeling import SlicedForCausalLM
+from minislice.architecture.network import network
+from minislice.command.cli import main
+from minislice.command.inputs import seqlen_of
+from minislice.large.processes import joined
+from minislice.large.shared import SharedCalibration
+from minislice.measuring.cost import flops_per_token
+from minislice.recovery.training import lora_targets
+from minislice.teaching.small import small_model
+
+CASES = [
+    ("gpt2", 0),  # Conv1D, and a last signal of the first one's shape
+    ("bloom", 0),  # a norm of the embedding, ALiBi
+    ("falcon", 1),  # two norms in a parallel layer
+    ("granite", 0),  # a number on the branches
+    ("olmo", 0),  # norms without weights
+    ("phi3", 1),  # fused projections, a sliding window
+    ("cohere2", 0),  # layers with masks of their own
+    ("mixtral", 1),  # experts
+    ("qwen2_moe", 1),  # experts in some layers, and a shared one
+    ("gpt_oss", 0),  # transposed experts with biases
+]
+stand_for_all = pytest.mark.parametrize(("family", "variant"), CASES)
+
+
+def sliced(family: str, variant: int, dtype=torch.float64, **options):
+    recipe = FamilyRecipe(family, variant=variant, layers=2, heads=4, kv_heads=2, head_dim=4, seed=3)
+    return recipe, minislice.slice_model(recipe.model().to(dtype), recipe.tokens(), width=9, **options)
+
+
+def slice_together(folder: str) -> int:
+    """Of one process: slices every case on its share, and writes what the model computes then."""
+    with joined() as processes:
+        for family, variant in CASES[::3]:
+            shared = lambda batches: SharedCalibration(batches, processes)  # noqa: E731
+            recipe, model = sliced(family, variant, batch_size=2, calibration=shared)
+            if processes.index == 0:
+                torch.save(logits(model, recipe.tokens(1)), f"{folder}/{family}")
+    return 0
+
+
+def test_two_processes_agree_with_one(tmp_path):
+    group = group_of(2, slice_together, str(tmp_path))
+    assert [process.status for process in group] == [0, 0], group
+    for family, variant in CASES[::3]:
+        recipe, model = sliced(family, variant)
+        found = torch.load(tmp_path / family)
+        assert relative_error(found, logits(model, recipe.tokens(1))) < max(1e-8, recipe.rounding), family
+
+
+@stand_for_all
+def test_a_static_cache_generates_what_the_usual_one_does(family, variant):
+    recipe, model = sliced(family, variant)
+    model, prompt = SlicedForCausalLM.wrap(model), recipe.tokens(1)[:, :9]
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    usual, static = (model.generate(prompt, cache_implementation=name, **options) for name in (None, "static"))
+    assert torch.equal(static.sequences, usual.sequences) and static.sequences.shape[1] == 13
+    error = relative_error(torch.stack(static.logits), torch.stack(usual.logits))
+    assert error < max(1e-6 if recipe.softmax_in_float32 else 1e-10, recipe.rounding)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen2_moe", "gpt_oss"])
+def test_flops_are_those_that_torch_counts(family):
+    _, model = sliced(family, 0)
+    assert 0 <= counted(model) - flops_per_token(model, context=1) <= 8  # of RoPE
+
+
+@stand_for_all
+def test_lora_is_trained_and_merged(family, variant):
+    recipe, model = sliced(family, variant, torch.float32)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    before, targets = logits(model, recipe.tokens(1)), len(lora_targets(model))
+    minislice.recover(model, recipe.tokens(), steps=2, rank=2, learning_rate=1e-2, batch_size=2)
+    assert targets >= 2 * len(network(model).layers)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert relative_error(logits(model, recipe.tokens(1)), before) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "gpt_oss"])
+def test_the_harness_and_the_commands_take_them(family, tmp_path, capsys):
+    pytest.importorskip("lm_eval")
+    _, tokenizer = minislice.load("mini-llama")
+    model = small_model(family, vocab_size=len(tokenizer)).float()
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("The module returns a value of its own. " * 60)
+    texts = ["--calibration", str(tmp_path / "text.txt"), "--samples", "2", "--seqlen", "32", "--quiet"]
+    measured = ["--evaluation", str(tmp_path / "text.txt"), "--eval-samples", "2"]
+    tasks = folder_of({"piqa": ORIGINAL["piqa"][:2]}, tmp_path / "tasks")
+    for command in [
+        ["verify", "dense", *texts, "--dtypes", "float32"],
+        ["slice", "dense", *texts, *measured, "--slicing", "0", "--out", "sliced"],
+        ["slice", "dense", *texts, "--slicing", "0", "--stream", "--out", "streamed"],
+        ["eval", "sliced", *measured, "--seqlen", "32"],
+        ["generate", "sliced", "--prompt", "The", "--max-new-tokens", "3"],
+        ["zeroshot", "sliced", "--tasks", "piqa", "--tasks-from", str(tasks)],
+    ]:
+        places = [str(tmp_path / word) if word in ("dense", "sliced", "streamed") else word for word in command]
+        assert main(places) == 0, capsys.readouterr().err
+    loaded = [minislice.load(tmp_path / name, dtype="float32")[0] for name in ("dense", "sliced")]
+    dense, sliced = (minislice.zero_shot(model, tokenizer, "piqa", tasks_from=tasks) for model in loaded)
+    assert dense.scores == sliced.scores
+
+
+def test_a_model_without_a_limit_gets_sequences_of_the_usual_length(tmp_path):
+    """Bloom's config has no max_position_embeddings."""
+    model = small_model("bloom")
+    minislice.slice_model(model, torch.arange(40).view(2, 20), width=16).save_pretrained(tmp_path / "sliced")
+    arguments = argparse.Namespace(model="sliced", seqlen=None)
+    assert all(seqlen_of(arguments, m) == 2048 for m in (small_model("bloom"), minislice.load(tmp_path / "sliced")[0]))
