@@ -30,7 +30,7 @@ from .options import slice_width
 from .repair import refit
 
 ROUNDS = 32  # in which the neurons are deleted
-RIDGE = 1e-3  # of the mean of C's diagonal
+RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (tests/benchmarks/ridges.py)
 
 
 def least_harmful(
@@ -38,18 +38,19 @@ def least_harmful(
     W: Float64[Tensor, "n D"],
     delete: int,
     candidates: slice,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     lost: list[float] | None = None,
 ) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
     """Which inner dimensions to keep when `delete` of the candidates go, W_out for them, and what was lost.
 
     Args:
         candidates: those that may be deleted; the others, attention's and the column of ones, stay.
+        ridge: without, `RIDGE`.
         lost: gets what each of at most `ROUNDS` rounds has added to what is minimised.
 
     Returns the kept ones, ascending, and the W that is best for them.
     """
-    A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, ridge)))
+    A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
     kept = torch.arange(len(C), device=C.device)
     may_go = torch.zeros(len(C), dtype=torch.bool, device=C.device)
     may_go[candidates] = True

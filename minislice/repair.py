@@ -15,9 +15,9 @@ from torch import Tensor
 
 from .inner import with_ridge
 
-RIDGE = 1e-2
+RIDGE = 0.1  # as in `neurons`, where there is more to fit than a block's own output
 
 
-def refit(C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], ridge: float = RIDGE) -> Float64[Tensor, "n D"]:
-    """What to add to W_out: (C + lambda I)^-1 B."""
-    return torch.cholesky_solve(B, torch.linalg.cholesky(with_ridge(C, ridge)))
+def refit(C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], ridge: float | None = None) -> Float64[Tensor, "n D"]:
+    """What to add to W_out: (C + lambda I)^-1 B; lambda by `RIDGE` unless said otherwise."""
+    return torch.cholesky_solve(B, torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))

@@ -1,0 +1,47 @@
+"""Which ridge to solve with: perplexity on validation text, by the ridge of `neurons` and of `repair`.
+
+    python tests/benchmarks/ridges.py
+
+The embedded models, with their own calibration text; with MINISLICE_TEST_ASSETS set, the four of its folder `models`
+too, on token batches that lie in its folder `oracle`. The last quarter of the calibration sequences is the validation
+text; no evaluation text is read. A third of the neurons of each MLP is deleted (`neurons`); the signal is sliced to
+three quarters, without adapters, and repaired (`repair`). Each number is the ratio of perplexities to the dense one's.
+"""
+
+import copy
+
+import torch
+from adapter_forms import models_at_hand
+
+import minislice
+from minislice import delete_neurons, neurons, repair, slice_model
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def ratios(model, calibration: torch.Tensor, validation: torch.Tensor) -> dict[str, list[float]]:
+    """Perplexity over the dense model's, for each ridge."""
+    dense, found = minislice.perplexity(model, validation), {"neurons": [], "repair": []}
+    kept = neurons.RIDGE, repair.RIDGE
+    for ridge in RIDGES:
+        neurons.RIDGE, repair.RIDGE = ridge, kept[1]
+        fewer = delete_neurons(copy.deepcopy(model), calibration, neurons=1 / 3)
+        neurons.RIDGE, repair.RIDGE = kept[0], ridge
+        sliced = slice_model(copy.deepcopy(model), calibration, slicing=0.25, adapter="none", repair=True)
+        for name, other in {"neurons": fewer, "repair": sliced}.items():
+            found[name].append(minislice.perplexity(other, validation) / dense)
+    neurons.RIDGE, repair.RIDGE = kept
+    return found
+
+
+def main() -> None:
+    print(f"| model | lever | {' | '.join(f'{ridge:g}' for ridge in RIDGES)} |")
+    print("|---" * (len(RIDGES) + 2) + "|")
+    for name, model, tokens, _ in models_at_hand():
+        held_out = max(1, len(tokens) // 4)
+        for lever, values in ratios(model, tokens[:-held_out], tokens[-held_out:]).items():
+            print(f"| {name} | {lever} | {' | '.join(f'{value:.3f}' for value in values)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
