@@ -558,7 +558,7 @@ DAMAGES = {
     "unexpected tensor": (edit_tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
     "index": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
-    "newer": (edit_config(format_version=3), r"config\.json.*newer minislice \(format 3"),
+    "newer": (edit_config(format_version=4), r"config\.json.*newer minislice \(format 4"),
     "other architecture": (edit_config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
     "too few widths": (edit_config(widths=[12, 12]), r"config\.json.*'widths'"),
     "width": (edit_config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),

@@ -99,7 +99,7 @@ def test_rows_say_all_and_fit_on_a_line():
         assert faults(again) == [] and set(again) == set(FIELDS)
     for name in FIELDS:
         assert faults({key: value for key, value in rows[0].items() if key != name}), name
-    assert [row["status"] for row in rows if row["size"] == 0.01] == ["failed"] * 4
+    assert [row["status"] for row in rows if row["size"] == 0.01] == ["failed"] * len(VARIANTS)
     assert all("can't be reached" in row["reason"] for row in rows if row["variant"] == "depth" and row["size"] == 0.01)
 
 
@@ -242,7 +242,7 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
 
 
 BAD = {
-    "variant": (["--variants", "depth,prayer"], "--variants takes slicegpt, aligned, tied, depth"),
+    "variant": (["--variants", "depth,prayer"], "--variants takes slicegpt, aligned, tied, repaired"),
     "size": (["--sizes", "0.9,1.1"], "--sizes takes fractions in (0, 1], comma-separated, got '1.1'"),
     "no size": (["--sizes", "most"], "got 'most'"),
     "no sizes": (["--sizes", ","], "name at least one, with commas between, got ','"),
