@@ -1,8 +1,8 @@
 r"""Which ruler predicts what a deletion does to the loss? Rank correlations of rulers with what was measured.
 
     python tests/benchmarks/rulers.py --out data/results/rulers.jsonl
-    python tests/benchmarks/rulers.py smollm2 --text TEXT/wikitext2-test.raw --seqlen 512 --calibration 8 --held-out 2 \
-        --probes 1 --layers 2 --boundaries 4 --out data/results/rulers.jsonl
+    python tests/benchmarks/rulers.py smollm2 --text TEXT/wikitext2-test.raw --seqlen 512 --calibration 6 --held-out 2 \
+        --probes 1 --layers 3 --boundaries 6 --out data/results/rulers.jsonl
     python tests/benchmarks/rulers.py --table --out data/results/rulers.jsonl
 
 Without a model: the three embedded ones, and four more where MINISLICE_TEST_ASSETS names a folder with them. Each
@@ -40,6 +40,7 @@ import torch
 import transformers
 from depth_rulers import models
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 import minislice
 from minislice.architecture.network import Network, network
@@ -209,7 +210,8 @@ def measure(model, calibration: Tensor, held_out: Tensor, probes: int, layers=1,
         calibration, held_out: ids, [sequences, tokens]; the first `probes` held-out sequences are a ruler's.
         layers, boundaries: delete in every so many layers, at every so many boundaries.
     """
-    return list(Bench(model, calibration, held_out, probes).items(layers, boundaries))
+    items = Bench(model, calibration, held_out, probes).items(layers, boundaries)
+    return list(tqdm(items, desc="deletions", leave=False))
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
