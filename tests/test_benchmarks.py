@@ -79,7 +79,7 @@ def test_what_is_measured_is_what_a_budget_measures(family, rulers):
     recipe = Recipe(family, layers=2)
     model = minislice.fuse(recipe.model())
     calibration, held_out = recipe.tokens(0), torch.cat([recipe.tokens(1), recipe.tokens(2)])
-    items = rulers.measure(model, calibration, held_out, probes=4)
+    items = rulers.measure(recipe.model(), calibration, held_out, probes=4)
     for probed, tokens in ((True, held_out[:4]), (False, held_out[4:])):
         costs = block_costs(network(model), *(token_batches(model, ids, None, 4) for ids in (calibration, tokens)))
         found = {
@@ -94,30 +94,30 @@ def test_what_is_measured_is_what_a_budget_measures(family, rulers):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
 def test_the_gradient_predicts_what_a_small_change_does(family, rulers):
     """On the same sequences, to first order, at every boundary."""
     recipe = Recipe(family, layers=2)
     bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
-    with torch.no_grad():
-        Z, X = bench.embedded
-        for boundary, (index, block) in enumerate([*bench.blocks, (None, None)]):
-            change = 1e-6 * torch.randn(4, 1, *X[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(X[0])
-            said = bench.rulers(boundary, Z, [z + own for z, own in zip(Z, change, strict=True)])["gradient"]
-            true = bench.changes(boundary, [X[0] + change[:, 0]]).mean().abs().item()
-            assert said == pytest.approx(true, rel=0.01, abs=1e-9)
-            if block is not None:
-                Z, X = bench.calibration.forward(block, index, Z), bench.held_out.forward(block, index, X)
+    Z, X = bench.embedded
+    for boundary, (index, block) in enumerate([*bench.blocks, (None, None)]):
+        change = 1e-6 * torch.randn(4, 1, *X[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(X[0])
+        said = bench.rulers(boundary, Z, [z + own for z, own in zip(Z, change, strict=True)])["gradient"]
+        true = bench.changes(boundary, [X[0] + change[:, 0]]).mean().abs().item()
+        assert said == pytest.approx(true, rel=0.01, abs=1e-9)
+        if block is not None:
+            Z, X = bench.calibration.forward(block, index, Z), bench.held_out.forward(block, index, X)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
 def test_a_boundarys_energy_is_the_variance_that_is_discarded(family, rulers):
     recipe = Recipe(family, layers=2)
     bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
-    with torch.no_grad():
-        Z, X = bench.embedded
-        C = bench.calibration.covariance(Z, bench.net.norms[0], 0)
-        Q = principal_components(C)[1]
-        found = [item.rulers["energy"] for item in bench.narrowed(0, Z, X)]
+    Z, X = bench.embedded
+    C = bench.calibration.covariance(Z, bench.net.norms[0], 0)
+    Q = principal_components(C)[1]
+    found = [item.rulers["energy"] for item in bench.narrowed(0, Z, X)]
     kept = [len(Q) - round(share * len(Q)) for share in rulers.DELETED]
     assert found == pytest.approx([discarded_share(C, Q, k) for k in kept], rel=1e-3)
 
