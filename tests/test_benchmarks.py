@@ -121,6 +121,22 @@ def test_a_boundarys_energy_is_the_variance_that_is_discarded(family, rulers):
     assert found == pytest.approx([discarded_share(C, Q, k) for k in kept], rel=1e-3)
 
 
+@torch.no_grad()
+def test_what_the_rulers_say_of_simple_changes(rulers):
+    """A signal that is gone has changed by all of itself; one of twice the length is the same to a norm, and so to what
+    reads it; where one token changes, the sum over tokens is one product, and Fisher's is half its square.
+    """
+    recipe = Recipe("llama", eps=1e-6)
+    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
+    Z = list(bench.embedded[0])
+    gone, twice = (bench.rulers(0, Z, [z * factor for z in Z]) for factor in (0, 2))
+    assert [gone[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 1, 1])
+    assert [twice[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 0, 0], abs=1e-5)
+    one = bench.rulers(0, Z, [Z[0] + torch.eye(Z[0].shape[1], 1).to(Z[0]), *Z[1:]])
+    predicted = recipe.tokens()[:, 1:].numel()
+    assert one["Fisher"] == pytest.approx((one["gradient"] * predicted) ** 2 / 2 / predicted)
+
+
 def test_the_sides_of_all_boundaries_are_all_of_the_parameters(rulers):
     net = network(minislice.fuse(Recipe("llama", biases=False).model()))
     counts = [rulers.sides(net, boundary) for boundary in range(len(net.blocks) + 1)]
