@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--text", default="embedded", help="its first half calibrates, its second is held out")
     parser.add_argument("--calibration", type=int, default=8, help="sequences")
     parser.add_argument("--held-out", type=int, default=6, help="sequences that the loss is measured on")
-    parser.add_argument("--probes", type=int, default=2, help="and other ones, for the rulers that measure it")
+    parser.add_argument("--probes", type=int, default=4, help="and other ones, for the rulers that measure it")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--layers", type=int, default=1, help="delete in every so many layers")
     parser.add_argument("--boundaries", type=int, default=1, help="at every so many boundaries")
