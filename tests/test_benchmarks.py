@@ -1,5 +1,6 @@
 """The benchmark scripts run, at small size, and report what they say; what they measure is nobody's to assert here."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -7,6 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from models import FAMILIES, Recipe
+
+import minislice
+from minislice.architecture.network import network
+from minislice.corpus.batches import token_batches
+from minislice.measuring.rulers import block_costs
+from minislice.pca import discarded_share, principal_components
 
 FOLDER = Path(__file__).with_name("benchmarks")
 
@@ -21,20 +30,124 @@ SMALL = {
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
-@pytest.mark.parametrize("script", SMALL)
-def test_a_benchmark_runs_at_small_size_and_reports(script):
-    arguments, reported = SMALL[script]
+def run(script: str, *arguments: str | Path) -> str:
     done = subprocess.run(
-        [sys.executable, FOLDER / script, *arguments, "--json"],
+        [sys.executable, FOLDER / script, *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("script", SMALL)
+def test_a_benchmark_runs_at_small_size_and_reports(script):
+    arguments, reported = SMALL[script]
+    result = json.loads(run(script, *arguments, "--json"))
     assert reported <= result.keys()
     if "by phase" in reported:
         phases = result["by phase"]
         assert {"forward", "covariance", "eigendecomposition", "projection", "weights", "adapters"} <= phases.keys()
         assert all(seconds > 0 for seconds in phases.values())
+
+
+@pytest.fixture
+def rulers(monkeypatch):
+    """The benchmark `rulers.py`, as a module."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("rulers")
+
+
+def test_the_rulers_of_an_embedded_model_are_reported(tmp_path):
+    small = ["--calibration", "2", "--seqlen", "48", "--held-out", "2", "--probes", "1"]
+    printed = run("rulers.py", "mini-phi", *small, "--out", tmp_path / "rows.jsonl")
+    row = json.loads((tmp_path / "rows.jsonl").read_text())
+    kinds = [item["kind"] for item in row["items"]]
+    assert [kinds.count(kind) for kind in ("block", "neurons 1/3", "neurons 1/2", "boundary")] == [4, 4, 4, 10]
+    assert "block (4) | neurons 1/3 (4) | neurons 1/2 (4) | boundary (10) | all (22)" in printed
+    for item in row["items"]:
+        assert all(value >= 0 for name, value in item["rulers"].items() if name != "measured")
+        assert 0 < item["parameters"] < 3e6 and item["loss"] == item["loss"]
+    assert printed == run("rulers.py", "--table", "--out", tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_measured_is_what_a_budget_measures(family, rulers):
+    recipe = Recipe(family, layers=2)
+    model = minislice.fuse(recipe.model())
+    calibration, held_out = recipe.tokens(0), torch.cat([recipe.tokens(1), recipe.tokens(2)])
+    items = rulers.measure(recipe.model(), calibration, held_out, probes=4)
+    for probed, tokens in ((True, held_out[:4]), (False, held_out[4:])):
+        costs = block_costs(network(model), *(token_batches(model, ids, None, 4) for ids in (calibration, tokens)))
+        found = {
+            kind: [item.rulers["measured"] if probed else item.loss for item in items if item.kind == kind]
+            for kind in ("block", "neurons 1/3")
+        }
+        assert found["block"] == pytest.approx([cost.dropped for cost in costs], abs=1e-6)
+        assert found["neurons 1/3"] == pytest.approx([cost.probed for cost in costs if cost.neurons], abs=1e-6)
+        if probed:
+            halves = [item.rulers["interpolated"] for item in items if item.kind == "neurons 1/2"]
+            assert halves == pytest.approx([cost.of(cost.neurons // 2) for cost in costs if cost.neurons], rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_gradient_predicts_what_a_small_change_does(family, rulers):
+    """On the same sequences, to first order, at every boundary."""
+    recipe = Recipe(family, layers=2)
+    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
+    Z, X = bench.embedded
+    for boundary, (index, block) in enumerate([*bench.blocks, (None, None)]):
+        change = 1e-6 * torch.randn(4, 1, *X[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(X[0])
+        said = bench.rulers(boundary, Z, [z + own for z, own in zip(Z, change, strict=True)])["gradient"]
+        true = bench.changes(boundary, [X[0] + change[:, 0]]).mean().abs().item()
+        assert said == pytest.approx(true, rel=0.01, abs=1e-9)
+        if block is not None:
+            Z, X = bench.calibration.forward(block, index, Z), bench.held_out.forward(block, index, X)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_boundarys_energy_is_the_variance_that_is_discarded(family, rulers):
+    recipe = Recipe(family, layers=2)
+    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
+    Z, X = bench.embedded
+    C = bench.calibration.covariance(Z, bench.net.norms[0], 0)
+    Q = principal_components(C)[1]
+    found = [item.rulers["energy"] for item in bench.narrowed(0, Z, X)]
+    kept = [len(Q) - round(share * len(Q)) for share in rulers.DELETED]
+    assert found == pytest.approx([discarded_share(C, Q, k) for k in kept], rel=1e-3)
+
+
+@torch.no_grad()
+def test_what_the_rulers_say_of_simple_changes(rulers):
+    """A signal that is gone has changed by all of itself; one of twice the length is the same to a norm, and so to what
+    reads it; where one token changes, the sum over tokens is one product, and Fisher's is half its square.
+    """
+    recipe = Recipe("llama", eps=1e-6)
+    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
+    Z = list(bench.embedded[0])
+    gone, twice = (bench.rulers(0, Z, [z * factor for z in Z]) for factor in (0, 2))
+    assert [gone[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 1, 1])
+    assert [twice[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 0, 0], abs=1e-5)
+    one = bench.rulers(0, Z, [Z[0] + torch.eye(Z[0].shape[1], 1).to(Z[0]), *Z[1:]])
+    predicted = recipe.tokens()[:, 1:].numel()
+    assert one["Fisher"] == pytest.approx((one["gradient"] * predicted) ** 2 / 2 / predicted)
+
+
+def test_the_sides_of_all_boundaries_are_all_of_the_parameters(rulers):
+    net = network(minislice.fuse(Recipe("llama", biases=False).model()))
+    counts = [rulers.sides(net, boundary) for boundary in range(len(net.blocks) + 1)]
+    assert net.trained_width * sum(counts) == minislice.parameters(net.model)
+
+
+def test_rank_correlations_are_those_of_ranks(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    spearman = importlib.import_module("correlations").spearman
+    x = torch.tensor([3.0, -1.0, 20.0, 4.0])
+    assert spearman(x, x) == 1 and spearman(x, x**3) == 1 and spearman(x, -x) == -1
+    assert spearman(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 3, 2, 4])) == pytest.approx(0.8)
+    assert spearman(torch.tensor([1, 2, 2, 3]), torch.tensor([1, 2, 3, 4])) == pytest.approx(0.9**0.5)
+    assert spearman(torch.ones(4), x).isnan()

@@ -4,6 +4,13 @@ A block is changed, and the loss on a few held-out sequences is computed again; 
 once. The difference is in nats a token. What linear algebra alone says of the same deletion, the share of the signal's
 energy that is lost, is `Cost.lost`: it knows how the loss grows with each neuron, but not how much the blocks behind it
 mind, so one measurement for each block gives it its scale, and another, with the whole block gone, its power.
+
+Why losses are measured and not predicted: of 62 deletions in SmolLM2, each done alone (blocks, neurons, boundaries of
+the signal), a measurement on one other sequence of 512 tokens ranks the losses best, with a rank correlation of 0.91;
+half the squared product with the loss's gradient (Fisher), which costs one backward pass for all, has 0.79, the energy
+0.73, and the gradient itself 0.62; for a parameter 0.82, 0.76, 0.64 and 0.75. On seven small models, whose losses many
+deletions change by less than two texts differ, measuring is best only for whole blocks (0.97, Fisher 0.85), and Fisher
+for all together (0.92, measured 0.86; tests/benchmarks/rulers.py).
 """
 
 import copy
