@@ -3,6 +3,7 @@
 import inner_properties as properties
 import pytest
 import torch
+from family_models import FamilyRecipe
 from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
@@ -128,6 +129,16 @@ def test_the_attention_that_a_cache_is_measured_by_stays():
         slice_model(recipe.model(), recipe.tokens(), drop=[0])
     with pytest.raises(ValueError, match="there is no block 4 to drop; this model's are 0 to 3"):
         slice_model(recipe.model(), recipe.tokens(), drop=[4])
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_experts_stay_as_they_are_beside_what_is_repaired(family):
+    recipe = FamilyRecipe(family, layers=2, heads=4, head_dim=4, hidden=20)
+    model = slice_model(recipe.model(), recipe.tokens(), width=16, neurons=0.5, repair=True)
+    assert all(block.neurons == 0 for block in network(model).blocks if block.is_mixture)
+    assert any(block.is_mixture for block in network(model).blocks)
+    full = slice_model(recipe.model(), recipe.tokens(), slicing=0, repair=True)
+    properties.assert_same_logits(full, recipe.model(), recipe, 1e-5)
 
 
 def test_neurons_can_be_deleted_from_a_trained_model_only():

@@ -153,8 +153,8 @@ class Block(nn.Module):
     def mlp_linears(self) -> MLPLinears | None:
         """Those of the MLP, if the block has one that is no mixture."""
         first = 0
-        for name, w_out in self.writers.items():
-            if name.startswith("mlp.") and not self.is_mixture:
+        for name, w_out in ({} if self.is_mixture else self.writers).items():
+            if name.startswith("mlp."):
                 makers = [w_in for reader_name, w_in in self.readers.items() if reader_name.startswith("mlp.")]
                 return MLPLinears(makers, w_out, first)
             first += w_out.in_features
