@@ -130,7 +130,7 @@ def delete_neurons(
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
     name, inner = net.family.inner_width, common_neurons(net)
-    if name is None:
+    if name is None or getattr(net.model.config, name, 0) not in (inner, None):
         raise ValueError(
             f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
             "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"

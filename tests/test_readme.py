@@ -70,8 +70,9 @@ def test_every_script_that_made_a_number_is_there():
     assert len(scripts) >= 4 and all((ROOT / script).is_file() for script in scripts)
 
 
-def test_the_table_of_the_real_language_model_is_what_was_measured():
-    script = ROOT / "tests" / "benchmarks" / "real_language_model.py"
+@pytest.mark.parametrize("name", ["real_language_model", "beyond"])
+def test_a_table_is_what_was_measured(name):
+    script = ROOT / "tests" / "benchmarks" / f"{name}.py"
     done = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") >= 3 and done.stdout in README
