@@ -1,8 +1,4 @@
-"""The calibration set on its way through the network, from one boundary to the next.
-
-The signal of the whole set is the largest thing that slicing holds besides weights: tokens x width. It lies in the
-memory of the machine, pinned where a GPU reads it; the device that computes sees one batch of it at a time.
-"""
+"""The calibration set on its way through the network, from one boundary to the next."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,30 +9,8 @@ from torch import Tensor, nn
 from .architecture.blocks import Block
 from .architecture.network import Network
 from .corpus.batches import Batch
-from .inner import has_bias, inputs_of, moments
 from .pca import covariance, principal_components
-
-
-class Signal:
-    """X for every calibration batch: ``signal[i]`` is [sequences, tokens, width], on the device that computes."""
-
-    def __init__(self, rows: Tensor, shapes: Sequence[tuple[int, int]], device: torch.device):
-        self.batches = rows.split([sequences * tokens for sequences, tokens in shapes])
-        self.shapes, self.device = shapes, device
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> Tensor:
-        if index >= len(self):
-            raise IndexError(index)  # ends a loop over the batches
-        host = self.batches[index].view(*self.shapes[index], -1)
-        if self.device.type == "cuda" and not host.is_pinned():
-            host = host.pin_memory()  # what isn't pinned can't be copied to the card while it computes
-        return host.to(self.device, non_blocking=True)
-
-    def __setitem__(self, index: int, x: Tensor) -> None:
-        self.batches[index].view(x.shape).copy_(x)
+from .signals import Signal
 
 
 class Calibration:
@@ -57,9 +31,8 @@ class Calibration:
         shared = {}  # one for all unpadded batches of a shape
         for index, batch in enumerate(self.batches):
             signal[index], contexts = net.embed(batch.ids, batch.mask)
-            self.contexts.append(
-                contexts if batch.mask is not None else shared.setdefault(self.shapes[index], contexts)
-            )
+            alike = contexts if batch.mask is not None else shared.setdefault(self.shapes[index], contexts)
+            self.contexts.append(alike)
         return signal
 
     def forward(self, block: Block, layer: int, Z: Signal, room: str = "wide") -> Signal:
@@ -70,29 +43,6 @@ class Calibration:
             x[..., : z.shape[-1]] += z
             wide[index] = x
         return wide
-
-    def moments(
-        self, block: Block, layer: int, Z: Signal, P: Float64[Tensor, "D k"] | None = None, dense: Signal | None = None
-    ) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
-        """C and B of the block's inner side (see `inner`), over the whole set; W_out has its trained columns.
-
-        Args:
-            P: the basis of Z; without, Z is in the trained one.
-            dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
-
-        Raises:
-            ValueError: the signal has a NaN or an infinity, as in `covariance`.
-        """
-        total = None
-        for index, (z, batch) in enumerate(zip(Z, self.batches, strict=True)):
-            with inputs_of(block.w_out) as inputs:
-                y = block.branch(z, **self.contexts[index][layer])
-            y = y + (z if P is None else z @ P.T.to(z))
-            h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
-            total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
-            if not torch.isfinite(total.diagonal()).all():
-                raise ValueError(_not_finite(y, batch, layer))
-        return total[:, : len(total)], total[:, len(total) :]
 
     def project(self, X: Signal, A: Float64[Tensor, "D k"], boundary: int) -> Signal:
         """X A, the signal at a boundary."""
@@ -119,7 +69,7 @@ class Calibration:
         for x, batch in zip(X, self.batches, strict=True):
             total = covariance(norm(x), batch.mask, total)
             if not torch.isfinite(total.diagonal()).all():
-                raise ValueError(_not_finite(x, batch, boundary))
+                raise ValueError(not_finite(x, batch, boundary))
         return total
 
     def principal_components(
@@ -131,6 +81,10 @@ class Calibration:
     def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What is computed of all of the set, the same for all who share it; `like` has its shapes and dtypes."""
         return compute()
+
+    def summed(self, total: Tensor) -> Tensor:
+        """A sum over these batches, over all who share the set."""
+        return total
 
     def copy(self, X: Signal, room: str) -> Signal:
         """The same signal in a room of its own."""
@@ -147,7 +101,7 @@ class Calibration:
         return Signal(rows, self.shapes, device)
 
 
-def _not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
+def not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
     bad = ~torch.isfinite(x).all(-1)
     if batch.mask is not None:
         bad &= batch.mask

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture.blocks import Block, RMSNorm, set_weight
+from .architecture.blocks import Block, RMSNorm
 from .architecture.family import LAYERNORM, NormKind
-from .architecture.linears import Linear
+from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
 from .heads import tie_embedding, tie_head
 from .precision import ROWS, by_rows

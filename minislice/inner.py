@@ -20,10 +20,12 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from .architecture.blocks import Block, set_weight
-from .architecture.linears import Linear
+from .architecture.blocks import Block
+from .architecture.linears import Linear, set_weight
+from .calibration import Calibration, not_finite
 from .pca import RUN
 from .precision import without_tf32
+from .signals import Signal
 
 
 @contextmanager
@@ -67,6 +69,36 @@ def moments(
         for a, b in zip(h.split(RUN), error.split(RUN), strict=True):
             total += a.T @ torch.cat([a, b], dim=1)
     return total
+
+
+def block_moments(
+    calibration: Calibration,
+    block: Block,
+    layer: int,
+    Z: Signal,
+    P: Float64[Tensor, "D k"] | None = None,
+    dense: Signal | None = None,
+) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
+    """C and B of a block over the whole calibration set; its W_out has the trained columns.
+
+    Args:
+        P: the basis of Z; without, Z is in the trained one.
+        dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
+
+    Raises:
+        ValueError: the signal has a NaN or an infinity, as in `Calibration.covariance`.
+    """
+    total = None
+    for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
+        with inputs_of(block.w_out) as inputs:
+            y = block.branch(z, **calibration.contexts[index][layer])
+        y = y + (z if P is None else z @ P.T.to(z))
+        h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
+        total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
+        if not torch.isfinite(total.diagonal()).all():
+            raise ValueError(not_finite(y, batch, layer))
+    total = calibration.summed(total)
+    return total[:, : len(total)], total[:, len(total) :]
 
 
 def has_bias(block: Block) -> bool:

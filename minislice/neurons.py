@@ -21,13 +21,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architecture.blocks import Block, keep_neurons
+from .architecture.blocks import Block
 from .architecture.network import Network, inference, network
+from .architecture.neurons import keep_neurons
 from .calibration import Calibration
 from .corpus.batches import Batch, Tokens, token_batches
-from .inner import output_matrix, set_output_matrix, with_ridge
+from .inner import block_moments, output_matrix, set_output_matrix, with_ridge
 from .options import slice_width
 from .repair import refit
+from .signals import Signal
 
 ROUNDS = 32  # in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (tests/benchmarks/ridges.py)
@@ -90,6 +92,27 @@ def solve_output(
     return kept, W + refit(C, B) if repair else W
 
 
+def solve_block(
+    calibration: Calibration,
+    block: Block,
+    layer: int,
+    Z: Signal,
+    P: Float64[Tensor, "D k"] | None,
+    dense: Signal | None,
+    delete: int,
+) -> None:
+    """Delete so many neurons of a block, and solve for its W_out, in place; arguments as in `inner.block_moments`.
+
+    With `dense` it is repaired, too. Experts, whose inputs differ by token, stay as they are.
+    """
+    repair = dense is not None
+    if block.is_mixture or not (delete or repair):
+        return
+    C, B = block_moments(calibration, block, layer, Z, P, dense)
+    solve = partial(solve_output, block, C, B, delete, repair)
+    keep_inner(block, *calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
+
+
 def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
     """Delete all other inner dimensions of the block, in place, and give it this W_out."""
     if mlp := block.mlp_linears:
@@ -144,11 +167,7 @@ def delete_neurons(
             for block in layer.blocks:
                 if repair:
                     dense = held.forward(block, index, dense, "dense")
-                delete = inner - left if block.neurons else 0
-                if delete or repair:
-                    C, B = held.moments(block, index, Z, dense=dense)
-                    solve = partial(solve_output, block, C, B, delete, repair)
-                    keep_inner(block, *held.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
+                solve_block(held, block, index, Z, None, dense, inner - left if block.neurons else 0)
                 Z = held.forward(block, index, Z)
     setattr(net.model.config, name, left)
     return model

@@ -16,8 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture.blocks import set_weight
-from .architecture.linears import Linear
+from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
 from .fusion import fuse
 from .precision import by_rows

@@ -16,7 +16,6 @@ norm that reads it gives the same (eq. 2).
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -25,17 +24,19 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .adapters import make_adapter, rank
-from .architecture.blocks import Block, BlockLayer, set_weight
+from .architecture.blocks import Block, BlockLayer
+from .architecture.linears import set_weight
 from .architecture.network import Network, inference, network
 from .baselines import choose_basis
-from .calibration import Calibration, Signal
+from .calibration import Calibration
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import fit_head
-from .neurons import keep_inner, solve_output
+from .neurons import solve_block
 from .options import SlicingOptions, SlicingReport, takes_options
 from .pca import discarded_share, width_keeping, without_mean
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
+from .signals import Signal
 
 
 @takes_options
@@ -52,7 +53,6 @@ def slice_model(
     """Slice a model in place, on a calibration set; a model that isn't fused is fused first (section 3.4).
 
         minislice.slice_model(model, tokens, slicing=0.25)
-        minislice.slice_model(model, tokens, width=120, signal="raw", slice_head=True)
 
     Args:
         tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
@@ -100,9 +100,10 @@ class Slicer:
         self.options = report.options
         self.dropped = net.numbered(report.options.drop)
         left = [block for block in net.blocks if block not in self.dropped]
-        self.neurons = report.options.neurons_of([block.neurons for block in left if block.neurons])
-        norms = [*(block.norm for block in left), net.final_norm]
-        self.norms = [bare(norm, net) for norm in norms]  # what reads each boundary
+        mlps = [block for block in left if block.neurons]
+        report.neurons = self.options.neurons_of([block.neurons for block in mlps])
+        self.delete = {block: block.neurons - count for block, count in zip(mlps, report.neurons, strict=True)}
+        self.norms = [bare(norm, net) for norm in (*(block.norm for block in left), net.final_norm)]  # that read
         self.kept = self.options.kept(widths)  # boundaries in the model's own basis
         self.generator = torch.Generator().manual_seed(int(report.options.seed))
         self.boundary, self.k = -1, 0
@@ -128,9 +129,8 @@ class Slicer:
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
         """All blocks of a layer."""
-        for block in layer.blocks:
+        for self.passed, block in enumerate(layer.blocks, self.passed + 1):
             if self.options.repair:
-                self.passed += 1
                 self.dense = self.calibration.forward(block, index, self.dense, f"dense-{self.passed}")
             if block not in self.dropped:
                 self.slice_block(block, index)
@@ -141,7 +141,7 @@ class Slicer:
         Q, P, Z = self.Q, self.P, self.Z
         for linear in block.w_in:
             fold_reader(linear, P)  # W_in <- P^T W_in
-        self._solve_output(block, layer)
+        solve_block(self.calibration, block, layer, Z, P, self.dense, self.delete.get(block, 0))  # if asked for
         trained = [(linear, linear.weight, linear.bias) for linear in block.w_out]
         for linear in block.w_out:
             fold_writer(linear, Q)  # all D columns, in the basis Q
@@ -159,17 +159,6 @@ class Slicer:
             self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over beyond S
         self.Q, self.k = torch.cat([P_next, Q_next[:, k:]], dim=1), k
         self.report.ranks.append(rank(block.adapter))
-
-    def _solve_output(self, block: Block, layer: int) -> None:
-        """Beyond the paper: delete neurons of the block, and have its W_out make up for what is lost; if asked for."""
-        delete = 0
-        if block.neurons:
-            self.report.neurons.append(self.neurons[len(self.report.neurons)])
-            delete = block.neurons - self.report.neurons[-1]
-        if delete or (self.options.repair and not block.is_mixture):
-            C, B = self.calibration.moments(block, layer, self.Z, self.P, self.dense)
-            solve = partial(solve_output, block, C, B, delete, self.options.repair)
-            keep_inner(block, *self.calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
 
     def slice_head(self) -> None:
         """The last boundary's reader."""

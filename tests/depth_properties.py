@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from minislice import perplexity
-from minislice.architecture.blocks import set_weight
+from minislice.architecture.linears import set_weight
 from minislice.architecture.network import network
 from minislice.corpus.batches import token_batches
 from minislice.depth import delete_layers, losses_without_each

@@ -8,11 +8,11 @@ from models import Recipe
 from properties import EXACT, assert_same_logits, fused, relative_error, sliced
 from torch import Tensor
 
-from minislice.architecture.blocks import set_weight
+from minislice.architecture.linears import set_weight
 from minislice.architecture.network import inference, network
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.inner import moments
+from minislice.inner import block_moments, moments
 from minislice.neurons import delete_neurons, keep_inner, least_harmful, solve_output
 from minislice.repair import refit
 from minislice.rotation import fold_reader
@@ -148,7 +148,7 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None) -> None:
             return total
 
         before = error()
-        keep_inner(block, *solve_output(block, *held.moments(block, 0, Z, P, wanted), 0, True))
+        keep_inner(block, *solve_output(block, *block_moments(held, block, 0, Z, P, wanted), 0, True))
         assert error() < before or P.shape[1] == recipe.width
 
 

@@ -12,7 +12,8 @@ import torch
 from models import VOCABULARY
 from torch import nn
 
-from minislice.architecture.blocks import LowRankAdapter, RMSNorm, set_weight
+from minislice.architecture.blocks import LowRankAdapter, RMSNorm
+from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
@@ -494,7 +495,7 @@ def gate_left_whole_rows(right):
 
 def dense_signal_one_block_late(right):
     """The signal before the block is taken for the one behind it."""
-    return lambda self, block, layer, Z, P=None, dense=None: right(self, block, layer, Z, P, Z)
+    return lambda calibration, block, layer, Z, P=None, dense=None: right(calibration, block, layer, Z, P, Z)
 
 
 def last_input_shuffled(right):
@@ -513,7 +514,6 @@ def branch_kept(right):
         places = [place for place, block in enumerate(layer.blocks) if block not in dropped]
         self.widths = [self.widths[0]] * (len(self.widths) + len(dropped))
         self.norms = [self.norms[0]] * len(self.widths)
-        self.neurons = [block.neurons for block in self.net.blocks if block.neurons]
         right(self, layer, index)
         layer.places, self.dropped = places, dropped
 

@@ -9,9 +9,8 @@ from family_models import FamilyRecipe
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from minislice import fuse
-from minislice.architecture.blocks import set_weight
 from minislice.architecture.families import FAMILIES
-from minislice.architecture.linears import ExpertsReader, ExpertsWriter, TransposedLinear
+from minislice.architecture.linears import ExpertsReader, ExpertsWriter, TransposedLinear, set_weight
 from minislice.architecture.mixtures import ANY_WIDTH
 from minislice.architecture.network import network
 

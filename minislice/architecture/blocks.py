@@ -10,18 +10,17 @@ A *boundary* is the place between two blocks, and the signal there: boundary 0 i
 first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
 Each boundary has a *width*, the number of its columns: D in a trained model, and k after slicing.
 
-A saved model takes this file with it, so that it loads where minislice isn't installed; it needs torch and transformers
-alone.
+A saved model takes this file with it, and loads without minislice; it needs torch and transformers alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .linears import Linear, StoredLinear, is_experts, reader, writer
+from .linears import Linear, reader, writer
+from .neurons import HasMLP
 
 
 class RMSNorm(nn.Module):
@@ -71,23 +70,7 @@ class LowRankAdapter(nn.Module):
         return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
 
 
-@dataclass(frozen=True)
-class MLPLinears:
-    """What makes the neurons of an MLP, and what reads them.
-
-    A gated MLP has two linears that make them, or one with both their matrices, one below the other.
-    """
-
-    readers: list[Linear]
-    writer: Linear
-    first: int  # where the neurons are among all that the block's writers read, one after the other
-
-    @property
-    def neurons(self) -> int:
-        return self.writer.in_features
-
-
-class Block(nn.Module):
+class Block(HasMLP, nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
     `attention` and `mlp` are transformers' modules; a parallel layer (Phi) has both in one block, other layers are two
@@ -144,27 +127,6 @@ class Block(nn.Module):
     def w_out(self) -> list[Linear]:
         return list(self.writers.values())
 
-    @property
-    def is_mixture(self) -> bool:
-        """Whether experts are among what writes."""
-        return any(is_experts(self.get_submodule(name)) for name in self._w_out)
-
-    @property
-    def mlp_linears(self) -> MLPLinears | None:
-        """Those of the MLP, if the block has one that is no mixture."""
-        first = 0
-        for name, w_out in ({} if self.is_mixture else self.writers).items():
-            if name.startswith("mlp."):
-                makers = [w_in for reader_name, w_in in self.readers.items() if reader_name.startswith("mlp.")]
-                return MLPLinears(makers, w_out, first)
-            first += w_out.in_features
-        return None
-
-    @property
-    def neurons(self) -> int:
-        """How many its MLP has; 0 without one."""
-        return mlp.neurons if (mlp := self.mlp_linears) else 0
-
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
         normalized, outputs = self.norm(x), []
@@ -219,24 +181,3 @@ class BlockLayer(GradientCheckpointingLayer):
     def result(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
         """What a call returns."""
         return (hidden_states, None) if "output_attentions" in self.arguments else hidden_states
-
-
-def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
-    """Delete all neurons but those with these numbers, in place."""
-    count = mlp.neurons
-    for linear in mlp.readers:
-        rows = torch.cat([kept + start for start in range(0, linear.out_features, count)])
-        set_weight(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
-    set_weight(mlp.writer, mlp.writer.weight[:, kept])
-
-
-def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
-    old = module.weight
-    module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
-    if isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = weight.shape
-    elif not isinstance(module, StoredLinear):  # which has set its sizes itself
-        module.out_features, module.in_features = weight.shape
-    if bias is not None:
-        module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

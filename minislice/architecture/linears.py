@@ -171,3 +171,15 @@ def check_linear(name: str, module: nn.Module, layer: nn.Module) -> None:
 
 def _is_router(module: nn.Module) -> bool:
     return isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "top_k")
+
+
+def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
+    old = module.weight
+    module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+    if isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif not isinstance(module, StoredLinear):  # which has set its sizes itself
+        module.out_features, module.in_features = weight.shape
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)

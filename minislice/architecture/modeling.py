@@ -19,13 +19,14 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .blocks import Block, LowRankAdapter, RMSNorm, keep_neurons, set_weight
+from .blocks import Block, LowRankAdapter, RMSNorm
 from .card import made_by, model_card
 from .configuration import SlicedConfig
 from .folder import whole_folder
 from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
-from .linears import Linear
+from .linears import Linear, set_weight
 from .network import network
+from .neurons import keep_neurons
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
 _OUTPUTS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration, Signal
+from ..calibration import Calibration
 from ..corpus.batches import Batch
+from ..signals import Signal
 from .processes import Processes
 
 
@@ -36,10 +37,9 @@ class SharedCalibration(Calibration):
         """Of all shares together."""
         return self.processes.summed(super().covariance(X, norm, boundary))
 
-    def moments(self, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Of all shares together."""
-        C, B = super().moments(*args, **kwargs)
-        return self.processes.summed(C.contiguous()), self.processes.summed(B.contiguous())
+    def summed(self, total: Tensor) -> Tensor:
+        """Over all shares together."""
+        return self.processes.summed(total)
 
     def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the first process finds: another processor may turn eigenvectors otherwise, or order equals."""

@@ -206,7 +206,7 @@ class StreamedRun:
             parts = {name: seal for name, seal in self.seals.items() if name.startswith("model/")}
             self.seals = dict([*parts.items(), self.work.seal(f"model/{self._file(done - 1).name}")])
             self.seals |= signals | dict([self.work.seal(state)])
-            reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks", "neurons")}
+            reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks")}
             reached |= {
                 "done": done,
                 "boundary": slicer.boundary,
@@ -242,7 +242,6 @@ class StreamedRun:
             self.work.check(self.seals, [f"model/{self._file(index).name}" for index in range(done)])
         tensors = load_file(self.work.path / state)
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
-        report.neurons = before["neurons"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
         slicer.k = report.widths[-1]
         slicer.Q = tensors["Q"].to(self.device, copy=True)

@@ -26,7 +26,7 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration
 from ..corpus.batches import Batch
-from ..inner import output_matrix
+from ..inner import block_moments, output_matrix
 from ..likelihood import prediction_losses
 from ..neurons import keep_inner, least_harmful, solve_output
 
@@ -88,7 +88,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
             dropped = loss(lambda x, context: x, number) - whole
             cost = Cost(dropped)
             if count := block.neurons:
-                C, B = held.moments(block, index, Z)
+                C, B = block_moments(held, block, index, Z)
 
                 def without(delete: int, C=C, B=B, block=block, number=number) -> float:
                     trial = copy.deepcopy(block)

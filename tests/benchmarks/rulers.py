@@ -44,13 +44,15 @@ from tqdm.auto import tqdm
 
 import minislice
 from minislice.architecture.network import Network, network
-from minislice.calibration import Calibration, Signal
+from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
+from minislice.inner import block_moments
 from minislice.likelihood import prediction_losses
 from minislice.measuring.rulers import PROBE, Cost, lost_shares
 from minislice.neurons import keep_inner, solve_output
 from minislice.pca import principal_components
+from minislice.signals import Signal
 
 HALF = 0.5  # of an MLP's neurons
 DELETED = (0.1, 0.25)  # of the signal's dimensions
@@ -111,7 +113,7 @@ class Bench:
         yield self.item("block", number + 1, minislice.parameters(block), rulers, dropped)
         if not block.neurons:
             return
-        C, B = self.calibration.moments(block, index, Z)
+        C, B = block_moments(self.calibration, block, index, Z)
         trials, found = {}, {}
         for share in (PROBE, HALF) if block.attention is None else (PROBE, HALF, 1.0):
             trials[share] = trial = copy.deepcopy(block)
