@@ -109,8 +109,7 @@ class Slicer:
         self.boundary, self.k = -1, 0
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
-        self.dense: Signal | None = None  # what it would be in the dense network, to repair by
-        self.passed = 0  # blocks of the dense network that it has gone through
+        self.dense, self.passed = None, 0  # Z in the dense network, to repair by; how many of its blocks are behind
 
     @property
     def P(self) -> Float64[Tensor, "D k"]:
@@ -129,7 +128,8 @@ class Slicer:
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
         """All blocks of a layer."""
-        for self.passed, block in enumerate(layer.blocks, self.passed + 1):
+        for block in layer.blocks:
+            self.passed += 1
             if self.options.repair:
                 self.dense = self.calibration.forward(block, index, self.dense, f"dense-{self.passed}")
             if block not in self.dropped:
