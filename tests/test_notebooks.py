@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOPICS = (
     *("00_quickstart", "01_layernorm_to_rmsnorm", "02_computational_invariance", "03_principal_components"),
     *("04_residual_adapters", "05_slicing", "06_inference_cost", "07_a_real_language_model"),
-    "08_does_my_model_have_it",
+    *("08_does_my_model_have_it", "09_beyond_the_paper"),
 )
 LARGEST = 1_000_000  # bytes of a file
 

@@ -153,6 +153,13 @@ def test_a_cut_is_to_scale():
         pictures.cut(D, 7, hidden, tokens)
 
 
+def test_a_cut_shows_the_inner_width_too():
+    drawn = rectangles(pictures.cut(6, 4, 9, 5, inner=7))
+    assert [shape[:2] for shape in drawn[1::2]] == [(4, 5), (7, 4), (4, 7), (4, 4)]  # X, W_in, W_out, S
+    with pytest.raises(ValueError, match="can't keep 10 of 9"):
+        pictures.cut(6, 4, 9, 5, inner=10)
+
+
 def test_the_architecture_has_its_parts_in_the_order_of_the_signal():
     words = {text.get_text(): text.get_position()[0] for text in pictures.architecture().texts if text.get_text()}
     order = ("$W_{embd}$", "boundary 0", "boundary 1", "boundary 2", "last boundary", "$W_{head}$", "logits")

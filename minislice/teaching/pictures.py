@@ -41,7 +41,7 @@ def architecture() -> Axes:
     return ax
 
 
-def cut(D: int, k: int, hidden: int, tokens: int) -> Axes:
+def cut(D: int, k: int, hidden: int, tokens: int, inner: int | None = None) -> Axes:
     """A block's signal and matrices, to scale, in the basis of the principal components; what goes is hatched.
 
     Args:
@@ -49,18 +49,23 @@ def cut(D: int, k: int, hidden: int, tokens: int) -> Axes:
         k: how much of it is kept, at either side of the block.
         hidden: columns of W_in, rows of W_out.
         tokens: rows of the signal.
+        inner: how many of the hidden ones are kept; all without.
 
     Raises:
-        ValueError: not 1 <= k <= D.
+        ValueError: not 1 <= k <= D, or not 0 <= inner <= hidden.
     """
+    inner = hidden if inner is None else inner
     if not 1 <= k <= D:
         raise ValueError(f"can't keep {k} of {D} columns: k is 1 to D")
+    if not 0 <= inner <= hidden:
+        raise ValueError(f"can't keep {inner} of {hidden} hidden units")
     matrices = [  # rows, columns, rows kept, columns kept
         ("$XQ$", tokens, D, tokens, k, "tokens", "D"),
-        ("$Q^\\top W_{in}$", D, hidden, k, hidden, "D", "hidden"),
-        ("$W_{out}Q'$", hidden, D, hidden, k, "hidden", "D"),
+        ("$Q^\\top W_{in}$", D, hidden, k, inner, "D", "hidden"),
+        ("$W_{out}Q'$", hidden, D, inner, k, "hidden", "D"),
         ("$S=Q^\\top Q'$", D, D, k, k, "D", "D"),
     ]
+    kept_as = {"D": "k = ", "hidden": ""}
     gap, height = 0.45 * D, max(tokens, D, hidden)
     length = sum(columns for _, _, columns, *_ in matrices) + gap * len(matrices)
     ax = _blank((8.0, 8.0 * 1.25 * height / length), (-gap, length - 0.4 * gap), (-0.12 * height, 1.13 * height))
@@ -70,8 +75,8 @@ def cut(D: int, k: int, hidden: int, tokens: int) -> Axes:
         ax.add_patch(Rectangle((left, base), columns, rows, fc=DELETED, ec="0.5", hatch="////", lw=0.8))
         kept = (left, base + rows - rows_kept)
         ax.add_patch(Rectangle(kept, columns_kept, rows_kept, fc="white", ec="black", lw=1.4))
-        kept_top = f"{top} = {columns}" + (f" → k = {columns_kept}" if columns_kept < columns else "")
-        kept_side = f"{side} = {rows}" + (f" → k = {rows_kept}" if rows_kept < rows else "")
+        kept_top = f"{top} = {columns}" + (f" → {kept_as[top]}{columns_kept}" if columns_kept < columns else "")
+        kept_side = f"{side} = {rows}" + (f" → {kept_as[side]}{rows_kept}" if rows_kept < rows else "")
         ax.text(left + columns / 2, base - 0.03 * height, name, ha="center", va="top")
         ax.text(left + columns / 2, height * 1.03, kept_top, ha="center", va="bottom", fontsize="small")
         where = {"ha": "right", "va": "center", "rotation": 90, "fontsize": "small"}
