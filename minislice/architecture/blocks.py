@@ -134,9 +134,9 @@ class Block(HasMLP, nn.Module):
         if self.attention is not None:
             outputs.append(self.dropout(self.attention(hidden_states=normalized, **nothing, **context)[0]))
         if self.mlp is not None:
-            if self.mlp_norm is not None:
-                normalized = self.mlp_norm(x)
-            outputs.append(self.dropout(self.mlp(normalized, **nothing)))
+            normalized = normalized if self.mlp_norm is None else self.mlp_norm(x)
+            mlp = self.mlp(normalized, **nothing)  # gpt-oss returns its router's scores as well
+            outputs.append(self.dropout(mlp if isinstance(mlp, Tensor) else mlp[0]))
         branch = sum(outputs[1:], outputs[0])
         return branch if self.scale == 1 else branch * self.scale
 
