@@ -72,21 +72,41 @@ def read(results: Path) -> list[dict]:
     return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
 
 
-def table(rows: list[dict], size: float, variants: list[str]) -> str:
-    """For each model the dense perplexity, and what each variant multiplies it by, with the size that is left."""
-    lines = [f"| model, at most {size:.0%} | dense | {' | '.join(variants)} |", "|---" * (len(variants) + 2) + "|"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        done = [row for row in rows if row["model"] == model and row["status"] == "done"]
-        dense = next(row for row in done if row["variant"] == "dense")
-        cells = {row["variant"]: row for row in done if row["size"] == size}
-        told = [
-            f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}, {row['parameters'] / row['dense_parameters']:.0%}"
-            if (row := cells.get(variant))
-            else "-"
-            for variant in variants
-        ]
-        lines.append(f"| {model} | {dense['perplexity']:.2f} | {' | '.join(told)} |")
-    return "\n".join(lines)
+def table(title: str, lines: dict[str, list[dict]]) -> str:
+    """What each variant multiplies the dense perplexity by, and the size that is left; for each line its name and rows,
+    all of one model, text and size.
+    """
+    heads = [f"| {title} | dense | {' | '.join(VARIANTS)} |", "|---" * (len(VARIANTS) + 2) + "|"]
+    return "\n".join([*heads, *(_line(name, rows) for name, rows in lines.items())])
+
+
+def _line(name: str, rows: list[dict]) -> str:
+    found = {row["variant"]: row for row in rows}
+    cells = [f"{found['dense']['perplexity']:.2f}"]
+    for row in map(found.get, VARIANTS):
+        if row is None or row["status"] == "failed":
+            cells.append("-" if row is None else "can't")
+        else:
+            share = row["parameters"] / row["dense_parameters"]
+            cells.append(f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}, {share:.0%}")
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def tables() -> str:
+    """At 80% every model; at every size SmolLM2."""
+    small, real = read(SMALL), {text: read(path) for text, path in SMOLLM2.items()}
+    wanted = ("dense", 1.0), *((variant, 0.8) for variant in VARIANTS)
+    models = {
+        model: [row for row in small if row["model"] == model] for model in dict.fromkeys(r["model"] for r in small)
+    }
+    models["smollm2"] = real["wikitext"]
+    at_80 = {name: [row for row in rows if (row["variant"], row["size"]) in wanted] for name, rows in models.items()}
+    at_all = {
+        f"{size:.0%}, {text}": [row for row in rows if row["size"] in (1.0, size)]
+        for text, rows in real.items()
+        for size in SIZES
+    }
+    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}"
 
 
 def main() -> None:
@@ -99,8 +119,7 @@ def main() -> None:
     sizes, variants = settings.sizes.split(","), settings.variants.split(",")
     assets = os.environ.get("MINISLICE_TEST_ASSETS")
     if settings.table:
-        groups = [read(SMALL) + read(SMOLLM2["wikitext"]), read(SMOLLM2["alpaca"])]
-        print("\n\n".join(table(rows, float(size), variants) for rows in groups if rows for size in sizes))
+        print(tables())
     elif settings.smollm2:
         if assets is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
