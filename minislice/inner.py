@@ -86,7 +86,7 @@ def block_moments(
         dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
 
     Raises:
-        ValueError: the signal has a NaN or an infinity, as in `Calibration.covariance`.
+        ValueError: the signal has a NaN or an infinity; the message says in which layer, on which sequence.
     """
     total = None
     for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
@@ -95,8 +95,8 @@ def block_moments(
         y = y + (z if P is None else z @ P.T.to(z))
         h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
         total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
-        if not torch.isfinite(total.diagonal()).all():
-            raise ValueError(not_finite(y, batch, layer))
+        if not torch.isfinite(total.sum()):
+            raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
     total = calibration.summed(total)
     return total[:, : len(total)], total[:, len(total) :]
 

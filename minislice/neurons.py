@@ -148,6 +148,7 @@ def delete_neurons(
     Raises:
         ValueError: a fraction that leaves nothing; a model that is fused already, or whose class has one inner width
             that its config can't say; tokens that don't fit. The model is then as it was.
+            Also a signal with a NaN or an infinity, named by layer and by sequence.
     """
     net = network(model)
     if net.is_fused:

@@ -1,6 +1,7 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
 from dataclasses import replace
+from functools import partial
 
 import properties
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
     OPTConfig,
 )
 
-from minislice import fuse, perplexity, rotate, slice_model, verify
+from minislice import delete_neurons, fuse, perplexity, rotate, slice_model, verify
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
 
@@ -367,3 +368,15 @@ def test_a_broken_weight_is_named_by_its_block(family, layer):
     block = layer if family == "phi" else 2 * layer + 1
     with pytest.raises(ValueError, match=rf"block {block} .* calibration sequence 0\b"):
         slice_model(model, IDS, width=5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_broken_weight_is_named_by_its_layer_where_w_out_is_solved_for(value, repair):
+    """What the second MLP of three writes: before it all is well, behind it nothing is."""
+    for shrink in (delete_neurons, partial(slice_model, slicing=0)):
+        model = replace(LLAMA, layers=3).model()
+        mlp = [block.mlp_linears for block in network(model).blocks if block.neurons][1]
+        mlp.writer.weight.data[0, 0] = value
+        with pytest.raises(ValueError, match=r"behind a block of layer 1 .* calibration sequence 0\b"):
+            shrink(model, IDS, neurons=0.5, repair=repair)
