@@ -110,7 +110,8 @@ def solve_block(
         return
     C, B = block_moments(calibration, block, layer, Z, P, dense)
     solve = partial(solve_output, block, C, B, delete, repair)
-    keep_inner(block, *calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
+    like = (torch.arange(delete, len(C), device=C.device), B[delete:])
+    keep_inner(block, *calibration.once(solve, like))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:

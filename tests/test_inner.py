@@ -10,8 +10,10 @@ from models import FAMILIES, Recipe, recipes
 
 import minislice
 from minislice import delete_neurons, parameters, perplexity, slice_model
-from minislice.architecture.network import network
-from minislice.neurons import least_harmful
+from minislice.architecture.network import inference, network
+from minislice.calibration import Calibration
+from minislice.corpus.batches import token_batches
+from minislice.neurons import least_harmful, solve_block
 from minislice.repair import refit
 
 cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
@@ -69,6 +71,27 @@ def test_no_singular_matrix_stops_a_solve():
     assert len(kept) == 2 and torch.isfinite(solved).all()
     one = torch.ones(6, 6).double()
     assert torch.isfinite(refit(one, one[:, :3])).all()
+
+
+class Announced(Calibration):
+    """Sees that what comes out is what other processes make room for."""
+
+    def once(self, compute, like):
+        found = compute()
+        assert [(x.shape, x.dtype, x.device) for x in like] == [(x.shape, x.dtype, x.device) for x in found]
+        return found
+
+
+def test_other_processes_make_room_where_w_out_is_solved_for():
+    recipe = Recipe("phi")
+    net = network(recipe.model())
+    held, block = Announced(token_batches(net.model, recipe.tokens(), None, 2)), net.blocks[0]
+    with inference(net.model):
+        Z = held.embed(net)
+        dense = held.forward(block, 0, Z)
+        with torch.device("meta"):  # the default one is not the model's
+            solve_block(held, block, 0, Z, None, dense, delete=16)
+    assert block.neurons == 24
 
 
 @pytest.mark.parametrize("family", FAMILIES)
