@@ -107,17 +107,20 @@ def has_bias(block: Block) -> bool:
 
 
 def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
-    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases."""
+    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases.
+
+    Before fusion a branch may be multiplied by a number, too.
+    """
     rows = [linear.weight.T.double() for linear in block.w_out]
     if has_bias(block):
         rows.append(sum(linear.bias.double() for linear in block.w_out if linear.bias is not None)[None])
-    return torch.cat(rows)
+    return torch.cat(rows) * block.scale
 
 
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     """Give the block's W_out other values, in place; of several biases the last becomes the sum."""
     biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
-    start = 0
+    start, W = 0, W / block.scale
     for index, linear in enumerate(block.w_out):
         stop = start + linear.in_features
         bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])

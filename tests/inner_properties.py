@@ -117,6 +117,16 @@ def idle_neurons_can_go(recipe: Recipe, **options) -> None:
     assert_same_logits(model, dense, recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
 
 
+def fusing_first_changes_nothing(recipe: Recipe, **options) -> None:
+    """Neurons are deleted from the trained network, or from the fused one: the same go, and W_out is as good.
+
+    With RMSNorms: a LayerNorm doesn't see the signal's mean, and fusion takes out what an error is measured with.
+    """
+    model = delete_neurons(recipe.model(), recipe.tokens(), recipe.mask(), neurons=0.5, multiple=1, **options)
+    expected = sliced(recipe, slicing=0, neurons=0.5, multiple=1, **options)
+    assert_same_logits(model, expected, recipe, 1e-5)
+
+
 def _mlps(model, dense) -> list:
     pairs = zip(network(model).blocks, network(dense).blocks, strict=True)
     return [(block, trained.mlp_linears) for block, trained in pairs if trained.neurons]

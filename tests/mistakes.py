@@ -476,6 +476,10 @@ def padding_counted(right):
     return lambda h, y, x, mask, add_to=None: right(h, y, x, None, add_to)
 
 
+def branchs_number_overlooked(right):
+    return lambda block: right(block) / block.scale
+
+
 def first_neurons_kept(right):
     return lambda mlp, kept: right(mlp, torch.arange(len(kept)))
 

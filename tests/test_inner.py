@@ -7,15 +7,22 @@ from family_models import FamilyRecipe
 from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
+from test_families import CASES, fixed
 
 import minislice
 from minislice import delete_neurons, parameters, perplexity, slice_model
+from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.network import inference, network
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
 from minislice.neurons import least_harmful, solve_block
 from minislice.repair import refit
 
+# Mixtures of experts in every layer: they have no neurons to delete.
+MIXTURES = [
+    *[("mixtral", 0), ("mixtral", 1), ("qwen2_moe", 0), ("qwen3_moe", 0)],
+    *[("gpt_oss", 0), ("gpt_oss", 1)],
+]
 cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
 
 
@@ -62,6 +69,14 @@ def test_where_nothing_is_lost_nothing_is_repaired(recipe, adapter):
 @given(recipes())
 def test_repair_brings_the_signal_nearer_to_the_dense_networks(recipe):
     properties.repair_brings_the_signal_nearer(recipe)
+
+
+RMSNORMS = [case for case in CASES if not TABLE[case[0]].norm.subtracts_mean and case not in MIXTURES]
+
+
+@pytest.mark.parametrize(("family", "variant"), RMSNORMS)
+def test_neurons_are_chosen_and_repaired_alike_before_fusion(family, variant):
+    properties.fusing_first_changes_nothing(fixed(family, variant), repair=True)
 
 
 def test_no_singular_matrix_stops_a_solve():
