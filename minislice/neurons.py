@@ -179,9 +179,11 @@ def common_neurons(net: Network) -> int:
     """The number of neurons of every MLP of the network.
 
     Raises:
-        ValueError: they differ.
+        ValueError: they differ, or experts stand in the place of every MLP.
     """
     counts = {block.neurons for block in net.blocks if block.neurons}
-    if len(counts) != 1:
+    if not counts:
+        raise ValueError("this model has experts for MLPs, and they keep their neurons; slice it with slice_model")
+    if len(counts) > 1:
         raise ValueError(f"this model's MLPs have different numbers of neurons: {sorted(counts)}")
     return counts.pop()
