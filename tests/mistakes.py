@@ -484,6 +484,17 @@ def first_neurons_kept(right):
     return lambda mlp, kept: right(mlp, torch.arange(len(kept)))
 
 
+def up_keeps_its_first_neurons(right):
+    """Of gate and up in one linear, the gate's rows are the right ones."""
+
+    def keep_neurons(mlp, kept):
+        (linear,), count = mlp.readers, mlp.neurons
+        set_weight(linear, linear.weight[torch.cat([kept, torch.arange(len(kept)) + count])])
+        set_weight(mlp.writer, mlp.writer.weight[:, kept])
+
+    return keep_neurons
+
+
 def gate_left_whole_rows(right):
     """The neurons that are made are not those that W_out reads."""
 

@@ -20,6 +20,7 @@ from transformers import (
 from minislice import delete_neurons, fuse, perplexity, rotate, slice_model, verify
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
+from minislice.teaching.small import small_model
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
 RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}
@@ -326,11 +327,12 @@ def _quantized():
         (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m", *SUPPORTED]),
         (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m", *SUPPORTED]),
         (lambda: _opt(_remove_final_layer_norm=True), ["no final norm"]),
+        (lambda: small_model("bloom", slow_but_exact=True, pretraining_tp=2), ["in parts", "slow_but_exact=False"]),
         (lambda: LLAMA.model().model, ["LlamaModel", "head", "AutoModelForCausalLM"]),
         (lambda: LlamaForSequenceClassification(LLAMA.model().config), ["head", "AutoModelForCausalLM"]),
         (_quantized, ["mlp.down_proj", "PretendQuantized", "quantization"]),
     ],
-    ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "no head", "classifier", "quantized"],
+    ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "slow", "no head", "classifier", "quantized"],
 )
 def test_models_that_cannot_be_sliced_are_refused(action, build, fragments):
     model = build().eval()
