@@ -69,7 +69,8 @@ class Calibration:
         for x, batch in zip(X, self.batches, strict=True):
             total = covariance(norm(x), batch.mask, total)
             if not torch.isfinite(total.diagonal()).all():
-                raise ValueError(not_finite(x, batch, boundary))
+                where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
+                raise ValueError(not_finite(x, batch, where))
         return total
 
     def principal_components(
@@ -101,11 +102,10 @@ class Calibration:
         return Signal(rows, self.shapes, device)
 
 
-def not_finite(x: Tensor, batch: Batch, boundary: int) -> str:
+def not_finite(x: Tensor, batch: Batch, where: str) -> str:
     bad = ~torch.isfinite(x).all(-1)
     if batch.mask is not None:
         bad &= batch.mask
     rows = bad.any(-1).nonzero().flatten().tolist()
-    where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
     which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
     return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"

@@ -86,7 +86,7 @@ def block_moments(
         dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
 
     Raises:
-        ValueError: the signal has a NaN or an infinity, as in `Calibration.covariance`.
+        ValueError: the signal has a NaN or an infinity; the message says in which layer, on which sequence.
     """
     total = None
     for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
@@ -95,8 +95,8 @@ def block_moments(
         y = y + (z if P is None else z @ P.T.to(z))
         h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
         total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
-        if not torch.isfinite(total.diagonal()).all():
-            raise ValueError(not_finite(y, batch, layer))
+        if not torch.isfinite(total.sum()):
+            raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
     total = calibration.summed(total)
     return total[:, : len(total)], total[:, len(total) :]
 
@@ -107,17 +107,20 @@ def has_bias(block: Block) -> bool:
 
 
 def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
-    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases."""
+    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases.
+
+    Before fusion a branch may be multiplied by a number, too.
+    """
     rows = [linear.weight.T.double() for linear in block.w_out]
     if has_bias(block):
         rows.append(sum(linear.bias.double() for linear in block.w_out if linear.bias is not None)[None])
-    return torch.cat(rows)
+    return torch.cat(rows) * block.scale
 
 
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     """Give the block's W_out other values, in place; of several biases the last becomes the sum."""
     biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
-    start = 0
+    start, W = 0, W / block.scale
     for index, linear in enumerate(block.w_out):
         stop = start + linear.in_features
         bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])

@@ -110,7 +110,8 @@ def solve_block(
         return
     C, B = block_moments(calibration, block, layer, Z, P, dense)
     solve = partial(solve_output, block, C, B, delete, repair)
-    keep_inner(block, *calibration.once(solve, like=(torch.arange(delete, len(C)), B[delete:])))
+    like = (torch.arange(delete, len(C), device=C.device), B[delete:])
+    keep_inner(block, *calibration.once(solve, like))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
@@ -148,6 +149,7 @@ def delete_neurons(
     Raises:
         ValueError: a fraction that leaves nothing; a model that is fused already, or whose class has one inner width
             that its config can't say; tokens that don't fit. The model is then as it was.
+            Also a signal with a NaN or an infinity, named by layer and by sequence.
     """
     net = network(model)
     if net.is_fused:
@@ -177,9 +179,11 @@ def common_neurons(net: Network) -> int:
     """The number of neurons of every MLP of the network.
 
     Raises:
-        ValueError: they differ.
+        ValueError: they differ, or experts stand in the place of every MLP.
     """
     counts = {block.neurons for block in net.blocks if block.neurons}
-    if len(counts) != 1:
+    if not counts:
+        raise ValueError("this model has experts for MLPs, and they keep their neurons; slice it with slice_model")
+    if len(counts) > 1:
         raise ValueError(f"this model's MLPs have different numbers of neurons: {sorted(counts)}")
     return counts.pop()

@@ -66,7 +66,7 @@ def slice_model(
 
     Raises:
         ValueError: options or tokens that don't fit the model, or a model that is sliced already; it is then as it was.
-            Also a signal with a NaN or an infinity, named by block and sequence.
+            Also a signal with a NaN or an infinity, named by block or layer, and by sequence.
     """
     options = SlicingOptions(**options)
     net = network(model)

@@ -8,6 +8,7 @@ from models import Recipe
 from properties import EXACT, assert_same_logits, fused, relative_error, sliced
 from torch import Tensor
 
+from minislice import fuse
 from minislice.architecture.linears import set_weight
 from minislice.architecture.network import inference, network
 from minislice.calibration import Calibration
@@ -96,7 +97,10 @@ def moments_are_weighted_sums(recipe: Recipe) -> None:
 
 
 def idle_neurons_can_go(recipe: Recipe, **options) -> None:
-    """Where half of the neurons of an MLP have no weight in W_out, deleting half changes nothing."""
+    """Where half of the neurons of an MLP have no weight in W_out, deleting half changes nothing.
+
+    In the sliced network if `slicing` is among the options, else in the trained one.
+    """
     dense = recipe.model()
     generator = torch.Generator().manual_seed(recipe.seed)
     checked = 0
@@ -109,15 +113,25 @@ def idle_neurons_can_go(recipe: Recipe, **options) -> None:
     state = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
     model = recipe.model()
     model.load_state_dict(state)
-    if options:
+    if "slicing" in options:
         sliced(recipe, model, neurons=0.5, multiple=1, **options)
     else:
-        delete_neurons(model, recipe.tokens(), recipe.mask(), neurons=0.5, multiple=1)
-    assert all(2 * block.neurons == mlp.neurons for block, mlp in _mlps(model, dense))
+        delete_neurons(model, recipe.tokens(), recipe.mask(), neurons=0.5, multiple=1, **options)
+    assert all(2 * block.neurons == mlp.neurons for block, mlp in mlps(model, dense))
     assert_same_logits(model, dense, recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
 
 
-def _mlps(model, dense) -> list:
+def fusing_first_changes_nothing(recipe: Recipe, **options) -> None:
+    """Neurons are deleted from the trained network, or from the fused one: the same go, and W_out is as good.
+
+    Of RMSNorms: a LayerNorm model's signal has a mean before fusion, and so another rms, which is the weight.
+    """
+    model = delete_neurons(recipe.model(), recipe.tokens(), recipe.mask(), neurons=0.5, multiple=1, **options)
+    expected = sliced(recipe, slicing=0, neurons=0.5, multiple=1, **options)
+    assert_same_logits(model, expected, recipe, 1e-5)
+
+
+def mlps(model, dense) -> list:
     pairs = zip(network(model).blocks, network(dense).blocks, strict=True)
     return [(block, trained.mlp_linears) for block, trained in pairs if trained.neurons]
 
@@ -128,12 +142,19 @@ def nothing_lost_is_nothing_repaired(recipe: Recipe, **options) -> None:
     assert_same_logits(model, recipe.model(), recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
 
 
-def repair_brings_the_signal_nearer(recipe: Recipe, width=None) -> None:
-    """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
+def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None:
+    """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's.
+
+    A block of the first layer, by its place there.
+    """
     net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, : width or max(1, recipe.width // 2)]
-    held, block = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 3)), net.blocks[0]
+    held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 3))
+    blocks = [block for block in net.layers[0].blocks if not block.is_mixture]
+    *before, block = blocks[: place % len(blocks) + 1]
     with inference(net.model):
         X = held.embed(net)
+        for earlier in before:
+            X = held.forward(earlier, 0, X)
         wanted = held.forward(block, 0, X, "dense")
         for linear in block.w_in:
             fold_reader(linear, P)
@@ -155,12 +176,13 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None) -> None:
 def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     """A network without a block computes what the whole one does where that block writes nothing."""
     recipe = replace(recipe, layers=max(2, recipe.layers))
-    count = len(network(recipe.model()).family.blocks)
-    number = count + recipe.seed % count  # in the second layer
     dense = recipe.model()
-    for linear in network(dense).blocks[number].w_out:
+    net = network(dense)
+    optional = [number for number in range(len(net.blocks)) if number not in net.needed_by_cache]
+    number = optional[recipe.seed % len(optional)]
+    for linear in net.blocks[number].w_out:
         bias = None if linear.bias is None else torch.zeros_like(linear.bias)
         set_weight(linear, torch.zeros_like(linear.weight), bias)
     model = sliced(recipe, slicing=0, drop=[number], **options)
     assert network(model).dropped == [number]
-    assert_same_logits(model, dense, recipe, 1e-6 if recipe.norm_in_float32 else 1e-8)
+    assert_same_logits(model, fuse(dense), recipe, 1e-8)

@@ -476,8 +476,23 @@ def padding_counted(right):
     return lambda h, y, x, mask, add_to=None: right(h, y, x, None, add_to)
 
 
+def branchs_number_overlooked(right):
+    return lambda block: right(block) / block.scale
+
+
 def first_neurons_kept(right):
     return lambda mlp, kept: right(mlp, torch.arange(len(kept)))
+
+
+def up_keeps_its_first_neurons(right):
+    """Of gate and up in one linear, the gate's rows are the right ones."""
+
+    def keep_neurons(mlp, kept):
+        (linear,), count = mlp.readers, mlp.neurons
+        set_weight(linear, linear.weight[torch.cat([kept, torch.arange(len(kept)) + count])])
+        set_weight(mlp.writer, mlp.writer.weight[:, kept])
+
+    return keep_neurons
 
 
 def gate_left_whole_rows(right):

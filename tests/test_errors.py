@@ -1,6 +1,7 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
 from dataclasses import replace
+from functools import partial
 
 import properties
 import pytest
@@ -16,9 +17,10 @@ from transformers import (
     OPTConfig,
 )
 
-from minislice import fuse, perplexity, rotate, slice_model, verify
+from minislice import delete_neurons, fuse, perplexity, rotate, slice_model, verify
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
+from minislice.teaching.small import small_model
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
 RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}
@@ -325,11 +327,12 @@ def _quantized():
         (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m", *SUPPORTED]),
         (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m", *SUPPORTED]),
         (lambda: _opt(_remove_final_layer_norm=True), ["no final norm"]),
+        (lambda: small_model("bloom", slow_but_exact=True, pretraining_tp=2), ["in parts", "slow_but_exact=False"]),
         (lambda: LLAMA.model().model, ["LlamaModel", "head", "AutoModelForCausalLM"]),
         (lambda: LlamaForSequenceClassification(LLAMA.model().config), ["head", "AutoModelForCausalLM"]),
         (_quantized, ["mlp.down_proj", "PretendQuantized", "quantization"]),
     ],
-    ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "no head", "classifier", "quantized"],
+    ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "slow", "no head", "classifier", "quantized"],
 )
 def test_models_that_cannot_be_sliced_are_refused(action, build, fragments):
     model = build().eval()
@@ -367,3 +370,15 @@ def test_a_broken_weight_is_named_by_its_block(family, layer):
     block = layer if family == "phi" else 2 * layer + 1
     with pytest.raises(ValueError, match=rf"block {block} .* calibration sequence 0\b"):
         slice_model(model, IDS, width=5)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("repair", [False, True])
+def test_a_broken_weight_is_named_by_its_layer_where_w_out_is_solved_for(value, repair):
+    """What the second MLP of three writes: before it all is well, behind it nothing is."""
+    for shrink in (delete_neurons, partial(slice_model, slicing=0)):
+        model = replace(LLAMA, layers=3).model()
+        mlp = [block.mlp_linears for block in network(model).blocks if block.neurons][1]
+        mlp.writer.weight.data[0, 0] = value
+        with pytest.raises(ValueError, match=r"behind a block of layer 1 .* calibration sequence 0\b"):
+            shrink(model, IDS, neurons=0.5, repair=repair)

@@ -79,9 +79,13 @@ def test_generating_with_a_cache_equals_without(family, data):
 
 @every_variant
 def test_streaming_and_saving_change_no_bit(family, variant):
-    dtype = (torch.float32, torch.bfloat16)[variant % 2]
-    options = ({"slicing": 0.25, "multiple": 1}, {"width": 6, "adapter": "none", "slice_head": True})[variant % 2]
-    streaming_equals_memory(fixed(family, variant, tied=variant % 2 == 0), dtype, True, options)
+    recipe, dtype = fixed(family, variant, tied=variant % 2 == 0), (torch.float32, torch.bfloat16)[variant % 2]
+    last = len(network(recipe.model()).blocks) - 1
+    options = (
+        {"slicing": 0.25, "multiple": 1, "neurons": 0.5},
+        {"width": 6, "adapter": "none", "slice_head": True, "drop": [last]},
+    )[variant % 2]
+    streaming_equals_memory(recipe, dtype, True, options)
 
 
 def test_without_minislice_all_load_and_compute_the_same(tmp_path):

@@ -47,6 +47,7 @@ LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
 DROP = "minislice.architecture.network.Network.numbered"
 SLICE_DROP = "minislice.slicing.Slicer.slice_layer"
 KEEP_INNER = "minislice.neurons.keep_inner"
+OUTPUT_MATRIX = "minislice.neurons.output_matrix"
 KEEP_NEURONS = "minislice.neurons.keep_neurons"
 REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.inner.moments"
@@ -107,6 +108,8 @@ other = replace(OPT, seed=6)
 left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
 deep = replace(LLAMA, layers=4, seed=4)
 by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # which has RoPE by layer
+scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # whose branches are multiplied by a number
+gated = FamilyRecipe("phi3", heads=4, head_dim=4, seed=3)  # whose gate and up are one linear
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
 MISTAKES = [
@@ -255,8 +258,10 @@ MISTAKES = [
     Mistake(ITS_REFIT, wrong.other_sign, n.refit_is_least_squares, LLAMA),
     Mistake(ITS_MOMENTS, wrong.tokens_unweighted, n.moments_are_weighted_sums, OPT),
     Mistake(ITS_MOMENTS, wrong.padding_counted, n.moments_are_weighted_sums, OPT),
+    Mistake(OUTPUT_MATRIX, wrong.branchs_number_overlooked, n.fusing_first_changes_nothing, scaled, {"repair": True}),
     Mistake(KEEP_NEURONS, wrong.first_neurons_kept, n.idle_neurons_can_go, LLAMA, claim="assert_same_logits"),
     Mistake(KEEP_NEURONS, wrong.gate_left_whole_rows, n.idle_neurons_can_go, PHI, claim="assert_same_logits"),
+    Mistake(KEEP_NEURONS, wrong.up_keeps_its_first_neurons, n.idle_neurons_can_go, gated, claim="assert_same_logits"),
     Mistake(KEEP_INNER, wrong.nothing_done, n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons"),
     Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, other, claim="dropped == [number]"),
     Mistake(SLICE_DROP, wrong.branch_kept, n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits"),

@@ -79,7 +79,7 @@ class Block(HasMLP, nn.Module):
 
     As trained, a parallel layer may have a norm of its own for the mlp, and a branch a number that it is multiplied by;
     fusion leaves one norm and no number. `residual` names an argument of both modules that they would add to what they
-    return (Bloom's): they get 0.
+    return, where there is one: they get 0.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Block(HasMLP, nn.Module):
             outputs.append(self.dropout(self.attention(hidden_states=normalized, **nothing, **context)[0]))
         if self.mlp is not None:
             normalized = normalized if self.mlp_norm is None else self.mlp_norm(x)
-            mlp = self.mlp(normalized, **nothing)  # gpt-oss returns its router's scores as well
+            mlp = self.mlp(normalized, **nothing)  # a mixture may return its router's choice as well
             outputs.append(self.dropout(mlp if isinstance(mlp, Tensor) else mlp[0]))
         branch = sum(outputs[1:], outputs[0])
         return branch if self.scale == 1 else branch * self.scale

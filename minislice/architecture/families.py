@@ -133,6 +133,8 @@ def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
             "its residual connection carries a norm's scaled output (apply_residual_connection_post_layernorm), and a "
             "scale does not commute with a rotation"
         )
+    if config.slow_but_exact and config.pretraining_tp > 1:
+        return "it computes W_out in parts, without its bias (slow_but_exact); set slow_but_exact=False in its config"
     return None
 
 

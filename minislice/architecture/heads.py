@@ -79,7 +79,7 @@ class FittedHead(SharingHead):
 class Padding(nn.Module):
     """What a module returns, with zeros appended up to the width that the head reads.
 
-    GPT-2 gives its last signal the shape of its first, and the last boundary may be wider.
+    Some models give their last signal the shape of their first, and the last boundary may be wider.
     """
 
     def __init__(self, module: nn.Module, model: nn.Module):

@@ -137,7 +137,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         return outputs
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
-        """The dense model's own: a static cache's masks depend on its attention, and Bloom's are unlike others'."""
+        """The dense model's own: a static cache's masks depend on its attention, and may be of its own making."""
         return self.base.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:

@@ -177,7 +177,7 @@ class _Observed:
         return next(call.name for call in self.calls if call.name.startswith(f"{self.layers_name}.0."))
 
     def _between_embeddings_and_layers(self) -> str | None:
-        """GPT-2's decoder gives its last signal the shape of what this module returns."""
+        """Some decoders give their last signal the shape of what this module returns."""
         source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
         drop = self.by_name.get(f"{self.decoder}.drop")
         return "drop" if drop is not None and ".view(output_shape)" in source else None

@@ -44,7 +44,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         lora_alpha=chosen.alpha,
         lora_dropout=chosen.dropout,
         target_modules=lora_targets(wrapped),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in wrapped.modules()),  # GPT-2's, its only linears
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in wrapped.modules()),  # its only linears, then
         modules_to_save=["adapter"] if chosen.train_adapters and network(wrapped).has_adapters else None,
         task_type="CAUSAL_LM",
     )
