@@ -13,7 +13,8 @@ import minislice
 from minislice import compress, parameters, perplexity, plan_compression, slice_model
 from minislice.architecture.network import network
 from minislice.corpus.batches import token_batches
-from minislice.measuring.budget import Choice, Sizes, between, cheapest
+from minislice.measuring.allocation import Choice, Part, Sizes, cheapest
+from minislice.measuring.budget import Prices
 from minislice.measuring.rulers import Cost, block_costs
 
 MLP = Cost(dropped=0.5, neurons=24, probed=0.04, emptied=0.6, lost=(0.1, 0.3, 0.7, 1.5, 3.0, 6.0))
@@ -27,15 +28,18 @@ def test_the_cost_of_neurons_passes_through_what_was_measured_and_rises_with_eac
 
 def test_the_cost_of_a_width_passes_through_what_was_measured():
     trials = {96: 0.0, 86: 0.1, 72: 0.5}
-    assert [between(trials, k) for k in trials] == [0.0, 0.1, 0.5]
-    assert 0 < between(trials, 90) < 0.1 < between(trials, 80) < 0.5 < between(trials, 60)
+    cost = Prices([], trials).of_width
+    assert [cost(k) for k in trials] == [0.0, 0.1, 0.5]
+    assert 0 < cost(90) < 0.1 < cost(80) < 0.5 < cost(60)
 
 
-class KnownSizes(Sizes):
-    """Blocks of an MLP each, without a model."""
+def test_one_width_that_was_measured_prices_others_in_proportion_and_none_prices_none():
+    assert Prices([], {32: 0.0, 24: 0.1}).of_width(16) == pytest.approx(0.2)
+    with pytest.raises(ValueError, match=r"none of a narrower signal; give widths=\(1.0,\), which keeps 32 whole"):
+        Prices([], {32: 0.0}).of_width(16)
 
-    def __init__(self, count: int):
-        self.blocks, self.per_neuron, self.total = [1000] * count, [40] * count, 1000 * count + 500
+
+FOUR = Sizes(total=4500, blocks=[1000] * 4, per_neuron=[40] * 4)
 
 
 def best_of_all(costs: list[Cost], sizes: Sizes, target: float) -> float:
@@ -55,21 +59,19 @@ def test_the_chosen_mixture_is_nearly_the_cheapest_of_all():
     for share in torch.linspace(0.35, 0.95, 40).tolist():
         scales = (torch.rand(4, 2, generator=generator) + 0.02).tolist()
         costs = [replace(MLP, dropped=5 * a * b, probed=0.1 * a, emptied=a) for a, b in scales]
-        sizes = KnownSizes(4)
-        chosen = cheapest(sizes, costs, share * sizes.total, 500, 8, needed=())
-        size = 500 + sum(0 if count is None else 1000 - 40 * (24 - count) for count in chosen.left)
-        assert share * sizes.total - 500 < size <= share * sizes.total
-        excesses.append(chosen.cost / best_of_all(costs, sizes, share * sizes.total))
+        chosen = cheapest(FOUR, costs, share * FOUR.total, 500, 8, may_drop=range(4))
+        left = [0 if part.dropped else 1000 - 40 * (24 - part.neurons) for part in chosen.parts]
+        assert share * FOUR.total - 500 < 500 + sum(left) <= share * FOUR.total
+        excesses.append(chosen.cost / best_of_all(costs, FOUR, share * FOUR.total))
     assert max(excesses) < 2 and sum(excesses) / len(excesses) < 1.1, excesses
 
 
 def test_what_is_needed_is_never_left_out():
     worthless = [Cost(dropped=0.0)] * 3
-    sizes = KnownSizes(3)
-    sizes.per_neuron = [0] * 3
-    assert cheapest(sizes, worthless, 1600, 200, 8, needed={0}).dropped == [1, 2]
-    assert cheapest(sizes, worthless, 1600, 200, 8, needed=None) is None
-    assert cheapest(sizes, worthless, 600, 200, 8, needed={0}) is None
+    sizes = Sizes(total=3500, blocks=[1000] * 3, per_neuron=[0] * 3)
+    assert cheapest(sizes, worthless, 1600, 200, 8, may_drop={1, 2}).dropped == [1, 2]
+    assert cheapest(sizes, worthless, 1600, 200, 8, may_drop=()) is None
+    assert cheapest(sizes, worthless, 600, 200, 8, may_drop={1, 2}) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -114,5 +116,7 @@ def test_a_size_that_cannot_be_reached_is_refused():
 
 
 def test_a_choice_lists_the_neurons_of_the_mlps_that_are_left():
-    choice = Choice([0, 8, None, None, 0, 0], 0.0, [False, True, False, True, False, True])
+    attention, gone = Part(None, 0.0, 100), Part(None, 0.1, 0, dropped=True)
+    choice = Choice([attention, Part(8, 0.2, 60), gone, gone, attention, Part(0, 0.4, 20)])
     assert choice.neurons == [8, 0] and choice.dropped == [2, 3]
+    assert choice.size == 280 and choice.cost == pytest.approx(0.8)

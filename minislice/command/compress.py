@@ -7,7 +7,8 @@ from functools import partial
 from transformers import PreTrainedModel
 
 from ..architecture.folder import require_free, whole_folder
-from ..measuring.budget import compress, neurons_for, plan_compression
+from ..measuring.allocation import neurons_for
+from ..measuring.budget import compress, plan_compression
 from ..measuring.cost import parameters
 from ..neurons import delete_neurons
 from ..storage.checkpoint import locate
