@@ -14,7 +14,7 @@ from minislice import compress, parameters, perplexity, plan_compression, slice_
 from minislice.architecture.network import network
 from minislice.corpus.batches import token_batches
 from minislice.measuring.allocation import Choice, Part, Sizes, cheapest
-from minislice.measuring.budget import Prices
+from minislice.measuring.budget import Prices, prices
 from minislice.measuring.rulers import Cost, block_costs
 
 MLP = Cost(dropped=0.5, neurons=24, probed=0.04, emptied=0.6, lost=(0.1, 0.3, 0.7, 1.5, 3.0, 6.0))
@@ -101,6 +101,19 @@ def test_a_plan_says_the_size_that_compress_reaches(family, options):
     compress(model, tokens, plan=plan)
     assert parameters(model) == plan.parameters
     assert all(str(part) in str(plan) for part in plan.options["neurons"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_narrower_signal_keeps_the_block_that_leads_to_the_heads_width(family):
+    """However worthless it is: another block in its place would have as many columns, and the size would be missed."""
+    recipe = Recipe(family, layers=3, heads=4)
+    model, tokens = recipe.model().float(), [recipe.tokens(seed) for seed in range(3)]
+    known = prices(model, tokens, multiple=1)
+    known.blocks[-1] = replace(known.blocks[-1], dropped=0.0)
+    plan = plan_compression(model, tokens, size=0.6, widths=(0.8, 0.6), multiple=1, known=known)
+    assert plan.options["width"] < recipe.width and len(known.blocks) - 1 not in plan.options["drop"]
+    dense = parameters(model)
+    assert parameters(compress(model, tokens, plan=plan)) == plan.parameters <= 0.6 * dense
 
 
 def test_a_size_that_cannot_be_reached_is_refused():

@@ -34,6 +34,11 @@ class Sizes:
     blocks: list[int]
     per_neuron: list[int]  # of each block's MLP; 0 where there is none
 
+    @property
+    def elsewhere(self) -> int:
+        """In embeddings and head."""
+        return self.total - sum(self.blocks)
+
 
 def sizes_of(net: Network, options: dict) -> Sizes:
     """Those of a dense network that is to be sliced so, counted without weights.
@@ -106,7 +111,7 @@ def cheapest(
         _parts(cost, size, each, multiple, number in may_drop)
         for number, (cost, size, each) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True))
     ]
-    room = target - (sizes.total - sum(sizes.blocks))
+    room = target - sizes.elsewhere
 
     def at(price: float) -> Choice:
         return Choice([min(parts, key=lambda part: part.cost + price * part.size) for parts in tables])

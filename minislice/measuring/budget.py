@@ -157,15 +157,17 @@ def plan_compression(
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = sizes_of(net, {**OPTIONS, "width": k})
-        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop):
-            choices.append((choice.cost + known.of_width(k), k, choice))
+        # The last block leads to the head's whole width; without it another would, and have more parameters for it.
+        kept = {len(net.blocks) - 1} if k < D else set()
+        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - kept):
+            choices.append((choice.cost + known.of_width(k), k, sizes.elsewhere + choice.size, choice))
     if not choices:
         raise ValueError(
             f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
         )
-    cost, k, choice = min(choices, key=lambda found: found[:2])
+    cost, k, left, choice = min(choices, key=lambda found: found[:2])
     options = {**OPTIONS, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
-    return Plan(options, sizes_of(net, options).total, dense, cost, known)
+    return Plan(options, left, dense, cost, known)
 
 
 def rounded(width: float, multiple: int) -> int:
