@@ -52,7 +52,7 @@ REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.inner.moments"
 SLICE_MOMENTS = "minislice.neurons.block_moments"
 LOSSES = "minislice.depth.losses_without_each"
-TOKEN_LOSSES = "minislice.depth.token_losses"
+LOSSES_BEHIND = "minislice.depth.losses_behind"
 DELETE_LAYER = "minislice.depth.delete_layer"
 SHORTEN = "minislice.depth.shorten"
 HOW_MANY = "minislice.depth._how_many"
@@ -273,7 +273,7 @@ MISTAKES = [
         claim="torch.tensor(expected)",
     ),
     Mistake(
-        TOKEN_LOSSES,
+        LOSSES_BEHIND,
         wrong.padding_predicted_as_well,
         d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
         left,
