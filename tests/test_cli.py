@@ -362,6 +362,31 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(mo
     document(run(*command, "--slice-head", "--json")[1])  # and nothing else
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "config"),
+    [
+        (["--neurons", "0.5"], "it can be one, LlamaForCausalLM", {"hidden_size": 96, "intermediate_size": 240}),
+        (["--drop", "2,3"], "it can be one, LlamaForCausalLM", {"num_hidden_layers": 3}),
+        (["--neurons", "8,16,8,8"], "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in each", None),
+        (["--drop", "3"], "blocks [3] are left out without the others of their layers", None),
+    ],
+)
+def test_it_is_said_of_fewer_neurons_and_blocks_too(options, said, config, run, place, tmp_path):
+    command = ["slice", "mini-llama", *texts(place), *SIZES, *FEW, "--width", 96, "--adapter", "none", "--slice-head"]
+    status, out, err = run(*command, *options, "--quiet", "--out", tmp_path / "sliced")
+    assert (status, err) == (0, "") and said in out.splitlines()[0]
+    status, _, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock")
+    assert status == (0 if config else 2) and (config or said in err)
+    if config:
+        assert config.items() <= json.loads((tmp_path / "stock" / "config.json").read_text()).items()
+
+
+def test_it_is_said_of_a_whole_signal_too(run, place, tmp_path):
+    command = ["slice", "mini-opt", *texts(place), *SIZES, *FEW, "--neurons", "0.5", "--quiet"]
+    assert "a sliced 'opt' model can't be exported" in run(*command, "--slicing", "0")[1].splitlines()[0]
+    assert "Export" not in run(*command, "--slicing", "0.5")[1]
+
+
 # ---- stdout under --json ----
 
 

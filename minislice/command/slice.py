@@ -169,18 +169,20 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
 
 
 def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
-    """Say whether what is to become of a model of one width can be exported.
+    """Say whether what is to become of a model of one width, without adapters, can be exported.
 
     Raises:
         ValueError: widths that the model can't have.
     """
     options = options.resolved(net)
     widths = options.widths_of(net)
-    if options.adapter != "none" or len(set(widths)) > 1:
+    if None in widths or len(set(widths)) > 1:
         return
-    sliced = without_weights(sliced_config(net.model.config, **vars(options)))
+    sliced = network(without_weights(sliced_config(net.model.config, **vars(options))))
+    if sliced.has_adapters:
+        return
     try:
-        stock = stock_network(network(sliced))
+        stock = stock_network(sliced)
         said = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
     except ValueError as error:
         said = " ".join(str(error).split())
