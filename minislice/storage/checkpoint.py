@@ -113,7 +113,11 @@ def load(
     tensors = {}
     if isinstance(source, Path):
         tensors = stored_tensors(source)
-        require_fit(without_memory(config), tensors)
+        try:
+            empty = without_memory(config)
+        except ValueError as error:
+            raise ValueError(f"{source / 'config.json'}: {error}") from error
+        require_fit(empty, tensors)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
