@@ -387,6 +387,28 @@ def test_it_is_said_of_a_whole_signal_too(run, place, tmp_path):
     assert "Export" not in run(*command, "--slicing", "0.5")[1]
 
 
+def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_path):
+    command = ["compress", "mini-llama", *texts(place), "--samples", 12, "--seqlen", 48, *FEW, "--quiet"]
+    status, plan, err = run(*command, "--plan-only")
+    assert (status, err) == (0, "") and "expected cost" in plan and "compressed perplexity" not in plan
+    entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])
+    assert f"parameters: {entries['compressed parameters']:,} of {entries['dense parameters']:,} " in plan
+    model, tokenizer = minislice.load(tmp_path / "small")
+    assert minislice.parameters(model) == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
+    assert tokenizer is not None and model.config.neurons == entries["neurons"]
+    assert model.config.slicing["perplexity"].startswith(f"{entries['compressed perplexity']:.4f} (test.txt")
+    assert model.config.slicing["base_model"] == "mini-llama" and "12 x 48" in model.config.slicing["calibration"]
+
+
+def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, tmp_path):
+    command = ["compress", "mini-llama", *texts(place), *SIZES, *FEW, "--stock", "--quiet"]
+    entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert type(model).__module__.startswith("transformers.models.llama")
+    assert model.num_parameters() == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
+    assert_refused(run(*command, "--plan-only"), "--stock deletes neurons alone, without a plan")
+
+
 # ---- stdout under --json ----
 
 
