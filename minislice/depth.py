@@ -16,27 +16,12 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import torch
-from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architecture.network import Network, inference, network
 from .corpus.batches import Batch, Tokens, token_batches
-from .likelihood import token_losses
-
-
-class _Known(nn.Module):
-    """Stands for a layer, and gives a signal that is known already, whatever it reads."""
-
-    def __init__(self, result: Tensor | tuple[Tensor, None], stands_for: nn.Module):
-        super().__init__()
-        vars(self).update(result=result, stands_for=stands_for)
-
-    def __getattr__(self, name: str):
-        return getattr(vars(self)["stands_for"], name)  # a decoder may ask its layers for their type of attention
-
-    def forward(self, *positional, **context) -> Tensor | tuple[Tensor, None]:
-        return self.result
+from .likelihood import losses_behind
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
@@ -45,20 +30,15 @@ def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
     The signal in front of layer l is the same for every later one that may be left out, so it is computed once: the
     network runs from l + 1 on, half of its layers on average.
     """
-    theirs, losses = list(net.their_layers), [[] for _ in net.layers]
+    losses = [[] for _ in net.layers]
     with inference(net.model):
         for batch in batches:
             x, contexts = net.embed(batch.ids, batch.mask)
-            try:
-                for index, layer in enumerate(net.layers):
-                    for before in range(index + 1):
-                        net.their_layers[before] = _Known(layer.result(x), theirs[before])
-                    losses[index].append(token_losses(net.model, batch).double())  # of f_L ... f_{l+1}, from x_l on
-                    for block in layer.blocks:
-                        x = block(x, **contexts[index])
-            finally:
-                for index, their_layer in enumerate(theirs):
-                    net.their_layers[index] = their_layer
+            for index, layer in enumerate(net.layers):
+                behind = (index + 1) * net.blocks_per_layer
+                losses[index].append(losses_behind(net, behind, x, contexts, batch).double())  # of f_L ... f_{l+1}
+                for block in layer.blocks:
+                    x = block(x, **contexts[index])
     return [torch.cat(own).mean().item() for own in losses]
 
 

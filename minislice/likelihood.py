@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .architecture.network import Network
 from .corpus.batches import Batch
 
 
@@ -30,3 +31,17 @@ def prediction_losses(
     if batch.mask is None:
         return losses
     return losses[(batch.mask[:, :-1] & batch.mask[:, 1:]).flatten().to(losses.device)]
+
+
+def losses_behind(
+    net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
+) -> Float[Tensor, " predicted"]:
+    """The same, of the signal x at a boundary: what the blocks behind it, the final norm and the head make of it.
+
+    Args:
+        contexts: of each layer, as `Network.embed` has them.
+    """
+    blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
+    for block, context in blocks[boundary:]:
+        x = block(x, **context)
+    return prediction_losses(net.logits(x, batch.ids), batch)

@@ -67,7 +67,7 @@ def a_shorter_model_is_saved_by_its_own_class(recipe: Recipe) -> None:
         model.save_pretrained(folder)
         again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert type(again) is type(recipe.model()) and again.config.num_hidden_layers == recipe.layers - 1
-    assert relative_error(logits(again, ids, mask), logits(model, ids, mask)) == 0.0
+    assert relative_error(logits(again, ids, mask), logits(model, ids, mask)) <= 1e-6  # experts: in another order
 
 
 def a_shorter_model_generates_the_same_with_a_cache(recipe: Recipe) -> None:

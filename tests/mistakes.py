@@ -17,6 +17,8 @@ from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
+from minislice.inner import output_matrix
+from minislice.measuring.rulers import PROBE
 
 
 def is_head(linear):
@@ -588,4 +590,109 @@ def measured_once(right):
 
 
 def padding_predicted_as_well(right):
-    return lambda model, batch: right(model, dataclasses.replace(batch, mask=None))
+    return lambda *others: right(*others[:-1], dataclasses.replace(others[-1], mask=None))
+
+
+# A budget
+
+
+def lines_between_what_was_measured(right):
+    def of(self, left):
+        gone = 1 - left / self.neurons
+        if gone <= PROBE:
+            return self.probed * gone / PROBE
+        return self.probed + (self.emptied - self.probed) * (gone - PROBE) / (1 - PROBE)
+
+    return of
+
+
+def probe_ignored(right):
+    return lambda self, left: right(dataclasses.replace(self, probed=self.emptied / 2), left)
+
+
+def in_proportion(right):
+    """From the narrower of the two widths that were measured."""
+
+    def of_width(self, k):
+        D, narrowest = max(self.widths), min(self.widths)
+        return self.widths.get(k, self.widths[narrowest] * (D - k) / (D - narrowest))
+
+    return of_width
+
+
+def next_block_left_out_too(right):
+    return lambda net, boundary, *others: right(net, boundary + (boundary > 0), *others)
+
+
+def w_out_not_solved_for(right):
+    def solve_output(block, *others, repair):
+        kept, _ = right(block, *others, repair=repair)
+        return kept, output_matrix(block)[kept]
+
+    return solve_output
+
+
+def biases_of_neurons_forgotten(right):
+    def per_neuron(block):
+        biased = [linear for linear in block.mlp_linears.readers if linear.bias is not None] if block.neurons else []
+        return right(block) - len(biased)
+
+    return per_neuron
+
+
+def width_ignored(right):
+    return lambda config, **options: right(config, **{**options, "width": config.hidden_size})
+
+
+def elsewhere_forgotten(right):
+    return property(lambda self: 0)
+
+
+def blocks_taken_for_alike(right):
+    """The price of a parameter is asked for a block."""
+
+    def cheapest(sizes, *others, **named):
+        count = len(sizes.blocks)
+        blocks, neurons = ([sum(each) // count] * count for each in (sizes.blocks, sizes.per_neuron))
+        return right(dataclasses.replace(sizes, blocks=blocks, per_neuron=neurons), *others, **named)
+
+    return cheapest
+
+
+def dropping_costs_nothing(right):
+    return lambda *others: [dataclasses.replace(cost, dropped=0.0) for cost in right(*others)]
+
+
+def cost_of_dropping_ignored(right):
+    def cheapest(sizes, costs, *others, **named):
+        return right(sizes, [dataclasses.replace(cost, dropped=0.0) for cost in costs], *others, **named)
+
+    return cheapest
+
+
+def slack_on_the_other_side(right):
+    def cheapest(sizes, costs, target, slack, *others, **named):
+        return right(sizes, costs, target + slack, slack, *others, **named)
+
+    return cheapest
+
+
+def not_made_up_for(right):
+    return lambda tables, choice, room: choice
+
+
+def no_block_may_go(right):
+    return lambda *others: right(*others[:-1], False)
+
+
+def this_block_may_go_too(number):
+    """Whatever needs it."""
+
+    def mistake(right):
+        def cheapest(sizes, costs, *others):
+            return right(sizes, costs, *others[:-1], {*others[-1], range(len(costs))[number]})
+
+        return cheapest
+
+    mistake.__name__ = f"block_{number}_may_go_too"
+    return mistake

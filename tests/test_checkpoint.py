@@ -584,6 +584,39 @@ def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
     assert str(folder) in str(error.value)
 
 
+NEURONS = [[8], [8, 8, 8], [], [8, 41], [8, -1], [8, 8.0], [8, True], [8, "8"], [8, None], "88", 8, True, {"8": 8}]
+DROPPED = [[4], [-1], [1, 1], [1.0], [True], ["1"], [None], [[1]], "1", 1, False, {"1": 1}]
+SIZES = {
+    r"'neurons' must be a list of 2 numbers, .* the dense model's, which are \[40, 40\]; got": ("neurons", NEURONS),
+    "'dropped' must be a list of blocks, each once, of the 4 .*, 0 to 3; got": ("dropped", DROPPED),
+    "a model of 3 blocks needs 4 entries in 'widths', got 5": ("dropped", [[1]]),
+    "'widths' must lie between 1 and the hidden size 20, got": (
+        "widths",
+        [[12, 12, 12, bad, 20] for bad in (True, "9")],
+    ),
+}
+
+
+@pytest.mark.parametrize("load", [minislice.load, AutoModelForCausalLM.from_pretrained])
+@pytest.mark.parametrize(
+    ("message", "name", "value"), [(said, name, value) for said, (name, values) in SIZES.items() for value in values]
+)
+def test_sizes_that_no_model_has_are_refused_in_one_error(message, name, value, load, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # the annotations, which only tests check
+    sliced("llama")[0].save_pretrained(tmp_path / "model")
+    edit_config(**{name: value})(tmp_path / "model")
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path / "model")
+    assert load is not minislice.load or str(tmp_path / "model" / "config.json") in str(error.value)
+
+
+def test_a_folder_without_the_block_that_a_cache_is_measured_by_is_refused(tmp_path):
+    sliced("llama", drop=[1])[0].save_pretrained(tmp_path / "model")
+    edit_config(dropped=[0])(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"config\.json: block 0 can't be dropped: it has the attention"):
+        minislice.load(tmp_path / "model")
+
+
 @pytest.mark.parametrize("change", [lambda t: t.pop(next(iter(t))), lambda t: t.update(stray=torch.zeros(2))])
 def test_transformers_own_loader_refuses_missing_and_unexpected_tensors(change, tmp_path):
     model, _ = sliced("phi")

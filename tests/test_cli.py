@@ -362,6 +362,53 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(mo
     document(run(*command, "--slice-head", "--json")[1])  # and nothing else
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "config"),
+    [
+        (["--neurons", "0.5"], "it can be one, LlamaForCausalLM", {"hidden_size": 96, "intermediate_size": 240}),
+        (["--drop", "2,3"], "it can be one, LlamaForCausalLM", {"num_hidden_layers": 3}),
+        (["--neurons", "8,16,8,8"], "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in each", None),
+        (["--drop", "3"], "blocks [3] are left out without the others of their layers", None),
+    ],
+)
+def test_it_is_said_of_fewer_neurons_and_blocks_too(options, said, config, run, place, tmp_path):
+    command = ["slice", "mini-llama", *texts(place), *SIZES, *FEW, "--width", 96, "--adapter", "none", "--slice-head"]
+    status, out, err = run(*command, *options, "--quiet", "--out", tmp_path / "sliced")
+    assert (status, err) == (0, "") and said in out.splitlines()[0]
+    status, _, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock")
+    assert status == (0 if config else 2) and (config or said in err)
+    if config:
+        assert config.items() <= json.loads((tmp_path / "stock" / "config.json").read_text()).items()
+
+
+def test_it_is_said_of_a_whole_signal_too(run, place, tmp_path):
+    command = ["slice", "mini-opt", *texts(place), *SIZES, *FEW, "--neurons", "0.5", "--quiet"]
+    assert "a sliced 'opt' model can't be exported" in run(*command, "--slicing", "0")[1].splitlines()[0]
+    assert "Export" not in run(*command, "--slicing", "0.5")[1]
+
+
+def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_path):
+    command = ["compress", "mini-llama", *texts(place), "--samples", 12, "--seqlen", 48, *FEW, "--quiet"]
+    status, plan, err = run(*command, "--plan-only")
+    assert (status, err) == (0, "") and "expected cost" in plan and "compressed perplexity" not in plan
+    entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])
+    assert f"parameters: {entries['compressed parameters']:,} of {entries['dense parameters']:,} " in plan
+    model, tokenizer = minislice.load(tmp_path / "small")
+    assert minislice.parameters(model) == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
+    assert tokenizer is not None and model.config.neurons == entries["neurons"]
+    assert model.config.slicing["perplexity"].startswith(f"{entries['compressed perplexity']:.4f} (test.txt")
+    assert model.config.slicing["base_model"] == "mini-llama" and "12 x 48" in model.config.slicing["calibration"]
+
+
+def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, tmp_path):
+    command = ["compress", "mini-llama", *texts(place), *SIZES, *FEW, "--stock", "--quiet"]
+    entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert type(model).__module__.startswith("transformers.models.llama")
+    assert model.num_parameters() == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
+    assert_refused(run(*command, "--plan-only"), "--stock deletes neurons alone, without a plan")
+
+
 # ---- stdout under --json ----
 
 

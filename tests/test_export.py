@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.blocks import RMSNorm
-from minislice.architecture.heads import FittedHead
+from minislice.architecture.heads import FittedHead, TiedHead
 from minislice.architecture.network import network
 from minislice.storage.stock import mean_zero_embedding, stock_model
 
@@ -152,6 +152,43 @@ def test_a_model_that_is_fused_but_whole_is_exported_too(tmp_path):
         assert relative_error(logits(stock, tokens), logits(model, tokens)) < 1e-5
 
 
+DELETED = {
+    "neurons": {"neurons": 0.5},
+    "neurons, repaired": {"neurons": 0.3, "repair": True},
+    "a layer": {"drop": {"llama-grouped": [2, 3], "phi-grouped": [1]}},
+    "neurons and a layer": {"neurons": 0.5, "drop": {"llama-grouped": [4, 5], "phi-grouped": [2]}},
+}
+
+
+@pytest.mark.parametrize("signal", [{"width": 12}, {"width": None, "slicing": 0, "slice_head": False, "head": "own"}])
+@pytest.mark.parametrize("deleted", DELETED)
+@pytest.mark.parametrize("name", ["llama-grouped", "phi-grouped"])
+def test_neurons_and_layers_that_are_deleted_are_in_the_exports_config(name, deleted, signal, tmp_path):
+    options = {key: value[name] if key == "drop" else value for key, value in DELETED[deleted].items()}
+    model, tokens = stock_ready(RECIPES[name], **signal, **options)
+    minislice.export(model, tmp_path / "stock")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert type(stock).__module__.startswith("transformers.models.")
+    assert stock.config.num_hidden_layers == (2 if "drop" in options else 3)
+    assert {stock.config.intermediate_size} == set(model.slicing.neurons)
+    assert relative_error(logits(stock, tokens), logits(model, tokens)) < 1e-5
+
+
+@pytest.mark.parametrize("neurons", [0.0, 0.5])
+@pytest.mark.parametrize("family", ["llama", "phi"])
+def test_a_tied_head_beside_a_whole_signal_is_exported_tied(family, neurons, tmp_path):
+    recipe = Recipe(family, eps=0.03)
+    model, tokens = stock_ready(recipe, width=None, slicing=0, slice_head=False, neurons=neurons)
+    assert model.slicing.options.head == "tied"
+    minislice.export(model, tmp_path / "stock")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert relative_error(logits(stock, tokens), logits(model, tokens)) < 1e-5
+    assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
+    fewer = minislice.delete_neurons(recipe.model(), tokens, neurons=neurons)
+    assert stock.num_parameters() == fewer.num_parameters()
+    assert type(model.lm_head) is TiedHead
+
+
 @pytest.mark.parametrize("k", [1, 2, 7, 40])
 def test_layernorm_behind_the_embedding_is_rmsnorm(k):
     J = mean_zero_embedding(k)
@@ -196,6 +233,20 @@ def test_a_tied_head_is_refused_with_what_to_slice_instead(family, tmp_path):
 def test_different_widths_are_refused(tmp_path):
     model, _ = stock_ready(RECIPES["llama"], width=[10, 12, 12, 12, 14])
     refused(model, "one width", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"neurons": [8, 16]}, "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in each; slice"),
+        ({"neurons": [0, 0]}, "MLPs have 0 neurons, and LlamaForCausalLM would have 40 in each; slice"),
+        ({"drop": [1]}, r"blocks \[1\] are left out without the others .* a stock layer has all 2; leave whole layers"),
+        ({"drop": [1, 2]}, r"blocks \[1, 2\] are left out"),
+    ],
+)
+def test_what_no_config_can_say_is_refused_with_what_to_slice_instead(options, said, tmp_path):
+    model, _ = stock_ready(RECIPES["llama"], **options)
+    refused(model, said, tmp_path)
 
 
 def test_a_width_that_transformers_refuses_names_those_that_it_takes(tmp_path):

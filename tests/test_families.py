@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import properties
 import pytest
@@ -151,6 +152,24 @@ def test_an_export_computes_the_same_in_transformers_own_class(family, variant, 
     assert type(stock).__module__.startswith("transformers.")
     tokens = recipe.tokens(1)
     exact = 1e-3 if network(model).has_experts else 1e-5  # a router amplifies the rounding of the norms
+    assert properties.relative_error(properties.logits(stock, tokens), properties.logits(model, tokens)) < exact
+
+
+@pytest.mark.parametrize(("family", "variant"), EXPORTED)
+def test_an_export_without_a_layer_computes_the_same(family, variant, tmp_path):
+    """Attention and RoPE of the layers behind it are still theirs, and not those of their new numbers."""
+    recipe = replace(fixed(family, variant, eps=1e-3, hidden=20), layers=4)
+    count = len(network(recipe.model()).layers[0].blocks)
+    options = {"width": 8, "adapter": "none", "slice_head": True, "drop": range(2 * count, 3 * count)}
+    model = minislice.slice_model(recipe.model().float(), recipe.tokens(), neurons=0.5, **options)
+    if (family, variant) == ("qwen2_moe", 1):
+        with pytest.raises(ValueError, match="layers are dense or mixtures by their number"):
+            minislice.export(model, tmp_path / "stock")
+        return
+    minislice.export(model, tmp_path / "stock")
+    stock, tokens = AutoModelForCausalLM.from_pretrained(tmp_path / "stock"), recipe.tokens(1)
+    exact = 1e-3 if network(model).has_experts else 1e-5  # as above
+    assert stock.config.num_hidden_layers == 3
     assert properties.relative_error(properties.logits(stock, tokens), properties.logits(model, tokens)) < exact
 
 

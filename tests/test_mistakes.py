@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 
 import adapter_properties
+import budget_properties
 import depth_properties
 import inner_properties
 import mistakes as wrong
@@ -53,10 +54,20 @@ REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.inner.moments"
 SLICE_MOMENTS = "minislice.neurons.block_moments"
 LOSSES = "minislice.depth.losses_without_each"
-TOKEN_LOSSES = "minislice.depth.token_losses"
+LOSSES_BEHIND = "minislice.depth.losses_behind"
 DELETE_LAYER = "minislice.depth.delete_layer"
 SHORTEN = "minislice.depth.shorten"
 HOW_MANY = "minislice.depth._how_many"
+COST_OF = "minislice.measuring.rulers.Cost.of"
+COST_OF_WIDTH = "minislice.measuring.budget.Prices.of_width"
+RULERS_LOSSES = "minislice.measuring.rulers.losses_behind"
+RULERS_W_OUT = "minislice.measuring.rulers.solve_output"
+PER_NEURON = "minislice.measuring.allocation._per_neuron"
+SIZED = "minislice.measuring.allocation.sliced_config"
+ELSEWHERE = "minislice.measuring.allocation.Sizes.elsewhere"
+PARTS = "minislice.measuring.allocation._parts"
+FITTED = "minislice.measuring.allocation._fitted"
+PLANNED = "minislice.measuring.budget.cheapest"
 TOKENS = "minislice.corpus.batches._checked"
 EVALUATED = "minislice.measuring.perplexity.token_batches"
 # ... and where the properties themselves use it.
@@ -70,6 +81,8 @@ ITS_ALIGN = "adapter_properties.align"
 ITS_LEAST_HARMFUL = "inner_properties.least_harmful"
 ITS_REFIT = "inner_properties.refit"
 ITS_MOMENTS = "inner_properties.moments"
+ITS_CHEAPEST = "budget_properties.cheapest"
+ITS_COSTS = "budget_properties.block_costs"
 ITS_LOSSES = "depth_properties.losses_without_each"
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
@@ -102,10 +115,11 @@ def facts(module) -> dict[str, Callable]:
 
 
 p, a, n = properties, adapter_properties, inner_properties
-p, a, d = properties, adapter_properties, depth_properties
+b, d = budget_properties, depth_properties
 thin_eps, tied = replace(OPT, eps=1e-3), replace(OPT, tied=True)
 other = replace(OPT, seed=6)
 left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
+three = Recipe("llama", layers=3, heads=4)
 deep = replace(LLAMA, layers=4, seed=4)
 by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # which has RoPE by layer
 scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # whose branches are multiplied by a number
@@ -269,6 +283,56 @@ MISTAKES = [
     Mistake(REFIT, wrong.other_sign, n.repair_brings_the_signal_nearer, PHI),
     Mistake(MOMENTS, wrong.last_input_shuffled, n.repair_brings_the_signal_nearer, LLAMA),
     Mistake(EXCESS, wrong.nothing_done, p.approximate_adapters_carry_close_directions_whole, OPT, none),
+    Mistake(COST_OF, wrong.probe_ignored, b.cost_of_neurons_is_a_power_of_the_energy_lost, OPT, claim="cost.probed"),
+    Mistake(
+        COST_OF,
+        wrong.lines_between_what_was_measured,
+        b.cost_of_neurons_is_a_power_of_the_energy_lost,
+        OPT,
+        claim="max(powers)",
+    ),
+    Mistake(
+        COST_OF_WIDTH, wrong.in_proportion, b.cost_of_a_width_is_a_power_of_the_share_deleted, OPT, claim="cost(48)"
+    ),
+    Mistake(
+        RULERS_LOSSES,
+        wrong.next_block_left_out_too,
+        b.measured_costs_are_those_of_whole_models,
+        LLAMA,
+        claim="cost.dropped",
+    ),
+    Mistake(
+        ITS_COSTS, wrong.dropping_costs_nothing, b.measured_costs_are_those_of_whole_models, OPT, claim="cost.dropped"
+    ),
+    Mistake(
+        RULERS_W_OUT, wrong.w_out_not_solved_for, b.measured_costs_are_those_of_whole_models, PHI, claim="found, fewer"
+    ),
+    Mistake(SIZED, wrong.width_ignored, b.sizes_are_those_of_the_sliced_model, PHI, claim="sizes.total == "),
+    Mistake(
+        PER_NEURON, wrong.biases_of_neurons_forgotten, b.sizes_are_those_of_the_sliced_model, OPT, claim="next(gone)"
+    ),
+    Mistake(
+        ITS_CHEAPEST, wrong.blocks_taken_for_alike, b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <="
+    ),
+    Mistake(
+        ITS_CHEAPEST, wrong.slack_on_the_other_side, b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <="
+    ),
+    Mistake(ELSEWHERE, wrong.elsewhere_forgotten, b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <="),
+    Mistake(FITTED, wrong.not_made_up_for, b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <="),
+    Mistake(
+        ITS_CHEAPEST, wrong.cost_of_dropping_ignored, b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="choice.cost"
+    ),
+    Mistake(
+        PARTS,
+        wrong.no_block_may_go,
+        b.chosen_mixture_is_nearly_the_cheapest,
+        replace(OPT, seed=4),
+        claim="sum(excesses)",
+    ),
+    Mistake(PLANNED, wrong.this_block_may_go_too(0), b.plan_says_what_is_left, three, claim="0 not in"),
+    Mistake(PLANNED, wrong.this_block_may_go_too(-1), b.plan_says_what_is_left, three, claim="== plan.parameters"),
+    Mistake(PER_NEURON, wrong.biases_of_neurons_forgotten, b.plan_says_what_is_left, three, claim="== plan.parameters"),
+    Mistake(PLANNED, wrong.slack_on_the_other_side, b.plan_says_what_is_left, three, claim="<= 0.65 * dense"),
     Mistake(HOW_MANY, wrong.one_more, d.deleting_no_layer_changes_nothing, OPT, claim="== recipe.layers"),
     Mistake(
         ITS_LOSSES,
@@ -278,7 +342,7 @@ MISTAKES = [
         claim="torch.tensor(expected)",
     ),
     Mistake(
-        TOKEN_LOSSES,
+        LOSSES_BEHIND,
         wrong.padding_predicted_as_well,
         d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
         left,
@@ -329,6 +393,6 @@ def test_a_property_with_several_claims_has_the_one_named_that_a_mistake_breaks(
 
 def test_every_property_has_a_mistake_on_which_it_fails():
     tested = {mistake.fact for mistake in MISTAKES}
-    modules = (properties, adapter_properties, inner_properties, depth_properties)
+    modules = (properties, adapter_properties, inner_properties, budget_properties, depth_properties)
     every = [fact for module in modules for fact in facts(module).items()]
     assert [name for name, fact in every if fact not in tested] == []

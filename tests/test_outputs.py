@@ -19,6 +19,7 @@ from minislice.large.streaming import slice_streamed
 COMMANDS = {
     "in memory": ["slice", "mini-llama", "--samples", "6", "--seqlen", "48", "--eval-samples", "2"],
     "streamed": ["slice", "mini-llama", "--samples", "6", "--seqlen", "48", "--stream"],
+    "compress": ["compress", "mini-llama", "--samples", "6", "--seqlen", "48", "--eval-samples", "2"],
     "export": ["export", "mini-llama"],
 }
 SAVED = {"adapter": "none", "slice_head": True, "width": 10}
@@ -70,7 +71,7 @@ def command(capsys, name: str, out: Path, *options: str) -> str:
 @pytest.fixture
 def no_work(monkeypatch):
     """No model is loaded before the output is found unusable."""
-    for function in ("slice.load_both", "export.load_both"):
+    for function in ("slice.load_both", "compress.load_both", "export.load_both"):
         monkeypatch.setattr(f"minislice.command.{function}", lambda *_, **__: pytest.fail("work has begun"))
     monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
 

@@ -31,7 +31,7 @@ class SlicedConfig(PreTrainedConfig):
         widths: list[int] | None = None,  # of every boundary, blocks + 1 of them
         adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
         norm_eps: list[float] | None = None,  # of the norm behind every boundary
-        neurons: list[int] | None = None,  # of every MLP; None where they are the dense model's
+        neurons: list[int] | None = None,  # of every MLP that is left; None where they are the dense model's
         dropped: list[int] | None = None,  # the numbers of the blocks that are left out, among the dense model's
         biases: list[list[str]] | None = None,  # the linears that have one, in each block of a whole layer
         head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
@@ -57,7 +57,7 @@ class SlicedConfig(PreTrainedConfig):
         if format_version == 1 and head == "tied":
             head = "fitted"  # as it is called since
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
-        self.head_shift, self.neurons, self.dropped = head_shift, neurons, dropped or []
+        self.head_shift, self.neurons, self.dropped = head_shift, neurons, [] if dropped is None else dropped
         self.slicing, self.format_version = slicing, format_version
         super().__init__(**{**kwargs, "tie_word_embeddings": head != "linear"})
         self._check()
@@ -65,7 +65,13 @@ class SlicedConfig(PreTrainedConfig):
     def _check(self) -> None:
         family = find_family(self.base)
         per_layer = len(family.blocks_of(self.base, 0))
-        blocks = per_layer * self.base.num_hidden_layers - len(self.dropped)
+        blocks = per_layer * self.base.num_hidden_layers
+        if not _are_sizes(self.dropped, 0, blocks - 1) or len(set(self.dropped)) < len(self.dropped):
+            raise ValueError(
+                f"'dropped' must be a list of blocks, each once, of the {blocks} that the dense model has, 0 to "
+                f"{blocks - 1}; got {self.dropped!r}"
+            )
+        blocks -= len(self.dropped)
         for name, length in {
             "widths": blocks + 1,
             "adapters": blocks,
@@ -77,14 +83,14 @@ class SlicedConfig(PreTrainedConfig):
                 given = len(value) if isinstance(value, list) else repr(value)
                 raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")
         D = self.base.hidden_size
-        if not all(isinstance(k, int) and 1 <= k <= D for k in self.widths):
+        if not _are_sizes(self.widths, 1, D):
             raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
         for index, adapter in enumerate(self.adapters):
             k, k_next = self.widths[index : index + 2]
             fits = {
                 "identity": adapter is None and k == k_next,
                 "full": adapter == "full",
-                "low-rank": isinstance(adapter, int) and 0 <= adapter <= k <= k_next,
+                "low-rank": type(adapter) is int and 0 <= adapter <= k <= k_next,
             }
             if not any(fits.values()):
                 raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
@@ -119,3 +125,8 @@ class SlicedConfig(PreTrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.base.vocab_size
+
+
+def _are_sizes(values: object, least: int, most: int) -> bool:
+    """Whether it is a list of whole numbers in this range; a bool isn't one, although Python says that it is an int."""
+    return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)

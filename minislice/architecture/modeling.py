@@ -25,7 +25,7 @@ from .configuration import SlicedConfig
 from .folder import whole_folder
 from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
 from .linears import Linear, set_weight
-from .network import network
+from .network import Network, network
 from .neurons import keep_neurons
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
@@ -223,10 +223,8 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     for embedding in net.embeddings:
         set_weight(embedding, embedding.weight[:, : widths[0]].clone())
     net.drop(config.dropped)
-    mlps = [block.mlp_linears for block in net.blocks if block.mlp_linears]
     if config.neurons is not None:
-        for mlp, count in zip(mlps, config.neurons, strict=True):
-            keep_neurons(mlp, torch.arange(count))
+        _keep_neurons(net, config.neurons)
     places = [place for layer in net.layers for place in layer.places]
     for index, (place, block) in enumerate(zip(places, net.blocks, strict=True)):
         k, k_next = widths[index : index + 2]
@@ -257,6 +255,24 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
             net.embeddings[0], weight.new_ones(D), weight.new_zeros(D) if config.head_shift else None, bias
         )
     return base
+
+
+def _keep_neurons(net: Network, counts: list[int]) -> None:
+    """Leave every MLP so many neurons.
+
+    Raises:
+        ValueError: they don't fit.
+    """
+    mlps = [block.mlp_linears for block in net.blocks if block.mlp_linears]
+    have = [mlp.neurons for mlp in mlps]
+    fit = isinstance(counts, list) and len(counts) == len(mlps)
+    if not fit or not all(type(n) is int and 0 <= n <= most for n, most in zip(counts, have, strict=True)):
+        raise ValueError(
+            f"'neurons' must be a list of {len(mlps)} numbers, one for each MLP, and at most the dense model's, which "
+            f"are {have}; got {counts!r}"
+        )
+    for mlp, count in zip(mlps, counts, strict=True):
+        keep_neurons(mlp, torch.arange(count))
 
 
 def _set_bias(linear: Linear, wanted: bool) -> None:

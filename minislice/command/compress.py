@@ -4,15 +4,14 @@ import argparse
 import time
 from functools import partial
 
-from transformers import PreTrainedModel
-
 from ..architecture.folder import require_free, whole_folder
-from ..measuring.budget import compress, neurons_for, plan_compression
+from ..measuring.allocation import neurons_for
+from ..measuring.budget import compress, plan_compression
 from ..measuring.cost import parameters
 from ..neurons import delete_neurons
 from ..storage.checkpoint import locate
 from .inputs import load_both, measured, texts_of, token_sets
-from .output import print_result
+from .output import print_result, save_sliced
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
 HELP = "delete what costs least, of the signal's width, the neurons and the blocks, until a size is reached"
@@ -73,23 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         "evaluation": texts.describe("test", evaluation),
         "seconds": time.perf_counter() - began,
     }
-    if arguments.out:
-        _save(arguments, model, tokenizer, result)
-        result["saved to"] = arguments.out
-    print_result(arguments, result)
-    return 0
-
-
-def _save(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, result: dict) -> None:
-    if arguments.stock:
+    if arguments.out and arguments.stock:
         with whole_folder(arguments.out, arguments.force) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        return
-    notes = {
-        "base_model": arguments.model,
-        "calibration": result["calibration"],
-        "perplexity": f"{result['compressed perplexity']:.4f} ({result['evaluation']}); "
-        f"dense {result['dense perplexity']:.4f}",
-    }
-    model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
+        result["saved to"] = arguments.out
+    elif arguments.out:
+        save_sliced(arguments, model, tokenizer, result, result["compressed perplexity"])
+    print_result(arguments, result)
+    return 0

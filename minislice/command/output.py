@@ -1,9 +1,11 @@
-"""What a command prints: a few lines for people, or one JSON document."""
+"""What a command prints, a few lines for people or one JSON document, and the sliced model that it leaves in --out."""
 
 import argparse
 import json
 import math
 from itertools import groupby
+
+from transformers import PreTrainedModel
 
 
 def print_result(
@@ -20,6 +22,23 @@ def print_result(
             print(f"{key:{width}s}  {_readable(value)}")
         for note in notes or []:
             print(note)
+
+
+def save_sliced(
+    arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, result: dict, perplexity: float
+) -> None:
+    """Save a sliced model with what `result` says of it, and have `result` say where.
+
+    Args:
+        perplexity: the sliced model's.
+    """
+    notes = {
+        "base_model": arguments.model,
+        "calibration": result["calibration"],
+        "perplexity": f"{perplexity:.4f} ({result['evaluation']}); dense {result['dense perplexity']:.4f}",
+    }
+    model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
+    result["saved to"] = arguments.out
 
 
 def without_nan(value):

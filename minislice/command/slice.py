@@ -25,7 +25,7 @@ from ..storage.checkpoint import load_config, load_tokenizer, locate
 from ..storage.stock import stock_network
 from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
 from .memory import return_freed_memory
-from .output import print_result
+from .output import print_result, save_sliced
 from .parser import HEAD_HELP, add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
 NEURONS_HELP = "fraction of every MLP's neurons to delete, or how many to keep, a number for each MLP"
@@ -118,14 +118,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
         "seconds": seconds,
     }
     if arguments.out and arguments.processes.index == 0:
-        notes = {
-            "base_model": arguments.model,
-            "calibration": result["calibration"],
-            "perplexity": f"{result['sliced perplexity']:.4f} ({result['evaluation']}); "
-            f"dense {result['dense perplexity']:.4f}",
-        }
-        model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
-        result["saved to"] = arguments.out
+        save_sliced(arguments, model, tokenizer, result, result["sliced perplexity"])
     arguments.processes.wait()
     return result, size_in_words(model, dense)
 
@@ -169,18 +162,20 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
 
 
 def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
-    """Say whether what is to become of a model of one width can be exported.
+    """Say whether what is to become of a model of one width, without adapters, can be exported.
 
     Raises:
         ValueError: widths that the model can't have.
     """
     options = options.resolved(net)
     widths = options.widths_of(net)
-    if options.adapter != "none" or len(set(widths)) > 1:
+    if None in widths or len(set(widths)) > 1:
         return
-    sliced = without_weights(sliced_config(net.model.config, **vars(options)))
+    sliced = network(without_weights(sliced_config(net.model.config, **vars(options))))
+    if sliced.has_adapters:
+        return
     try:
-        stock = stock_network(network(sliced))
+        stock = stock_network(sliced)
         said = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
     except ValueError as error:
         said = " ".join(str(error).split())

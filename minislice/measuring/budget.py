@@ -1,33 +1,25 @@
 """Beyond the paper: one budget for all that can be deleted.
 
 A model of a given size can be reached by a narrower signal (`slicing`), by fewer neurons in each MLP (`neurons`), by
-leaving whole blocks out, and by any mixture. What each costs in loss is measured (`rulers`); taken together, the costs
-are assumed to add up. The cheapest mixture of a size minimises
-
-    sum of costs + price * parameters
-
-for some price of a parameter, each block by itself: the price is found by bisection, for each width of the signal, and
-the width with the least sum wins.
+leaving whole blocks out, and by any mixture. What each costs in loss is measured; taken together, the costs are assumed
+to add up. For each width of the signal, `allocation` finds what to leave of the blocks; the width with the least sum of
+costs wins.
 """
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
-from ..architecture.blocks import Block
-from ..architecture.modeling import SlicedForCausalLM
-from ..architecture.network import Network, network
+from ..architecture.network import network
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..neurons import common_neurons
 from ..slicing import slice_model
+from .allocation import cheapest, sizes_of
 from .cost import parameters
 from .perplexity import perplexity
 from .rulers import LEAST, Cost, block_costs
-from .shapes import sliced_config
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
@@ -42,6 +34,22 @@ class Prices:
 
     blocks: list[Cost]  # of the dense model
     widths: dict[int, float]  # of the signal, D among them at no cost: measured on sliced copies
+
+    def of_width(self, k: int) -> float:
+        """A power of the share of the signal that is deleted, through the widths that were measured.
+
+        Raises:
+            ValueError: none was.
+        """
+        if k in self.widths:
+            return self.widths[k]
+        D = max(self.widths)
+        measured = sorted((1 - width / D, max(cost, LEAST)) for width, cost in self.widths.items() if width < D)
+        if not measured:
+            raise ValueError(f"these prices have none of a narrower signal; give widths=(1.0,), which keeps {D} whole")
+        (x, low), (x_next, high) = measured[0], measured[-1]
+        power = math.log(max(high / low, 1.01)) / math.log(x_next / x) if x < x_next else 1.0
+        return low * ((1 - k / D) / x) ** power
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,22 @@ def prices(
     if len(batches) < 2:
         raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure losses")
     calibration, held_out = batches[:-1], batches[-1:]
-    found = {net.trained_width: 0.0}
+    calibrates, measures, D = _tokens(calibration), _tokens(held_out), net.trained_width
+    losses = {D: math.log(perplexity(model, measures))}
     for share in TRIALS if widths else ():
-        k = rounded(share * net.trained_width, multiple)
-        found[k] = measured_cost(model, calibration, held_out, {**OPTIONS, "multiple": multiple, "width": k})
-    return Prices(block_costs(net, calibration, held_out, progress), found)
+        k = rounded(share * D, multiple)
+        sliced = slice_model(copy.deepcopy(model), calibrates, width=k, **OPTIONS)
+        losses[k] = math.log(perplexity(sliced, measures))
+    costs = {k: loss - losses[D] for k, loss in losses.items()}
+    return Prices(block_costs(net, calibration, held_out, progress), costs)
+
+
+def _tokens(batches: list[Batch]) -> list[dict]:
+    """As `corpus.batches.Tokens`."""
+    return [
+        {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
+        for batch in batches
+    ]
 
 
 def plan_compression(
@@ -134,179 +153,26 @@ def plan_compression(
         settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
         known = prices(model, tokens, attention_mask, widths=min(widths) < 1, **settings)
     net, dense = network(model), parameters(model)
-    D, common, choices = net.trained_width, {**OPTIONS, "multiple": multiple}, []
-    needed = net.needed_by_cache if drop else None
+    D, choices = net.trained_width, []
+    may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
-        sizes = Sizes(net, {**common, "width": k})
-        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, needed):
-            choices.append((choice.cost + between(known.widths, k), k, choice))
+        sizes = sizes_of(net, {**OPTIONS, "width": k})
+        # The last block leads to the head's whole width; without it another would, and have more parameters for it.
+        kept = {len(net.blocks) - 1} if k < D else set()
+        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - kept):
+            choices.append((choice.cost + known.of_width(k), k, sizes.elsewhere + choice.size, choice))
     if not choices:
         raise ValueError(
             f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
         )
-    cost, k, choice = min(choices, key=lambda found: found[:2])
-    options = {**common, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
-    return Plan(options, Sizes(net, options).total, dense, cost, known)
-
-
-class Sizes:
-    """The parameters of a model that is to be sliced so, counted without weights.
-
-    Args:
-        options: of `slice_model`.
-    """
-
-    def __init__(self, net: Network, options: dict):
-        with torch.device("meta"):
-            model = SlicedForCausalLM(sliced_config(net.model.config, **options))
-        self.total = parameters(model)
-        blocks = network(model).blocks
-        self.blocks = [parameters(block) for block in blocks]
-        self.per_neuron = [_per_neuron(block) for block in blocks]  # 0 where there are none
-
-
-def _per_neuron(block: Block) -> int:
-    if not block.neurons:
-        return 0
-    mlp = block.mlp_linears
-    made = sum(r.weight.numel() + (0 if r.bias is None else r.bias.numel()) for r in mlp.readers)
-    return (made + mlp.writer.weight.numel()) // mlp.neurons
-
-
-Table = dict[int | None, tuple[float, int]]  # of a block, by what is left of it: its cost and its size
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is left of each block: a number of neurons, 0 for a block without, or None of the whole block."""
-
-    left: list[int | None]
-    cost: float
-    had_neurons: list[bool]
-
-    @property
-    def dropped(self) -> list[int]:
-        return [number for number, count in enumerate(self.left) if count is None]
-
-    @property
-    def neurons(self) -> list[int]:
-        return [count for count, had in zip(self.left, self.had_neurons, strict=True) if had and count is not None]
-
-
-def cheapest(
-    sizes: Sizes, costs: list[Cost], target: float, slack: float, multiple: int, needed: Collection[int] | None
-) -> Choice | None:
-    """Of all that leaves between `target` and so many parameters less, nearly the least sum of costs; None where
-    nothing does.
-
-    Args:
-        slack: how far below the target the size may lie.
-        needed: blocks that must not be left out; None for all.
-    """
-    tables: list[Table] = []
-    for number, (cost, whole, each) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True)):
-        counts = [*range(0, cost.neurons, multiple), cost.neurons]
-        table = {count: (cost.of(count), whole - (cost.neurons - count) * each) for count in counts}
-        if needed is not None and number not in needed:
-            table[None] = (max(cost.dropped, LEAST), 0)
-        tables.append(table)
-    fixed = sizes.total - sum(sizes.blocks)
-
-    def at(price: float) -> list[int | None]:
-        return [min(table, key=lambda left: table[left][0] + price * table[left][1]) for table in tables]
-
-    def size(left: list[int | None]) -> int:
-        return fixed + sum(table[count][1] for table, count in zip(tables, left, strict=True))
-
-    low, high = -60.0, 20.0  # logarithms of the price, in nats for each parameter
-    if size(at(math.exp(high))) > target:
-        return None
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if size(at(math.exp(middle))) <= target else (middle, high)
-    # One price has a block more or less than the other, and room, or need of it, for neurons to make up.
-    choices = [_fitted(tables, at(price), target - fixed, multiple) for price in (0.0, math.exp(low), math.exp(high))]
-    near = [left for left in choices if left and size(left) > target - slack]
-    if not near:
-        return None
-    total, left = min((sum(table[n][0] for table, n in zip(tables, left, strict=True)), left) for left in near)
-    return Choice(left, total, [bool(known.neurons) for known in costs])
-
-
-def _fitted(tables: list[Table], left: list[int | None], room: float, multiple: int) -> list[int | None] | None:
-    """The same with fewer neurons until it fits into the room, and then with as many more as fit; each time where it is
-    cheapest for the size. None where it never fits.
-    """
-
-    def change(step: int) -> bool:
-        used, best = sum(table[n][1] for table, n in zip(tables, left, strict=True)), None
-        for number, (table, count) in enumerate(zip(tables, left, strict=True)):
-            whole = max(known for known in table if known is not None)
-            if count is None or whole == 0 or count == (whole if step > 0 else 0):
-                continue
-            to = min(count + step, whole) if step > 0 else (count - 1) // multiple * multiple
-            (cost, size), (new_cost, new_size) = table[count], table[to]
-            if step < 0 or used - size + new_size <= room:
-                found = ((new_cost - cost) / abs(new_size - size), number, to)
-                best = found if best is None else min(best, found)
-        if best is not None:
-            left[best[1]] = best[2]
-        return best is not None
-
-    left = list(left)
-    while sum(table[n][1] for table, n in zip(tables, left, strict=True)) > room:
-        if not change(-multiple):
-            return None
-    while change(multiple):
-        pass
-    return left
+    cost, k, left, choice = min(choices, key=lambda found: found[:2])
+    options = {**OPTIONS, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
+    return Plan(options, left, dense, cost, known)
 
 
 def rounded(width: float, multiple: int) -> int:
     """A width, down to a multiple where one is left."""
     return max(int(width + 1e-6) // multiple * multiple, min(multiple, int(width)))
-
-
-def between(widths: dict[int, float], k: int) -> float:
-    """The cost of a width from those that were measured: a power of the share that is deleted."""
-    D = max(widths)
-    if k in widths:
-        return widths[k]
-    (x, low), (x_next, high) = ((1 - width / D, max(cost, LEAST)) for width, cost in sorted(widths.items())[-2:-4:-1])
-    power = math.log(max(high / low, 1.01)) / math.log(x_next / x)
-    return low * ((1 - k / D) / x) ** power
-
-
-def measured_cost(model: PreTrainedModel, calibration: list[Batch], held_out: list[Batch], options: dict) -> float:
-    """What slicing a copy of the model costs on held-out sequences, in nats a token."""
-    before = math.log(perplexity(model, tokens_of(held_out)))
-    sliced = slice_model(copy.deepcopy(model), tokens_of(calibration), **options)
-    return math.log(perplexity(sliced, tokens_of(held_out))) - before
-
-
-def tokens_of(batches: list[Batch]) -> list[dict]:
-    """As `corpus.batches.Tokens`."""
-    return [
-        {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
-        for batch in batches
-    ]
-
-
-def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float:
-    """The fraction of every MLP's neurons without which a share `size` of the model's parameters is left, or just less.
-
-    Raises:
-        ValueError: the MLPs haven't so many parameters.
-    """
-    net = network(model)
-    count, each = common_neurons(net), sum(_per_neuron(block) for block in net.blocks)
-    left = int((count - (1 - size) * parameters(model) / each) // multiple * multiple)
-    if left <= 0:
-        raise ValueError(
-            f"all {count} neurons of each MLP are {count * each / parameters(model):.0%} of this model's parameters: "
-            f"deleting neurons alone doesn't leave {size:.0%}"
-        )
-    return 1 - left / count
 
 
 def compress(

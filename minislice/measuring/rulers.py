@@ -15,7 +15,6 @@ for all together (0.92, measured 0.86; tests/benchmarks/rulers.py).
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +26,9 @@ from ..architecture.network import Network, inference
 from ..calibration import Calibration
 from ..corpus.batches import Batch
 from ..inner import block_moments, output_matrix
-from ..likelihood import prediction_losses
+from ..likelihood import losses_behind
 from ..neurons import keep_inner, least_harmful, solve_output
+from ..signals import Signal
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 LEAST = 1e-4  # nats a token: below it, a difference is noise
@@ -73,27 +73,23 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
     with inference(net.model):
         Z, X = held.embed(net), measured.embed(net)
 
-        def loss(changed: Callable[[Tensor, dict], Tensor], number: int) -> float:
-            """With another function in the place of a block."""
-            losses = []
-            for x, batch, contexts in zip(X, held_out, measured.contexts, strict=True):
-                x = changed(x, contexts[blocks[number][0]])
-                for index, block in blocks[number + 1 :]:
-                    x = block(x, **contexts[index])
-                losses.append(prediction_losses(net.logits(x, batch.ids), batch))
+        def loss(boundary: int, X: Signal) -> float:
+            """Of this signal there."""
+            each = zip(X, measured.contexts, held_out, strict=True)
+            losses = [losses_behind(net, boundary, x, contexts, batch) for x, contexts, batch in each]
             return torch.cat(losses).double().mean().item()
 
-        whole = loss(lambda x, context: blocks[0][1](x, **context), 0)
+        whole = loss(0, X)
         for number, (index, block) in enumerate(tqdm(blocks, desc="costs", disable=not progress, leave=False)):
-            dropped = loss(lambda x, context: x, number) - whole
+            dropped = loss(number + 1, X) - whole
             cost = Cost(dropped)
             if count := block.neurons:
                 C, B = block_moments(held, block, index, Z)
 
-                def without(delete: int, C=C, B=B, block=block, number=number) -> float:
+                def without(delete: int, C=C, B=B, block=block, index=index, number=number, X=X) -> float:
                     trial = copy.deepcopy(block)
                     keep_inner(trial, *solve_output(trial, C, B, delete, repair=False))
-                    return loss(lambda x, context: trial(x, **context), number) - whole
+                    return loss(number + 1, measured.forward(trial, index, X)) - whole
 
                 emptied = dropped if block.attention is None else without(count)
                 cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))

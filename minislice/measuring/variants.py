@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ..depth import delete_layers
 from ..neurons import delete_neurons
 from ..slicing import slice_model
-from .budget import compress, neurons_for, plan_compression, prices
+from .allocation import neurons_for
+from .budget import compress, plan_compression, prices
 from .cost import parameters
 from .provenance import fingerprint, hash_of
 from .shapes import sliced_config

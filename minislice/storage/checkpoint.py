@@ -68,7 +68,10 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
 ) -> None:
-    """Write a model sliced with ``adapter="none"`` and ``slice_head=True`` as one of transformers' own class.
+    """Write a sliced model as one of transformers' own class.
+
+    It must have one width and no adapters: ``adapter="none"`` and ``slice_head=True``, or ``slicing=0``. Neurons may be
+    deleted, as many of every MLP, and blocks left out, all of a layer.
 
     Raises:
         ValueError: the model can't be one (see `stock.stock_model`); the folder has files in it, and no `force`.
@@ -110,7 +113,11 @@ def load(
     tensors = {}
     if isinstance(source, Path):
         tensors = stored_tensors(source)
-        require_fit(without_memory(config), tensors)
+        try:
+            empty = without_memory(config)
+        except ValueError as error:
+            raise ValueError(f"{source / 'config.json'}: {error}") from error
+        require_fit(empty, tensors)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source,

@@ -8,6 +8,11 @@ size k in one thing: its norm still divides by the trained width D. A norm with 
 LLaMA's RMSNorm computes `blocks.RMSNorm`. A LayerNorm (Phi) subtracts the mean first, so the signal is carried over to
 where that changes nothing: R^k is embedded isometrically in the vectors of mean zero of R^(k+1), x -> x J, and the
 hidden size becomes k + 1.
+
+Where nothing was sliced and the head is still tied, the signal is the trained one, whose mean a LayerNorm may subtract:
+then the head stays tied, and the final norm gets the scale and shift that stand beside it.
+
+What else was deleted is in the config: as many neurons in every MLP, or whole layers, all of their blocks.
 """
 
 import copy
@@ -21,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ..architecture.families import INNER_NORMS, StockNorm, find_family
 from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.network import Network, network
+from ..depth import shorten
 from ..rotation import linear_map, rotate_network
 
 
@@ -39,8 +45,8 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     The given model stays as it is.
 
     Raises:
-        ValueError: the model isn't sliced, has adapters or different widths, or its family can't have this width; it
-            says what to slice instead.
+        ValueError: the model isn't sliced, has adapters or different widths, or its family can't have this width; its
+            MLPs have different numbers of neurons, or its layers different blocks; it says what to slice instead.
     """
     net = network(model)
     stock = stock_network(net)
@@ -48,15 +54,19 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
     if isinstance(net.head, FittedHead):
         net.head = _untied(net.head)
-    J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
-    rotate_network(net, [J] * len(net.norms))
-    for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks), ([net.head], [stock.head])]:
+    if not _is_tied(net):
+        J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
+        rotate_network(net, [J] * len(net.norms))
+    for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks)]:
         for module, stock_module in zip(ours, theirs, strict=True):
             _fill(stock_module, module.state_dict())
-    scale = net.head.weight.new_full((width,), (D / width) ** 0.5 - net.family.norm.offset)
+    scale = net.head.weight.new_full((width,), (D / width) ** 0.5)
     for stock_norm in stock.norms:
-        values = {"weight": scale.clone(), "bias": torch.zeros_like(scale)}
-        _fill(stock_norm, {name: values[name] for name in stock_norm.state_dict()})
+        _fill_norm(stock_norm, net, scale, None)
+    if _is_tied(net):
+        _fill_norm(stock.final_norm, net, net.head.alpha, net.head.beta)
+    _fill(stock.head, {name: tensor for name, tensor in net.head.state_dict().items() if name in ("weight", "bias")})
+    stock.model.tie_weights()  # if its config says so
     if left := [name for name, parameter in stock.model.named_parameters() if parameter.is_meta]:
         raise ValueError(f"can't export: the stock model has {', '.join(left[:3])}, the sliced one doesn't")
     return stock.model
@@ -72,7 +82,8 @@ def stock_network(net: Network) -> Network:
     norm = find_family(config).stock_norm
     if isinstance(norm, str):
         raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
-    width = _only_width(net) + net.subtracts_mean
+    width = _only_width(net) + (net.subtracts_mean and not _is_tied(net))
+    _require_whole_layers(net)
     with torch.device("meta"):
         stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
     for name, module in stock.model.named_modules():
@@ -80,7 +91,13 @@ def stock_network(net: Network) -> Network:
             raise ValueError(
                 f"can't export: {name} is a norm inside a branch. {INNER_NORMS[0].upper()}{INNER_NORMS[1:]}"
             )
+    _require_same_mlps(net, stock)
     return stock
+
+
+def _is_tied(net: Network) -> bool:
+    """Whether the head shares the embedding's matrix, exactly; the signal is then as trained at both ends."""
+    return isinstance(net.head, TiedHead)
 
 
 def _only_width(net: Network) -> int:
@@ -100,9 +117,47 @@ def _only_width(net: Network) -> int:
     return net.widths[0]
 
 
+def _require_whole_layers(net: Network) -> None:
+    """Raise a ValueError for a network with layers that some of their blocks were left out of."""
+    count = net.blocks_per_layer
+    if partly := [index for index, layer in enumerate(net.layers) if 0 < len(layer.blocks) < count]:
+        numbers = [number for number in net.dropped if number // count in partly]
+        raise ValueError(
+            f"blocks {numbers} are left out without the others of their layers, and a stock layer has all {count}; "
+            "leave whole layers out, or none (--drop), then export that"
+        )
+
+
+def _require_same_mlps(net: Network, stock: Network) -> None:
+    """Raise a ValueError where the MLPs of the stock network are others than the sliced one's."""
+    ours, theirs = ([block.mlp_linears for block in each.blocks] for each in (net, stock))
+    if [mlp is None for mlp in ours] != [mlp is None for mlp in theirs]:
+        raise ValueError(
+            "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
+            "none out (--drop), then export that"
+        )
+    ours, theirs = ([mlp.neurons for mlp in mlps if mlp] for mlps in (ours, theirs))
+    if ours != theirs:
+        counts = " to ".join(map(str, sorted({min(ours), max(ours)})))
+        raise ValueError(
+            f"this model's MLPs have {counts} neurons, and {type(stock.model).__name__} would have {max(theirs)} in "
+            "each; slice the dense model with a fraction of neurons to delete, the same for all (--neurons 0.25), then "
+            "export that"
+        )
+
+
 def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig:
-    """The dense model's config with another hidden size; attention keeps its width, the norm its function."""
-    dense, D = net.model.config, net.trained_width
+    """The dense model's config with another hidden size, without the layers that are left out, and with as many
+    neurons as an MLP has at most; attention keeps its width, the norm its function.
+    """
+    dense, D = copy.deepcopy(net.model.config), net.trained_width
+    dense.tie_word_embeddings = _is_tied(net)
+    for index in reversed(range(len(net.layers))):
+        if not net.layers[index].blocks:
+            shorten(dense, index)
+    inner, name = max((block.neurons for block in net.blocks), default=0), net.family.inner_width
+    if inner and name:
+        setattr(dense, name, inner)
 
     def resized(width: int) -> PreTrainedConfig:
         fields = dense.to_dict()
@@ -133,6 +188,13 @@ def _untied(head: FittedHead) -> nn.Linear:
     linear = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
     linear.bias = head.bias
     return linear
+
+
+def _fill_norm(module: nn.Module, net: Network, scale: Tensor, shift: Tensor | None) -> None:
+    """Give a stock norm this scale and shift, as its family stores them."""
+    shift = torch.zeros_like(scale) if shift is None else shift
+    values = {"weight": scale.detach() - net.family.norm.offset, "bias": shift.detach()}
+    _fill(module, {name: values[name].clone() for name in module.state_dict()})
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:

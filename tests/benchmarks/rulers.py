@@ -48,7 +48,7 @@ from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.inner import block_moments
-from minislice.likelihood import prediction_losses
+from minislice.likelihood import losses_behind, prediction_losses
 from minislice.measuring.rulers import PROBE, Cost, lost_shares
 from minislice.neurons import keep_inner, solve_output
 from minislice.pca import principal_components
@@ -157,9 +157,7 @@ class Bench:
         """What each held-out sequence's loss becomes, beyond the dense network's, with this signal at a boundary."""
         losses = []
         for x, batch, contexts in zip(X, self.held_out.batches, self.held_out.contexts, strict=True):
-            for index, block in self.blocks[boundary:]:
-                x = block(x, **contexts[index])
-            own = prediction_losses(self.net.logits(x, batch.ids), batch).double()
+            own = losses_behind(self.net, boundary, x, contexts, batch).double()
             losses.append(own.view(len(batch.ids), -1).mean(1))
         return torch.cat(losses) - self.dense
 
