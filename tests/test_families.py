@@ -89,6 +89,11 @@ def test_streaming_and_saving_change_no_bit(family, variant):
     streaming_equals_memory(recipe, dtype, True, options)
 
 
+def test_tables_of_positions_are_as_a_loaded_model_has_them():
+    """GPT-J's are computed in the default dtype; from_pretrained computes them in float32, whatever the weights are."""
+    streaming_equals_memory(fixed("gptj"), torch.bfloat16, True, {"slicing": 0.25, "multiple": 1})
+
+
 def test_without_minislice_all_load_and_compute_the_same(tmp_path):
     """What travels with a saved model describes every family."""
     for family in FAMILIES:

@@ -32,6 +32,9 @@ def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     with init_empty_weights(include_buffers=False):  # buffers are computed, RoPE's tables: no file holds them
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.tie_weights()  # each parameter that was set has become one of its own
+    for module in model.modules():
+        if module._non_persistent_buffers_set:  # once more, outside of `dtype`: so they are in a model that is loaded
+            model._init_weights(module)
     return model
 
 
