@@ -52,7 +52,7 @@ def without_nan(value):
 
 def _readable(value) -> str:
     if isinstance(value, list):
-        return _in_short(value)
+        return _in_short(value) or "none"
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
