@@ -70,7 +70,7 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
 
 def rank_of(eigenvalues: Float64[Tensor, " D"]) -> int:
     """How many dimensions the signal has: those whose variance is more than rounding in `covariance`."""
-    return int((eigenvalues > 1e-7 * eigenvalues[0]).sum())
+    return int((eigenvalues > 2 * torch.finfo(torch.float32).eps * eigenvalues[0]).sum())
 
 
 def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
