@@ -20,7 +20,10 @@ from minislice.pca import discarded_share, principal_components
 FOLDER = Path(__file__).with_name("benchmarks")
 
 SMALL = {
-    "inference_cost.py": (["--layers", "1", "--rounds", "1", "--steps", "1"], {"OPT", "LLaMA", "Phi"}),
+    "inference_cost.py": (
+        ["--layers", "1", "--vocabulary", "512", "--rounds", "1", "--steps", "1"],
+        {"OPT", "LLaMA", "Phi"},
+    ),
     "slicing_cost.py": (["--small", "--rounds", "1"], {"slicing / forward", "by phase"}),
     "streaming_cost.py": (["--shape", "tiny"], {"slicing / forward", "by phase", "peak, GiB"}),
     "gpu_cost.py": (

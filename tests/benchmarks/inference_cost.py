@@ -47,8 +47,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="tokens decoded in a round")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--vocabulary", type=int, help="in place of each model's, to try the script")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    for config in SHAPES.values() if arguments.vocabulary else ():
+        config.vocab_size = arguments.vocabulary
     results = {
         shape: measure(config, arguments.layers, arguments.rounds, arguments.steps) for shape, config in SHAPES.items()
     }
