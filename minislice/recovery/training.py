@@ -143,7 +143,8 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
             parameter.grad = None
         for config, use_cache in cached:
             config.use_cache = use_cache
-        model.gradient_checkpointing_disable()
+        # "gradient" was its name until transformers 5.24
+        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
         model.train(training)
 
 
