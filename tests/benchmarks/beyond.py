@@ -105,6 +105,7 @@ def tables() -> str:
         f"{size:.0%}, {text}": [row for row in rows if row["size"] in (1.0, size)]
         for text, rows in real.items()
         for size in SIZES
+        if any(row["size"] == size for row in rows)
     }
     return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}"
 
