@@ -279,6 +279,7 @@ def test_many_numbers_are_printed_in_short(run, place):
     blocks = len(report["widths"]) - 1
     assert lines["widths"].split() == ["96", "x", f"{blocks},", "192"]
     assert all(len(line) < 120 for line in out.splitlines())
+    assert lines["blocks left out"].strip() == "none"
     assert float(lines["seconds"]) > 0
     least, greatest = min(report["variance discarded"]), max(report["variance discarded"])
     assert lines["variance discarded"].strip() == f"{least:.3f} to {greatest:.3f}, {blocks + 1} in all"

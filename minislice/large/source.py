@@ -33,8 +33,8 @@ def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     model.tie_weights()  # each parameter that was set has become one of its own
     for module in model.modules():
-        if module._non_persistent_buffers_set:  # once more, outside of `dtype`: so they are in a model that is loaded
-            model._init_weights(module)
+        if module._non_persistent_buffers_set:  # tables of positions: in `dtype` here, in float32 from from_pretrained
+            model._init_weights(module)  # in float32
     return model
 
 
