@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architecture.network import Network, inference, network
 from .corpus.batches import Batch, Tokens, token_batches
-from .likelihood import losses_behind
+from .likelihood import logits_behind, prediction_losses
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
@@ -36,7 +36,8 @@ def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
             x, contexts = net.embed(batch.ids, batch.mask)
             for index, layer in enumerate(net.layers):
                 behind = (index + 1) * net.blocks_per_layer
-                losses[index].append(losses_behind(net, behind, x, contexts, batch).double())  # of f_L ... f_{l+1}
+                logits = logits_behind(net, behind, x, contexts, batch)  # of f_L ... f_{l+1}
+                losses[index].append(prediction_losses(logits, batch).double())
                 for block in layer.blocks:
                     x = block(x, **contexts[index])
     return [torch.cat(own).mean().item() for own in losses]

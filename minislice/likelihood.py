@@ -1,4 +1,7 @@
-"""What a model makes of a text: the negative log-likelihood of each token that it predicts."""
+"""What a model makes of a text: how likely each token is that it predicts, and all others in its place.
+
+Of predicted tokens, a sequence's first is given, and a prediction from or of padding does not count.
+"""
 
 import torch
 from jaxtyping import Float
@@ -11,32 +14,56 @@ from .corpus.batches import Batch
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> Float[Tensor, " predicted"]:
     """-log p of every token of a batch that is predicted, in nats, in float32 or wider."""
+    return prediction_losses(_logits(model, batch), batch)
+
+
+def predictions(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "predicted vocabulary"]:
+    """The log-probability of every token that may come, wherever one is predicted; in float32 or wider."""
+    return log_probabilities(_logits(model, batch), batch)
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sequences tokens vocabulary"]:
     mask = None if batch.mask is None else batch.mask.long()
-    return prediction_losses(model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits, batch)
+    return model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
 
 
 def prediction_losses(
     logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
 ) -> Float[Tensor, " predicted"]:
-    """The same, of logits.
-
-    The first token of a sequence is given. A prediction from or of padding does not count.
-    """
-    logits = logits[:, :-1]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-        batch.ids[:, 1:].flatten().to(logits.device),
-        reduction="none",
-    )
-    if batch.mask is None:
-        return losses
-    return losses[(batch.mask[:, :-1] & batch.mask[:, 1:]).flatten().to(losses.device)]
+    """As `token_losses`, of logits."""
+    following = batch.ids[:, 1:].flatten().to(logits.device)
+    losses = nn.functional.cross_entropy(_wide(logits), following, reduction="none")
+    return losses if batch.mask is None else losses[_counted(batch.mask).to(losses.device)]
 
 
-def losses_behind(
-    net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
+def log_probabilities(
+    logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
+) -> Float[Tensor, "predicted vocabulary"]:
+    """As `predictions`, of logits."""
+    log_p = _wide(logits).log_softmax(-1)
+    return log_p if batch.mask is None else log_p[_counted(batch.mask).to(log_p.device)]
+
+
+def divergences(
+    log_p: Float[Tensor, "predicted vocabulary"], log_q: Float[Tensor, "predicted vocabulary"]
 ) -> Float[Tensor, " predicted"]:
-    """The same, of the signal x at a boundary: what the blocks behind it, the final norm and the head make of it.
+    """sum_v p_v (log p_v - log q_v), the Kullback-Leibler divergence of each prediction q from p, in nats."""
+    return nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:  # [sequences * (tokens - 1), vocabulary]
+    """Those that predict a token of the batch."""
+    return logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _counted(mask: Tensor) -> Tensor:  # [sequences * (tokens - 1)]
+    return (mask[:, :-1] & mask[:, 1:]).flatten()
+
+
+def logits_behind(
+    net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
+) -> Float[Tensor, "sequences tokens vocabulary"]:
+    """What the blocks behind a boundary, the final norm and the head make of the signal x there.
 
     Args:
         contexts: of each layer, as `Network.embed` has them.
@@ -44,4 +71,4 @@ def losses_behind(
     blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
     for block, context in blocks[boundary:]:
         x = block(x, **context)
-    return prediction_losses(net.logits(x, batch.ids), batch)
+    return net.logits(x, batch.ids)

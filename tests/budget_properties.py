@@ -6,13 +6,14 @@ import math
 from dataclasses import replace
 
 import torch
-from models import Recipe
+from models import VOCABULARY, Recipe
 
-from minislice import compress, parameters, perplexity, plan_compression, slice_model
+from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.linears import set_weight
 from minislice.architecture.network import inference, network
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
+from minislice.likelihood import divergences, log_probabilities, prediction_losses, predictions
 from minislice.measuring.allocation import Sizes, cheapest, sizes_of
 from minislice.measuring.budget import Prices
 from minislice.measuring.rulers import LEAST, PROBE, Cost, block_costs
@@ -48,19 +49,35 @@ def cost_of_a_width_is_a_power_of_the_share_deleted(recipe: Recipe) -> None:
     assert math.isclose(cost(48) / cost(72), cost(72) / cost(84))  # each deletes twice as much as the next
 
 
+def divergence_is_what_is_lost_of_the_log_likelihood(recipe: Recipe) -> None:
+    """Of every token that may come, as often as the first model expects it; padding doesn't count."""
+    models = recipe.model(), replace(recipe, seed=recipe.seed + 1).model()
+    [batch] = token_batches(models[0], recipe.tokens(), recipe.mask(), 4)
+    with torch.no_grad():
+        logits = [model(batch.ids, attention_mask=recipe.mask()).logits for model in models]
+    each = [replace(batch, ids=torch.full_like(batch.ids, token)) for token in range(VOCABULARY)]
+    p, q = (torch.stack([prediction_losses(own, of) for of in each], dim=1) for own in logits)
+    found = divergences(*(log_probabilities(own, batch) for own in logits))
+    assert torch.allclose(found, ((q - p) / p.exp()).sum(1)) and found.min() > 0
+
+
 def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
     """The partial passes of `block_costs`, against the whole pass of a model in which one block is another."""
-    model, tokens = recipe.model(), recipe.tokens(seed=1)
-    calibration, held_out = (token_batches(model, recipe.tokens(seed), None, 4) for seed in (0, 1))
+    model = recipe.model()
+    calibration, held_out = (token_batches(model, recipe.tokens(seed), recipe.mask(), 4) for seed in (0, 1))
     costs = block_costs(network(model), calibration, held_out)
-    dense = math.log(perplexity(model, tokens))
+    [batch] = held_out
+
+    def cost_of(changed) -> float:
+        with torch.no_grad():
+            return divergences(predictions(model, batch), predictions(changed, batch)).mean().item()
+
     for number, cost in enumerate(costs):
-        gone = math.log(perplexity(silenced(model, number), tokens)) - dense
-        assert math.isclose(cost.dropped, gone, abs_tol=1e-6)
+        assert math.isclose(cost.dropped, cost_of(silenced(model, number)), abs_tol=1e-6)
         assert cost.neurons == network(model).blocks[number].neurons
         for delete, found in {round(PROBE * cost.neurons): cost.probed, cost.neurons: cost.emptied}.items():
             if delete and (delete < cost.neurons or network(model).blocks[number].attention is not None):
-                fewer = math.log(perplexity(without_neurons(model, number, delete, calibration), tokens)) - dense
+                fewer = cost_of(without_neurons(model, number, delete, calibration))
                 assert math.isclose(found, fewer, abs_tol=1e-6)
     assert all(torch.equal(tensor, recipe.model().state_dict()[name]) for name, tensor in model.state_dict().items())
 

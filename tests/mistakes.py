@@ -596,6 +596,14 @@ def padding_predicted_as_well(right):
 # A budget
 
 
+def the_other_way_round(right):
+    return lambda p, q: right(q, p)
+
+
+def only_the_likeliest(right):
+    return lambda p, q: p.amax(1) - q.gather(1, p.argmax(1, keepdim=True))[:, 0]
+
+
 def lines_between_what_was_measured(right):
     def of(self, left):
         gone = 1 - left / self.neurons

@@ -32,8 +32,14 @@ def test_the_chosen_mixture_is_nearly_the_cheapest_of_all(recipe):
     properties.chosen_mixture_is_nearly_the_cheapest(recipe)
 
 
+@settings(max_examples=10)
+@given(recipes())
+def test_a_divergence_is_an_expected_loss_of_log_likelihood(recipe):
+    properties.divergence_is_what_is_lost_of_the_log_likelihood(recipe)
+
+
 @settings(max_examples=5)
-@given(recipes(paddings=("none",)))
+@given(recipes())
 def test_what_is_measured_is_what_deleting_does(recipe):
     properties.measured_costs_are_those_of_whole_models(recipe)
 
@@ -96,7 +102,7 @@ def test_a_size_that_cannot_be_reached_is_refused():
         plan_compression(recipe.model(), recipe.tokens(), size=1.2)
     with pytest.raises(ValueError, match="nothing that can be deleted leaves 1% of this model's"):
         plan_compression(recipe.model(), [recipe.tokens()] * 2, size=0.01, widths=(1.0,))
-    with pytest.raises(ValueError, match="give more, the last ones measure losses"):
+    with pytest.raises(ValueError, match="give more, the last ones measure costs"):
         plan_compression(recipe.model(), recipe.tokens()[:2])
     with pytest.raises(ValueError, match="fused already"):
         plan_compression(minislice.fuse(recipe.model()), recipe.tokens())

@@ -54,13 +54,16 @@ REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.inner.moments"
 SLICE_MOMENTS = "minislice.neurons.block_moments"
 LOSSES = "minislice.depth.losses_without_each"
-LOSSES_BEHIND = "minislice.depth.losses_behind"
+DEPTH_LOSSES = "minislice.depth.prediction_losses"
 DELETE_LAYER = "minislice.depth.delete_layer"
 SHORTEN = "minislice.depth.shorten"
 HOW_MANY = "minislice.depth._how_many"
 COST_OF = "minislice.measuring.rulers.Cost.of"
 COST_OF_WIDTH = "minislice.measuring.budget.Prices.of_width"
-RULERS_LOSSES = "minislice.measuring.rulers.losses_behind"
+RULERS_LOGITS = "minislice.measuring.rulers.logits_behind"
+ITS_DIVERGENCES = "budget_properties.divergences"
+ITS_LOG_P = "budget_properties.log_probabilities"
+RULERS_LOG_P = "minislice.measuring.rulers.log_probabilities"
 RULERS_W_OUT = "minislice.measuring.rulers.solve_output"
 PER_NEURON = "minislice.measuring.allocation._per_neuron"
 SIZED = "minislice.measuring.allocation.sliced_config"
@@ -295,10 +298,20 @@ MISTAKES = [
         COST_OF_WIDTH, wrong.in_proportion, b.cost_of_a_width_is_a_power_of_the_share_deleted, OPT, claim="cost(48)"
     ),
     Mistake(
-        RULERS_LOSSES,
+        RULERS_LOGITS,
         wrong.next_block_left_out_too,
         b.measured_costs_are_those_of_whole_models,
         LLAMA,
+        claim="cost.dropped",
+    ),
+    Mistake(ITS_DIVERGENCES, wrong.the_other_way_round, b.divergence_is_what_is_lost_of_the_log_likelihood, OPT),
+    Mistake(ITS_DIVERGENCES, wrong.only_the_likeliest, b.divergence_is_what_is_lost_of_the_log_likelihood, LLAMA),
+    Mistake(ITS_LOG_P, wrong.padding_predicted_as_well, b.divergence_is_what_is_lost_of_the_log_likelihood, left),
+    Mistake(
+        RULERS_LOG_P,
+        wrong.padding_predicted_as_well,
+        b.measured_costs_are_those_of_whole_models,
+        left,
         claim="cost.dropped",
     ),
     Mistake(
@@ -342,7 +355,7 @@ MISTAKES = [
         claim="torch.tensor(expected)",
     ),
     Mistake(
-        LOSSES_BEHIND,
+        DEPTH_LOSSES,
         wrong.padding_predicted_as_well,
         d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
         left,

@@ -1,9 +1,9 @@
 """Beyond the paper: one budget for all that can be deleted.
 
 A model of a given size can be reached by a narrower signal (`slicing`), by fewer neurons in each MLP (`neurons`), by
-leaving whole blocks out, and by any mixture. What each costs in loss is measured; taken together, the costs are assumed
-to add up. For each width of the signal, `allocation` finds what to leave of the blocks; the width with the least sum of
-costs wins.
+leaving whole blocks out, and by any mixture. What each costs is measured, as `rulers` says; taken together, the costs
+are assumed to add up. For each width of the signal, `allocation` finds what to leave of the blocks; the width with the
+least sum of costs wins.
 """
 
 import copy
@@ -11,19 +11,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architecture.network import network
+from ..architecture.network import inference, network
 from ..corpus.batches import Batch, Tokens, token_batches
+from ..likelihood import predictions
 from ..slicing import slice_model
 from .allocation import cheapest, sizes_of
 from .cost import parameters
-from .perplexity import perplexity
-from .rulers import LEAST, Cost, block_costs
+from .rulers import LEAST, Cost, block_costs, divergence
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
-HELD_OUT = 4  # calibration sequences on which losses are measured
+HELD_OUT = 4  # calibration sequences on which costs are measured
 TOLERANCE = 0.01  # of the dense size, by which less may be left than was asked for
 OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
 
@@ -59,7 +60,7 @@ class Plan:
     options: dict  # of `slice_model`
     parameters: int  # that will be left
     dense_parameters: int
-    cost: float  # expected, in nats a token
+    cost: float  # expected divergence from the dense model's predictions, in nats a token
     prices: Prices
 
     def __str__(self) -> str:
@@ -70,7 +71,7 @@ class Plan:
             [
                 f"parameters: {self.parameters:,} of {self.dense_parameters:,} "
                 f"({self.parameters / self.dense_parameters:.1%})",
-                f"expected cost: {self.cost:.3f} nats a token, perplexity x {math.exp(self.cost):.2f}",
+                f"expected cost: a divergence of {self.cost:.3f} nats a token from the dense model's predictions",
                 f"signal: {f'{k} of {D} dimensions' if k < D else 'whole'}",
                 f"neurons: {sum(neurons):,} of {sum(trained):,} in {len(trained)} MLPs: {' '.join(map(str, neurons))}",
                 f"blocks left out, of {len(costs)}: {' '.join(map(str, dropped)) or 'none'}",
@@ -103,16 +104,20 @@ def prices(
         raise ValueError("this model is fused already; compress the trained model")
     batches = token_batches(model, tokens, attention_mask, min(batch_size, HELD_OUT))
     if len(batches) < 2:
-        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure losses")
+        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure costs")
     calibration, held_out = batches[:-1], batches[-1:]
-    calibrates, measures, D = _tokens(calibration), _tokens(held_out), net.trained_width
-    losses = {D: math.log(perplexity(model, measures))}
+    calibrates, D = _tokens(calibration), net.trained_width
+    costs = {D: 0.0}
     for share in TRIALS if widths else ():
         k = rounded(share * D, multiple)
         sliced = slice_model(copy.deepcopy(model), calibrates, width=k, **OPTIONS)
-        losses[k] = math.log(perplexity(sliced, measures))
-    costs = {k: loss - losses[D] for k, loss in losses.items()}
+        costs[k] = divergence(_predictions(model, held_out), _predictions(sliced, held_out))
     return Prices(block_costs(net, calibration, held_out, progress), costs)
+
+
+def _predictions(model: PreTrainedModel, batches: list[Batch]) -> list[Tensor]:
+    with inference(model):
+        return [predictions(model, batch) for batch in batches]
 
 
 def _tokens(batches: list[Batch]) -> list[dict]:
