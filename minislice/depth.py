@@ -50,6 +50,7 @@ def delete_layers(
     *,
     layers: int | None = None,
     size: float | None = None,
+    known: Sequence[int] = (),
     batch_size: int = 8,
     progress: bool = False,
 ) -> PreTrainedModel:
@@ -60,6 +61,7 @@ def delete_layers(
             pass over it for every layer there is.
         layers: how many to delete; or
         size: as many as leave at most this fraction of the parameters, 0 < size <= 1.
+        known: the first to delete, not measured again: ``deleted_layers`` of the same model and tokens at another size.
         batch_size: sequences a forward pass.
         progress: show a progress bar.
 
@@ -68,22 +70,33 @@ def delete_layers(
 
     Raises:
         ValueError: nothing would be left, or the size can't be reached; a model that is sliced, or whose layers can't
-            change their places; tokens that don't fit. The model is then as it was.
+            change their places; known layers that it hasn't; tokens that don't fit. The model is then as it was.
     """
     net = network(model)
     count = _how_many(net, layers, size)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     numbers, deleted = list(range(len(net.layers))), []
-    for _ in tqdm(range(count), desc="deleting layers", disable=not progress, leave=False):
-        hurt = [math.inf if math.isnan(loss) else loss for loss in losses_without_each(net, batches)]
-        if min(hurt) == math.inf:
-            raise ValueError("the loss isn't a number, whichever layer is left out; check the weights")
-        least = hurt.index(min(hurt))
+    if len({*known} & {*numbers}) < len(known):
+        raise ValueError(f"known layers are numbers from 0 to {numbers[-1]}, each once, got {list(known)}")
+    for step in tqdm(range(count), desc="deleting layers", disable=not progress, leave=False):
+        least = numbers.index(known[step]) if step < len(known) else _least_harmful(net, batches)
         deleted.append(numbers.pop(least))
         delete_layer(net, least)
         net = network(model)
     model.deleted_layers = deleted
     return model
+
+
+def _least_harmful(net: Network, batches: Sequence[Batch]) -> int:
+    """The place of the layer whose absence hurts least.
+
+    Raises:
+        ValueError: there is no saying.
+    """
+    hurt = [math.inf if math.isnan(loss) else loss for loss in losses_without_each(net, batches)]
+    if min(hurt) == math.inf:
+        raise ValueError("the loss isn't a number, whichever layer is left out; check the weights")
+    return hurt.index(min(hurt))
 
 
 def delete_layer(net: Network, index: int) -> None:

@@ -57,8 +57,8 @@ def divergence_is_what_is_lost_of_the_log_likelihood(recipe: Recipe) -> None:
         logits = [model(batch.ids, attention_mask=recipe.mask()).logits for model in models]
     each = [replace(batch, ids=torch.full_like(batch.ids, token)) for token in range(VOCABULARY)]
     p, q = (torch.stack([prediction_losses(own, of) for of in each], dim=1) for own in logits)
-    found = divergences(*(log_probabilities(own, batch) for own in logits))
-    assert torch.allclose(found, ((q - p) / p.exp()).sum(1)) and found.min() > 0
+    found, expected = divergences(*(log_probabilities(own, batch) for own in logits)), ((q - p) / p.exp()).sum(1)
+    assert found.shape == expected.shape and torch.allclose(found, expected) and found.min() > 0
 
 
 def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:

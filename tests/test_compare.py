@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import pytest
 import torch
 from models import Recipe
+from properties import assert_same_logits
 
 import minislice
 from minislice.architecture.network import network
@@ -113,6 +114,18 @@ def test_a_row_is_what_one_measures_by_hand():
     assert row["ratio"] == pytest.approx(row["perplexity"] / dense.perplexity)
     assert (row["parameters"], row["dense_parameters"]) == tuple(map(minislice.parameters, (model, TINY.model())))
     assert torch.equal(losses_of(row).nll, left.nll) and row["seconds"] >= 0
+
+
+@pytest.mark.parametrize("name", ["depth", "mixed"])
+def test_what_is_kept_for_the_next_size_changes_no_row(name):
+    """Nor is it taken for another text's."""
+    variant, recipe = VARIANTS[name], Recipe("llama", layers=3, hidden=80)  # 8 neurons are less than 1% of it
+    texts = [torch.cat([recipe.tokens(seed), recipe.tokens(seed + 1)]) for seed in (0, 2)]
+    cases = [(texts[0], 0.9), (texts[0], 0.7), (texts[1], 0.9)]
+    alone = [type(variant)()(recipe.model(), *case) for case in cases]
+    after = [variant(recipe.model(), *case) for case in cases]
+    for own, other in zip(alone, after, strict=True):
+        assert_same_logits(own, other, recipe, 0.0)
 
 
 def test_every_variant_gets_the_dense_model_as_it_was():

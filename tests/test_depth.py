@@ -11,8 +11,9 @@ from models import Recipe, recipes
 from test_families import CASES, fixed
 
 import minislice
+from minislice import depth
 from minislice.architecture.network import network
-from minislice.depth import delete_layers
+from minislice.depth import delete_layers, losses_without_each
 
 LLAMA = Recipe("llama", layers=3, seed=7)
 # Attention that is divided by the layer's number; layers that are dense or sparse by their number.
@@ -59,6 +60,19 @@ def test_a_size_is_reached_with_as_few_layers_as_will_do(size, layers):
     assert size * dense - each < minislice.parameters(model) <= size * dense
 
 
+def test_what_is_known_of_the_order_is_not_measured_again(monkeypatch):
+    recipe = dataclasses.replace(LLAMA, layers=4)
+    whole = properties.shortened(recipe, layers=3)
+    order, measured = whole.deleted_layers, []
+    monkeypatch.setattr(
+        depth, "losses_without_each", lambda net, batches: measured.append(net) or losses_without_each(net, batches)
+    )
+    model = delete_layers(recipe.model(), recipe.tokens(), layers=3, known=order[:2], batch_size=3)
+    assert model.deleted_layers == order and len(measured) == 1
+    properties.assert_same_logits(model, whole, recipe, 0.0)
+    assert delete_layers(recipe.model(), recipe.tokens(), layers=1, known=order).deleted_layers == order[:1]
+
+
 def mixed_layers(model):
     network(model).layers[1].blocks[1].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(40).double())
 
@@ -74,6 +88,8 @@ REFUSED = {
     "less than none": ({"layers": -1}, "got -1"),
     "nothing": ({"size": 0.0}, "0 < size <= 1, got 0.0"),
     "more than all": ({"size": 1.2}, "got 1.2"),
+    "unknown": ({"layers": 1, "known": [3]}, r"numbers from 0 to 2, each once, got \[3\]"),
+    "known twice": ({"layers": 2, "known": [1, 1]}, r"each once, got \[1, 1\]"),
     "too small": ({"size": 0.05}, r"5% of [\d,]+ parameters can't be reached: 3 layers of [\d,]+"),
 }
 

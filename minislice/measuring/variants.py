@@ -19,6 +19,7 @@ Raises:
 
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,27 +69,41 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     return widths[fitting - 1]
 
 
-def shallower(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-    """Fewer layers."""
-    return delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size)
-
-
 def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
     """As many neurons less in every MLP; the architecture stays what it was."""
     return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
 
 
-class Mixed:
-    """What `compress` chooses; the prices of one model and one text are measured at the first size alone."""
+class Remembering:
+    """A variant that keeps what it has found out about one model on one text, for the next size."""
 
     def __init__(self):
-        self.model, self.text, self.prices = None, None, None
+        self.about, self.known = None, None
+
+    def known_about(self, model: PreTrainedModel, tokens: Tensor) -> Any:
+        """None where nothing is."""
+        about = (fingerprint(model), hash_of(tokens))
+        if about != self.about:
+            self.about, self.known = about, None
+        return self.known
+
+
+class Shallower(Remembering):
+    """Fewer layers; their order is known as far as it was needed for another size."""
 
     def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-        known = (fingerprint(model), hash_of(tokens))
-        if known != (self.model, self.text):
-            (self.model, self.text), self.prices = known, prices(model, tokens)
-        return compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=self.prices))
+        tokens, known = tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], self.known_about(model, tokens) or []
+        delete_layers(model, tokens, size=size, known=known)
+        self.known = max(known, model.deleted_layers, key=len)
+        return model
+
+
+class Mixed(Remembering):
+    """What `compress` chooses; prices are known for all sizes."""
+
+    def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+        self.known = self.known_about(model, tokens) or prices(model, tokens)
+        return compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=self.known))
 
 
 VARIANTS: dict[str, Variant] = {
@@ -97,6 +112,6 @@ VARIANTS: dict[str, Variant] = {
     "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
     "repaired": sliced(adapter="none", repair=True),  # no adapters; W_out makes up for what is lost; tied where it was
     "neurons": fewer_neurons,  # the inner width alone
-    "depth": shallower,  # whole layers deleted
+    "depth": Shallower(),  # whole layers deleted
     "mixed": Mixed(),  # width, neurons and blocks, by what each costs
 }
