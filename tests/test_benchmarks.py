@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from budget_properties import silenced
 from models import FAMILIES, Recipe
 
 import minislice
@@ -82,17 +84,20 @@ def test_what_is_measured_is_what_a_budget_measures(family, rulers):
     model = minislice.fuse(recipe.model())
     calibration, held_out = recipe.tokens(0), torch.cat([recipe.tokens(1), recipe.tokens(2)])
     items = rulers.measure(recipe.model(), calibration, held_out, probes=4)
+    costs = block_costs(network(model), *(token_batches(model, ids, None, 4) for ids in (calibration, held_out[:4])))
+    found = {kind: [i.rulers["divergence"] for i in items if i.kind == kind] for kind in ("block", "neurons 1/3")}
+    assert found["block"] == pytest.approx([cost.dropped for cost in costs], abs=1e-6)
+    assert found["neurons 1/3"] == pytest.approx([cost.probed for cost in costs if cost.neurons], abs=1e-6)
+    halves = [item.rulers["interpolated"] for item in items if item.kind == "neurons 1/2"]
+    assert halves == pytest.approx([cost.of(cost.neurons // 2) for cost in costs if cost.neurons], rel=1e-4)
+    blocks = [item for item in items if item.kind == "block"]
     for probed, tokens in ((True, held_out[:4]), (False, held_out[4:])):
-        costs = block_costs(network(model), *(token_batches(model, ids, None, 4) for ids in (calibration, tokens)))
-        found = {
-            kind: [item.rulers["measured"] if probed else item.loss for item in items if item.kind == kind]
-            for kind in ("block", "neurons 1/3")
-        }
-        assert found["block"] == pytest.approx([cost.dropped for cost in costs], abs=1e-6)
-        assert found["neurons 1/3"] == pytest.approx([cost.probed for cost in costs if cost.neurons], abs=1e-6)
-        if probed:
-            halves = [item.rulers["interpolated"] for item in items if item.kind == "neurons 1/2"]
-            assert halves == pytest.approx([cost.of(cost.neurons // 2) for cost in costs if cost.neurons], rel=1e-4)
+        losses = [item.rulers["measured"] if probed else item.loss for item in blocks]
+        dense, *gone = (
+            math.log(minislice.perplexity(changed, tokens))
+            for changed in (model, *(silenced(model, number) for number in range(len(blocks))))
+        )
+        assert losses == pytest.approx([loss - dense for loss in gone], abs=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,7 +110,7 @@ def test_the_gradient_predicts_what_a_small_change_does(family, rulers):
     for boundary, (index, block) in enumerate([*bench.blocks, (None, None)]):
         change = 1e-6 * torch.randn(4, 1, *X[0].shape[1:], generator=torch.Generator().manual_seed(0)).to(X[0])
         said = bench.rulers(boundary, Z, [z + own for z, own in zip(Z, change, strict=True)])["gradient"]
-        true = bench.changes(boundary, [X[0] + change[:, 0]]).mean().abs().item()
+        true = bench.change(boundary, [X[0] + change[:, 0]]).losses.mean().abs().item()
         assert said == pytest.approx(true, rel=0.01, abs=1e-9)
         if block is not None:
             Z, X = bench.calibration.forward(block, index, Z), bench.held_out.forward(block, index, X)

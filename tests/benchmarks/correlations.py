@@ -5,7 +5,7 @@ import statistics
 import torch
 from torch import Tensor
 
-RULERS = ("energy", "readers", "cosine", "gradient", "Fisher", "interpolated", "measured", "size")
+RULERS = ("energy", "readers", "cosine", "gradient", "Fisher", "measured", "divergence", "interpolated", "size")
 COLUMNS = ("block", "neurons 1/3", "neurons 1/2", "boundary", "all", "all, per parameter")
 
 
@@ -57,13 +57,14 @@ def table(rows: list[dict]) -> str:
             cells = ["-" if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in found.values()]
             lines.append(f"| {ruler} | " + " | ".join(cells) + " |")
         ratios = [
-            item["rulers"]["interpolated"] / item["loss"]
+            item["rulers"]["interpolated"] / item["rulers"]["divergence"]
             for item in row["items"]
-            if "interpolated" in item["rulers"] and item["loss"] > 0
+            if "interpolated" in item["rulers"]
         ]
         if len(ratios) > 1:
             low, middle, high = statistics.quantiles(ratios, n=4)
-            lines.append(f"\ninterpolated / measured at half: median {middle:.2f}, middle half {low:.2f} to {high:.2f}")
+            spread = f"median {middle:.2f}, middle half {low:.2f} to {high:.2f}"
+            lines.append(f"\ninterpolated / measured divergence at half of the neurons: {spread}")
     lines += ["", f"| mean of {len(rows)} models | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for ruler in RULERS:
         of_models = [[known[model][ruler][column] for model in known] for column in COLUMNS]

@@ -19,8 +19,9 @@ The loss behind it is measured on held-out sequences. The rulers look at calibra
     cosine      mean of 1 - cos(x, x + delta): ShortGPT's block influence, for any deletion
     gradient    |sum of g . delta|, g = dLoss/dx: first order, nats a token
     Fisher      1/2 sum of (g . delta)^2: second order
-    interpolated  `measuring.rulers.Cost` at half of the neurons, from a third and all of them, on other sequences
-    measured    the same deletion, on those other sequences: how far a measurement predicts another
+    measured    the loss itself, on other sequences: how far a measurement predicts another
+    divergence  of the predictions there from the dense network's: what `measuring.rulers` measures
+    interpolated  its `Cost` at half of the neurons, from a third and all of them
 
 A budget asks for the cost of a parameter, so all kinds are also ranked together by ruler and loss for each of those
 that are deleted. There `size` is the ruler that says the same of every deletion: what knowing their parameters gives.
@@ -48,8 +49,8 @@ from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.inner import block_moments
-from minislice.likelihood import losses_behind, prediction_losses
-from minislice.measuring.rulers import PROBE, Cost, lost_shares
+from minislice.likelihood import log_probabilities, logits_behind, prediction_losses
+from minislice.measuring.rulers import PROBE, Cost, divergence, lost_shares
 from minislice.neurons import keep_inner, solve_output
 from minislice.pca import principal_components
 from minislice.signals import Signal
@@ -69,6 +70,24 @@ class Item:
     rulers: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Change:
+    """What a deletion does to the held-out sequences."""
+
+    losses: Tensor  # of each, beyond the dense network's
+    divergence: float  # from the dense network's predictions, on the probes
+    probes: int  # the first so many are a ruler's to look at
+
+    @property
+    def probed(self) -> float:
+        return self.losses[: self.probes].mean().item()
+
+    @property
+    def loss(self) -> float:
+        """On the others."""
+        return self.losses[self.probes :].mean().item()
+
+
 class Bench:
     """A fused network with its calibration and held-out sequences, walked from boundary to boundary."""
 
@@ -79,9 +98,9 @@ class Bench:
         self.gradients = [gradients(self.net, batch) for batch in one_by_one]
         self.calibration = Calibration(one_by_one)
         self.held_out = Calibration(token_batches(model, held_out, None, 4))
-        self.probes, self.dense = probes, 0.0
+        self.probes = probes
         self.embedded = self.calibration.embed(self.net), self.held_out.embed(self.net)
-        self.dense = self.changes(0, list(self.embedded[1]))
+        self.dense = self.predicted(0, list(self.embedded[1]))
 
     def items(self, layers: int, boundaries: int) -> Iterator[Item]:
         """All deletions, in the order of the boundaries: in every so many layers, at every so many boundaries."""
@@ -103,12 +122,12 @@ class Bench:
             P = Q[:, : len(Q) - round(share * len(Q))]
             deleted = (len(Q) - P.shape[1]) * sides(self.net, boundary)
             rulers = self.rulers(boundary, Z, [z @ P @ P.T for z in Z])
-            yield self.item("boundary", boundary, deleted, rulers, self.changes(boundary, [x @ P @ P.T for x in X]))
+            yield self.item("boundary", boundary, deleted, rulers, self.change(boundary, [x @ P @ P.T for x in X]))
 
     def shortened(self, number: int, Z: Signal, behind: Signal, X: Signal) -> Iterator[Item]:
         """A block left out, and one with fewer neurons."""
         index, block = self.blocks[number]
-        dropped = self.changes(number + 1, list(X))
+        dropped = self.change(number + 1, list(X))
         rulers = self.rulers(number + 1, behind, list(Z))
         yield self.item("block", number + 1, minislice.parameters(block), rulers, dropped)
         if not block.neurons:
@@ -119,10 +138,10 @@ class Bench:
             trials[share] = trial = copy.deepcopy(block)
             keep_inner(trial, *solve_output(trial, C, B, round(share * block.neurons), repair=False))
             ahead = [trial(x, **self.held_out.contexts[i][index]) for i, x in enumerate(X)]
-            found[share] = self.changes(number + 1, ahead)
+            found[share] = self.change(number + 1, ahead)
         lost = lost_shares(block, C, sum(batch.ids.numel() for batch in self.calibration.batches))
-        probed, emptied = (self.probe(found.get(share, dropped)) for share in (PROBE, 1.0))
-        cost = Cost(self.probe(dropped), block.neurons, probed, emptied, lost)
+        probed, emptied = (found.get(share, dropped).divergence for share in (PROBE, 1.0))
+        cost = Cost(dropped.divergence, block.neurons, probed, emptied, lost)
         for share, kind in ((PROBE, "neurons 1/3"), (HALF, "neurons 1/2")):
             trial = trials[share]
             changed = [trial(z, **self.calibration.contexts[i][index]) for i, z in enumerate(Z)]
@@ -153,21 +172,23 @@ class Bench:
             "Fisher": along.square().sum().item() / 2 / predicted,
         }
 
-    def changes(self, boundary: int, X: list[Tensor]) -> Tensor:
-        """What each held-out sequence's loss becomes, beyond the dense network's, with this signal at a boundary."""
-        losses = []
+    def change(self, boundary: int, X: list[Tensor]) -> Change:
+        """What this signal at a boundary does."""
+        (losses, predictions), (dense, expected) = self.predicted(boundary, X), self.dense
+        return Change(losses - dense, divergence(expected, predictions), self.probes)
+
+    def predicted(self, boundary: int, X: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Of this signal at a boundary, the loss of each held-out sequence, and all predictions on the probes."""
+        losses, predictions = [], []
         for x, batch, contexts in zip(X, self.held_out.batches, self.held_out.contexts, strict=True):
-            own = losses_behind(self.net, boundary, x, contexts, batch).double()
-            losses.append(own.view(len(batch.ids), -1).mean(1))
-        return torch.cat(losses) - self.dense
+            logits = logits_behind(self.net, boundary, x, contexts, batch)
+            losses.append(prediction_losses(logits, batch).double().view(len(batch.ids), -1).mean(1))
+            predictions.append(log_probabilities(logits[: max(self.probes - batch.first_sequence, 0)], batch))
+        return torch.cat(losses), predictions
 
-    def probe(self, changes: Tensor) -> float:
-        """The loss on the sequences that a ruler may look at."""
-        return changes[: self.probes].mean().item()
-
-    def item(self, kind: str, boundary: int, parameters: int, rulers: dict[str, float], changes: Tensor) -> Item:
-        rulers = {**rulers, "measured": self.probe(changes), "size": 1.0}
-        return Item(kind, boundary, parameters, changes[self.probes :].mean().item(), rulers)
+    def item(self, kind: str, boundary: int, parameters: int, rulers: dict[str, float], change: Change) -> Item:
+        rulers = {**rulers, "measured": change.probed, "divergence": change.divergence, "size": 1.0}
+        return Item(kind, boundary, parameters, change.loss, rulers)
 
 
 @torch.enable_grad()
