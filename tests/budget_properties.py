@@ -76,7 +76,7 @@ def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
         assert math.isclose(cost.dropped, cost_of(silenced(model, number)), abs_tol=1e-6)
         assert cost.neurons == network(model).blocks[number].neurons
         for delete, found in {round(PROBE * cost.neurons): cost.probed, cost.neurons: cost.emptied}.items():
-            if delete and (delete < cost.neurons or network(model).blocks[number].attention is not None):
+            if delete:
                 fewer = cost_of(without_neurons(model, number, delete, calibration))
                 assert math.isclose(found, fewer, abs_tol=1e-6)
     assert all(torch.equal(tensor, recipe.model().state_dict()[name]) for name, tensor in model.state_dict().items())

@@ -31,7 +31,7 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration
 from ..corpus.batches import Batch
-from ..inner import block_moments, output_matrix
+from ..inner import block_moments, has_bias, output_matrix
 from ..likelihood import divergences, log_probabilities, logits_behind
 from ..neurons import keep_inner, least_harmful, solve_output
 from ..signals import Signal
@@ -96,7 +96,8 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
                     keep_inner(trial, *solve_output(trial, C, B, delete, repair=False))
                     return divergence(dense, predicted(number + 1, measured.forward(trial, index, X)))
 
-                emptied = dropped if block.attention is None else without(count)
+                anything_left = block.attention is not None or has_bias(block)
+                emptied = without(count) if anything_left else dropped
                 cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))
             costs.append(cost)
             Z, X = held.forward(block, index, Z), measured.forward(block, index, X)

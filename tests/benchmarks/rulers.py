@@ -134,14 +134,13 @@ class Bench:
             return
         C, B = block_moments(self.calibration, block, index, Z)
         trials, found = {}, {}
-        for share in (PROBE, HALF) if block.attention is None else (PROBE, HALF, 1.0):
+        for share in (PROBE, HALF, 1.0):
             trials[share] = trial = copy.deepcopy(block)
             keep_inner(trial, *solve_output(trial, C, B, round(share * block.neurons), repair=False))
             ahead = [trial(x, **self.held_out.contexts[i][index]) for i, x in enumerate(X)]
             found[share] = self.change(number + 1, ahead)
         lost = lost_shares(block, C, sum(batch.ids.numel() for batch in self.calibration.batches))
-        probed, emptied = (found.get(share, dropped).divergence for share in (PROBE, 1.0))
-        cost = Cost(dropped.divergence, block.neurons, probed, emptied, lost)
+        cost = Cost(dropped.divergence, block.neurons, found[PROBE].divergence, found[1.0].divergence, lost)
         for share, kind in ((PROBE, "neurons 1/3"), (HALF, "neurons 1/2")):
             trial = trials[share]
             changed = [trial(z, **self.calibration.contexts[i][index]) for i, z in enumerate(Z)]
