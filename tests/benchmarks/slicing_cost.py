@@ -3,8 +3,9 @@
     python tests/benchmarks/slicing_cost.py
 
 An OPT-125M-shaped model with random weights (768 wide, 12 layers), 16 x 512 calibration tokens, 25%, float32. The bare
-forward pass runs transformers' own layers on the same batches. Times are ratios within one run: the passes alternate,
-and the median of the rounds counts.
+forward pass runs transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out
+repaired, a quarter of the neurons deleted, both. Times are ratios within one run: the passes alternate, and the median
+of the rounds counts.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from minislice.corpus.batches import token_batches
 
 SHAPE = OPTConfig(hidden_size=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12, word_embed_proj_dim=768)
 
-
+BEYOND = {"repair": {"repair": True}, "neurons": {"neurons": 0.25}, "both": {"repair": True, "neurons": 0.25}}
 SMALL = OPTConfig(
     vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64
 )
@@ -53,6 +54,17 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str, float], float]:
+    """Of slicing a copy: its seconds, those of its phases, and the memory that it needs above the loaded model, MiB."""
+    working = minislice.fuse(copy.deepcopy(model))
+    reset_peak()
+    before = resident_mib(peak=False)
+    began = time.perf_counter()
+    with timed() as seconds:
+        minislice.slice_model(working, tokens, slicing=0.25, head="own", batch_size=batch_size, **options)
+    return time.perf_counter() - began, seconds, resident_mib(peak=True) - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
@@ -68,26 +80,23 @@ def main() -> None:
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     tokens = torch.randint(shape.vocab_size, (arguments.samples, 512))
     forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
-    ratios, phases, memory = [], [], []
+    ratios, phases, memory, beyond = [], [], [], {name: [] for name in BEYOND}
     for _ in range(arguments.rounds):
         forward = forward_seconds(model, tokens, arguments.batch_size)
-        working = copy.deepcopy(model)
-        minislice.fuse(working)
-        reset_peak()
-        before = resident_mib(peak=False)
-        began = time.perf_counter()
-        with timed() as seconds:
-            minislice.slice_model(working, tokens, slicing=0.25, head="own", batch_size=arguments.batch_size)
-        total = time.perf_counter() - began
+        total, seconds, peak = slicing(model, tokens, arguments.batch_size)
         ratios.append(total / forward)
         phases.append({phase: of_phase / forward for phase, of_phase in seconds.items()})
         phases[-1]["other"] = ratios[-1] - sum(phases[-1].values())
-        memory.append(resident_mib(peak=True) - before)
-        del working
+        memory.append(peak)
+        for name, options in BEYOND.items():
+            other, _, peak = slicing(model, tokens, arguments.batch_size, **options)
+            beyond[name].append((other / total, peak))
     result = {
         "slicing / forward": statistics.median(ratios),
         "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
         "peak memory above the loaded model, MiB": max(memory),
+        "beyond / slicing": {name: statistics.median(ratio for ratio, _ in found) for name, found in beyond.items()},
+        "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},
         "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * 4 / 2**20,
     }
     if arguments.json:
@@ -98,6 +107,9 @@ def main() -> None:
         print(f"  {phase:20s} {ratio:.2f}")
     print(f"peak memory above the loaded model: {max(memory):.0f} MiB")
     print(f"(the signal at full width: {result['signal of the calibration set at full width, MiB']:.0f} MiB)")
+    for name, ratio in result["beyond / slicing"].items():
+        peak = result["beyond, peak memory, MiB"][name]
+        print(f"with {name}: {ratio:.2f} x as long as slicing alone, peak memory {peak:.0f} MiB")
 
 
 if __name__ == "__main__":
