@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import budget_properties as properties
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
@@ -96,13 +97,22 @@ def test_a_narrower_signal_keeps_the_block_that_leads_to_the_heads_width(family)
     assert parameters(compress(model, tokens, plan=plan)) == plan.parameters <= 0.6 * dense
 
 
+def test_sequences_measure_the_same_one_by_one():
+    recipe = Recipe("llama", layers=2, padding="left")
+    text = torch.cat([recipe.tokens(seed) for seed in range(3)]), torch.cat([recipe.mask()] * 3)
+    together, alone = (prices(recipe.model(), *text, multiple=1, batch_size=size) for size in (8, 1))
+    assert alone.widths == pytest.approx(together.widths)
+    for one, other in zip(alone.blocks, together.blocks, strict=True):
+        assert (one.dropped, one.probed, *one.lost) == pytest.approx((other.dropped, other.probed, *other.lost))
+
+
 def test_a_size_that_cannot_be_reached_is_refused():
     recipe = Recipe("llama")
     with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.2"):
         plan_compression(recipe.model(), recipe.tokens(), size=1.2)
     with pytest.raises(ValueError, match="nothing that can be deleted leaves 1% of this model's"):
         plan_compression(recipe.model(), [recipe.tokens()] * 2, size=0.01, widths=(1.0,))
-    with pytest.raises(ValueError, match="give more, the last ones measure costs"):
+    with pytest.raises(ValueError, match="give more, the last 4 measure costs"):
         plan_compression(recipe.model(), recipe.tokens()[:2])
     with pytest.raises(ValueError, match="fused already"):
         plan_compression(minislice.fuse(recipe.model()), recipe.tokens())

@@ -91,10 +91,12 @@ def prices(
 ) -> Prices:
     """Measure what deleting costs in a dense model, which stays as it is.
 
-    The last batch of at most `HELD_OUT` calibration sequences measures, the others calibrate.
+    The last `HELD_OUT` calibration sequences measure, the others calibrate. What the dense model predicts for each of
+    their tokens is kept, in float32: as many numbers as there are tokens in them, times the vocabulary.
 
     Args:
         widths: measure what a narrower signal costs, too.
+        batch_size: sequences computed together; with fewer, less memory is needed.
 
     Raises:
         ValueError: tokens that don't fit, or too few to hold some out; a model that is fused already.
@@ -102,10 +104,13 @@ def prices(
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused already; compress the trained model")
-    batches = token_batches(model, tokens, attention_mask, min(batch_size, HELD_OUT))
-    if len(batches) < 2:
-        raise ValueError(f"got {len(batches[0].ids)} calibration sequences; give more, the last ones measure costs")
-    calibration, held_out = batches[:-1], batches[-1:]
+    together = min(batch_size, HELD_OUT)
+    batches = token_batches(model, tokens, attention_mask, together)
+    measure = -(-HELD_OUT // together)  # batches, so that a smaller `batch_size` measures no less
+    if len(batches) <= measure:
+        count = sum(len(batch.ids) for batch in batches)
+        raise ValueError(f"got {count} calibration sequences; give more, the last {HELD_OUT} measure costs")
+    calibration, held_out = batches[:-measure], batches[-measure:]
     calibrates, D = _tokens(calibration), net.trained_width
     costs = {D: 0.0}
     for share in TRIALS if widths else ():

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration
-from ..corpus.batches import Batch
+from ..corpus.batches import Batch, count_tokens
 from ..inner import block_moments, has_bias, output_matrix
 from ..likelihood import divergences, log_probabilities, logits_behind
 from ..neurons import keep_inner, least_harmful, solve_output
@@ -73,7 +73,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
         calibration: on which W_out is solved for; `held_out`: on which costs are measured.
     """
     held, measured = Calibration(calibration), Calibration(held_out)
-    tokens = sum(batch.ids.numel() for batch in calibration)
+    tokens = count_tokens(calibration)
     blocks = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks]
     costs = []
     with inference(net.model):
