@@ -53,20 +53,22 @@ def least_harmful(
     Returns the kept ones, ascending, and the W that is best for them.
     """
     A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
-    kept = torch.arange(len(C), device=C.device)
-    may_go = torch.zeros(len(C), dtype=torch.bool, device=C.device)
+    W, gone = W.clone(), torch.zeros(len(C), dtype=torch.bool, device=C.device)
+    may_go = torch.zeros_like(gone)
     may_go[candidates] = True
     for count in in_rounds(delete):
         costs = W.square().sum(1) / A.diagonal()
-        order = costs.masked_fill(~may_go[kept], torch.inf).argsort(stable=True)
-        M, K = order[:count], order[count:].sort().values
-        solved = torch.cholesky_solve(W[M], torch.linalg.cholesky(A[M][:, M]))  # A_MM^-1 W_M
+        M = costs.masked_fill(gone | ~may_go, torch.inf).argsort(stable=True)[:count]
+        L, across = torch.linalg.cholesky(A[M][:, M]), A[:, M]
+        solved = torch.cholesky_solve(W[M], L)  # A_MM^-1 W_M
         if lost is not None:
             lost.append((W[M] * solved).sum().item())
-        W = W[K] - A[K][:, M] @ solved
-        A = A[K][:, K] - A[K][:, M] @ torch.cholesky_solve(A[M][:, K], torch.linalg.cholesky(A[M][:, M]))
-        kept = kept[K]
-    return kept, W
+        # In place, for all: the rows of M become zero, but for rounding, and copies without them would take longer.
+        W.addmm_(across, solved, alpha=-1)
+        A.addmm_(across, torch.cholesky_solve(across.T, L), alpha=-1)
+        gone[M] = True
+    kept = (~gone).nonzero().flatten()
+    return kept, W[kept]
 
 
 def in_rounds(delete: int) -> list[int]:

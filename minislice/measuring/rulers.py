@@ -21,6 +21,7 @@ for all together (0.92, measured 0.86; tests/benchmarks/rulers.py, with a ridge 
 
 import copy
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -79,12 +80,12 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
     with inference(net.model):
         Z, X = held.embed(net), measured.embed(net)
 
-        def predicted(boundary: int, X: Signal) -> list[Tensor]:
-            """Of this signal there, by each held-out batch."""
-            each = zip(X, measured.contexts, held_out, strict=True)
-            return [log_probabilities(logits_behind(net, boundary, *of), of[-1]) for of in each]
+        def predicted(boundary: int, X: Signal) -> Iterator[Tensor]:
+            """Of this signal there, one held-out batch after the other."""
+            for x, contexts, batch in zip(X, measured.contexts, held_out, strict=True):
+                yield log_probabilities(logits_behind(net, boundary, x, contexts, batch), batch)
 
-        dense = predicted(0, X)
+        dense = [*predicted(0, X)]
         for number, (index, block) in enumerate(tqdm(blocks, desc="costs", disable=not progress, leave=False)):
             dropped = divergence(dense, predicted(number + 1, X))
             cost = Cost(dropped)
@@ -104,7 +105,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
     return costs
 
 
-def divergence(dense: list[Tensor], changed: list[Tensor]) -> float:
+def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean over all predictions of a few batches, in nats a token.
 
     Args:
