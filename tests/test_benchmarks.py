@@ -66,12 +66,12 @@ def rulers(monkeypatch):
 
 
 def test_the_rulers_of_an_embedded_model_are_reported(tmp_path):
-    small = ["--calibration", "2", "--seqlen", "48", "--held-out", "2", "--probes", "1"]
-    printed = run("rulers.py", "mini-phi", *small, "--out", tmp_path / "rows.jsonl")
+    small = ["--calibration", "2", "--seqlen", "48", "--held-out", "2", "--probes", "1", "--layers", "2"]
+    printed = run("rulers.py", "mini-phi", *small, "--boundaries", "2", "--out", tmp_path / "rows.jsonl")
     row = json.loads((tmp_path / "rows.jsonl").read_text())
     kinds = [item["kind"] for item in row["items"]]
-    assert [kinds.count(kind) for kind in ("block", "neurons 1/3", "neurons 1/2", "boundary")] == [4, 4, 4, 10]
-    assert "block (4) | neurons 1/3 (4) | neurons 1/2 (4) | boundary (10) | all (22)" in printed
+    assert [kinds.count(kind) for kind in ("block", "neurons 1/3", "neurons 1/2", "boundary")] == [2, 2, 2, 6]
+    assert "block (2) | neurons 1/3 (2) | neurons 1/2 (2) | boundary (6) | all (12)" in printed
     for item in row["items"]:
         assert all(value >= 0 for name, value in item["rulers"].items() if name != "measured")
         assert 0 < item["parameters"] < 3e6 and item["loss"] == item["loss"]
