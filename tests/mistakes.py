@@ -628,6 +628,10 @@ def in_proportion(right):
     return of_width
 
 
+def bias_overlooked(right):
+    return lambda block: False
+
+
 def next_block_left_out_too(right):
     return lambda net, boundary, *others: right(net, boundary + (boundary > 0), *others)
 

@@ -64,6 +64,7 @@ RULERS_LOGITS = "minislice.measuring.rulers.logits_behind"
 ITS_DIVERGENCES = "budget_properties.divergences"
 ITS_LOG_P = "budget_properties.log_probabilities"
 RULERS_LOG_P = "minislice.measuring.rulers.log_probabilities"
+RULERS_BIAS = "minislice.measuring.rulers.has_bias"
 RULERS_W_OUT = "minislice.measuring.rulers.solve_output"
 PER_NEURON = "minislice.measuring.allocation._per_neuron"
 SIZED = "minislice.measuring.allocation.sliced_config"
@@ -320,6 +321,7 @@ MISTAKES = [
     Mistake(
         RULERS_W_OUT, wrong.w_out_not_solved_for, b.measured_costs_are_those_of_whole_models, PHI, claim="found, fewer"
     ),
+    Mistake(RULERS_BIAS, wrong.bias_overlooked, b.measured_costs_are_those_of_whole_models, OPT, claim="found, fewer"),
     Mistake(SIZED, wrong.width_ignored, b.sizes_are_those_of_the_sliced_model, PHI, claim="sizes.total == "),
     Mistake(
         PER_NEURON, wrong.biases_of_neurons_forgotten, b.sizes_are_those_of_the_sliced_model, OPT, claim="next(gone)"
