@@ -24,7 +24,7 @@ from .rulers import LEAST, Cost, block_costs, divergence
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
-HELD_OUT = 4  # calibration sequences on which costs are measured
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 16  # of the calibration sequences, on which costs are measured
 TOLERANCE = 0.01  # of the dense size, by which less may be left than was asked for
 OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
 
@@ -91,8 +91,9 @@ def prices(
 ) -> Prices:
     """Measure what deleting costs in a dense model, which stays as it is.
 
-    The last `HELD_OUT` calibration sequences measure, the others calibrate. What the dense model predicts for each of
-    their tokens is kept, in float32: as many numbers as there are tokens in them, times the vocabulary.
+    The last calibration sequences measure, a sixteenth of all, but 4 at the least and 16 at the most; the others
+    calibrate. What the dense model predicts for each of their tokens is kept, in float32: as many numbers as there are
+    tokens in them, times the vocabulary.
 
     Args:
         widths: measure what a narrower signal costs, too.
@@ -104,13 +105,7 @@ def prices(
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused already; compress the trained model")
-    together = min(batch_size, HELD_OUT)
-    batches = token_batches(model, tokens, attention_mask, together)
-    measure = -(-HELD_OUT // together)  # batches, so that a smaller `batch_size` measures no less
-    if len(batches) <= measure:
-        count = sum(len(batch.ids) for batch in batches)
-        raise ValueError(f"got {count} calibration sequences; give more, the last {HELD_OUT} measure costs")
-    calibration, held_out = batches[:-measure], batches[-measure:]
+    calibration, held_out = _split(token_batches(model, tokens, attention_mask, batch_size))
     calibrates, D = _tokens(calibration), net.trained_width
     costs = {D: 0.0}
     for share in TRIALS if widths else ():
@@ -118,6 +113,22 @@ def prices(
         sliced = slice_model(copy.deepcopy(model), calibrates, width=k, **OPTIONS)
         costs[k] = divergence(_predictions(model, held_out), _predictions(sliced, held_out))
     return Prices(block_costs(net, calibration, held_out, progress), costs)
+
+
+def _split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """The sequences that calibrate, and the last ones, on which costs are measured."""
+    count = sum(len(batch.ids) for batch in batches)
+    held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
+    if count <= held_out:
+        raise ValueError(f"got {count} calibration sequences; give more, the last {held_out} measure costs")
+    first, parts = count - held_out, ([], [])
+    for batch in batches:
+        middle = min(max(first - batch.first_sequence, 0), len(batch.ids))
+        for part, start, stop in zip(parts, (0, middle), (middle, len(batch.ids)), strict=True):
+            if start < stop:
+                mask = None if batch.mask is None else batch.mask[start:stop]
+                part.append(Batch(batch.ids[start:stop], mask, batch.first_sequence + start))
+    return parts
 
 
 def _predictions(model: PreTrainedModel, batches: list[Batch]) -> list[Tensor]:
