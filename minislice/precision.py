@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 ROWS = 4096  # of a matrix that are in a wider dtype at one time: a vocabulary has many
 
 
@@ -32,10 +33,15 @@ def by_rows(
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Float32 products of float32's precision on a GPU, whatever the caller has allowed."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Float32 products of float32's precision, on a GPU and on a CPU, whatever the caller has allowed.
+
+    torch has older names for these settings, and raises where they are read after the newer ones, used here, were set.
+    """
+    allowed = [products.fp32_precision for products in PRODUCTS]
+    for products in PRODUCTS:
+        products.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
+        for products, precision in zip(PRODUCTS, allowed, strict=True):
+            products.fp32_precision = precision

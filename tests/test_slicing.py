@@ -157,15 +157,31 @@ def test_covariance_is_summed_in_float64(recipe, dtype):
     properties.covariance_is_summed_in_float64(recipe, dtype)
 
 
-def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
+def allow_by(settings: list[str]) -> None:
+    """What a caller may have set, by torch's older names and by its newer ones."""
+    for setting in settings:
+        if setting in ("high", "medium"):
+            torch.set_float32_matmul_precision(setting)
+        elif setting == "tf32":
+            torch.backends.cuda.matmul.fp32_precision = setting
+        else:
+            torch.backends.cuda.matmul.allow_tf32 = setting == "allowed"
+
+
+@pytest.mark.parametrize("settings", ["high", "medium", "tf32", "allowed", "high forbidden", "medium tf32"])
+def test_covariance_does_not_use_tf32_and_leaves_the_settings_alone(settings, monkeypatch):
+    products = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     seen, split = [], torch.Tensor.split
-    monkeypatch.setattr(
-        torch.Tensor, "split", lambda *a: seen.append(torch.get_float32_matmul_precision()) or split(*a)
-    )
-    torch.set_float32_matmul_precision("high")
+
+    def state() -> list[str]:
+        return [each.fp32_precision for each in products]
+
+    monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(state()) or split(*a))
     try:
+        allow_by(settings.split())
+        before = state()
         covariance(torch.randn(8, 4))
-        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+        assert seen == [["ieee", "ieee"]] and state() == before
     finally:
         torch.set_float32_matmul_precision("highest")
 
