@@ -1,0 +1,178 @@
+"""On a GPU: every way that weights and signals take there, against the same on the CPU.
+
+    MINISLICE_TEST_GPU=1 pytest tests/test_cuda.py
+
+Otherwise all is skipped: `conftest` hides GPUs from the other tests.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import FAMILIES, Recipe
+from streamed import same_weights
+
+import minislice
+from minislice.architecture.network import network
+from minislice.command.cli import main
+from minislice.corpus.embedded import EMBEDDED
+from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.measuring import timing
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+OPTIONS = {
+    "full": {"slicing": 0.25, "adapter": "full", "head": "own"},
+    "low-rank": {"slicing": 0.25},
+    "none": {"slicing": 0.25, "adapter": "none"},
+    "repaired": {"slicing": 0.25, "adapter": "none", "repair": True},
+    "neurons": {"slicing": 0.25, "neurons": 0.25, "repair": True, "drop": [1]},
+    "fitted head": {"slicing": 0.25, "head": "fitted", "slice_embedding": True},
+}
+
+
+def loaded(name: str, device: str = "cuda", dtype: str = "float32"):
+    """A model, its calibration set and its evaluation set."""
+    model, tokenizer = minislice.load(name, dtype=dtype, device=device)
+    calibration = sample(tokenize(load_text("embedded"), tokenizer), 24, 128)
+    return model, calibration, windows(tokenize(load_text("embedded", "test"), tokenizer), 128, 8)
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(*pair) for pair in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_slicing_there_is_slicing_here(family, options):
+    if options.get("head") == "fitted" and family == "phi":
+        pytest.skip("its head isn't tied")
+    recipe = Recipe(family, padding="left")
+    here, there = recipe.model(), recipe.model().cuda()
+    ids, mask = recipe.tokens(), recipe.mask()
+    for model in (here, there):
+        minislice.slice_model(model, ids, mask, **options)
+    assert {parameter.device.type for parameter in there.parameters()} == {"cuda"}
+    assert network(there).widths == network(here).widths
+    with torch.no_grad():
+        expected, found = here(ids).logits, there(ids.cuda()).logits.cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_perplexities_agree_in_float32(name):
+    found = {}
+    for device in ("cpu", "cuda"):
+        model, calibration, evaluation = loaded(name, device)
+        minislice.slice_model(model, calibration, slicing=0.25)
+        found[device] = minislice.perplexity(model, evaluation)
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_invariance_is_found(name, dtype):
+    model, calibration, _ = loaded(name)
+    assert (found := minislice.verify(model, calibration[:4], dtypes=[dtype])).passed, found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_lose_little(dtype):
+    model, calibration, evaluation = loaded("mini-opt")
+    wide, narrow = copy.deepcopy(model), model.to(getattr(torch, dtype))
+    for each in (wide, narrow):
+        minislice.slice_model(each, calibration, slicing=0.25)
+    assert minislice.perplexity(narrow, evaluation) == pytest.approx(minislice.perplexity(wide, evaluation), rel=0.02)
+
+
+def test_tf32_does_not_reach_the_weights():
+    """Products of weights are in full float32, also where a user lets torch round their factors."""
+    model, _, _ = loaded("mini-llama")
+    other = copy.deepcopy(model)
+    minislice.rotate(model)
+    torch.set_float32_matmul_precision("high")
+    try:
+        minislice.rotate(other)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert equal(model, other)
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_streaming_equals_memory_bit_for_bit(repair, tmp_path):
+    model, calibration, _ = loaded("mini-llama")
+    model.save_pretrained(tmp_path / "dense")
+    options = {"slicing": 0.25, "adapter": "none", "repair": repair}
+    minislice.slice_streamed(tmp_path / "dense", calibration, tmp_path / "streamed", device="cuda", **options)
+    minislice.slice_model(model, calibration, **options)
+    model.save_pretrained(tmp_path / "memory")
+    same_weights(tmp_path / "memory", tmp_path / "streamed")
+
+
+def test_a_plan_is_found_and_kept(tmp_path):
+    model, calibration, evaluation = loaded("mini-opt")
+    dense = minislice.perplexity(model, evaluation)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    plan = minislice.plan_compression(model, calibration, size=0.8)
+    minislice.compress(model, calibration, plan=plan)
+    assert 0.79 * before < sum(parameter.numel() for parameter in model.parameters()) <= 0.8 * before
+    assert minislice.perplexity(model, evaluation) < 1.2 * dense
+    model.save_pretrained(tmp_path / "small")
+    other, _ = minislice.load(tmp_path / "small", device="auto")
+    assert other.device.type == "cuda"
+    assert minislice.perplexity(other, evaluation) == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-5)
+
+
+def test_time_and_memory_are_measured():
+    dense, calibration, _ = loaded("mini-llama")
+    sliced = minislice.slice_model(copy.deepcopy(dense), calibration, slicing=0.25)
+    found = timing.compare(dense, sliced, prompt=16, length=16, rounds=1)
+    assert all(pair.dense and pair.sliced for pair in found.values()), found  # on a CPU one has None
+
+
+def test_recovery_lowers_perplexity():
+    pytest.importorskip("peft")
+    model, calibration, evaluation = loaded("mini-llama")
+    minislice.slice_model(model, calibration, slicing=0.5)
+    before = minislice.perplexity(model, evaluation)
+    minislice.recover(model, calibration, steps=20, learning_rate=1e-3, batch_size=8, accumulation=1)
+    assert model.device.type == "cuda" and minislice.perplexity(model, evaluation) < before
+
+
+def test_commands(tmp_path, capsys):
+    """They take the GPU where there is one, without being told."""
+    small, sliced = ["--samples", "16", "--seqlen", "64"], str(tmp_path / "sliced")
+    for command in (
+        ["demo", "--quiet"],
+        ["verify", "mini-phi", "--samples", "2", "--seqlen", "64"],
+        ["slice", "mini-opt", *small, "--eval-samples", "4", "--out", sliced],
+        ["slice", "mini-phi", *small, "--stream", "--out", str(tmp_path / "streamed")],
+        ["compress", "mini-llama", *small, "--eval-samples", "4"],
+        ["compare", "mini-llama", *small, "--eval-samples", "4", "--sizes", "0.8", "--out", str(tmp_path / "compared")],
+        ["eval", sliced, "--evaluation", "embedded", *small[2:], "--eval-samples", "4", "--device", "auto"],
+        ["generate", sliced, "--prompt", "def", "--max-new-tokens", "4"],
+        ["cost", "mini-opt", "--slicing", "0.25", "--products", "3"],
+    ):
+        assert main(command) == 0, capsys.readouterr()
+    rows = [json.loads(line) for line in (tmp_path / "compared" / "results.jsonl").read_text().splitlines()]
+    assert torch.cuda.get_device_name() in rows[0]["hardware"]
+
+
+def test_torchrun_with_nccl_agrees_with_one_process(tmp_path):
+    for number, launcher in enumerate(([], ["-m", "torch.distributed.run", "--nproc-per-node", "1"])):
+        out = tmp_path / str(number)
+        arguments = ["slice", "mini-llama", "--samples", "6", "--seqlen", "64", "--stream", "--dtype", "float32"]
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "minislice", *arguments, "--quiet", "--out", str(out)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parents[1])])},
+        )
+        assert done.returncode == 0, done.stderr
+    same_weights(tmp_path / "0", tmp_path / "1")
