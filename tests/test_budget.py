@@ -11,8 +11,9 @@ from models import FAMILIES, Recipe, recipes
 
 import minislice
 from minislice import compress, parameters, plan_compression
+from minislice.corpus.batches import Batch
 from minislice.measuring.allocation import Choice, Part, Sizes, cheapest
-from minislice.measuring.budget import Prices, prices
+from minislice.measuring.budget import Prices, prices, split_off
 from minislice.measuring.rulers import Cost
 
 cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
@@ -104,6 +105,14 @@ def test_sequences_measure_the_same_one_by_one():
     assert alone.widths == pytest.approx(together.widths)
     for one, other in zip(alone.blocks, together.blocks, strict=True):
         assert (one.dropped, one.probed, *one.lost) == pytest.approx((other.dropped, other.probed, *other.lost))
+
+
+@pytest.mark.parametrize(("count", "measure"), [(5, 4), (64, 4), (100, 6), (256, 16), (999, 16)])
+def test_so_many_sequences_measure(count, measure):
+    ids = torch.arange(2 * count).view(-1, 2)
+    batches = [Batch(part, None, 8 * index) for index, part in enumerate(ids.split(8))]
+    calibration, held_out = (torch.cat([batch.ids for batch in part]) for part in split_off(batches))
+    assert len(held_out) == measure and torch.equal(torch.cat([calibration, held_out]), ids)
 
 
 def test_a_size_that_cannot_be_reached_is_refused():

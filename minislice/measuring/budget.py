@@ -105,7 +105,7 @@ def prices(
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused already; compress the trained model")
-    calibration, held_out = _split(token_batches(model, tokens, attention_mask, batch_size))
+    calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
     calibrates, D = _tokens(calibration), net.trained_width
     costs = {D: 0.0}
     for share in TRIALS if widths else ():
@@ -115,7 +115,7 @@ def prices(
     return Prices(block_costs(net, calibration, held_out, progress), costs)
 
 
-def _split(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     """The sequences that calibrate, and the last ones, on which costs are measured."""
     count = sum(len(batch.ids) for batch in batches)
     held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
