@@ -1,20 +1,17 @@
-"""What to keep of a model and how, and the report of what was done."""
+"""What to keep of a model, and how."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from numbers import Integral, Real
 from types import NoneType
-
-from torch import Tensor
 
 from .adapters import FORMS
 from .architecture.heads import TiedHead
 from .architecture.network import Network
 from .heads import HEADS, require_tie, tie_obstacle
-from .pca import SIGNALS, rank_of
+from .pca import SIGNALS
 
 BASES = ("pca", "random", "column-norm")
 ORIENTATIONS = ("pca", "random")
@@ -256,41 +253,6 @@ def takes_options(function: Callable) -> Callable:
         explained = SlicingOptions.__doc__.split("Args:\n")[1].split("\n\n")[0]
         function.__doc__ = function.__doc__.replace("        options: the fields of `SlicingOptions`.", explained)
     return function
-
-
-@dataclass
-class SlicingReport:
-    """What `slice_model` did; it stays on the model as ``model.slicing``."""
-
-    options: SlicingOptions
-    trained_width: int
-    calibration_tokens: int
-    widths: list[int] = field(default_factory=list)  # kept at each boundary, blocks + 1 of them
-    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all of them, descending; float64
-    discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
-    ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
-    neurons: list[int] = field(default_factory=list)  # kept in each MLP
-
-    def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
-        """Note what was kept of the next boundary."""
-        self.widths.append(width)
-        self.eigenvalues.append(eigenvalues.cpu())
-        self.discarded.append(discarded)
-
-    def warn_of_missing_rank(self) -> None:
-        """Warn where the calibration set spans fewer dimensions of the first sliced boundary than were kept."""
-        D = self.trained_width
-        boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
-        if boundary is None or self.options.basis != "pca":
-            return
-        rank, k = rank_of(self.eigenvalues[boundary]), self.widths[boundary]
-        if rank < k:
-            warnings.warn(
-                f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
-                f"{boundary} they span {rank} of {D} dimensions, and {k} were kept, so that {k - rank} of these are "
-                "arbitrary; calibrate on more text, or keep less",
-                stacklevel=4,
-            )
 
 
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:

@@ -33,8 +33,9 @@ from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import fit_head
 from .neurons import solve_block
-from .options import SlicingOptions, SlicingReport, takes_options
+from .options import SlicingOptions, takes_options
 from .pca import discarded_share, width_keeping, without_mean
+from .report import SlicingReport
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
 from .signals import Signal
 
@@ -68,10 +69,9 @@ def slice_model(
         ValueError: options or tokens that don't fit the model, or a model that is sliced already; it is then as it was.
             Also a signal with a NaN or an infinity, named by block or layer, and by sequence.
     """
-    options = SlicingOptions(**options)
     net = network(model)
     require_whole(net, "slice")
-    options = options.resolved(net)
+    options = SlicingOptions(**options).resolved(net)
     widths = options.widths_of(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)

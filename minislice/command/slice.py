@@ -17,8 +17,9 @@ from ..large.source import local_folder, without_weights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters, size_in_words
 from ..measuring.shapes import sliced_config
-from ..options import BASES, ORIENTATIONS, SlicingOptions, SlicingReport
+from ..options import BASES, ORIENTATIONS, SlicingOptions
 from ..pca import SIGNALS
+from ..report import SlicingReport
 from ..rotation import require_whole
 from ..slicing import slice_model
 from ..storage.checkpoint import load_config, load_tokenizer, locate

@@ -31,7 +31,8 @@ from ..architecture.network import inference
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
 from ..heads import tie_embedding
-from ..options import SlicingOptions, SlicingReport, takes_options
+from ..options import SlicingOptions, takes_options
+from ..report import SlicingReport
 from ..rotation import require_whole
 from ..slicing import Slicer
 from ..storage.checks import usable_device

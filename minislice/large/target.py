@@ -13,7 +13,8 @@ from ..architecture.modeling import SlicedForCausalLM, description
 from ..architecture.network import network
 from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
-from ..options import SlicingOptions, SlicingReport
+from ..options import SlicingOptions
+from ..report import SlicingReport
 from ..storage.files import INDEX, whole_file
 from .source import TrainedWeights, without_weights
 

@@ -1,0 +1,44 @@
+"""What slicing has done to a model."""
+
+import warnings
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .options import SlicingOptions
+from .pca import rank_of
+
+
+@dataclass
+class SlicingReport:
+    """What `slice_model` did; it stays on the model as ``model.slicing``."""
+
+    options: SlicingOptions
+    trained_width: int
+    calibration_tokens: int
+    widths: list[int] = field(default_factory=list)  # kept at each boundary, blocks + 1 of them
+    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all of them, descending; float64
+    discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
+    ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
+    neurons: list[int] = field(default_factory=list)  # kept in each MLP
+
+    def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
+        """Note what was kept of the next boundary."""
+        self.widths.append(width)
+        self.eigenvalues.append(eigenvalues.cpu())
+        self.discarded.append(discarded)
+
+    def warn_of_missing_rank(self) -> None:
+        """Warn where the calibration set spans fewer dimensions of the first sliced boundary than were kept."""
+        D = self.trained_width
+        boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
+        if boundary is None or self.options.basis != "pca":
+            return
+        rank, k = rank_of(self.eigenvalues[boundary]), self.widths[boundary]
+        if rank < k:
+            warnings.warn(
+                f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
+                f"{boundary} they span {rank} of {D} dimensions, and {k} were kept, so that {k - rank} of these are "
+                "arbitrary; calibrate on more text, or keep less",
+                stacklevel=4,
+            )
