@@ -4,6 +4,7 @@
     python tests/benchmarks/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
     python tests/benchmarks/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
     python tests/benchmarks/beyond.py --table
+    python tests/benchmarks/beyond.py --plot data/results/smollm2-beyond.png
 
 `minislice compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and
@@ -19,9 +20,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+
 from minislice.corpus.embedded import EMBEDDED
 from minislice.measuring.compare import SIZES
 from minislice.measuring.variants import VARIANTS
+from minislice.storage.files import whole_file
+from minislice.teaching import plots
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
 SMALL = RESULTS / "small-models-beyond.jsonl"
@@ -108,6 +113,20 @@ def tables() -> str:
     return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}"
 
 
+def plot(path: Path) -> None:
+    """SmolLM2 at every size, calibrated on either text."""
+    with plt.rc_context():
+        plots.use_style()
+        axes = plots.panels(len(SMOLLM2), share_y=True)
+        for ax, (text, results) in zip(axes, SMOLLM2.items(), strict=True):
+            rows = calibrated_with(SAMPLES, read(results))
+            plots.by_parameters(sorted(rows, key=lambda row: ["dense", *VARIANTS].index(row["variant"])), ax=ax)
+            ax.set_title(f"SmolLM2, calibrated on {text}")
+        axes[0].get_legend().remove()
+        with whole_file(path) as new:
+            plt.savefig(new, format="png", dpi=150)
+
+
 def calibrated_with(samples: int, rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["calibration"]["sequences"] == samples]
 
@@ -124,11 +143,14 @@ def main() -> None:
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that calibrate SmolLM2 (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is in the results")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing, draw what is in SmolLM2's results")
     settings = parser.parse_args()
     sizes, variants = settings.sizes.split(","), settings.variants.split(",")
     assets = os.environ.get("MINISLICE_TEST_ASSETS")
     if settings.table:
         print(tables())
+    elif settings.plot:
+        plot(settings.plot)
     elif settings.smollm2:
         if assets is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
