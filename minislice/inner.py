@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from .architecture.blocks import Block
-from .architecture.linears import Linear, set_weight
+from .architecture.linears import ExpertsWriter, Linear, set_weight
+from .architecture.mixtures import neurons_of
 from .calibration import Calibration, not_finite
 from .pca import RUN
 from .precision import without_tf32
@@ -61,8 +62,7 @@ def moments(
         add_to: those of other tokens; the sum is in place.
     """
     h, y, x = (t[mask] if mask is not None else t.reshape(-1, t.shape[-1]) for t in (h, y, x))
-    wide = torch.promote_types(x.dtype, torch.float32)
-    weight = x.to(wide).square().mean(1, keepdim=True).clamp(min=torch.finfo(wide).tiny).rsqrt()
+    wide, weight = torch.promote_types(x.dtype, torch.float32), inverse_rms(x)
     h, error = h.to(wide) * weight, (x.to(wide) - y.to(wide)) * weight
     total = h.new_zeros(h.shape[1], h.shape[1] + x.shape[1], dtype=torch.float64) if add_to is None else add_to
     with without_tf32():
@@ -101,6 +101,49 @@ def block_moments(
     return total[:, : len(total)], total[:, len(total) :]
 
 
+def expert_moments(
+    calibration: Calibration,
+    block: Block,
+    layer: int,
+    Z: Signal,
+    P: Float64[Tensor, "D k"] | None = None,
+    dense: Signal | None = None,
+) -> Float64[Tensor, "experts inner inner"]:
+    """C of each expert of a mixture over the tokens that its router sends there, times the weights that it gives them.
+
+    Arguments and errors as `block_moments`. B, of what other experts lack, isn't asked for.
+    """
+    experts, calls, ones = block.experts, [], block.experts.has_bias
+    total = Z[0].new_zeros(experts.num_experts, *[block.neurons + ones] * 2, dtype=torch.float64)
+    hook = experts.register_forward_pre_hook(lambda module, args: calls.append(args))
+    try:
+        for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
+            y = block.branch(z, **calibration.contexts[index][layer])
+            x, chosen, weights = calls.pop()
+            wanted = y + (z if P is None else z @ P.T.to(z)) if dense is None else dense[index]
+            weights = weights * inverse_rms(wanted.flatten(0, 1))
+            if batch.mask is not None:
+                weights = weights * batch.mask.flatten()[:, None]
+            for expert in chosen.unique().tolist():
+                token, place = (chosen == expert).nonzero(as_tuple=True)
+                h = neurons_of(experts, expert, x[token])
+                h = torch.cat([h, h.new_ones(len(h), int(ones))], dim=1).to(weights) * weights[token, place, None]
+                with without_tf32():
+                    for rows in h.split(RUN):
+                        total[expert] += rows.T @ rows
+            if not torch.isfinite(total.sum()):
+                raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
+    finally:
+        hook.remove()
+    return calibration.summed(total)
+
+
+def inverse_rms(x: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens 1"]:
+    """1 / rms of each token's signal, in float32 or wider; large, but finite, where there is none."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.square().mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+
+
 def has_bias(block: Block) -> bool:
     """Whether the block's output has a bias, so that the last of its inner dimensions is the column of ones."""
     return any(linear.bias is not None for linear in block.w_out)
@@ -115,6 +158,19 @@ def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
     if has_bias(block):
         rows.append(sum(linear.bias.double() for linear in block.w_out if linear.bias is not None)[None])
     return torch.cat(rows) * block.scale
+
+
+def experts_output(block: Block) -> Float64[Tensor, "experts inner D"]:
+    """The same of each expert of a mixture."""
+    matrices = ExpertsWriter(block.experts).matrices().mT.double()
+    if not block.experts.has_bias:
+        return matrices
+    return torch.cat([matrices, block.experts.down_proj_bias[:, None].double()], dim=1)
+
+
+def set_experts_output(block: Block, W: Float64[Tensor, "experts inner D"]) -> None:
+    """Give the experts other values there, in place."""
+    set_weight(ExpertsWriter(block.experts), W.permute(2, 0, 1).flatten(1))
 
 
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:

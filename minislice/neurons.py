@@ -9,7 +9,8 @@ keeping K, the best W_out is the least-squares solution, shrunk towards plain de
 
 and a single neuron i costs ||W_i||^2 / A_ii when it is deleted, the saliency of the optimal brain surgeon (Hassibi and
 Stork 1993). What a neuron costs depends on which others are left, so the cheapest go in rounds, and C's inverse and
-W_out follow.
+W_out follow. Of a mixture every expert is such an MLP, with a C of its own: over the tokens that it gets, times the
+router's weights.
 """
 
 from collections.abc import Callable
@@ -23,10 +24,18 @@ from transformers import PreTrainedModel
 
 from .architecture.blocks import Block
 from .architecture.network import Network, inference, network
-from .architecture.neurons import keep_neurons
+from .architecture.neurons import keep_experts_neurons, keep_neurons
 from .calibration import Calibration
 from .corpus.batches import Batch, Tokens, token_batches
-from .inner import block_moments, output_matrix, set_output_matrix, with_ridge
+from .inner import (
+    block_moments,
+    expert_moments,
+    experts_output,
+    output_matrix,
+    set_experts_output,
+    set_output_matrix,
+    with_ridge,
+)
 from .options import slice_width
 from .repair import refit
 from .signals import Signal
@@ -77,19 +86,40 @@ def in_rounds(delete: int) -> list[int]:
     return [delete * (i + 1) // rounds - delete * i // rounds for i in range(rounds)]
 
 
+def inner_sides(
+    block: Block, C: Float64[Tensor, "*experts n n"]
+) -> list[tuple[Float64[Tensor, "n n"], Float64[Tensor, "n D"], slice]]:
+    """C, W_out, and where the neurons are among what it reads: of the MLP, or of each expert."""
+    if block.is_mixture:
+        return [(own, W, slice(block.neurons)) for own, W in zip(C, experts_output(block), strict=True)]
+    mlp = block.mlp_linears
+    places = slice(mlp.first, mlp.first + mlp.neurons) if mlp else slice(0)
+    return [(C, output_matrix(block), places)]
+
+
 def solve_output(
-    block: Block, C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], delete: int, repair: bool
-) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
+    block: Block,
+    C: Float64[Tensor, "*experts n n"],
+    B: Float64[Tensor, "n D"] | None,
+    delete: int,
+    repair: bool = False,
+) -> tuple[Int64[Tensor, "*experts kept"], Float64[Tensor, "*experts kept D"]]:
     """The inner dimensions of a block that stay when so many neurons are deleted, and W_out for them.
 
     Args:
-        repair: aim at the dense network's signal, not at the block's own output.
+        C: of a mixture, that of each expert, as in `inner.expert_moments`; each loses so many neurons.
+        repair: aim at the dense network's signal, not at the block's own output. That needs B, and no mixture.
     """
-    W, kept = output_matrix(block), torch.arange(len(C), device=C.device)
+    sides = inner_sides(block, C)
+    if block.is_mixture:
+        kept, W = zip(*(least_harmful(own, W, delete, places) for own, W, places in sides), strict=True)
+        return torch.stack(kept), torch.stack(W)
+    [(C, W, places)], kept = sides, torch.arange(len(C), device=C.device)
     if delete:
-        mlp, before = block.mlp_linears, W
-        kept, W = least_harmful(C, W, delete, slice(mlp.first, mlp.first + mlp.neurons))
-        B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is lacking now
+        before = W
+        kept, W = least_harmful(C, W, delete, places)
+        if repair:
+            B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is lacking now
         C = C[kept][:, kept]
     return kept, W + refit(C, B) if repair else W
 
@@ -105,19 +135,28 @@ def solve_block(
 ) -> None:
     """Delete so many neurons of a block, and solve for its W_out, in place; arguments as in `inner.block_moments`.
 
-    With `dense` it is repaired, too. Experts, whose inputs differ by token, stay as they are.
+    With `dense` it is repaired, too. Of a mixture each expert loses so many, and none is repaired: it can't make up for
+    what the other experts of a token lack.
     """
-    repair = dense is not None
-    if block.is_mixture or not (delete or repair):
+    repair = dense is not None and not block.is_mixture
+    if not (delete or repair):
         return
-    C, B = block_moments(calibration, block, layer, Z, P, dense)
-    solve = partial(solve_output, block, C, B, delete, repair)
-    like = (torch.arange(delete, len(C), device=C.device), B[delete:])
-    keep_inner(block, *calibration.once(solve, like))
+    if block.is_mixture:
+        C, B = expert_moments(calibration, block, layer, Z, P, dense), None
+        W = experts_output(block)[:, delete:]
+    else:
+        C, B = block_moments(calibration, block, layer, Z, P, dense)
+        W = B[delete:]
+    like = (torch.empty(W.shape[:-1], dtype=torch.int64, device=W.device), W)
+    keep_inner(block, *calibration.once(partial(solve_output, block, C, B, delete, repair), like))
 
 
-def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
+def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
     """Delete all other inner dimensions of the block, in place, and give it this W_out."""
+    if block.is_mixture:
+        keep_experts_neurons(block.experts, kept[:, : kept.shape[1] - block.experts.has_bias])  # a bias is the last one
+        set_experts_output(block, W)
+        return
     if mlp := block.mlp_linears:
         keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
     set_output_matrix(block, W)
@@ -136,7 +175,7 @@ def delete_neurons(
     progress: bool = False,
     calibration: Callable[[list[Batch]], Calibration] = Calibration,
 ) -> PreTrainedModel:
-    """Delete a fraction of the neurons of every MLP of a trained model, in place; it stays a model of its own class.
+    """Delete a fraction of every MLP's and expert's neurons in a trained model, in place; it keeps its own class.
 
     Nothing else is touched: no norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary
     folder. To slice the signal as well, give `neurons` to `slice_model`.
@@ -156,13 +195,15 @@ def delete_neurons(
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
-    name, inner = net.family.inner_width, common_neurons(net)
-    if name is None or getattr(net.model.config, name, 0) not in (inner, None):
-        raise ValueError(
-            f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
-            "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
-        )
-    left = slice_width(inner, neurons, multiple)
+    before, left = common_neurons(net), {}
+    for of_experts, inner in before.items():
+        name = net.family.neurons_in(net.model.config, of_experts)
+        if name is None or getattr(net.model.config, name, 0) not in (inner, None):
+            raise ValueError(
+                f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
+                "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
+            )
+        left[of_experts] = slice_width(inner, neurons, multiple)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
         Z = held.embed(net)
@@ -171,21 +212,23 @@ def delete_neurons(
             for block in layer.blocks:
                 if repair:
                     dense = held.forward(block, index, dense, "dense")
-                solve_block(held, block, index, Z, None, dense, inner - left if block.neurons else 0)
+                delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
+                solve_block(held, block, index, Z, None, dense, delete)
                 Z = held.forward(block, index, Z)
-    setattr(net.model.config, name, left)
+    for of_experts, count in left.items():
+        setattr(net.model.config, net.family.neurons_in(net.model.config, of_experts), count)
     return model
 
 
-def common_neurons(net: Network) -> int:
-    """The number of neurons of every MLP of the network.
+def common_neurons(net: Network) -> dict[bool, int]:
+    """The number of neurons of every MLP of the network (False), and of every expert (True), of those that it has.
 
     Raises:
-        ValueError: they differ, or experts stand in the place of every MLP.
+        ValueError: they differ.
     """
-    counts = {block.neurons for block in net.blocks if block.neurons}
-    if not counts:
-        raise ValueError("this model has experts for MLPs, and they keep their neurons; slice it with slice_model")
-    if len(counts) > 1:
-        raise ValueError(f"this model's MLPs have different numbers of neurons: {sorted(counts)}")
-    return counts.pop()
+    counts = {}
+    for block in net.blocks:
+        if block.neurons and counts.setdefault(block.is_mixture, block.neurons) != block.neurons:
+            found = sorted({block.neurons for block in net.blocks if block.neurons})
+            raise ValueError(f"this model's MLPs have different numbers of neurons: {found}")
+    return counts

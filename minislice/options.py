@@ -41,6 +41,7 @@ class SlicingOptions:
             Without, "tied" where that can be and nothing else here asks for a narrower end, else "own".
         neurons: beyond the paper, delete neurons of the MLPs too: the fraction of each one's, 0 <= neurons < 1, what is
             left rounded down to a multiple of `multiple`; or how many to keep, a number for each MLP; see `neurons`.
+            Experts of a mixture lose as many, each its own.
         drop: beyond the paper, leave whole blocks out: their numbers; blocks and boundaries are counted without them.
         repair: beyond the paper, solve for each block's W_out again, to make up for what slicing loses; see `repair`.
         basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns

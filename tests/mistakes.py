@@ -17,7 +17,7 @@ from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
-from minislice.inner import output_matrix
+from minislice.inner import experts_output, output_matrix
 from minislice.measuring.rulers import PROBE
 
 
@@ -495,6 +495,61 @@ def up_keeps_its_first_neurons(right):
         set_weight(mlp.writer, mlp.writer.weight[:, kept])
 
     return keep_neurons
+
+
+def all_keep_what_the_first_keeps(right):
+    """Every expert loses the neurons that the first one can do without."""
+    return lambda experts, kept: right(experts, kept[:1].expand_as(kept))
+
+
+def gates_and_ups_taken_for_neighbours(right):
+    """Rows that lie one half behind the other are looked for side by side, and the other way round."""
+
+    def keep_experts_neurons(experts, kept):
+        layout = experts.is_concatenated
+        experts.is_concatenated = not layout
+        right(experts, kept)
+        experts.is_concatenated = layout
+
+    return keep_experts_neurons
+
+
+def router_ignored(right):
+    """Every expert counts as much for a token."""
+
+    def expert_moments(calibration, block, *args):
+        even = block.experts.register_forward_pre_hook(lambda module, inputs: (*inputs[:2], 0 * inputs[2] + 1))
+        try:
+            return right(calibration, block, *args)
+        finally:
+            even.remove()
+
+    return expert_moments
+
+
+def experts_pad(right):
+    """What is padding counts as text."""
+
+    def expert_moments(calibration, block, *args):
+        batches = calibration.batches
+        calibration.batches = [dataclasses.replace(batch, mask=None) for batch in batches]
+        try:
+            return right(calibration, block, *args)
+        finally:
+            calibration.batches = batches
+
+    return expert_moments
+
+
+def w_out_not_solved(right):
+    """What is left keeps its rows of W_out."""
+
+    def solve_output(block, C, B, delete, repair=False):
+        kept, _ = right(block, C, B, delete, repair)
+        W = experts_output(block)
+        return kept, W.gather(1, kept[..., None].expand(-1, -1, W.shape[2]))
+
+    return solve_output
 
 
 def gate_left_whole_rows(right):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import budget_properties as properties
 import pytest
 import torch
+from family_models import FamilyRecipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
@@ -50,6 +51,17 @@ def test_what_is_measured_is_what_deleting_does(recipe):
 @given(recipes())
 def test_sizes_are_known_without_slicing(recipe):
     properties.sizes_are_those_of_the_sliced_model(recipe)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
+def test_experts_are_counted_and_measured_alike(family):
+    recipe = FamilyRecipe(family, layers=3, heads=4, head_dim=4, hidden=20)
+    properties.sizes_are_those_of_the_sliced_model(recipe)
+    properties.measured_costs_are_those_of_whole_models(recipe)
+    tokens = [recipe.tokens(seed) for seed in range(3)]
+    plan = plan_compression(recipe.model(), tokens, size=0.7, multiple=1, widths=(1.0,))
+    model = compress(recipe.model(), tokens, plan=plan)
+    assert parameters(model) == plan.parameters and model.slicing.neurons == plan.options["neurons"]
 
 
 @pytest.mark.parametrize("tied", [False, True])

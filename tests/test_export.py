@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+from family_models import FamilyRecipe
 from models import Recipe
 from safetensors.torch import load_file
 from torch import nn
@@ -172,6 +173,17 @@ def test_neurons_and_layers_that_are_deleted_are_in_the_exports_config(name, del
     assert stock.config.num_hidden_layers == (2 if "drop" in options else 3)
     assert {stock.config.intermediate_size} == set(model.slicing.neurons)
     assert relative_error(logits(stock, tokens), logits(model, tokens)) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "name"), [("mixtral", "intermediate_size"), ("qwen2_moe", "moe_intermediate_size")])
+def test_the_experts_neurons_are_in_the_exports_config(family, name, tmp_path):
+    recipe = FamilyRecipe(family, heads=4, head_dim=4, hidden=20)
+    options = {"slice_embedding": True, "slice_head": True, "head": "own", "adapter": "none", "multiple": 4}
+    model = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=16, neurons=0.3, **options)
+    minislice.export(model, tmp_path / "stock")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert {getattr(stock.config, name)} == set(model.slicing.neurons)
+    assert relative_error(logits(stock, recipe.tokens()), logits(model, recipe.tokens())) < 1e-5
 
 
 @pytest.mark.parametrize("neurons", [0.0, 0.5])

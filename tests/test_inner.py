@@ -1,5 +1,6 @@
 """Beyond the paper: neurons deleted and W_out solved for again, over random models of all families."""
 
+import json
 from dataclasses import replace
 
 import inner_properties as properties
@@ -21,13 +22,13 @@ from minislice.corpus.batches import token_batches
 from minislice.neurons import least_harmful, solve_block
 from minislice.repair import refit
 
-# Mixtures of experts in every layer: they have no neurons to delete.
+# Mixtures of experts in every layer.
 MIXTURES = [
     *[("mixtral", 0), ("mixtral", 1), ("qwen2_moe", 0), ("qwen3_moe", 0)],
     *[("gpt_oss", 0), ("gpt_oss", 1)],
 ]
-RMSNORMS = [case for case in CASES if not TABLE[case[0]].norm.subtracts_mean and case not in MIXTURES]
-NEURONS_IN_CONFIG = [case for case in CASES if TABLE[case[0]].inner_width and case not in MIXTURES]
+RMSNORMS = [case for case in CASES if not TABLE[case[0]].norm.subtracts_mean]
+NEURONS_IN_CONFIG = [case for case in CASES if TABLE[case[0]].inner_width]
 REPAIRED = {"slicing": 0, "repair": True, "adapter": "full"}
 cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
 
@@ -81,7 +82,7 @@ def small(family: str, variant: int) -> FamilyRecipe:
     return replace(fixed(family, variant), layers=2)
 
 
-@pytest.mark.parametrize(("family", "variant"), [case for case in CASES if case not in MIXTURES])
+@every_variant
 def test_neurons_without_weight_can_go_in_every_family(family, variant):
     properties.idle_neurons_can_go(small(family, variant), **REPAIRED)
     if (family, variant) in NEURONS_IN_CONFIG and (family, variant) not in RMSNORMS:  # which are tried below
@@ -108,8 +109,9 @@ def test_neurons_are_chosen_and_repaired_alike_before_fusion(family, variant):
 def test_a_model_with_fewer_neurons_is_one_of_its_own_class(family, variant, tmp_path):
     recipe = small(family, variant)
     model, dense = recipe.model().float(), recipe.model()
-    delete_neurons(model, recipe.tokens(), neurons=0.3)
-    assert all(block.neurons == int(0.7 * mlp.neurons) // 8 * 8 for block, mlp in properties.mlps(model, dense))
+    delete_neurons(model, recipe.tokens(), neurons=0.3, multiple=4)
+    for block, trained in properties.mlps(model, dense):
+        assert block.neurons == int(0.7 * trained.neurons + 1e-6) // 4 * 4
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(again) is type(dense) and parameters(again) == parameters(model) < parameters(dense)
@@ -120,8 +122,7 @@ def test_a_model_with_fewer_neurons_is_one_of_its_own_class(family, variant, tmp
 def test_a_model_that_could_not_be_saved_with_fewer_neurons_keeps_them(family, variant):
     recipe = small(family, variant)
     model = recipe.model()
-    message = "experts for MLPs, and they keep" if (family, variant) in MIXTURES else f"config of '{family}' can't say"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"config of '{family}' can't say"):
         delete_neurons(model, recipe.tokens())
     properties.assert_same_logits(model, recipe.model(), recipe, 0.0)
 
@@ -144,10 +145,10 @@ class Announced(Calibration):
         return found
 
 
-def test_other_processes_make_room_where_w_out_is_solved_for():
-    recipe = Recipe("phi")
+@pytest.mark.parametrize("recipe", [Recipe("phi"), FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20)])
+def test_other_processes_make_room_where_w_out_is_solved_for(recipe):
     net = network(recipe.model())
-    held, block = Announced(token_batches(net.model, recipe.tokens(), None, 2)), net.blocks[0]
+    held, block = Announced(token_batches(net.model, recipe.tokens(), None, 2)), net.layers[0].blocks[-1]
     with inference(net.model):
         Z = held.embed(net)
         dense = held.forward(block, 0, Z)
@@ -206,13 +207,45 @@ def test_the_attention_that_a_cache_is_measured_by_stays():
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
-def test_experts_stay_as_they_are_beside_what_is_repaired(family):
+def test_experts_are_not_repaired(family):
     recipe = FamilyRecipe(family, layers=2, heads=4, head_dim=4, hidden=20)
-    model = slice_model(recipe.model(), recipe.tokens(), width=16, neurons=0.5, repair=True)
-    assert all(block.neurons == 0 for block in network(model).blocks if block.is_mixture)
-    assert any(block.is_mixture for block in network(model).blocks)
     full = slice_model(recipe.model(), recipe.tokens(), slicing=0, repair=True)
     properties.assert_same_logits(full, recipe.model(), recipe, 1e-5)
+
+
+@pytest.mark.parametrize(("family", "variant"), MIXTURES)
+def test_each_experts_moments_are_those_of_its_tokens(family, variant):
+    properties.experts_moments_are_weighted_sums(replace(small(family, variant), padding="left"))
+
+
+@pytest.mark.parametrize(("family", "variant"), MIXTURES)
+def test_each_expert_loses_what_it_needs_least(family, variant):
+    properties.experts_keep_what_is_best_for_each(small(family, variant))
+
+
+@pytest.mark.parametrize(("family", "variant"), [*MIXTURES, ("qwen2_moe", 1), ("qwen3_moe", 1)])
+def test_a_sliced_mixture_with_fewer_neurons_is_saved_and_loaded(family, variant, tmp_path):
+    recipe = small(family, variant)
+    model = slice_model(recipe.model().float(), recipe.tokens(), slicing=0.25, multiple=2, neurons=0.5, repair=True)
+    trained = [block.neurons for block in network(recipe.model()).blocks if block.neurons]
+    assert model.slicing.neurons == [count // 4 * 2 for count in trained]
+    minislice.save(model, tmp_path / "sliced")
+    again = minislice.load(tmp_path / "sliced")[0]
+    assert [block.neurons for block in network(again).blocks if block.neurons] == model.slicing.neurons
+    properties.assert_same_logits(again, model, recipe, 1e-6)
+
+
+def test_a_mixture_that_was_saved_when_experts_kept_their_neurons_is_loaded(tmp_path):
+    recipe = small("qwen2_moe", 1)
+    model = slice_model(recipe.model().float(), recipe.tokens(), slicing=0.25, multiple=2)
+    minislice.save(model, tmp_path / "sliced")
+    config = tmp_path / "sliced" / "config.json"
+    text = config.read_text()
+    [mixed, alone] = model.slicing.neurons
+    listed = json.dumps([mixed, alone], indent=2).replace("\n", "\n  ")
+    assert text.count(listed) == 1
+    config.write_text(text.replace(listed, json.dumps([mixed])))
+    properties.assert_same_logits(minislice.load(tmp_path / "sliced")[0], model, recipe, 1e-6)
 
 
 def test_neurons_can_be_deleted_from_a_trained_model_only():

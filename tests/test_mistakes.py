@@ -50,6 +50,9 @@ SLICE_DROP = "minislice.slicing.Slicer.slice_layer"
 KEEP_INNER = "minislice.neurons.keep_inner"
 OUTPUT_MATRIX = "minislice.neurons.output_matrix"
 KEEP_NEURONS = "minislice.neurons.keep_neurons"
+KEEP_EXPERTS = "minislice.neurons.keep_experts_neurons"
+ITS_EXPERT_MOMENTS = "inner_properties.expert_moments"
+ITS_SOLVE_OUTPUT = "inner_properties.solve_output"
 REFIT = "minislice.neurons.refit"
 MOMENTS = "minislice.inner.moments"
 SLICE_MOMENTS = "minislice.neurons.block_moments"
@@ -127,6 +130,7 @@ three = Recipe("llama", layers=3, heads=4)
 deep = replace(LLAMA, layers=4, seed=4)
 by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # which has RoPE by layer
 scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # whose branches are multiplied by a number
+experts = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of them
 gated = FamilyRecipe("phi3", heads=4, head_dim=4, seed=3)  # whose gate and up are one linear
 low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
 
@@ -281,6 +285,15 @@ MISTAKES = [
     Mistake(KEEP_NEURONS, wrong.gate_left_whole_rows, n.idle_neurons_can_go, PHI, claim="assert_same_logits"),
     Mistake(KEEP_NEURONS, wrong.up_keeps_its_first_neurons, n.idle_neurons_can_go, gated, claim="assert_same_logits"),
     Mistake(KEEP_INNER, wrong.nothing_done, n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons"),
+    Mistake(KEEP_EXPERTS, wrong.all_keep_what_the_first_keeps, n.idle_neurons_can_go, experts, claim="logits"),
+    Mistake(
+        KEEP_EXPERTS, wrong.gates_and_ups_taken_for_neighbours, n.idle_neurons_can_go, experts, claim="assert_same"
+    ),
+    Mistake(ITS_EXPERT_MOMENTS, wrong.router_ignored, n.experts_moments_are_weighted_sums, experts),
+    Mistake(ITS_EXPERT_MOMENTS, wrong.experts_pad, n.experts_moments_are_weighted_sums, experts),
+    Mistake(
+        ITS_SOLVE_OUTPUT, wrong.experts_not_solved_for, n.experts_keep_what_is_best_for_each, experts, claim="best"
+    ),
     Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, other, claim="dropped == [number]"),
     Mistake(SLICE_DROP, wrong.branch_kept, n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits"),
     Mistake(SLICE_MOMENTS, wrong.dense_signal_one_block_late, n.nothing_lost_is_nothing_repaired, OPT),

@@ -16,6 +16,7 @@ from pkgutil import resolve_name
 import mistakes as wrong
 import pytest
 import torch
+from family_models import FamilyRecipe
 from hypothesis import example, given
 from hypothesis import strategies as st
 from models import Recipe, recipes
@@ -91,6 +92,12 @@ OPTIONS = st.sampled_from(
     dtype=torch.float32,
     shards=False,
     options={"width": 5, "neurons": [16, 8], "repair": True},
+)
+@example(
+    recipe=FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left"),
+    dtype=torch.float32,
+    shards=False,
+    options={"width": 12, "neurons": 0.5, "repair": True},
 )
 @example(
     recipe=Recipe("opt", tied=True, option=True),

@@ -72,6 +72,11 @@ class Family:
     inner_width: str | None = "intermediate_size"  # the config's name for the number of neurons, if it has one
     head: str = "lm_head"
 
+    def neurons_in(self, config: PreTrainedConfig, of_experts: bool) -> str | None:
+        """The config's name for the number of neurons of an MLP or of an expert, if it has one."""
+        name = "moe_intermediate_size"
+        return name if of_experts and hasattr(config, name) else self.inner_width
+
     def blocks_of(self, config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
         """The blocks of a layer; every layer has as many."""
         return self.blocks(config, layer) if callable(self.blocks) else self.blocks

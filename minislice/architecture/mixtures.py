@@ -63,16 +63,23 @@ def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: 
 
     `index` and `weights`, [tokens, experts a token], are the router's.
     """
-    k, k_next = x.shape[-1], ExpertsWriter(experts).out_features
-    if k == k_next and x.dtype != torch.float64 and k * x.element_size() % 16 == 0:
+    k, k_next, neurons = x.shape[-1], *ExpertsWriter(experts).matrices().shape[1:]
+    aligned = neurons and not any(columns * x.element_size() % 16 for columns in (k, neurons))
+    if k == k_next and x.dtype != torch.float64 and aligned:
         return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x, index, weights)  # transformers' fastest takes no other
     y = x.new_zeros(len(x), k_next)
     for expert in index.unique().tolist():
         token, place = (index == expert).nonzero(as_tuple=True)
-        hidden = experts._apply_gate(_product(experts, "gate_up_proj", expert, x[token]))
-        out = _product(experts, "down_proj", expert, hidden) * weights[token, place, None]
+        out = (
+            _product(experts, "down_proj", expert, neurons_of(experts, expert, x[token])) * weights[token, place, None]
+        )
         y.index_add_(0, token, out.to(y.dtype))
     return y
+
+
+def neurons_of(experts: nn.Module, expert: int, x: Tensor) -> Tensor:
+    """What the neurons of one expert make of its tokens: [tokens, k] -> [tokens, neurons]."""
+    return experts._apply_gate(_product(experts, "gate_up_proj", expert, x))
 
 
 def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from .folder import whole_folder
 from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
 from .linears import Linear, set_weight
 from .network import Network, network
-from .neurons import keep_neurons
+from .neurons import keep_experts_neurons, keep_neurons
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
 _OUTPUTS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
@@ -258,21 +258,26 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
 
 
 def _keep_neurons(net: Network, counts: list[int]) -> None:
-    """Leave every MLP so many neurons.
+    """Leave every MLP, and every expert, so many neurons.
 
     Raises:
         ValueError: they don't fit.
     """
-    mlps = [block.mlp_linears for block in net.blocks if block.mlp_linears]
-    have = [mlp.neurons for mlp in mlps]
+    mlps = [block for block in net.blocks if block.has_neurons]
+    if isinstance(counts, list) and len(counts) < len(mlps):  # saved when experts kept all of theirs
+        mlps = [block for block in mlps if not block.is_mixture]
+    have = [block.neurons for block in mlps]
     fit = isinstance(counts, list) and len(counts) == len(mlps)
     if not fit or not all(type(n) is int and 0 <= n <= most for n, most in zip(counts, have, strict=True)):
         raise ValueError(
             f"'neurons' must be a list of {len(mlps)} numbers, one for each MLP, and at most the dense model's, which "
             f"are {have}; got {counts!r}"
         )
-    for mlp, count in zip(mlps, counts, strict=True):
-        keep_neurons(mlp, torch.arange(count))
+    for block, count in zip(mlps, counts, strict=True):
+        if block.is_mixture:
+            keep_experts_neurons(block.experts, torch.arange(count).expand(block.experts.num_experts, -1))
+        else:
+            keep_neurons(block.mlp_linears, torch.arange(count))
 
 
 def _set_bias(linear: Linear, wanted: bool) -> None:
@@ -308,7 +313,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
-        "neurons": [block.neurons for block in net.blocks if block.mlp_linears],
+        "neurons": [block.neurons for block in net.blocks if block.has_neurons],
         "dropped": net.dropped,
         "biases": [names or [] for names in biases],
         "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),

@@ -1,13 +1,13 @@
-"""The neurons of a block's MLP: what makes them, and what reads them.
+"""The neurons of a block's MLP, or of each expert of a mixture: what makes them, and what reads them.
 
 A saved model takes this file with it, as it does `blocks`.
 """
 
 from dataclasses import dataclass
 
-from torch import Tensor, cat
+from torch import Tensor, cat, nn, stack
 
-from .linears import Linear, is_experts, set_weight
+from .linears import ExpertsReader, ExpertsWriter, Linear, is_experts, set_weight
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,14 @@ class HasMLP:
     """A block, for it is one, seen from its MLP."""
 
     @property
+    def experts(self) -> nn.Module | None:
+        """All experts, if the block is a mixture."""
+        return next((module for module in map(self.get_submodule, self._w_out) if is_experts(module)), None)
+
+    @property
     def is_mixture(self) -> bool:
         """Whether experts are among what writes."""
-        return any(is_experts(self.get_submodule(name)) for name in self._w_out)
+        return self.experts is not None
 
     @property
     def mlp_linears(self) -> MLPLinears | None:
@@ -46,8 +51,15 @@ class HasMLP:
         return None
 
     @property
+    def has_neurons(self) -> bool:
+        """Whether it has an MLP or experts, though they may have lost all of their neurons."""
+        return self.is_mixture or self.mlp_linears is not None
+
+    @property
     def neurons(self) -> int:
-        """How many its MLP has; 0 without one."""
+        """How many its MLP has, or each of its experts but one that all tokens share; 0 without."""
+        if self.is_mixture:
+            return ExpertsWriter(self.experts).matrices().shape[2]
         return mlp.neurons if (mlp := self.mlp_linears) else 0
 
 
@@ -58,3 +70,19 @@ def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
         rows = cat([kept + start for start in range(0, linear.out_features, count)])
         set_weight(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
     set_weight(mlp.writer, mlp.writer.weight[:, kept])
+
+
+def keep_experts_neurons(experts: nn.Module, kept: Tensor) -> None:
+    """Delete of each expert all neurons but those with these numbers, [experts, left], in place."""
+    reader, writer = ExpertsReader(experts), ExpertsWriter(experts)
+    made, read = reader.matrices(), writer.matrices()
+    count = read.shape[2]
+    each = range(made.shape[1] // count)  # rows that make a neuron: two where there is a gate
+    if experts.is_concatenated:
+        rows = cat([kept + row * count for row in each], dim=1)
+    else:
+        rows = stack([kept * len(each) + row for row in each], dim=2).flatten(1)
+    reader.store_matrices(made.gather(1, rows[..., None].expand(-1, -1, made.shape[2])))
+    if experts.has_bias:
+        reader.store(f"{reader.side}_bias", getattr(experts, f"{reader.side}_bias").gather(1, rows))
+    writer.store_matrices(read.gather(2, kept[:, None].expand(-1, read.shape[1], -1)))

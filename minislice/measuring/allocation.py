@@ -53,9 +53,15 @@ def sizes_of(net: Network, options: dict) -> Sizes:
 
 
 def _per_neuron(block: Block) -> int:
-    """What a neuron has: its rows in the linears that make it, with their biases, and its column in W_out."""
+    """What a neuron has: its rows in the linears that make it, with their biases, and its column in W_out.
+
+    Of a mixture, one neuron of every expert.
+    """
     if not block.neurons:
         return 0
+    if experts := block.experts:
+        own = [p for name, p in experts.named_parameters() if name != "down_proj_bias"]
+        return sum(parameter.numel() for parameter in own) // block.neurons
     mlp = block.mlp_linears
     made = sum(r.weight.numel() + (0 if r.bias is None else r.bias.numel()) for r in mlp.readers)
     return (made + mlp.writer.weight.numel()) // mlp.neurons
@@ -168,17 +174,20 @@ def _fitted(tables: list[list[Part]], choice: Choice, room: float) -> Choice | N
 
 
 def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float:
-    """The fraction of every MLP's neurons without which a share `size` of the model's parameters is left, or just less.
+    """The fraction of every MLP's and expert's neurons without which a share `size` of the model's parameters is left,
+    or just less.
 
     Raises:
-        ValueError: the MLPs haven't so many parameters.
+        ValueError: they haven't so many parameters.
     """
     net = network(model)
-    count, each = common_neurons(net), sum(_per_neuron(block) for block in net.blocks)
-    left = int((count - (1 - size) * parameters(model) / each) // multiple * multiple)
-    if left <= 0:
+    counts = common_neurons(net).values()
+    theirs = sum(block.neurons * _per_neuron(block) for block in net.blocks) / parameters(model)
+    fraction = (1 - size) / theirs
+    left = [int((1 - fraction) * count + 1e-6) // multiple * multiple for count in counts]
+    if min(left) <= 0:
         raise ValueError(
-            f"all {count} neurons of each MLP are {count * each / parameters(model):.0%} of this model's parameters: "
+            f"all {' and '.join(map(str, counts))} neurons of each MLP are {theirs:.0%} of this model's parameters: "
             f"deleting neurons alone doesn't leave {size:.0%}"
         )
-    return 1 - left / count
+    return max(1 - kept / count for kept, count in zip(left, counts, strict=True))

@@ -32,9 +32,9 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration
 from ..corpus.batches import Batch, count_tokens
-from ..inner import block_moments, has_bias, output_matrix
+from ..inner import block_moments, expert_moments, has_bias
 from ..likelihood import divergences, log_probabilities, logits_behind
-from ..neurons import keep_inner, least_harmful, solve_output
+from ..neurons import inner_sides, keep_inner, least_harmful, solve_output
 from ..signals import Signal
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
@@ -90,14 +90,17 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
             dropped = divergence(dense, predicted(number + 1, X))
             cost = Cost(dropped)
             if count := block.neurons:
-                C, B = block_moments(held, block, index, Z)
+                if block.is_mixture:
+                    C = expert_moments(held, block, index, Z)
+                else:
+                    C, _ = block_moments(held, block, index, Z)
 
-                def without(delete: int, C=C, B=B, block=block, index=index, number=number, X=X) -> float:
+                def without(delete: int, C=C, block=block, index=index, number=number, X=X) -> float:
                     trial = copy.deepcopy(block)
-                    keep_inner(trial, *solve_output(trial, C, B, delete, repair=False))
+                    keep_inner(trial, *solve_output(trial, C, None, delete))
                     return divergence(dense, predicted(number + 1, measured.forward(trial, index, X)))
 
-                anything_left = block.attention is not None or has_bias(block)
+                anything_left = block.attention is not None or block.is_mixture or has_bias(block)
                 emptied = without(count) if anything_left else dropped
                 cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))
             costs.append(cost)
@@ -117,7 +120,8 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
 
 def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
     """The energy that is lost when more and more of a block's neurons go, over that of the signal behind it."""
-    rounds: list[float] = []
-    mlp = block.mlp_linears
-    least_harmful(C, output_matrix(block), mlp.neurons, slice(mlp.first, mlp.first + mlp.neurons), lost=rounds)
-    return tuple((torch.tensor(rounds).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())
+    rounds = []
+    for own, W, places in inner_sides(block, C):
+        least_harmful(own, W, block.neurons, places, lost=(lost := []))
+        rounds.append(lost)
+    return tuple((torch.tensor(rounds).sum(0).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())

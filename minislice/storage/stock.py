@@ -130,13 +130,13 @@ def _require_whole_layers(net: Network) -> None:
 
 def _require_same_mlps(net: Network, stock: Network) -> None:
     """Raise a ValueError where the MLPs of the stock network are others than the sliced one's."""
-    ours, theirs = ([block.mlp_linears for block in each.blocks] for each in (net, stock))
-    if [mlp is None for mlp in ours] != [mlp is None for mlp in theirs]:
+    ours, theirs = ([(block.has_neurons, block.is_mixture) for block in each.blocks] for each in (net, stock))
+    if ours != theirs:
         raise ValueError(
             "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
             "none out (--drop), then export that"
         )
-    ours, theirs = ([mlp.neurons for mlp in mlps if mlp] for mlps in (ours, theirs))
+    ours, theirs = ([block.neurons for block in each.blocks if block.has_neurons] for each in (net, stock))
     if ours != theirs:
         counts = " to ".join(map(str, sorted({min(ours), max(ours)})))
         raise ValueError(
@@ -155,9 +155,10 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
     for index in reversed(range(len(net.layers))):
         if not net.layers[index].blocks:
             shorten(dense, index)
-    inner, name = max((block.neurons for block in net.blocks), default=0), net.family.inner_width
-    if inner and name:
-        setattr(dense, name, inner)
+    for of_experts in (False, True):
+        inner = max((block.neurons for block in net.blocks if block.is_mixture == of_experts), default=0)
+        if inner and (name := net.family.neurons_in(dense, of_experts)):
+            setattr(dense, name, inner)
 
     def resized(width: int) -> PreTrainedConfig:
         fields = dense.to_dict()
