@@ -114,13 +114,16 @@ def tables() -> str:
 
 
 def plot(path: Path) -> None:
-    """SmolLM2 at every size, calibrated on either text."""
+    """SmolLM2 at every size, calibrated on either text; of variants that have more than one size there."""
+    found = {text: calibrated_with(SAMPLES, read(results)) for text, results in SMOLLM2.items()}
+    lines = [name for name in VARIANTS if all(sum(r["variant"] == name for r in rows) > 1 for rows in found.values())]
+    order = ["dense", *lines]
     with plt.rc_context():
         plots.use_style()
         axes = plots.panels(len(SMOLLM2), share_y=True)
-        for ax, (text, results) in zip(axes, SMOLLM2.items(), strict=True):
-            rows = calibrated_with(SAMPLES, read(results))
-            plots.by_parameters(sorted(rows, key=lambda row: ["dense", *VARIANTS].index(row["variant"])), ax=ax)
+        for ax, (text, rows) in zip(axes, found.items(), strict=True):
+            drawn = [row for row in rows if row["variant"] in order]
+            plots.by_parameters(sorted(drawn, key=lambda row: order.index(row["variant"])), ax=ax)
             ax.set_title(f"SmolLM2, calibrated on {text}")
         axes[0].get_legend().remove()
         with whole_file(path) as new:
