@@ -111,7 +111,8 @@ def expert_moments(
 ) -> Float64[Tensor, "experts inner inner"]:
     """C of each expert of a mixture over the tokens that its router sends there, times the weights that it gives them.
 
-    Arguments and errors as `block_moments`. B, of what other experts lack, isn't asked for.
+    Arguments and errors as `block_moments`. There is no B: what is lacking behind a mixture isn't any one expert's. All
+    experts' C are in memory at once, for a layer of Mixtral 8x7B 13 GB of them.
     """
     experts, calls, ones = block.experts, [], block.experts.has_bias
     total = Z[0].new_zeros(experts.num_experts, *[block.neurons + ones] * 2, dtype=torch.float64)
