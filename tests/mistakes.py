@@ -541,7 +541,7 @@ def experts_pad(right):
     return expert_moments
 
 
-def w_out_not_solved(right):
+def experts_rows_left_alone(right):
     """What is left keeps its rows of W_out."""
 
     def solve_output(block, C, B, delete, repair=False):
@@ -692,7 +692,7 @@ def next_block_left_out_too(right):
 
 
 def w_out_not_solved_for(right):
-    def solve_output(block, *others, repair):
+    def solve_output(block, *others, repair=False):
         kept, _ = right(block, *others, repair=repair)
         return kept, output_matrix(block)[kept]
 

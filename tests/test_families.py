@@ -173,7 +173,7 @@ def test_an_export_without_a_layer_computes_the_same(family, variant, tmp_path):
         return
     minislice.export(model, tmp_path / "stock")
     stock, tokens = AutoModelForCausalLM.from_pretrained(tmp_path / "stock"), recipe.tokens(1)
-    exact = 1e-3 if network(model).has_experts else 1e-5  # as above
+    exact = 1e-2 if network(model).has_experts else 1e-5  # between two experts a rounded norm may decide
     assert stock.config.num_hidden_layers == 3
     assert properties.relative_error(properties.logits(stock, tokens), properties.logits(model, tokens)) < exact
 

@@ -291,7 +291,9 @@ MISTAKES = [
     ),
     Mistake(ITS_EXPERT_MOMENTS, wrong.router_ignored, n.experts_moments_are_weighted_sums, experts),
     Mistake(ITS_EXPERT_MOMENTS, wrong.experts_pad, n.experts_moments_are_weighted_sums, experts),
-    Mistake(ITS_SOLVE_OUTPUT, wrong.w_out_not_solved, n.experts_keep_what_is_best_for_each, experts, claim="best"),
+    Mistake(
+        ITS_SOLVE_OUTPUT, wrong.experts_rows_left_alone, n.experts_keep_what_is_best_for_each, experts, claim="best"
+    ),
     Mistake(DROP, wrong.next_one_dropped, n.dropped_block_adds_nothing, other, claim="dropped == [number]"),
     Mistake(SLICE_DROP, wrong.branch_kept, n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits"),
     Mistake(SLICE_MOMENTS, wrong.dense_signal_one_block_late, n.nothing_lost_is_nothing_repaired, OPT),
