@@ -197,7 +197,7 @@ def delete_neurons(
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
     before, left = common_neurons(net), {}
     for of_experts, inner in before.items():
-        name = net.family.neurons_in(net.model.config, of_experts)
+        name = net.family.neurons_in(of_experts)
         if name is None or getattr(net.model.config, name, 0) not in (inner, None):
             raise ValueError(
                 f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
@@ -216,7 +216,7 @@ def delete_neurons(
                 solve_block(held, block, index, Z, None, dense, delete)
                 Z = held.forward(block, index, Z)
     for of_experts, count in left.items():
-        setattr(net.model.config, net.family.neurons_in(net.model.config, of_experts), count)
+        setattr(net.model.config, net.family.neurons_in(of_experts), count)
     return model
 
 

@@ -17,6 +17,7 @@ from minislice.teaching.small import small_model
 
 NOT_SEEN = {
     "inner_width",
+    "expert_width",
     "stock_norm",
     "obstacle",
     "dropout",

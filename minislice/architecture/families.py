@@ -187,8 +187,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": replace(LLAMA, stock_norm=INNER_NORMS),
     "smollm3": LLAMA,
     "mixtral": replace(LLAMA, blocks=(ATTENTION, MIXTURE)),
-    "qwen2_moe": replace(LLAMA, blocks=_qwen2_moe_blocks),
-    "qwen3_moe": replace(LLAMA, blocks=_qwen3_moe_blocks, stock_norm=INNER_NORMS),
+    "qwen2_moe": replace(LLAMA, blocks=_qwen2_moe_blocks, expert_width="moe_intermediate_size"),
+    "qwen3_moe": replace(LLAMA, blocks=_qwen3_moe_blocks, stock_norm=INNER_NORMS, expert_width="moe_intermediate_size"),
     "gpt_oss": replace(LLAMA, blocks=(ATTENTION, replace(MIXTURE, w_in=("mlp.router", "mlp.experts")))),
     "granite": replace(LLAMA, branch_scale="residual_multiplier"),
     "gemma": replace(

@@ -70,12 +70,12 @@ class Family:
     dropout: str | None = None  # the config's name for the dropout on a branch's output
     obstacle: Callable[[PreTrainedConfig], str | None] = lambda config: None  # why this config can't be sliced
     inner_width: str | None = "intermediate_size"  # the config's name for the number of neurons, if it has one
+    expert_width: str | None = None  # the same of an expert, where it has another name
     head: str = "lm_head"
 
-    def neurons_in(self, config: PreTrainedConfig, of_experts: bool) -> str | None:
-        """The config's name for the number of neurons of an MLP or of an expert, if it has one."""
-        name = "moe_intermediate_size"
-        return name if of_experts and hasattr(config, name) else self.inner_width
+    def neurons_in(self, of_experts: bool) -> str | None:
+        """The config's name for the number of neurons of an MLP, or of an expert."""
+        return (of_experts and self.expert_width) or self.inner_width
 
     def blocks_of(self, config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
         """The blocks of a layer; every layer has as many."""

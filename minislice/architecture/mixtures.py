@@ -70,9 +70,8 @@ def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: 
     y = x.new_zeros(len(x), k_next)
     for expert in index.unique().tolist():
         token, place = (index == expert).nonzero(as_tuple=True)
-        out = (
-            _product(experts, "down_proj", expert, neurons_of(experts, expert, x[token])) * weights[token, place, None]
-        )
+        h = neurons_of(experts, expert, x[token])
+        out = _product(experts, "down_proj", expert, h) * weights[token, place, None]
         y.index_add_(0, token, out.to(y.dtype))
     return y
 

@@ -157,7 +157,7 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
             shorten(dense, index)
     for of_experts in (False, True):
         inner = max((block.neurons for block in net.blocks if block.is_mixture == of_experts), default=0)
-        if inner and (name := net.family.neurons_in(dense, of_experts)):
+        if inner and (name := net.family.neurons_in(of_experts)):
             setattr(dense, name, inner)
 
     def resized(width: int) -> PreTrainedConfig:
