@@ -13,8 +13,10 @@ from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
 from ..measuring.perplexity import perplexity
+from ..self_calibration import own_text
 from ..storage.checkpoint import load, locate
 from ..storage.checks import usable_device
+from .parser import OWN
 
 
 def device_of(name: str | None) -> str:
@@ -58,12 +60,16 @@ class Texts:
 
     def require(self) -> None:
         """They are there: told before a large model is loaded."""
+        if self.evaluation == OWN:
+            raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
         for source in (self.calibration, self.evaluation):
-            if source is not None:
+            if source not in (OWN, None):
                 require_source(source)
 
     def describe(self, split: str, tokens: torch.Tensor) -> str:
         source = self.calibration if split == "calibration" else self.evaluation
+        if source == OWN:
+            return f"the model's own, {tokens.shape[0]} x {tokens.shape[1]} tokens"
         name = source if source in SOURCES else Path(source).name
         half = {"calibration": ", first half", "test": ", second half"}[split]
         half = half if is_one_file(self.calibration, self.evaluation) else ""
@@ -82,7 +88,7 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
     calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
     if evaluation is None:
-        evaluation = default if calibration in (None, *SOURCES) else calibration
+        evaluation = default if calibration in (None, OWN, *SOURCES) else calibration
     if getattr(arguments, "stream", False) and not is_one_file(calibration, evaluation):
         evaluation = None  # nothing is measured; but the same command calibrates on the same tokens
     texts = Texts(
@@ -108,15 +114,31 @@ def token_sets(
     arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """The calibration and the evaluation set, [sequences, tokens]; None for one that isn't needed."""
-    calibration, evaluation = disjoint_streams(texts.calibration, texts.evaluation, tokenizer)
+    writes = texts.calibration == OWN
+    calibration, evaluation = disjoint_streams(None if writes else texts.calibration, texts.evaluation, tokenizer)
     seqlen = seqlen_of(arguments, model)
-    if calibration is not None:
+    if writes:
+        calibration = _own_text(arguments, seqlen, model, tokenizer)
+    elif calibration is not None:
         require_known(calibration, model)
         calibration = sample(calibration, arguments.samples, seqlen, arguments.seed)
     if evaluation is not None:
         require_known(evaluation, model)
         evaluation = windows(evaluation, seqlen, arguments.eval_samples)
     return calibration, evaluation
+
+
+def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
+    """What the model writes; where several processes hold it, what it writes in the first."""
+    vocabulary = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    settings = {"vocabulary": vocabulary, "seed": arguments.seed, "progress": not arguments.quiet}
+    ids = torch.empty(arguments.samples, seqlen, dtype=torch.int64, device=model.device)
+
+    def write() -> tuple[torch.Tensor]:
+        return (own_text(model, *ids.shape, **settings).to(model.device),)
+
+    together = getattr(arguments, "processes", processes.Processes())
+    return together.once(write, like=(ids,))[0].cpu()
 
 
 def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings) -> float:

@@ -16,7 +16,9 @@ MODEL_HELP = (
     f"one of the embedded models ({', '.join(EMBEDDED)}), smollm2, a model's folder, a GGUF file, or a name on the hub"
 )
 TEXTS = f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file"
-TEXT_HELP = f"{TEXTS} (default: embedded for the embedded models, wikitext2 for others)"
+BY_DEFAULT = "(default: embedded for the embedded models, wikitext2 for others)"
+TEXT_HELP = f"{TEXTS} {BY_DEFAULT}"
+OWN = "own"  # in place of a text: what the model writes itself
 HEAD_HELP = (
     "a head that was tied to the embedding stays tied (default where both ends are whole), gets weights of its own, or "
     "is fitted to the sliced embedding"
@@ -59,8 +61,9 @@ def add_machine(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--dtype", choices=DTYPES, help="of weights and signal (default: float32 on a CPU)")
 
 
-def add_calibration(sub: argparse.ArgumentParser, samples: int, text_help: str = TEXT_HELP) -> None:
-    sub.add_argument("--calibration", metavar="TEXT", type=given, help=f"calibration text: {text_help}")
+def add_calibration(sub: argparse.ArgumentParser, samples: int, default: str = BY_DEFAULT) -> None:
+    text = f"calibration text: {TEXTS}, or {OWN}, what the model writes itself {default}"
+    sub.add_argument("--calibration", metavar="TEXT", type=given, help=text)
     sub.add_argument("--samples", type=positive, default=samples, help="calibration sequences (default: %(default)s)")
 
 

@@ -12,7 +12,7 @@ from ..measuring.invariance import TOLERANCES, verify
 from ..storage.checkpoint import load
 from .inputs import Texts, dtype_of, require_known, require_tokenizer, seqlen_of, token_sets
 from .output import print_result
-from .parser import TEXTS, add_calibration, add_machine, add_model, add_seqlen
+from .parser import add_calibration, add_machine, add_model, add_seqlen
 
 HELP = "measure whether a model has the invariance; exit status 1 if it has not"
 MOST_UNKNOWN = 0.05  # of a text's tokens, where a tokenizer can be said to read it
@@ -22,7 +22,7 @@ RANDOM_TOKENS = 1 << 20
 def arguments(sub: argparse.ArgumentParser) -> None:
     """Add this command's own."""
     add_model(sub)
-    add_calibration(sub, 4, f"{TEXTS} (default: embedded; random tokens where the tokenizer can't read that)")
+    add_calibration(sub, 4, "(default: embedded; random tokens where the tokenizer can't read that)")
     add_seqlen(sub, SEQLEN)
     sub.add_argument("--dtypes", default=",".join(TOLERANCES), help="comma-separated (default: %(default)s)")
     add_machine(sub)

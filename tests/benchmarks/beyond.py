@@ -3,6 +3,7 @@
     python tests/benchmarks/beyond.py                    # the embedded models; with MINISLICE_TEST_ASSETS, four more
     python tests/benchmarks/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
     python tests/benchmarks/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
+    python tests/benchmarks/beyond.py --smollm2 own       # calibrated on what it writes itself, measured on WikiText-2
     python tests/benchmarks/beyond.py --table
     python tests/benchmarks/beyond.py --plot data/results/smollm2-beyond.png
 
@@ -30,7 +31,11 @@ from minislice.teaching import plots
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
 SMALL = RESULTS / "small-models-beyond.jsonl"
-SMOLLM2 = {"wikitext": RESULTS / "smollm2-beyond.jsonl", "alpaca": RESULTS / "smollm2-beyond-alpaca.jsonl"}
+SMOLLM2 = {
+    "wikitext": RESULTS / "smollm2-beyond.jsonl",
+    "alpaca": RESULTS / "smollm2-beyond-alpaca.jsonl",
+    "own": RESULTS / "smollm2-beyond-own.jsonl",
+}
 SAMPLES, FEWER = 256, 48  # calibration sequences for SmolLM2, each of 512 tokens
 STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
 TEXTS = {
@@ -53,9 +58,9 @@ def small_models(assets: str | None) -> dict[str, list[str]]:
 
 
 def smollm2(assets: str, calibration: str, samples: int) -> list[str]:
-    """The same of SmolLM2, calibrated on `wikitext` or `alpaca`."""
-    files = [str(Path(assets, "text", name)) for name in (WIKITEXT if calibration == "wikitext" else ALPACA, WIKITEXT)]
-    texts = ["--calibration", files[0], "--evaluation", files[1], "--seqlen", "512"]
+    """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`."""
+    files = {name: str(Path(assets, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
+    texts = ["--calibration", files.get(calibration, calibration), "--evaluation", files["wikitext"], "--seqlen", "512"]
     return ["smollm2", *texts, "--samples", str(samples), "--eval-samples", "10"]
 
 

@@ -1,0 +1,70 @@
+"""Beyond the paper: what to calibrate on where there is no text like the one that the model is to read.
+
+A causal language model is a distribution over texts, nearly the one that it was trained on, and can be asked for some:
+
+    t_1 evenly from the vocabulary,        t_i ~ p(t | t_1 ... t_{i-1})        nothing cut off, at temperature 1
+
+Quantized models have been trained on such text (LLM-QAT, Liu et al. 2023), and quantization and pruning calibrated on
+it (Self-calibration, Williams et al., NAACL 2025).
+"""
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, PreTrainedModel
+
+from .architecture.network import inference, network
+from .corpus.batches import position_limit
+
+
+def own_text(
+    model: PreTrainedModel,
+    sequences: int,
+    length: int,
+    *,
+    vocabulary: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Int64[Tensor, "sequences length"]:
+    """Token sequences that a trained model writes itself, on the CPU.
+
+    Args:
+        vocabulary: the first token is one of so many, where the embedding has rows that no token uses.
+        seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
+        batch_size: sequences written together.
+
+    Raises:
+        ValueError: lengths that can't be; a sliced model, or one without weights, or that predicts no numbers.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    vocabulary, limit = rows if vocabulary is None else vocabulary, position_limit(model)
+    if sequences < 1 or length < 2 or not 0 < vocabulary <= rows:
+        raise ValueError(
+            f"need at least 1 sequence of 2 tokens, of a vocabulary from 1 to {rows}; got {sequences} of {length}, of "
+            f"{vocabulary}"
+        )
+    if limit is not None and length > limit:
+        raise ValueError(f"a sequence of {length} tokens was asked for, but the model has {limit} positions")
+    if network(model).is_fused:
+        raise ValueError("this model is sliced or fused: let the trained model write, which it is to be compared with")
+    if model.device.type == "meta":
+        raise ValueError(
+            "this model's weights are not in memory, so that it can't write: calibrate on a text, or load it"
+        )
+    device = model.device
+    first = torch.randint(vocabulary, (sequences, 1), generator=torch.Generator().manual_seed(seed)).to(device)
+    kept, model.generation_config = model.generation_config, GenerationConfig()  # it may ask for something else
+    try:
+        with inference(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            if not model(input_ids=first[:1], use_cache=False).logits.isfinite().all():
+                raise ValueError("the logits have a NaN or an infinity; check the weights, or use a wider dtype")
+            torch.manual_seed(seed)
+            drawn = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
+            parts = tqdm(first.split(batch_size), desc="writing text", disable=not progress, leave=False)
+            return torch.cat(
+                [model.generate(part, attention_mask=torch.ones_like(part), **drawn).cpu() for part in parts]
+            )
+    finally:
+        model.generation_config = kept
