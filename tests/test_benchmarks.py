@@ -27,7 +27,7 @@ SMALL = {
         {"OPT", "LLaMA", "Phi"},
     ),
     "slicing_cost.py": (["--small", "--rounds", "1"], {"slicing / forward", "by phase", "beyond / slicing"}),
-    "streaming_cost.py": (["--shape", "tiny"], {"slicing / forward", "by phase", "peak, GiB"}),
+    "streaming_cost.py": (["--shape", "tiny", "--threads", "1"], {"slicing / forward", "by phase", "peak, GiB"}),
     "gpu_cost.py": (
         ["--shape", "tiny", "--device", "cpu", "--samples", "4", "--seqlen", "64", "--matrix", "64"],
         {"seconds", "by phase", "bound"},

@@ -1,6 +1,7 @@
 """What lies beyond the paper, at equal sizes: the README's table of small models, and SmolLM2's.
 
     python tests/benchmarks/beyond.py                    # the embedded models; with MINISLICE_TEST_ASSETS, four more
+    python tests/benchmarks/beyond.py --own               # the same, calibrated on what they write themselves
     python tests/benchmarks/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
     python tests/benchmarks/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
     python tests/benchmarks/beyond.py --smollm2 own       # calibrated on what it writes itself, measured on WikiText-2
@@ -30,13 +31,13 @@ from minislice.storage.files import whole_file
 from minislice.teaching import plots
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
-SMALL = RESULTS / "small-models-beyond.jsonl"
+SMALL, SMALL_OWN = RESULTS / "small-models-beyond.jsonl", RESULTS / "small-models-beyond-own.jsonl"
 SMOLLM2 = {
     "wikitext": RESULTS / "smollm2-beyond.jsonl",
     "alpaca": RESULTS / "smollm2-beyond-alpaca.jsonl",
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
-SAMPLES, FEWER = 256, 48  # calibration sequences for SmolLM2, each of 512 tokens
+SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
 STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
 TEXTS = {
     "stories260K": (STORIES, 256),
@@ -46,14 +47,14 @@ TEXTS = {
 }
 
 
-def small_models(assets: str | None) -> dict[str, list[str]]:
-    """What `minislice compare` is told of each."""
-    common = ["--samples", "64", "--eval-samples", "32"]
+def small_models(assets: str | None, own: bool) -> dict[str, list[str]]:
+    """What `minislice compare` is told of each, calibrated on its text or on its own."""
+    common = ["--samples", "64", "--eval-samples", "32", *(["--calibration", "own"] if own else [])]
     found = {name: [name, *common] for name in EMBEDDED}
     for name, (text, seqlen) in TEXTS.items() if assets else ():
         file = str(Path(assets, "text", text))
         texts = ["--calibration", file, "--evaluation", file, "--seqlen", str(seqlen)]
-        found[name] = [str(Path(assets, "models", name)), *texts, *common]
+        found[name] = [str(Path(assets, "models", name)), *texts, *common]  # of one option told twice the last counts
     return found
 
 
@@ -99,36 +100,57 @@ def _line(name: str, rows: list[dict]) -> str:
             cells.append("-" if row is None else "can't")
         else:
             share = row["parameters"] / row["dense_parameters"]
-            cells.append(f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}, {share:.0%}")
+            cells.append(f"{_ratio(row)}, {share:.0%}")
     return f"| {name} | {' | '.join(cells)} |"
 
 
 def tables() -> str:
-    """At 80% every model; SmolLM2 at every size, and at 80% also with fewer calibration sequences."""
+    """At 80% every model; SmolLM2 at every size, and at 80% also with other numbers of calibration sequences."""
     small, real = read(SMALL), {text: read(path) for text, path in SMOLLM2.items()}
-    models = {name: [row for row in small if row["model"] == name] for name in dict.fromkeys(r["model"] for r in small)}
+    models = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
     models["smollm2"] = calibrated_with(SAMPLES, real["wikitext"])
     at_80 = {name: of_size(0.8, rows) for name, rows in models.items()}
-    asked = [(size, SAMPLES) for size in SIZES] + [(0.8, FEWER)]
-    at_all = {
-        f"{size:.0%}, {text}, {samples}": of_size(size, calibrated_with(samples, rows))
+    asked = {
+        (text, samples, size)
         for text, rows in real.items()
-        for size, samples in asked
+        for samples, size in {(row["calibration"]["sequences"], row["size"]) for row in rows}
+        if size in SIZES and (samples == SAMPLES or size == 0.8)
     }
-    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}"
+    order = sorted(asked, key=lambda line: ([*SMOLLM2].index(line[0]), -line[1], -line[2]))
+    at_all = {
+        f"{size:.0%}, {text}, {samples}": of_size(size, calibrated_with(samples, real[text]))
+        for text, samples, size in order
+    }
+    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}\n\n{texts_table(small, real)}"
+
+
+def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
+    """Calibrated on a text, and on the model's own: what two variants multiply the dense perplexity by, at 80%."""
+    pairs = {name: [of_model(name, rows) for rows in (small, read(SMALL_OWN))] for name in (*EMBEDDED, *TEXTS)}
+    pairs["smollm2 (alpaca)"] = [calibrated_with(SAMPLES, real["alpaca"]), real["own"]]
+    heads = [f"{variant}, {text}" for variant in ("neurons", "mixed") for text in ("text", "own")]
+    lines = [f"| at most 80%, calibrated on | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    for name, pair in pairs.items():
+        found = [{row["variant"]: row for row in of_size(0.8, rows)} for rows in pair]
+        cells = [_ratio(rows[variant]) for variant in ("neurons", "mixed") for rows in found]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(row: dict) -> str:
+    return f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}"
 
 
 def plot(path: Path) -> None:
-    """SmolLM2 at every size, calibrated on either text; of variants that have more than one size there."""
+    """SmolLM2 at every size; texts on which every variant was measured."""
     found = {text: calibrated_with(SAMPLES, read(results)) for text, results in SMOLLM2.items()}
-    lines = [name for name in VARIANTS if all(sum(r["variant"] == name for r in rows) > 1 for rows in found.values())]
-    order = ["dense", *lines]
+    found = {text: rows for text, rows in found.items() if {*VARIANTS} <= {row["variant"] for row in rows}}
+    order = ["dense", *VARIANTS]
     with plt.rc_context():
         plots.use_style()
-        axes = plots.panels(len(SMOLLM2), share_y=True)
+        axes = plots.panels(len(found), share_y=True)
         for ax, (text, rows) in zip(axes, found.items(), strict=True):
-            drawn = [row for row in rows if row["variant"] in order]
-            plots.by_parameters(sorted(drawn, key=lambda row: order.index(row["variant"])), ax=ax)
+            plots.by_parameters(sorted(rows, key=lambda row: order.index(row["variant"])), ax=ax)
             ax.set_title(f"SmolLM2, calibrated on {text}")
         axes[0].get_legend().remove()
         with whole_file(path) as new:
@@ -139,6 +161,10 @@ def calibrated_with(samples: int, rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["calibration"]["sequences"] == samples]
 
 
+def of_model(name: str, rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["model"] == name]
+
+
 def of_size(size: float, rows: list[dict]) -> list[dict]:
     """These and the dense model's."""
     return [row for row in rows if row["size"] in (1.0, size)]
@@ -146,7 +172,9 @@ def of_size(size: float, rows: list[dict]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smollm2", choices=SMOLLM2, help="the text that calibrates")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--smollm2", choices=SMOLLM2, help="SmolLM2, and the text that calibrates")
+    models.add_argument("--own", action="store_true", help="the small models, calibrated on what they write themselves")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that calibrate SmolLM2 (default: %(default)s)")
@@ -166,8 +194,8 @@ def main() -> None:
         for variant in variants:  # each by itself, so that an interrupted run keeps what it has
             measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
     else:
-        for name, arguments in small_models(assets).items():
-            measure(name, arguments, sizes, variants, SMALL)
+        for name, arguments in small_models(assets, settings.own).items():
+            measure(name, arguments, sizes, variants, SMALL_OWN if settings.own else SMALL)
 
 
 if __name__ == "__main__":
