@@ -20,6 +20,7 @@ from .neurons import delete_neurons
 from .options import SlicingOptions
 from .recovery.recover import recover
 from .rotation import rotate
+from .self_calibration import own_text
 from .slicing import slice_model
 from .storage.checkpoint import export, load, save
 
@@ -36,6 +37,7 @@ __all__ = [
     "families",
     "fuse",
     "load",
+    "own_text",
     "parameters",
     "perplexity",
     "plan_compression",

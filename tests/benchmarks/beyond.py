@@ -24,7 +24,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from minislice.corpus.embedded import EMBEDDED
+import minislice
+from minislice.corpus.embedded import EMBEDDED, SEQLEN
+from minislice.corpus.text import disjoint_streams, windows
 from minislice.measuring.compare import SIZES
 from minislice.measuring.variants import VARIANTS
 from minislice.storage.files import whole_file
@@ -38,6 +40,7 @@ SMOLLM2 = {
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
 SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
+SMALL_SAMPLES, WINDOWS = 64, 32  # for the small models, and the windows that are measured on
 STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
 TEXTS = {
     "stories260K": (STORIES, 256),
@@ -47,15 +50,28 @@ TEXTS = {
 }
 
 
-def small_models(assets: str | None, own: bool) -> dict[str, list[str]]:
-    """What `minislice compare` is told of each, calibrated on its text or on its own."""
-    common = ["--samples", "64", "--eval-samples", "32", *(["--calibration", "own"] if own else [])]
-    found = {name: [name, *common] for name in EMBEDDED}
+def small_models(assets: str | None) -> dict[str, tuple[str, str, int]]:
+    """Where each is, its text, and how long a sequence is."""
+    found = {name: (name, "embedded", SEQLEN) for name in EMBEDDED}
     for name, (text, seqlen) in TEXTS.items() if assets else ():
-        file = str(Path(assets, "text", text))
-        texts = ["--calibration", file, "--evaluation", file, "--seqlen", str(seqlen)]
-        found[name] = [str(Path(assets, "models", name)), *texts, *common]  # of one option told twice the last counts
+        found[name] = str(Path(assets, "models", name)), str(Path(assets, "text", text)), seqlen
     return found
+
+
+def on_its_text(place: str, text: str, seqlen: int) -> list[str]:
+    """What `minislice compare` is told of a small model."""
+    texts = ["--calibration", text, "--evaluation", text, "--seqlen", str(seqlen)]
+    return [place, *texts, "--samples", str(SMALL_SAMPLES), "--eval-samples", str(WINDOWS)]
+
+
+def measure_on_own(name: str, place: str, text: str, seqlen: int, sizes: list[str], variants: list[str]) -> None:
+    """The same, but for the calibration set: what is measured on is the same half of the text."""
+    model, tokenizer = minislice.load(place, dtype="float32")
+    _, stream = disjoint_streams(text, text, tokenizer)
+    own = minislice.own_text(model, SMALL_SAMPLES, seqlen, vocabulary=len(tokenizer))
+    chosen = {"variants": {name: VARIANTS[name] for name in variants}, "sizes": [float(size) for size in sizes]}
+    evaluation = windows(stream, seqlen, WINDOWS)
+    minislice.compare(model, own, evaluation, **chosen, out=SMALL_OWN, name=name, say=print)
 
 
 def smollm2(assets: str, calibration: str, samples: int) -> list[str]:
@@ -194,8 +210,11 @@ def main() -> None:
         for variant in variants:  # each by itself, so that an interrupted run keeps what it has
             measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
     else:
-        for name, arguments in small_models(assets, settings.own).items():
-            measure(name, arguments, sizes, variants, SMALL_OWN if settings.own else SMALL)
+        for name, where in small_models(assets).items():
+            if settings.own:
+                measure_on_own(name, *where, sizes, variants)
+            else:
+                measure(name, on_its_text(*where), sizes, variants, SMALL)
 
 
 if __name__ == "__main__":
