@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from .architecture.network import inference, network
-from .corpus.batches import position_limit
+from .corpus.batches import position_limit, with_what_fits
 
 
 def own_text(
@@ -33,7 +33,7 @@ def own_text(
     Args:
         vocabulary: the first token is one of so many, where the embedding has rows that no token uses.
         seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
-        batch_size: sequences written together.
+        batch_size: sequences written together; fewer where they don't fit into a GPU's memory.
 
     Raises:
         ValueError: lengths that can't be; a sliced model, or one without weights, or that predicts no numbers.
@@ -55,16 +55,18 @@ def own_text(
         )
     device = model.device
     first = torch.randint(vocabulary, (sequences, 1), generator=torch.Generator().manual_seed(seed)).to(device)
+    drawn = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
+
+    def write(together: int) -> Tensor:
+        torch.manual_seed(seed)
+        parts = tqdm(first.split(together), desc="writing text", disable=not progress, leave=False)
+        return torch.cat([model.generate(part, attention_mask=torch.ones_like(part), **drawn).cpu() for part in parts])
+
     kept, model.generation_config = model.generation_config, GenerationConfig()  # it may ask for something else
     try:
         with inference(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             if not model(input_ids=first[:1], use_cache=False).logits.isfinite().all():
                 raise ValueError("the logits have a NaN or an infinity; check the weights, or use a wider dtype")
-            torch.manual_seed(seed)
-            drawn = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
-            parts = tqdm(first.split(batch_size), desc="writing text", disable=not progress, leave=False)
-            return torch.cat(
-                [model.generate(part, attention_mask=torch.ones_like(part), **drawn).cpu() for part in parts]
-            )
+            return with_what_fits(write, batch_size)
     finally:
         model.generation_config = kept

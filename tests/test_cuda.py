@@ -128,6 +128,19 @@ def test_a_plan_is_found_and_kept(tmp_path):
     assert minislice.perplexity(other, evaluation) == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-5)
 
 
+def test_a_model_writes_what_it_is_calibrated_on():
+    model, _, evaluation = loaded("mini-opt")
+    torch.cuda.manual_seed(5)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(5)
+    own = minislice.own_text(model, 16, 64)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
+    assert own.device.type == "cpu" and torch.equal(minislice.own_text(model, 16, 64), own)
+    dense = minislice.perplexity(model, evaluation)
+    minislice.slice_model(model, own, slicing=0.1)
+    assert minislice.perplexity(model, evaluation) < 1.2 * dense
+
+
 def test_time_and_memory_are_measured():
     dense, calibration, _ = loaded("mini-llama")
     sliced = minislice.slice_model(copy.deepcopy(dense), calibration, slicing=0.25)

@@ -88,6 +88,19 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_random_numbers
     assert len(parts.unique(dim=0)) == 5  # no batch repeats another
 
 
+def test_fewer_are_written_together_where_memory_is_not_enough(model, monkeypatch):
+    generate = type(model).generate
+
+    def cramped(self, ids, **given):
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError
+        return generate(self, ids, **given)
+
+    expected = own_text(model, 5, 20, batch_size=2)
+    monkeypatch.setattr(type(model), "generate", cramped)
+    assert torch.equal(own_text(model, 5, 20, batch_size=8), expected)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_writes(family):
     model = Recipe(family).model()
