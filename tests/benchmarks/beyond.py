@@ -148,13 +148,13 @@ def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
     lines = [f"| at most 80%, calibrated on | {' | '.join(heads)} |", "|---" * 5 + "|"]
     for name, pair in pairs.items():
         found = [{row["variant"]: row for row in of_size(0.8, rows)} for rows in pair]
-        cells = [_ratio(rows[variant]) for variant in ("neurons", "mixed") for rows in found]
+        cells = [_ratio(rows.get(variant)) for variant in ("neurons", "mixed") for rows in found]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _ratio(row: dict) -> str:
-    return f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}"
+def _ratio(row: dict | None) -> str:
+    return "-" if row is None else f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}"
 
 
 def plot(path: Path) -> None:
