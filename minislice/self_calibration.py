@@ -31,24 +31,23 @@ def own_text(
     """Token sequences that a trained model writes itself, on the CPU.
 
     Args:
-        vocabulary: the first token is one of so many, where the embedding has rows that no token uses.
+        vocabulary: how many tokens the tokenizer has, where the embedding has more rows; the first is one of these.
         seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
         batch_size: sequences written together; fewer where they don't fit into a GPU's memory.
 
     Raises:
-        ValueError: lengths that can't be; a sliced model, or one without weights, or that predicts no numbers.
+        ValueError: lengths that can't be; a sliced model, one without weights, one whose logits are no numbers.
     """
     rows = model.get_input_embeddings().num_embeddings
-    vocabulary, limit = rows if vocabulary is None else vocabulary, position_limit(model)
-    if sequences < 1 or length < 2 or not 0 < vocabulary <= rows:
+    vocabulary, limit = rows if vocabulary is None else min(vocabulary, rows), position_limit(model)
+    if sequences < 1 or length < 2 or vocabulary < 1:
         raise ValueError(
-            f"need at least 1 sequence of 2 tokens, of a vocabulary from 1 to {rows}; got {sequences} of {length}, of "
-            f"{vocabulary}"
+            f"need at least 1 sequence of 2 tokens, of a vocabulary of 1; got {sequences} of {length}, of {vocabulary}"
         )
     if limit is not None and length > limit:
         raise ValueError(f"a sequence of {length} tokens was asked for, but the model has {limit} positions")
     if network(model).is_fused:
-        raise ValueError("this model is sliced or fused: let the trained model write, which it is to be compared with")
+        raise ValueError("this model is sliced or fused; let the trained one write what it is calibrated on")
     if model.device.type == "meta":
         raise ValueError(
             "this model's weights are not in memory, so that it can't write: calibrate on a text, or load it"

@@ -130,8 +130,7 @@ def token_sets(
 
 def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """What the model writes; where several processes hold it, what it writes in the first."""
-    vocabulary = min(len(tokenizer), model.get_input_embeddings().num_embeddings)
-    settings = {"vocabulary": vocabulary, "seed": arguments.seed, "progress": not arguments.quiet}
+    settings = {"vocabulary": len(tokenizer), "seed": arguments.seed, "progress": not arguments.quiet}
     ids = torch.empty(arguments.samples, seqlen, dtype=torch.int64, device=model.device)
 
     def write() -> tuple[torch.Tensor]:

@@ -1,6 +1,6 @@
 """What lies beyond the paper, at equal sizes: the README's table of small models, and SmolLM2's.
 
-    python tests/benchmarks/beyond.py                    # the embedded models; with MINISLICE_TEST_ASSETS, four more
+    python tests/benchmarks/beyond.py                     # the embedded models; with MINISLICE_TEST_ASSETS, four more
     python tests/benchmarks/beyond.py --own               # the same, calibrated on what they write themselves
     python tests/benchmarks/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
     python tests/benchmarks/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
@@ -69,9 +69,9 @@ def measure_on_own(name: str, place: str, text: str, seqlen: int, sizes: list[st
     model, tokenizer = minislice.load(place, dtype="float32")
     _, stream = disjoint_streams(text, text, tokenizer)
     own = minislice.own_text(model, SMALL_SAMPLES, seqlen, vocabulary=len(tokenizer))
-    chosen = {"variants": {name: VARIANTS[name] for name in variants}, "sizes": [float(size) for size in sizes]}
-    evaluation = windows(stream, seqlen, WINDOWS)
-    minislice.compare(model, own, evaluation, **chosen, out=SMALL_OWN, name=name, say=print)
+    chosen = {variant: VARIANTS[variant] for variant in variants}
+    asked = {"variants": chosen, "sizes": [*map(float, sizes)], "out": SMALL_OWN, "name": name, "say": print}
+    minislice.compare(model, own, windows(stream, seqlen, WINDOWS), **asked)
 
 
 def smollm2(assets: str, calibration: str, samples: int) -> list[str]:
