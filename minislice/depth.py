@@ -13,13 +13,13 @@ perplexity of 24.7 in place of 5.5. Nor do losses measured once do as well (test
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .architecture.network import Network, inference, network
+from .checks import are_ints, require, require_int, require_number
 from .corpus.batches import Batch, Tokens, token_batches
 from .likelihood import logits_behind, prediction_losses
 
@@ -73,6 +73,7 @@ def delete_layers(
             change their places; known layers that it hasn't; tokens that don't fit. The model is then as it was.
     """
     net = network(model)
+    require(are_ints(known), "known", "a list of numbers of layers", known)
     count = _how_many(net, layers, size)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     numbers, deleted = list(range(len(net.layers))), []
@@ -136,8 +137,7 @@ def _how_many(net: Network, layers: int | None, size: float | None) -> int:
         raise ValueError("give one of layers and size")
     have = len(net.layers)
     if size is not None:
-        if not 0 < size <= 1:
-            raise ValueError(f"size must be a fraction of the model's parameters, 0 < size <= 1, got {size!r}")
+        require_number("size", size, above=0, most=1)
         total = sum(p.numel() for p in net.model.parameters())
         each = sum(p.numel() for p in net.their_layers[0].parameters())
         layers = -((int(size * total + 1e-6) - total) // each)  # rounded up
@@ -145,6 +145,5 @@ def _how_many(net: Network, layers: int | None, size: float | None) -> int:
             raise ValueError(
                 f"{size:.0%} of {total:,} parameters can't be reached: {have} layers of {each:,} can't all be deleted"
             )
-    if not (isinstance(layers, Integral) and 0 <= layers < have):
-        raise ValueError(f"layers must be a whole number from 0 to {have - 1}, one less than there are, got {layers!r}")
+    require_int("layers", layers, 0, have - 1)
     return layers

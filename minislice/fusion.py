@@ -23,6 +23,7 @@ from .architecture.blocks import Block, RMSNorm
 from .architecture.family import LAYERNORM, NormKind
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
+from .checks import require_flag
 from .heads import tie_embedding, tie_head
 from .precision import ROWS, by_rows
 
@@ -132,6 +133,7 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     Raises:
         ValueError: the model can't be fused (see `families.network`), or already is, or has no tie to keep.
     """
+    require_flag("keep_tie", keep_tie)
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")

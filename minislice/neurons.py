@@ -26,6 +26,7 @@ from .architecture.blocks import Block
 from .architecture.network import Network, inference, network
 from .architecture.neurons import keep_experts_neurons, keep_neurons
 from .calibration import Calibration
+from .checks import require_flag, require_int, require_number
 from .corpus.batches import Batch, Tokens, token_batches
 from .inner import (
     block_moments,
@@ -192,6 +193,9 @@ def delete_neurons(
             that its config can't say; tokens that don't fit. The model is then as it was.
             Also a signal with a NaN or an infinity, named by layer and by sequence.
     """
+    require_number("neurons", neurons, below=1)
+    require_int("multiple", multiple)
+    require_flag("repair", repair)
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")

@@ -4,12 +4,21 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from numbers import Integral, Real
-from types import NoneType
 
 from .adapters import FORMS
 from .architecture.heads import TiedHead
 from .architecture.network import Network
+from .checks import (
+    are_ints,
+    is_int,
+    is_number,
+    require,
+    require_choice,
+    require_flag,
+    require_int,
+    require_number,
+    require_seed,
+)
 from .heads import HEADS, require_tie, tie_obstacle
 from .pca import SIGNALS
 
@@ -200,44 +209,33 @@ def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
 
 def _check(options: SlicingOptions) -> None:
     """Raise a ValueError for an option outside its range."""
-
-    def require(fits: bool, name: str, what: str) -> None:
-        if not fits:
-            raise ValueError(f"{name} must be {what}, got {getattr(options, name)!r}")
-
-    def is_int(value: object) -> bool:  # Python's and NumPy's, but no bool
-        return isinstance(value, Integral) and not isinstance(value, bool)
-
-    def is_number(value: object) -> bool:
-        return isinstance(value, Real) and not isinstance(value, bool)
-
     choices = {"signal": SIGNALS, "adapter": FORMS, "basis": BASES}
     for name, allowed in {**choices, "orientation": ORIENTATIONS, "pca_dtype": PCA_DTYPES}.items():
-        require(getattr(options, name) in allowed, name, f"one of {', '.join(allowed)}")
-    require(options.head in (None, *HEADS), "head", f"one of {', '.join(HEADS)}")
-    width, slicing, discard, tolerance = options.width, options.slicing, options.discard, options.tolerance
-    neurons = options.neurons
-    widths = width if isinstance(width, Sequence) and not isinstance(width, str) else [width]
-    require(width is None or all(map(is_int, widths)), "width", "a whole number, or one for each boundary")
-    require(isinstance(options.slice_embedding, (bool, NoneType)), "slice_embedding", "True or False")
-    require(isinstance(options.slice_head, bool), "slice_head", "True or False")
-    require(isinstance(options.repair, bool), "repair", "True or False")
-    require(all(map(is_int, options.drop)), "drop", "the numbers of blocks")
-    if isinstance(neurons, Sequence) and not isinstance(neurons, str):
-        require(all(map(is_int, neurons)), "neurons", "a fraction, or a whole number for each MLP")
-    else:
-        require(is_number(neurons) and 0 <= neurons < 1, "neurons", "a fraction, 0 <= neurons < 1")
-    require(is_int(options.multiple) and options.multiple >= 1, "multiple", "a whole number of at least 1")
-    require(is_int(options.seed), "seed", "a whole number")
-    require(slicing is None or (is_number(slicing) and 0 <= slicing < 1), "slicing", "a fraction, 0 <= slicing < 1")
-    require(discard is None or (is_number(discard) and 0 <= discard < 1), "discard", "a fraction, 0 <= discard < 1")
-    require(is_number(tolerance) and 0 <= tolerance <= 1, "tolerance", "a cosine deficit, 0 <= tolerance <= 1")
-    if sum(option is not None for option in (slicing, width, discard)) > 1:
+        require_choice(name, getattr(options, name), allowed)
+    if options.head is not None:
+        require_choice("head", options.head, HEADS)
+    if options.slice_embedding is not None:
+        require_flag("slice_embedding", options.slice_embedding)
+    require_flag("slice_head", options.slice_head)
+    require_flag("repair", options.repair)
+    for name in ("slicing", "discard"):
+        if getattr(options, name) is not None:
+            require_number(name, getattr(options, name), below=1)
+    require_number("tolerance", options.tolerance, most=1)
+    require_int("multiple", options.multiple)
+    require_seed(options.seed)
+    width, neurons, drop = options.width, options.neurons, options.drop
+    fits = width is None or is_int(width) or (isinstance(width, Sequence) and are_ints(width))
+    require(fits, "width", "a whole number, or one for each boundary", width)
+    fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
+    require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
+    require(are_ints(drop), "drop", "a list of numbers of blocks", drop)
+    if sum(option is not None for option in (options.slicing, width, options.discard)) > 1:
         raise ValueError("give one of slicing, width and discard")
     if options.head == "tied" and (options.slice_embedding or options.slice_head):
         name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
         raise ValueError(f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'")
-    if discard is not None and options.basis != "pca":
+    if options.discard is not None and options.basis != "pca":
         raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
+from .checks import is_several, require, require_flag, require_seed
 from .fusion import fuse
 from .precision import by_rows
 
@@ -106,11 +107,14 @@ def rotate(
     if not isinstance(net.head, nn.Linear):
         raise ValueError("can't rotate this model: its head shares the embedding's matrix; fuse it without keep_tie")
     D, boundaries = net.trained_width, len(net.blocks) + 1
+    require_flag("per_block", per_block)
     if rotation is None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(require_seed(seed))
         rotations = [random_orthogonal(D, generator) for _ in range(boundaries if per_block else 1)]
     else:
-        rotations = [rotation] if isinstance(rotation, Tensor) else list(rotation)
+        rotations = [rotation] if isinstance(rotation, Tensor) else rotation
+        are_matrices = is_several(rotations) and all(isinstance(Q, Tensor) for Q in rotations)
+        require(are_matrices, "rotation", "a tensor, or a list of tensors", rotation)
         if len(rotations) not in (1, boundaries):
             raise ValueError(f"got {len(rotations)} rotations; give one, or one for each of {boundaries} boundaries")
         for Q in rotations:

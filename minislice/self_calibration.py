@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from .architecture.network import inference, network
+from .checks import require_int, require_seed
 from .corpus.batches import position_limit, with_what_fits
 
 
@@ -38,12 +39,10 @@ def own_text(
     Raises:
         ValueError: lengths that can't be; a sliced model, one without weights, one whose logits are no numbers.
     """
-    rows = model.get_input_embeddings().num_embeddings
-    vocabulary, limit = rows if vocabulary is None else min(vocabulary, rows), position_limit(model)
-    if sequences < 1 or length < 2 or vocabulary < 1:
-        raise ValueError(
-            f"need at least 1 sequence of 2 tokens, of a vocabulary of 1; got {sequences} of {length}, of {vocabulary}"
-        )
+    rows, limit = model.get_input_embeddings().num_embeddings, position_limit(model)
+    vocabulary = rows if vocabulary is None else min(require_int("vocabulary", vocabulary), rows)
+    sequences, length = require_int("sequences", sequences), require_int("length", length, least=2)
+    batch_size, seed = require_int("batch_size", batch_size), require_seed(seed)
     if limit is not None and length > limit:
         raise ValueError(f"a sequence of {length} tokens was asked for, but the model has {limit} positions")
     if network(model).is_fused:

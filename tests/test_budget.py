@@ -129,7 +129,7 @@ def test_so_many_sequences_measure(count, measure):
 
 def test_a_size_that_cannot_be_reached_is_refused():
     recipe = Recipe("llama")
-    with pytest.raises(ValueError, match=r"between 0 and 1, got 1\.2"):
+    with pytest.raises(ValueError, match=r"0 < size < 1, got 1\.2"):
         plan_compression(recipe.model(), recipe.tokens(), size=1.2)
     with pytest.raises(ValueError, match="nothing that can be deleted leaves 1% of this model's"):
         plan_compression(recipe.model(), [recipe.tokens()] * 2, size=0.01, widths=(1.0,))

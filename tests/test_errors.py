@@ -1,8 +1,10 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import properties
 import pytest
 import torch
@@ -17,9 +19,29 @@ from transformers import (
     OPTConfig,
 )
 
-from minislice import delete_neurons, fuse, perplexity, rotate, slice_model, verify
+from minislice import (
+    compare,
+    compress,
+    delete_layers,
+    delete_neurons,
+    equal_size,
+    fuse,
+    own_text,
+    perplexity,
+    plan_compression,
+    propose,
+    recover,
+    rotate,
+    slice_model,
+    verify,
+    zero_shot,
+)
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
+from minislice.corpus.text import sample
+from minislice.measuring.allocation import neurons_for
+from minislice.measuring.timing import compare as inference_cost
+from minislice.recovery.options import RecoveryOptions
 from minislice.teaching.small import small_model
 
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
@@ -243,6 +265,87 @@ def test_what_is_no_tokens_is_refused_by_one_clear_error(measure, arguments, fra
 def test_what_is_no_model_is_refused_by_one_clear_error(measure, model):
     with pytest.raises(ValueError, match=f"transformers causal language model, got {type(model).__name__}"):
         MEASURES[measure](model, IDS)
+
+
+NAN, INF = float("nan"), float("inf")
+WRONG = {
+    "count": ["8", None, 2.5, 0, -1, True, NAN, INF, 10**30, [], b"8", torch.ones(2)],
+    "count or None": ["8", 2.5, 0, -1, True, NAN, INF, 10**30, []],
+    "seed": ["8", None, 2.5, -1, True, NAN, 2**32, []],
+    "fraction": ["0.5", -0.1, 1.0, 2, True, NAN, -INF, {}, torch.ones(2)],  # 0 <= x < 1
+    "share": ["0.5", None, 0, -0.1, 1.5, True, NAN, INF, []],  # 0 < x <= 1
+    "positive": ["0.5", None, 0, -0.1, True, NAN, INF, []],
+    "flag": ["no", None, 1, 0.0, [], torch.ones(2)],
+    "name": [5, None, "no such", [], ["full"]],
+    "names": [None, 5, b"x", [5], [None], torch.tensor(3)],
+    "ints": [None, 3, 2.5, "12", [1.5], ["a"], [None], torch.tensor(3)],
+    "shares": [None, 0.5, "x", [], [1.5], [0], ["a"], [NAN], torch.tensor(1.0)],
+    "mapping": [5, "x", ["a"], {"a": 5}],
+}
+CHOICES = dict.fromkeys(("signal", "adapter", "basis", "orientation", "pca_dtype"), "name")
+SLICING = {"slicing": "fraction", "discard": "fraction", "multiple": "count", "drop": "ints", "repair": "flag"}
+TRAINING = dict.fromkeys(("rank", "accumulation", "every", "patience"), "count")
+TRAINING |= dict.fromkeys(("alpha", "learning_rate", "epochs"), "positive")
+TRAINING |= {"dropout": "fraction", "held_out": "fraction", "steps": "count or None", "train_adapters": "flag"}
+BATCH, SEED, LIMIT = {"batch_size": "count"}, {"seed": "seed"}, {"limit": "count or None"}
+OPTIONS = {
+    fuse: {"keep_tie": "flag"},
+    rotate: {"per_block": "flag", **SEED},
+    slice_model: {**SLICING, **CHOICES, "slice_head": "flag", **SEED, **BATCH},
+    delete_neurons: {"neurons": "fraction", "multiple": "count", "repair": "flag", **BATCH},
+    partial(delete_layers, layers=1): {"known": "ints", **BATCH},
+    delete_layers: {"size": "share"},
+    plan_compression: {"size": "share", "widths": "shares", "drop": "flag", "multiple": "count", **BATCH},
+    compress: {"size": "share", "multiple": "count", **BATCH},
+    partial(neurons_for, size=0.9): {"size": "share", "multiple": "count"},
+    perplexity: BATCH,
+    verify: {"dtypes": "names", **SEED, **BATCH},
+    compare: {"sizes": "shares", "variants": "mapping", "tasks": "names", **LIMIT},
+    equal_size: {"widths": "ints", "variants": "mapping", **BATCH},
+    zero_shot: {"tasks": "names", **LIMIT, **BATCH},
+    propose: SEED,
+    own_text: {"vocabulary": "count or None", **SEED, **BATCH},
+    recover: {**TRAINING, **SEED, **BATCH},
+    inference_cost: {"prompt": "count", "length": "count", "rounds": "count", "batch_size": "count or None"},
+    sample: {"samples": "count", "seqlen": "count", **SEED},
+}
+NEEDED = {  # what stands beside the model
+    **dict.fromkeys(("perplexity", "slice_model", "delete_neurons", "delete_layers", "verify", "recover"), (IDS,)),
+    **dict.fromkeys(("plan_compression", "compress"), (IDS,)),
+    **dict.fromkeys(("compare", "equal_size"), (IDS, IDS)),
+    **{"own_text": (2, 4), "zero_shot": (object(),), "inference_cost": (LLAMA.model(),)},
+}
+CASES = [(function, option, kind) for function, kinds in OPTIONS.items() for option, kind in kinds.items()]
+
+
+def name_of(function) -> str:
+    names = {inference_cost: "inference_cost"}
+    function = getattr(function, "func", function)
+    return names.get(function, function.__name__)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("function", "option", "kind"), CASES, ids=[f"{name_of(function)}-{option}" for function, option, _ in CASES]
+)
+def test_an_option_out_of_its_range_is_refused_by_its_name(function, option, kind):
+    model = LLAMA.model()
+    if function is recover:
+        model = done["sliced"](model)
+    if function is sample:
+        model, function = IDS.flatten(), partial(sample, **{"samples": 1, "seqlen": 4})
+    for value in WRONG[kind]:
+        if option == "widths" and value is None:  # the default
+            continue
+        with pytest.raises(ValueError, match=option):
+            function(model, *NEEDED.get(name_of(function), ()), **{option: value})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers():
+    options = RecoveryOptions(rank=np.int64(4), alpha=np.float32(2), seed=np.uint8(3))
+    assert json.loads(json.dumps(vars(options))) == vars(RecoveryOptions(rank=4, alpha=2, seed=3))
+    slice_model(LLAMA.model(), IDS, width=np.int64(8), seed=np.int32(1), drop=np.array([1]), batch_size=np.int64(2))
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -338,10 +338,10 @@ def test_where_memory_is_not_enough_for_one_sequence_the_model_is_as_it_was(monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, "rank must be at least 1, got 0"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0"),
-        ({"held_out": 1.0}, "held_out must be a share between 0 and 1, got 1"),
+        ({"rank": 0}, "rank must be a whole number of at least 1, got 0"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a number, 0 < learning_rate"),
+        ({"held_out": 1.0}, "held_out must be a number, 0 <= held_out < 1, got 1"),
         ({"held_out": 0.9}, "4 sequences, 4 of them held out, leave none to train on"),
     ],
 )
@@ -421,7 +421,7 @@ def test_the_command_tells_bad_input_in_one_line(folder, tmp_path, capsys):
     _, source = folder
     for arguments, message in (
         (command("mini-llama", tmp_path / "out"), "this model isn't sliced"),
-        (command(source, tmp_path / "out", "--rank", "8", "--held-out", "1"), "held_out must be a share"),
+        (command(source, tmp_path / "out", "--rank", "8", "--held-out", "1"), "held_out must be a number"),
         (command(source, source), "exists and isn't empty"),
     ):
         assert main(arguments) == 2

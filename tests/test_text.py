@@ -398,7 +398,9 @@ def test_a_size_of_nothing_is_refused(seqlen, samples):
     if seqlen == 2 and samples == 1:
         return
     for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
-        with pytest.raises(ValueError, match=rf"at least 1 sequence of 2 tokens, got {samples} of {seqlen}"):
+        with pytest.raises(
+            ValueError, match="samples must be .* at least 1" if samples < 1 else "seqlen must be .* at least 2"
+        ):
             cut(torch.arange(50), samples, seqlen)
 
 

@@ -279,7 +279,7 @@ def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
         ("winogrande", {"tasks_from": tmp_path}, "winogrande.jsonl has no items in it"),
         ("arc_challenge", {"tasks_from": originals}, r"arc_challenge.jsonl doesn't exist"),
         ("boolq", {"tasks_from": originals}, "no local copy of boolq can be read; there are piqa, winogrande"),
-        ("piqa", {"limit": 0, "tasks_from": originals}, "limit must be at least 1"),
+        ("piqa", {"limit": 0, "tasks_from": originals}, "limit must be a whole number of at least 1"),
         (["piqa", "piqa"], {"tasks_from": originals}, "each task once"),
         ([], {}, "at least one"),
     ):

@@ -5,6 +5,7 @@ import sys
 import torch
 import transformers
 
+from ..checks import require_seed
 from ..large import processes
 from ..teaching.assignments import command as assignment
 from ..teaching.grading import command as grade
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
         with processes.joined() as arguments.processes:
+            if "seed" in arguments:
+                require_seed(arguments.seed)
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..checks import require_int
+
 # A [sequences, tokens] tensor of ids, or an iterable of such tensors. Anything with an "input_ids" entry, such as a
 # tokenizer's output, may stand for a tensor and brings its own "attention_mask".
 Tokens = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]]
@@ -38,8 +40,7 @@ def token_batches(
     """
     if not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    batch_size = require_int("batch_size", batch_size)
     whole = _listed(tokens, "tokens")
     masks = [None] * len(whole) if attention_mask is None else _listed(attention_mask, "the attention mask")
     if len(masks) != len(whole):

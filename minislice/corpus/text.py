@@ -12,6 +12,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import require_int, require_seed
 from .embedded import stdlib_documents
 from .hub import require_hub
 
@@ -198,13 +199,13 @@ def sample(
     """
     _require(stream, seqlen, samples)
     cut = windows(stream, seqlen)
-    order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(require_seed(seed)))
     return cut[order[:samples]]
 
 
 def _require(stream: Tensor, seqlen: int, samples: int) -> None:
-    if seqlen < 2 or samples < 1:
-        raise ValueError(f"need at least 1 sequence of 2 tokens, got {samples} of {seqlen}")
+    require_int("samples", samples)
+    require_int("seqlen", seqlen, least=2)
     if len(stream) < samples * seqlen:
         raise ValueError(
             f"asked for {samples} sequences of {seqlen} tokens, {samples * seqlen} in all, but the text has "

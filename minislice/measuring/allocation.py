@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ..architecture.blocks import Block
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import Network, network
+from ..checks import require_int, require_number
 from ..neurons import common_neurons
 from .cost import parameters
 from .rulers import LEAST, Cost
@@ -180,6 +181,8 @@ def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float
     Raises:
         ValueError: they haven't so many parameters.
     """
+    require_number("size", size, above=0, most=1)
+    require_int("multiple", multiple)
     net = network(model)
     counts = common_neurons(net).values()
     theirs = sum(block.neurons * _per_neuron(block) for block in net.blocks) / parameters(model)

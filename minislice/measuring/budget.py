@@ -10,11 +10,13 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architecture.network import inference, network
+from ..checks import is_several, require, require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..likelihood import predictions
 from ..slicing import slice_model
@@ -168,8 +170,13 @@ def plan_compression(
     Raises:
         ValueError: a size that can't be reached within 1%; and as `prices`.
     """
-    if not 0 < size < 1:
-        raise ValueError(f"size is the share of the parameters that is to be left, between 0 and 1, got {size}")
+    require_number("size", size, above=0, below=1)
+    require_int("multiple", multiple)
+    require_flag("drop", drop)
+    require(is_several(widths) and len(widths) > 0, "widths", "a list of shares of the model's width", widths)
+    for share in widths:
+        require_number("widths", share, above=0, most=1)
+    require(isinstance(known, (Prices, NoneType)), "known", "the `prices` of an earlier plan", known)
     if known is None:
         settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
         known = prices(model, tokens, attention_mask, widths=min(widths) < 1, **settings)
@@ -220,6 +227,7 @@ def compress(
     Raises:
         ValueError: as `plan_compression` and `slice_model`.
     """
+    require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
     if plan is None:
         settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
         plan = plan_compression(model, tokens, attention_mask, **settings)

@@ -21,13 +21,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import network
+from ..checks import is_several, require, require_int, require_number
 from . import provenance
 from .cost import parameters
 from .paired import perplexity_ratio, window_losses
 from .records import Records, opened
 from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
-from .zero_shot import Score, ZeroShot, require_harness, zero_shot
+from .zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)
@@ -69,8 +70,14 @@ def compare(
         ValueError: no variants or sizes, or sizes outside (0, 1]; tasks that can't be measured; tokens that don't fit
             the model; another run writes into the file.
     """
-    if not variants or not sizes or not all(0 < size <= 1 for size in sizes):
-        raise ValueError(f"give at least one variant, and sizes in (0, 1], got {list(variants)} and {list(sizes)}")
+    are_variants = isinstance(variants, Mapping) and variants and all(map(callable, variants.values()))
+    require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
+    require(is_several(sizes) and len(sizes) > 0, "sizes", "a list of shares of the parameters", sizes)
+    for size in sizes:
+        require_number("sizes", size, above=0, most=1)
+    if limit is not None:
+        require_int("limit", limit)
+    tasks = require_tasks(tasks)
     if DENSE in variants:
         raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
     if tasks:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architecture.network import network
+from ..checks import are_ints, require
 from ..corpus.batches import Tokens
 from ..slicing import slice_model
 from .cost import parameters
@@ -65,6 +66,9 @@ def equal_size(
         variants = VARIANTS | (TIED_VARIANTS if net.head_was_tied else {})
     if widths is None:
         widths = sorted({round(net.trained_width * percent / 100) for percent in range(60, 101, 5)})
+    are_options = isinstance(variants, Mapping) and all(isinstance(options, Mapping) for options in variants.values())
+    require(are_options, "variants", "options of `slice_model` by the name of each variant", variants)
+    require(are_ints(widths), "widths", "a list of whole numbers", widths)
     tasks = [(name, options, width) for name, options in variants.items() for width in widths]
     points = []
     for name, options, width in tqdm(tasks, desc="equal size", disable=not progress, leave=False):

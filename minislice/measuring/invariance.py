@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.mixtures import able_to_compute
 from ..architecture.network import inference, network
+from ..checks import is_several, require, require_choice, require_seed
 from ..corpus.batches import Tokens, token_batches
 from ..fusion import fuse
 from ..options import SlicingOptions
@@ -136,10 +137,10 @@ def verify(
     Raises:
         ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
     """
-    dtypes = list(dtypes)
-    unknown = [dtype for dtype in dtypes if dtype not in TOLERANCES]
-    if unknown or not dtypes:
-        raise ValueError(f"dtypes must be some of {', '.join(TOLERANCES)}, got {', '.join(unknown) or 'none'}")
+    seed = require_seed(seed)
+    require(is_several(dtypes) and len(dtypes) > 0, "dtypes", f"some of {', '.join(TOLERANCES)}", dtypes)
+    for dtype in dtypes:
+        require_choice("dtypes", dtype, TOLERANCES)
     net = network(model)
     require_whole(net, "verify")
     if net.is_fused:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from ..architecture.families import FAMILIES
 from ..architecture.family import BlockSpec, Family, NormKind
 from ..architecture.linears import is_linear
+from ..checks import require_seed
 from .invariance import Verification, verify
 from .observed import SAME, Call, calls_of, equal, explain, explain_by_token, norm_kind, redrawn
 
@@ -80,7 +81,7 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
         model: any that has `model.config`, and layers in an `nn.ModuleList`; its weights don't matter.
         seed: of the tokens and of the redrawn scales.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(require_seed(seed))
     model_type = model.config.model_type
     ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 24), generator=generator)
     ids = ids.to(model.get_input_embeddings().weight.device)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.linears import Experts
 from ..architecture.network import inference, network
+from ..checks import require_int
 from .cost import flops_per_token, parameters, size_in_bytes, step_seconds
 
 Name = TypeVar("Name")
@@ -51,6 +52,10 @@ def compare(
         batch_size: for the throughput (table 11). By default, on a GPU, the largest that fits, of each model alone; on
             a CPU, where nothing says what fits, 8.
     """
+    for name, value in {"prompt": prompt, "length": length, "rounds": rounds}.items():
+        require_int(name, value)
+    if batch_size is not None:
+        require_int("batch_size", batch_size)
     models, device = {"dense": dense, "sliced": sliced}, _device(dense)
     found = {
         "parameters": _pair(*map(parameters, models.values())),

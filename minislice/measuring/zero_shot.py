@@ -23,6 +23,7 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import inference
+from ..checks import is_several, require, require_int
 from ..corpus.batches import with_what_fits
 from .local_tasks import LOCAL, definition, write_tasks
 
@@ -89,9 +90,10 @@ def zero_shot(
     require_harness()
     if tokenizer is None:
         raise ValueError("zero-shot tasks are texts: they need the model's tokenizer")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 item of each task, got {limit}")
-    tasks = [tasks] if isinstance(tasks, str) else list(tasks)
+    if limit is not None:
+        require_int("limit", limit)
+    require_int("batch_size", batch_size)
+    tasks = require_tasks([tasks] if isinstance(tasks, str) else tasks)
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"give each task once, and at least one, got {tasks}")
     with tempfile.TemporaryDirectory() as folder, _quiet(progress), inference(model):
@@ -101,6 +103,12 @@ def zero_shot(
         results = with_what_fits(lambda size: _evaluate(model, tokenizer, tasks, limit, place, size), batch_size)
     scores = tuple(_score(task, results) for task in tasks)
     return ZeroShot(scores, {name: version(name) for name in ("lm_eval", "transformers", "torch")})
+
+
+def require_tasks(tasks: Sequence[str]) -> list[str]:
+    """The same names, which are texts."""
+    require(is_several(tasks) and all(isinstance(task, str) for task in tasks), "tasks", "a list of names", tasks)
+    return list(tasks)
 
 
 def require_harness() -> None:

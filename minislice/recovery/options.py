@@ -1,7 +1,8 @@
 """What recovery fine-tuning can be told, and what it reports; both in plain types."""
 
-import math
 from dataclasses import dataclass
+
+from ..checks import require_flag, require_int, require_number, require_seed
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,18 @@ class RecoveryOptions:
     seed: int = 0
 
     def __post_init__(self):
+        require_flag("train_adapters", self.train_adapters)
+        checked = {"seed": require_seed(self.seed)}
         for name in ("rank", "accumulation", "every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            checked[name] = require_int(name, getattr(self, name))
         for name in ("alpha", "learning_rate", "epochs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+            checked[name] = require_number(name, getattr(self, name), above=0)
         for name in ("dropout", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a share between 0 and 1, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+            checked[name] = require_number(name, getattr(self, name), below=1)
+        if self.steps is not None:
+            checked["steps"] = require_int("steps", self.steps)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
