@@ -16,7 +16,7 @@ from pkgutil import resolve_name
 import mistakes as wrong
 import pytest
 import torch
-from family_models import FamilyRecipe
+from family_models import FAMILIES, FamilyRecipe
 from hypothesis import example, given
 from hypothesis import strategies as st
 from models import Recipe, recipes
@@ -35,7 +35,9 @@ from streamed import (
 from torch import nn
 
 import minislice
+from minislice.architecture.network import network
 from minislice.command.cli import main
+from minislice.large.source import TrainedWeights
 from minislice.large.streaming import StreamedRun, slice_streamed
 from minislice.storage import files
 from minislice.storage.files import INDEX
@@ -54,9 +56,12 @@ def other_files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".safetensors" and p.name != INDEX}
 
 
-def streaming_equals_memory(recipe: Recipe, dtype: torch.dtype, shards: bool, options: dict) -> None:
+def streaming_equals_memory(recipe: Recipe, dtype: torch.dtype, shards: bool, options: dict, edit=None) -> None:
+    """`edit` is called with the model's folder before it is read."""
     with temporary_folder() as folder:
         dense = saved(recipe, folder, dtype, shards)
+        if edit is not None:
+            edit(dense)
         model, _ = minislice.load(dense)
         minislice.slice_model(model, recipe.tokens(), recipe.mask(), batch_size=3, **options)
         minislice.save(model, folder / "memory")
@@ -331,6 +336,38 @@ def test_a_folder_that_may_not_be_written_to_is_one_line_of_the_command(tmp_path
     assert main([*arguments, "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "Permission denied" in error
+
+
+def with_a_head(dense: Path, change: float) -> None:
+    """Add a head's matrix to the files of a tied model: the embedding's, plus `change`."""
+    path = dense / "model.safetensors"
+    tensors = load_file(path)
+    embedding = next(name for name in network(minislice.load(dense)[0]).model.all_tied_weights_keys.values())
+    save_file({**tensors, "lm_head.weight": tensors[embedding] + change}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("change", [1.0, 0.0], ids=["another", "the same"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_is_tied_only_where_the_files_have_no_other_matrix_for_it(family, change, tmp_path):
+    dense = saved(FamilyRecipe(family, layers=1), tmp_path, shards=False)
+    with_a_head(dense, change)
+    in_memory = network(minislice.load(dense)[0]).head_was_tied
+    assert TrainedWeights(dense, "auto").net.head_was_tied == in_memory == (change == 0)
+
+
+@pytest.mark.parametrize("recipe", [Recipe("opt"), Recipe("llama"), FamilyRecipe("gpt_neox", layers=2)])
+def test_a_head_that_was_trained_apart_is_sliced_as_in_memory(recipe, tmp_path):
+    streaming_equals_memory(recipe, torch.float32, False, {"slicing": 0.25}, lambda dense: with_a_head(dense, 1.0))
+
+
+def test_a_matrix_that_is_there_under_the_heads_name_alone_is_the_embedding_too(tmp_path):
+    dense = saved(LLAMA, tmp_path, shards=False)
+    slice_streamed(dense, LLAMA.tokens(), tmp_path / "expected", width=9)
+    tensors = load_file(dense / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    slice_streamed(dense, LLAMA.tokens(), tmp_path / "found", width=9)
+    same_weights(tmp_path / "expected", tmp_path / "found")
 
 
 @pytest.mark.parametrize("recipe", [LLAMA, Recipe("opt")], ids=lambda recipe: recipe.family)

@@ -13,7 +13,7 @@ from ..architecture.folder import place_for, require_free
 from ..architecture.network import Network, network
 from ..heads import HEADS
 from ..large.shared import SharedCalibration
-from ..large.source import local_folder, without_weights
+from ..large.source import TrainedWeights, without_weights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters, size_in_words
 from ..measuring.shapes import sliced_config
@@ -129,8 +129,8 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
-    folder, texts = local_folder(arguments.model), texts_of(arguments)
-    model, tokenizer = without_weights(load_config(folder)), require_tokenizer(arguments, load_tokenizer(folder))
+    trained, texts = TrainedWeights(arguments.model, dtype_of(arguments)), texts_of(arguments)
+    model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder))
     calibration, _ = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, model.config.hidden_size)
     _look_ahead(arguments, network(model), checked)

@@ -92,16 +92,16 @@ class TrainedWeights:
             dtype = config.dtype or self._open(next(iter(self.files))).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         model = without_weights(config, self.dtype)
+        if self._head_is_its_own(model):
+            config.tie_word_embeddings = False
+            model = without_weights(config, self.dtype)
         config.name_or_path = str(source)
         if (self.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.net = network(model)
         # Of every parameter, by the module that it belongs to, for blocks will change the names: the names of what the
         # files have in place of it; if tied, the embedding's.
-        first = {
-            parameter: [self._stored(stored) for stored in revert_weight_conversion(model, {name: parameter})]
-            for name, parameter in model.named_parameters()
-        }
+        first = {parameter: self._stored(model, name) for name, parameter in model.named_parameters()}
         self.names = {
             (module, name): first[parameter]
             for module in model.modules()
@@ -156,22 +156,45 @@ class TrainedWeights:
         with safe_open(self.files[name], framework="pt") as tensors:
             return tensors.get_tensor(name)
 
-    def _stored(self, name: str) -> str:
-        """The name of a tensor in the files, where a base model's may lack the first word."""
-        return name if name in self.files else name.removeprefix(f"{self.net.model.base_model_prefix}.")
+    def _stored(self, model: PreTrainedModel, name: str) -> list[str]:
+        """The names of the tensors that the files have in place of a parameter.
+
+        A base model's files may lack the first word of each name. A tied matrix may be there under its other name.
+        """
+        if name in self.files:
+            return [name]
+        stored = [
+            piece if piece in self.files else piece.removeprefix(f"{model.base_model_prefix}.")
+            for piece in revert_weight_conversion(model, {name: model.get_parameter(name)})
+        ]
+        for target, source in model.all_tied_weights_keys.items():
+            if name == source and stored[0] not in self.files:
+                return self._stored(model, target)
+        return stored
+
+    def _head_is_its_own(self, model: PreTrainedModel) -> bool:
+        """Whether the files have another matrix for the head than for the embedding, although the config ties them.
+
+        A fine-tune that trained its head leaves such files; transformers doesn't tie the two then.
+        """
+        for names in model.all_tied_weights_keys.items():
+            stored = [self._stored(model, name)[0] for name in names]
+            if all(name in self.files for name in stored):
+                head, embedding = (self._open(name).to(self.dtype) for name in stored)
+                return not torch.equal(head, embedding)
+        return False
 
     def _all_names(self) -> set[str]:
         """Of all tensors that the files have of the model."""
         return {name for names in self.names.values() for name in names}
 
     def _check(self, model: PreTrainedModel) -> None:
-        ignored = model._keys_to_ignore_on_load_unexpected or ()
+        ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), r"inv_freq$")
+        tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
         unexpected = sorted(
             name
-            for name in self.files.keys() - self._all_names() - self.buffers
-            if not any(
-                re.search(pattern, name) for pattern in (*ignored, r"inv_freq$", r"^(lm_head|embed_out)\.weight$")
-            )
+            for name in self.files.keys() - self._all_names() - self.buffers - tied
+            if not any(re.search(pattern, name) for pattern in ignored)
         )
         if unexpected:
             raise ValueError(
