@@ -1,33 +1,33 @@
 """minislice: SliceGPT (Ashkboos et al., ICLR 2024), to read, to check and to run."""
 
-__version__ = "0.1.0"
-
 from .architecture import families
 from .architecture.configuration import SlicedConfig
 from .architecture.modeling import SlicedForCausalLM
-from .depth import delete_layers
+from .beyond.budget import compress, plan_compression
+from .beyond.compare import compare
+from .beyond.depth import delete_layers
+from .beyond.neurons import delete_neurons
+from .beyond.self_calibration import own_text
 from .fusion import fuse
+from .invariance import verify
 from .large.streaming import slice_streamed
-from .measuring.budget import compress, plan_compression
-from .measuring.compare import compare
 from .measuring.comparison import equal_size
 from .measuring.cost import parameters
-from .measuring.invariance import verify
-from .measuring.perplexity import perplexity
 from .measuring.propose import propose
 from .measuring.zero_shot import zero_shot
-from .neurons import delete_neurons
 from .options import SlicingOptions
+from .perplexity import perplexity
 from .recovery.recover import recover
 from .rotation import rotate
-from .self_calibration import own_text
 from .slicing import slice_model
 from .storage.checkpoint import export, load, save
+from .version import __version__
 
 __all__ = [
     "SlicedConfig",
     "SlicedForCausalLM",
     "SlicingOptions",
+    "__version__",
     "compare",
     "compress",
     "delete_layers",

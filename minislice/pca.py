@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .fusion import subtract_mean
 from .precision import without_tf32
+from .rotation import random_orthogonal
 
 SIGNALS = ("normalized", "raw")
 RUN = 1024  # tokens whose products are summed before they are added to the others
@@ -86,3 +87,25 @@ def discarded_share(C: Float64[Tensor, "D D"], Q: Float64[Tensor, "D D"], k: int
     """The share of the variance that all but the first k columns of Q have."""
     deleted = Q[:, k:].T
     return max(0.0, ((deleted @ C * deleted).sum() / C.trace()).item())  # rounding may make it less than zero
+
+
+def choose_basis(
+    Q: Float64[Tensor, "D D"],
+    k: int,
+    C: Float64[Tensor, "D D"],
+    basis: str,
+    orientation: str,
+    generator: torch.Generator,
+) -> Float64[Tensor, "D D"]:
+    """An orthogonal matrix whose first k columns are to be kept: the principal components Q, or a baseline.
+
+    Args:
+        basis, orientation: see `options.SlicingOptions`.
+    """
+    if basis == "random":
+        Q = random_orthogonal(len(C), generator).to(C.device)
+    elif basis == "column-norm":
+        Q = torch.eye(len(C), dtype=C.dtype, device=C.device)[:, C.diagonal().argsort(descending=True, stable=True)]
+    if orientation == "random":
+        Q = torch.cat([Q[:, :k] @ random_orthogonal(k, generator).to(Q.device), Q[:, k:]], dim=1)
+    return Q

@@ -27,17 +27,15 @@ from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
 from .architecture.linears import set_weight
 from .architecture.network import Network, inference, network
-from .baselines import choose_basis
-from .calibration import Calibration
+from .beyond.neurons import solve_block
+from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse
 from .heads import fit_head
-from .neurons import solve_block
 from .options import SlicingOptions, takes_options
-from .pca import discarded_share, width_keeping, without_mean
+from .pca import choose_basis, discarded_share, width_keeping, without_mean
 from .report import SlicingReport
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
-from .signals import Signal
 
 
 @takes_options

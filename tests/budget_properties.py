@@ -11,13 +11,13 @@ from models import VOCABULARY, Recipe
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.linears import set_weight
 from minislice.architecture.network import inference, network
+from minislice.beyond.allocation import Sizes, cheapest, sizes_of
+from minislice.beyond.budget import Prices
+from minislice.beyond.neurons import solve_block
+from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.likelihood import divergences, log_probabilities, prediction_losses, predictions
-from minislice.measuring.allocation import Sizes, cheapest, sizes_of
-from minislice.measuring.budget import Prices
-from minislice.measuring.rulers import LEAST, PROBE, Cost, block_costs
-from minislice.neurons import solve_block
+from minislice.perplexity import divergences, log_probabilities, prediction_losses, predictions
 
 SLACK = 500  # of a random budget: more than the 8 neurons of any block there
 

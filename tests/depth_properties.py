@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from minislice import perplexity
 from minislice.architecture.linears import set_weight
 from minislice.architecture.network import network
+from minislice.beyond.depth import delete_layers, losses_without_each
 from minislice.corpus.batches import token_batches
-from minislice.depth import delete_layers, losses_without_each
 
 
 def shortened(recipe: Recipe, layers: int = 1) -> nn.Module:

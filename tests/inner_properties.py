@@ -1,4 +1,4 @@
-"""The facts about a block's inner side (`minislice.neurons`, `minislice.repair`), in the manner of `properties.py`."""
+"""The facts about a block's inner side (`beyond.neurons`, `beyond.inner`), in the manner of `properties.py`."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -11,11 +11,10 @@ from torch import Tensor
 from minislice import fuse
 from minislice.architecture.linears import ExpertsWriter, set_weight
 from minislice.architecture.network import inference, network
+from minislice.beyond.inner import block_moments, expert_moments, experts_output, moments, refit
+from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_output
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.inner import block_moments, expert_moments, experts_output, moments
-from minislice.neurons import delete_neurons, keep_inner, least_harmful, solve_output
-from minislice.repair import refit
 from minislice.rotation import fold_reader
 
 RIDGE = 1e-2

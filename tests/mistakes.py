@@ -15,10 +15,10 @@ from torch import nn
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
+from minislice.beyond.inner import experts_output, output_matrix
+from minislice.beyond.rulers import PROBE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
-from minislice.inner import experts_output, output_matrix
-from minislice.measuring.rulers import PROBE
 
 
 def is_head(linear):

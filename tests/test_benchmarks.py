@@ -15,8 +15,8 @@ from models import FAMILIES, Recipe
 
 import minislice
 from minislice.architecture.network import network
+from minislice.beyond.rulers import block_costs
 from minislice.corpus.batches import token_batches
-from minislice.measuring.rulers import block_costs
 from minislice.pca import discarded_share, principal_components
 
 FOLDER = Path(__file__).with_name("benchmarks")

@@ -12,10 +12,10 @@ from models import FAMILIES, Recipe, recipes
 
 import minislice
 from minislice import compress, parameters, plan_compression
+from minislice.beyond.allocation import Choice, Part, Sizes, cheapest
+from minislice.beyond.budget import Prices, prices, split_off
+from minislice.beyond.rulers import Cost
 from minislice.corpus.batches import Batch
-from minislice.measuring.allocation import Choice, Part, Sizes, cheapest
-from minislice.measuring.budget import Prices, prices, split_off
-from minislice.measuring.rulers import Cost
 
 cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
 

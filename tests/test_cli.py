@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import minislice
 from minislice.command.cli import main
 from minislice.corpus.text import load_text, sample, tokenize, windows
-from minislice.measuring.invariance import STEPS
+from minislice.invariance import STEPS
 
 SIZES = ["--samples", "6", "--seqlen", "48"]
 FEW = ["--eval-samples", "5"]
@@ -415,10 +415,8 @@ def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, t
 
 def test_what_is_not_a_number_is_null_in_json(run, place, monkeypatch):
     arguments = ["--calibration", place / "test.txt", *TINY, "--dtypes", "float32", "--json"]
-    monkeypatch.setattr("minislice.measuring.invariance.UNROTATED", {"loaded"})
-    monkeypatch.setattr(
-        "minislice.measuring.invariance.STEPS", {"loaded": STEPS["loaded"]}
-    )  # slicing would refuse a NaN
+    monkeypatch.setattr("minislice.invariance.UNROTATED", {"loaded"})
+    monkeypatch.setattr("minislice.invariance.STEPS", {"loaded": STEPS["loaded"]})  # slicing would refuse a NaN
     status, out, _ = run("verify", place / "nan", *arguments)
     assert status == 1 and document(out)["measurements"][0]["error"] is None
 

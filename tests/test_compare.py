@@ -15,13 +15,13 @@ from properties import assert_same_logits
 
 import minislice
 from minislice.architecture.network import network
+from minislice.beyond.compare import compare
+from minislice.beyond.variants import VARIANTS, width_of_size
 from minislice.command.cli import main
 from minislice.corpus.text import disjoint_streams, sample, windows
-from minislice.measuring.compare import compare
 from minislice.measuring.paired import perplexity_ratio, window_losses
 from minislice.measuring.records import read
 from minislice.measuring.rows import FIELDS, faults, losses_of, table
-from minislice.measuring.variants import VARIANTS, width_of_size
 
 TINY = Recipe("llama", layers=3, tied=False, seed=5)
 EMBEDDED = ("mini-opt", "mini-llama", "mini-phi")
@@ -43,7 +43,7 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def no_collection(monkeypatch):
     """These models are small, and in a test run the collector has half a second's worth of other objects to look at."""
-    monkeypatch.setattr("minislice.measuring.compare.gc.collect", lambda: 0)
+    monkeypatch.setattr("minislice.beyond.compare.gc.collect", lambda: 0)
 
 
 def tiny(**options):

@@ -11,9 +11,9 @@ from models import Recipe, recipes
 from test_families import CASES, fixed
 
 import minislice
-from minislice import depth
 from minislice.architecture.network import network
-from minislice.depth import delete_layers, losses_without_each
+from minislice.beyond import depth
+from minislice.beyond.depth import delete_layers, losses_without_each
 
 LLAMA = Recipe("llama", layers=3, seed=7)
 # Attention that is divided by the layer's number; layers that are dense or sparse by their number.

@@ -8,6 +8,7 @@ import numpy as np
 import properties
 import pytest
 import torch
+from minislice.measuring.allocation import neurons_for
 from models import FAMILIES, VOCABULARY, Recipe
 from torch import nn
 from transformers import (
@@ -39,7 +40,6 @@ from minislice import (
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
 from minislice.corpus.text import sample
-from minislice.measuring.allocation import neurons_for
 from minislice.measuring.timing import compare as inference_cost
 from minislice.recovery.options import RecoveryOptions
 from minislice.teaching.small import small_model

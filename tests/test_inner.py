@@ -17,10 +17,10 @@ import minislice
 from minislice import delete_neurons, parameters, perplexity, slice_model
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.network import inference, network
+from minislice.beyond.inner import refit
+from minislice.beyond.neurons import least_harmful, solve_block
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.neurons import least_harmful, solve_block
-from minislice.repair import refit
 
 # Mixtures of experts in every layer.
 MIXTURES = [

@@ -177,7 +177,7 @@ def test_paper_tables_are_all_there_and_numbers_are_numbers():
 
 
 def compared(variant, size, perplexity, error=0.0, status="done"):
-    """A row of `measuring.compare`, as far as it is drawn."""
+    """A row of `beyond.compare`, as far as it is drawn."""
     about = {"variant": variant, "status": status, "model": "mini"}
     return about | {"parameters": int(size * 3e6), "perplexity": perplexity, "ratio_error": error}
 

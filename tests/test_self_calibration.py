@@ -10,11 +10,11 @@ from models import FAMILIES, Recipe
 from transformers import GenerationConfig
 
 import minislice
+from minislice.beyond.self_calibration import own_text
 from minislice.command import inputs
 from minislice.command.cli import main
 from minislice.corpus.batches import token_batches
-from minislice.likelihood import predictions
-from minislice.self_calibration import own_text
+from minislice.perplexity import predictions
 
 SEQUENCES, LENGTH = 24, 96
 

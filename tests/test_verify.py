@@ -12,7 +12,7 @@ import pytest
 import torch
 from models import FAMILIES, Recipe
 
-from minislice.measuring.invariance import STEPS, TOLERANCES, relative_error, verify
+from minislice.invariance import STEPS, TOLERANCES, relative_error, verify
 
 
 @pytest.mark.parametrize("family", FAMILIES)

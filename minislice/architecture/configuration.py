@@ -130,3 +130,12 @@ class SlicedConfig(PreTrainedConfig):
 def _are_sizes(values: object, least: int, most: int) -> bool:
     """Whether it is a list of whole numbers in this range; a bool isn't one, although Python says that it is an int."""
     return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
+
+
+def shorten(config: PreTrainedConfig, index: int) -> None:
+    """Take a layer out of a config: of its number, and of every list with an entry for each layer."""
+    layers = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == layers:  # layer_types and its like
+            setattr(config, name, [*value[:index], *value[index + 1 :]])
+    config.num_hidden_layers = layers - 1

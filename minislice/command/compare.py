@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..measuring.compare import SIZES, compare
+from ..beyond.compare import SIZES, compare
+from ..beyond.variants import VARIANTS
 from ..measuring.rows import table
-from ..measuring.variants import VARIANTS
 from ..storage.checkpoint import load
 from ..storage.files import whole_file
 from .inputs import dtype_of, load_both, texts_of, token_sets

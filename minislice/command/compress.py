@@ -5,10 +5,10 @@ import time
 from functools import partial
 
 from ..architecture.folder import require_free, whole_folder
-from ..measuring.allocation import neurons_for
-from ..measuring.budget import compress, plan_compression
+from ..beyond.allocation import neurons_for
+from ..beyond.budget import compress, plan_compression
+from ..beyond.neurons import delete_neurons
 from ..measuring.cost import parameters
-from ..neurons import delete_neurons
 from ..storage.checkpoint import locate
 from .inputs import load_both, measured, texts_of, token_sets
 from .output import print_result, save_sliced

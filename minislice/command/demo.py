@@ -19,10 +19,10 @@ from ..adapters import FORMS
 from ..architecture.network import network
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import disjoint_streams, sample
+from ..invariance import STEPS, logits_of, relative_error
 from ..measuring.cost import parameters
-from ..measuring.invariance import STEPS, logits_of, relative_error
-from ..measuring.perplexity import perplexity
 from ..options import SlicingOptions
+from ..perplexity import perplexity
 from ..slicing import slice_model
 from ..storage.checkpoint import load
 from .output import without_nan

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from ..beyond.self_calibration import own_text
 from ..corpus.batches import position_limit
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
-from ..measuring.perplexity import perplexity
-from ..self_calibration import own_text
+from ..perplexity import perplexity
 from ..storage.checkpoint import load, locate
 from ..storage.checks import usable_device
 from .parser import OWN

@@ -8,9 +8,9 @@ import argparse
 from collections.abc import Mapping
 from types import ModuleType
 
-from .. import __version__
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES
+from ..version import __version__
 
 MODEL_HELP = (
     f"one of the embedded models ({', '.join(EMBEDDED)}), smollm2, a model's folder, a GGUF file, or a name on the hub"

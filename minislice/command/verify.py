@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
-from ..measuring.invariance import TOLERANCES, verify
+from ..invariance import TOLERANCES, verify
 from ..storage.checkpoint import load
 from .inputs import Texts, dtype_of, require_known, require_tokenizer, seqlen_of, token_sets
 from .output import print_result

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..calibration import Calibration
+from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch
-from ..signals import Signal
 from .processes import Processes
 
 

@@ -23,7 +23,6 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
-from .. import __version__
 from ..architecture.folder import put_in_place, require_free
 from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
@@ -37,6 +36,7 @@ from ..rotation import require_whole
 from ..slicing import Slicer
 from ..storage.checks import usable_device
 from ..storage.files import sync, write_tensors
+from ..version import __version__
 from .processes import Processes
 from .shared import SharedCalibration
 from .source import TrainedWeights, local_folder

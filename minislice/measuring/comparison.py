@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from ..architecture.network import network
 from ..checks import are_ints, require
 from ..corpus.batches import Tokens
+from ..perplexity import perplexity
 from ..slicing import slice_model
 from .cost import parameters
-from .perplexity import perplexity
 
 # What is compared unless the caller says otherwise: options of `slice_model`, by the name that tables and plots show.
 VARIANTS = {

@@ -24,7 +24,7 @@ from ..architecture.families import FAMILIES
 from ..architecture.family import BlockSpec, Family, NormKind
 from ..architecture.linears import is_linear
 from ..checks import require_seed
-from .invariance import Verification, verify
+from ..invariance import Verification, verify
 from .observed import SAME, Call, calls_of, equal, explain, explain_by_token, norm_kind, redrawn
 
 NOT_KNOWN = "its class wasn't looked at for this"

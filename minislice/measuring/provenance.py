@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
+from ..version import __version__
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft", "accelerate")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import network
 from ..corpus.batches import Tokens, token_batches, with_what_fits
-from ..measuring.perplexity import perplexity
+from ..perplexity import perplexity
 from .checkpoints import fingerprint, model_fingerprint, open_folder
 from .options import RecoveryOptions, RecoveryReport
 from .sequences import require_disjoint, rows, split

@@ -1,6 +1,6 @@
 """What recovery fine-tuning trains on: sequences, the predictions in them that count, and a part held out.
 
-A prediction counts as in `measuring.perplexity`: of every token but a sequence's first, from a token and of a token,
+A prediction counts as in `perplexity`: of every token but a sequence's first, from a token and of a token,
 never from or of padding.
 """
 

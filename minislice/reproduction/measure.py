@@ -20,10 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..corpus.text import SOURCES, load_text, sample, tokenize, windows
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters
-from ..measuring.perplexity import perplexity
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.timing import compare, product_milliseconds
 from ..options import SlicingOptions
+from ..perplexity import perplexity
 from ..slicing import slice_model
 from ..storage.checkpoint import load, load_config, load_tokenizer, locate
 from .items import written_tasks

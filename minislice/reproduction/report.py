@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..storage.files import whole_file
+from ..version import __version__
 from .cells import METRICS, NOT_RUN, Cell, cells
 from .protocol import FAMILIES, PROFILES, Profile
 from .results import read

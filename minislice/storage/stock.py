@@ -23,10 +23,10 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ..architecture.configuration import shorten
 from ..architecture.families import INNER_NORMS, StockNorm, find_family
 from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.network import Network, network
-from ..depth import shorten
 from ..rotation import linear_map, rotate_network
 
 

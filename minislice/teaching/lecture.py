@@ -10,9 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .. import __version__
 from ..corpus.text import disjoint_streams, sample
 from ..measuring.layers import signals as signals  # `lecture.signals`, of the notebooks
+from ..version import __version__
 from . import plots
 
 

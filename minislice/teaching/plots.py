@@ -98,7 +98,7 @@ def lines(
 
 
 def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Rows of `measuring.compare`: perplexity against the parameters that are left, a line for each variant.
+    """Rows of `beyond.compare`: perplexity against the parameters that are left, a line for each variant.
 
     A bar is one standard error of the ratio to the dense perplexity, paired.
     """

@@ -25,10 +25,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import minislice
+from minislice.beyond.compare import SIZES
+from minislice.beyond.variants import VARIANTS
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
 from minislice.corpus.text import disjoint_streams, windows
-from minislice.measuring.compare import SIZES
-from minislice.measuring.variants import VARIANTS
 from minislice.storage.files import whole_file
 from minislice.teaching import plots
 

@@ -15,9 +15,9 @@ from torch import nn
 
 import minislice
 from minislice.architecture.network import inference, network
+from minislice.beyond.depth import delete_layer, losses_without_each
 from minislice.corpus.batches import token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
-from minislice.depth import delete_layer, losses_without_each
 
 
 def models() -> dict[str, tuple[str, str]]:

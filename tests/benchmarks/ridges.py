@@ -1,4 +1,4 @@
-"""Which ridge to solve with: perplexity on validation text, by the ridge of `neurons` and of `repair`.
+"""Which ridge to solve with: perplexity on validation text, by the ridge of `neurons` and of `inner`'s repair.
 
     python tests/benchmarks/ridges.py
 
@@ -14,7 +14,8 @@ import torch
 from adapter_forms import models_at_hand
 
 import minislice
-from minislice import delete_neurons, neurons, repair, slice_model
+from minislice import delete_neurons, slice_model
+from minislice.beyond import inner, neurons
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -22,15 +23,15 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 def ratios(model, calibration: torch.Tensor, validation: torch.Tensor) -> dict[str, list[float]]:
     """Perplexity over the dense model's, for each ridge."""
     dense, found = minislice.perplexity(model, validation), {"neurons": [], "repair": []}
-    kept = neurons.RIDGE, repair.RIDGE
+    kept = neurons.RIDGE, inner.REPAIR_RIDGE
     for ridge in RIDGES:
-        neurons.RIDGE, repair.RIDGE = ridge, kept[1]
+        neurons.RIDGE, inner.REPAIR_RIDGE = ridge, kept[1]
         fewer = delete_neurons(copy.deepcopy(model), calibration, neurons=1 / 3)
-        neurons.RIDGE, repair.RIDGE = kept[0], ridge
+        neurons.RIDGE, inner.REPAIR_RIDGE = kept[0], ridge
         sliced = slice_model(copy.deepcopy(model), calibration, slicing=0.25, adapter="none", repair=True)
         for name, other in {"neurons": fewer, "repair": sliced}.items():
             found[name].append(minislice.perplexity(other, validation) / dense)
-    neurons.RIDGE, repair.RIDGE = kept
+    neurons.RIDGE, inner.REPAIR_RIDGE = kept
     return found
 
 

@@ -9,7 +9,7 @@ Without a model: the three embedded ones, and four more where MINISLICE_TEST_ASS
 deletion is done alone in the dense, fused network, and changes the signal at one boundary from x to x + delta:
 
     block       x <- the signal before the block: the block is left out
-    neurons     a third, or half, of an MLP's neurons go and W_out is solved for again (`minislice.neurons`)
+    neurons     a third, or half, of an MLP's neurons go and W_out is solved for again (`minislice.beyond.neurons`)
     boundary    x <- x P P^T, P the first k principal components of the normalised signal; 10% or 25% of D deleted
 
 The loss behind it is measured on held-out sequences. The rulers look at calibration sequences, at the same delta:
@@ -20,7 +20,7 @@ The loss behind it is measured on held-out sequences. The rulers look at calibra
     gradient    |sum of g . delta|, g = dLoss/dx: first order, nats a token
     Fisher      1/2 sum of (g . delta)^2: second order
     measured    the loss itself, on other sequences: how far a measurement predicts another
-    divergence  of the predictions there from the dense network's: what `measuring.rulers` measures
+    divergence  of the predictions there from the dense network's: what `beyond.rulers` measures
     interpolated  its `Cost` at half of the neurons, from a third and all of them
 
 A budget asks for the cost of a parameter, so all kinds are also ranked together by ruler and loss for each of those
@@ -45,15 +45,14 @@ from tqdm.auto import tqdm
 
 import minislice
 from minislice.architecture.network import Network, network
-from minislice.calibration import Calibration
+from minislice.beyond.inner import block_moments
+from minislice.beyond.neurons import keep_inner, solve_output
+from minislice.beyond.rulers import PROBE, Cost, divergence, lost_shares
+from minislice.calibration import Calibration, Signal
 from minislice.corpus.batches import Batch, token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
-from minislice.inner import block_moments
-from minislice.likelihood import log_probabilities, logits_behind, prediction_losses
-from minislice.measuring.rulers import PROBE, Cost, divergence, lost_shares
-from minislice.neurons import keep_inner, solve_output
 from minislice.pca import principal_components
-from minislice.signals import Signal
+from minislice.perplexity import log_probabilities, logits_behind, prediction_losses
 
 HALF = 0.5  # of an MLP's neurons
 DELETED = (0.1, 0.25)  # of the signal's dimensions

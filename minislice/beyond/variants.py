@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..depth import delete_layers
-from ..neurons import delete_neurons
+from ..measuring.cost import parameters
+from ..measuring.provenance import fingerprint, hash_of
+from ..measuring.shapes import sliced_config
 from ..slicing import slice_model
 from .allocation import neurons_for
 from .budget import compress, plan_compression, prices
-from .cost import parameters
-from .provenance import fingerprint, hash_of
-from .shapes import sliced_config
+from .depth import delete_layers
+from .neurons import delete_neurons
 
 Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
 MULTIPLE = 8  # of the widths

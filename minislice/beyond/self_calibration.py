@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
-from .architecture.network import inference, network
-from .checks import require_int, require_seed
-from .corpus.batches import position_limit, with_what_fits
+from ..architecture.network import inference, network
+from ..checks import require_int, require_seed
+from ..corpus.batches import position_limit, with_what_fits
 
 
 def own_text(

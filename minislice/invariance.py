@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architecture.mixtures import able_to_compute
-from ..architecture.network import inference, network
-from ..checks import is_several, require, require_choice, require_seed
-from ..corpus.batches import Tokens, token_batches
-from ..fusion import fuse
-from ..options import SlicingOptions
-from ..rotation import require_whole, rotate
-from ..slicing import slice_model
+from .architecture.mixtures import able_to_compute
+from .architecture.network import inference, network
+from .checks import is_several, require, require_choice, require_seed
+from .corpus.batches import Tokens, token_batches
+from .fusion import fuse
+from .options import SlicingOptions
 from .perplexity import perplexity
+from .rotation import require_whole, rotate
+from .slicing import slice_model
 
 # The largest error of the logits, as a fraction of the largest logit, that rounding alone explains.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}

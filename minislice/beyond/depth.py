@@ -16,12 +16,13 @@ from collections.abc import Sequence
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from .architecture.network import Network, inference, network
-from .checks import are_ints, require, require_int, require_number
-from .corpus.batches import Batch, Tokens, token_batches
-from .likelihood import logits_behind, prediction_losses
+from ..architecture.configuration import shorten
+from ..architecture.network import Network, inference, network
+from ..checks import are_ints, require, require_int, require_number
+from ..corpus.batches import Batch, Tokens, token_batches
+from ..perplexity import logits_behind, prediction_losses
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
@@ -108,15 +109,6 @@ def delete_layer(net: Network, index: int) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-
-
-def shorten(config: PreTrainedConfig, index: int) -> None:
-    """Take a layer out of a config: of its number, and of every list with an entry for each layer."""
-    layers = config.num_hidden_layers
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == layers:  # layer_types and its like
-            setattr(config, name, [*value[:index], *value[index + 1 :]])
-    config.num_hidden_layers = layers - 1
 
 
 def _how_many(net: Network, layers: int | None, size: float | None) -> int:

@@ -21,10 +21,10 @@ from ..architecture.blocks import Block
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import Network, network
 from ..checks import require_int, require_number
-from ..neurons import common_neurons
-from .cost import parameters
+from ..measuring.cost import parameters
+from ..measuring.shapes import sliced_config
+from .neurons import common_neurons
 from .rulers import LEAST, Cost
-from .shapes import sliced_config
 
 
 @dataclass(frozen=True)

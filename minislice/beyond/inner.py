@@ -11,6 +11,14 @@ block's own. With
 any question of least squares about W_out has its answer in C and B, whatever the number of tokens. The next norm
 divides the signal by its rms, so an error counts as much as it is large beside the signal: w_t = 1 / rms. A parallel
 layer's two W_out stand one below the other, and so do their inputs.
+
+Repair: the sliced network is walked beside the dense one, and W_out is solved for again, so that a block's output makes
+up for what slicing has lost before it. With x the dense signal behind the block, Z the sliced one before it, and lambda
+the share `REPAIR_RIDGE` of the mean of C's diagonal:
+
+    W_out  <-  argmin_W || diag(w) (X - Z S - H W) ||^2 + lambda || W - W_out ||^2  =  W_out + (C + lambda I)^-1 B
+
+Where nothing is lost B is zero, and W_out stays as it is. The matrix has as many parameters as before.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +28,14 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from .architecture.blocks import Block
-from .architecture.linears import ExpertsWriter, Linear, set_weight
-from .architecture.mixtures import neurons_of
-from .calibration import Calibration, not_finite
-from .pca import RUN
-from .precision import without_tf32
-from .signals import Signal
+from ..architecture.blocks import Block
+from ..architecture.linears import ExpertsWriter, Linear, set_weight
+from ..architecture.mixtures import neurons_of
+from ..calibration import Calibration, Signal, not_finite
+from ..pca import RUN
+from ..precision import without_tf32
+
+REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded models (tests/benchmarks/ridges.py)
 
 
 @contextmanager
@@ -189,3 +198,8 @@ def with_ridge(C: Float64[Tensor, "n n"], ridge: float) -> Float64[Tensor, "n n"
     """C + lambda I, lambda the share `ridge` of the mean of C's diagonal: it has an inverse, however singular C is."""
     floor = torch.finfo(C.dtype).tiny ** 0.5  # where no token has any input at all
     return C + max(ridge * C.diagonal().mean().item(), floor) * torch.eye(len(C), dtype=C.dtype, device=C.device)
+
+
+def refit(C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], ridge: float | None = None) -> Float64[Tensor, "n D"]:
+    """What to add to W_out: (C + lambda I)^-1 B; lambda by `REPAIR_RIDGE` unless said otherwise."""
+    return torch.cholesky_solve(B, torch.linalg.cholesky(with_ridge(C, REPAIR_RIDGE if ridge is None else ridge)))

@@ -22,24 +22,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architecture.blocks import Block
-from .architecture.network import Network, inference, network
-from .architecture.neurons import keep_experts_neurons, keep_neurons
-from .calibration import Calibration
-from .checks import require_flag, require_int, require_number
-from .corpus.batches import Batch, Tokens, token_batches
+from ..architecture.blocks import Block
+from ..architecture.network import Network, inference, network
+from ..architecture.neurons import keep_experts_neurons, keep_neurons
+from ..calibration import Calibration, Signal
+from ..checks import require_flag, require_int, require_number
+from ..corpus.batches import Batch, Tokens, token_batches
+from ..options import slice_width
 from .inner import (
     block_moments,
     expert_moments,
     experts_output,
     output_matrix,
+    refit,
     set_experts_output,
     set_output_matrix,
     with_ridge,
 )
-from .options import slice_width
-from .repair import refit
-from .signals import Signal
 
 ROUNDS = 32  # in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (tests/benchmarks/ridges.py)

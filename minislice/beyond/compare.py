@@ -22,13 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import network
 from ..checks import is_several, require, require_int, require_number
-from . import provenance
-from .cost import parameters
-from .paired import perplexity_ratio, window_losses
-from .records import Records, opened
-from .rows import SCHEMA, faults, in_words, losses_of
+from ..measuring import provenance
+from ..measuring.cost import parameters
+from ..measuring.paired import perplexity_ratio, window_losses
+from ..measuring.records import Records, opened
+from ..measuring.rows import SCHEMA, faults, in_words, losses_of
+from ..measuring.zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
 from .variants import VARIANTS, Variant
-from .zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..likelihood import predictions
+from ..measuring.cost import parameters
+from ..perplexity import predictions
 from ..slicing import slice_model
 from .allocation import cheapest, sizes_of
-from .cost import parameters
 from .rulers import LEAST, Cost, block_costs, divergence
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured

@@ -30,12 +30,11 @@ from tqdm.auto import tqdm
 
 from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
-from ..calibration import Calibration
+from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
-from ..inner import block_moments, expert_moments, has_bias
-from ..likelihood import divergences, log_probabilities, logits_behind
-from ..neurons import inner_sides, keep_inner, least_harmful, solve_output
-from ..signals import Signal
+from ..perplexity import divergences, log_probabilities, logits_behind
+from .inner import block_moments, expert_moments, has_bias
+from .neurons import inner_sides, keep_inner, least_harmful, solve_output
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 LEAST = 1e-6  # nats a token: below it, a divergence is rounding
@@ -112,7 +111,7 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean over all predictions of a few batches, in nats a token.
 
     Args:
-        dense, changed: of both models, as `likelihood.predictions`.
+        dense, changed: of both models, as `perplexity.predictions`.
     """
     each = zip(dense, changed, strict=True)
     return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()
