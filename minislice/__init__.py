@@ -8,6 +8,7 @@ from .beyond.compare import compare
 from .beyond.depth import delete_layers
 from .beyond.neurons import delete_neurons
 from .beyond.self_calibration import own_text
+from .beyond.slicing import slice_model
 from .fusion import fuse
 from .invariance import verify
 from .large.streaming import slice_streamed
@@ -19,7 +20,6 @@ from .options import SlicingOptions
 from .perplexity import perplexity
 from .recovery.recover import recover
 from .rotation import rotate
-from .slicing import slice_model
 from .storage.checkpoint import export, load, save
 from .version import __version__
 

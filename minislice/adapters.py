@@ -127,6 +127,18 @@ def make_adapter(
     return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), E
 
 
+def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
+    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity.
+
+    Args:
+        room: how many dimensions the signal has: D, or D - 1 where it has no mean.
+    """
+    if form == "full" or k > k_next:
+        return "full"
+    rank = 0 if form == "none" else max(0, min(k, room - k_next))
+    return None if rank == 0 and k == k_next else rank
+
+
 def rank(adapter: nn.Module | None) -> int:
     """Of a low-rank adapter; k for a full one, 0 for none."""
     if adapter is None:

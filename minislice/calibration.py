@@ -1,6 +1,6 @@
 """The calibration set on its way through the network, from one boundary to the next."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float64
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .architecture.blocks import Block
 from .architecture.network import Network
 from .corpus.batches import Batch
-from .pca import covariance, principal_components
+from .pca import covariance
 
 
 class Signal:
@@ -39,9 +39,9 @@ class Signal:
 
 
 class Calibration:
-    """The batches of the calibration set, what each layer needs besides their signal, and what is computed of both.
+    """The batches of the calibration set, and for each batch what each layer needs besides the signal.
 
-    All of it is in memory, in this process. `large.shared.SharedCalibration` keeps signals in files, and shares the set
+    All of it is in memory, in this process. `large.shared.SharedCalibration` keeps signals in files and shares the set
     among processes.
     """
 
@@ -51,28 +51,28 @@ class Calibration:
         self.contexts: list[list[dict]] = []  # of each batch, for each layer: its mask, RoPE ...
 
     def embed(self, net: Network) -> Signal:
-        """X at boundary 0, and the contexts."""
-        signal = self.room("wide", net.trained_width, net.embeddings[0].weight.dtype)
-        shared = {}  # one for all unpadded batches of a shape
+        """X at boundary 0, [tokens, D]; notes the contexts."""
+        signal = self.room(net.trained_width, net.embeddings[0].weight.dtype)
+        self.contexts, shared = [], {}  # all unpadded batches of one shape share a context
         for index, batch in enumerate(self.batches):
             signal[index], contexts = net.embed(batch.ids, batch.mask)
             alike = contexts if batch.mask is not None else shared.setdefault(self.shapes[index], contexts)
             self.contexts.append(alike)
         return signal
 
-    def forward(self, block: Block, layer: int, Z: Signal, room: str = "wide") -> Signal:
-        """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out; W_out has all its D columns."""
-        wide = self.room(room, block.w_out[0].out_features, Z[0].dtype)
+    def forward(self, block: Block, layer: int, Z: Signal) -> Signal:
+        """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out, [tokens, D]; W_out has all its D columns."""
+        wide = self.room(block.w_out[0].out_features, Z[0].dtype)
         for index, z in enumerate(Z):
             x = block.branch(z, **self.contexts[index][layer])
             x[..., : z.shape[-1]] += z
             wide[index] = x
         return wide
 
-    def project(self, X: Signal, A: Float64[Tensor, "D k"], boundary: int) -> Signal:
-        """X A, the signal at a boundary."""
+    def project(self, X: Signal, A: Float64[Tensor, "D k"]) -> Signal:
+        """X A, [tokens, k]."""
         A = A.to(X[0])
-        narrow = self.room(f"signal-{boundary}", A.shape[1], A.dtype)
+        narrow = self.room(A.shape[1], A.dtype)
         for index, x in enumerate(X):
             narrow[index] = x @ A
         return narrow
@@ -85,10 +85,10 @@ class Calibration:
             Z[index] = z
 
     def covariance(self, X: Signal, norm: nn.Module, boundary: int) -> Float64[Tensor, "D D"]:
-        """Eq. 8 over the whole set; padding doesn't enter.
+        """Eq. 8 over the whole calibration set; padding doesn't enter.
 
         Raises:
-            ValueError: the signal has a NaN or an infinity; the message says behind which block, on which sequence.
+            ValueError: the signal has a NaN or an infinity; the message names the block before it, and the sequence.
         """
         total = None
         for x, batch in zip(X, self.batches, strict=True):
@@ -96,31 +96,18 @@ class Calibration:
             if not torch.isfinite(total.diagonal()).all():
                 where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
                 raise ValueError(not_finite(x, batch, where))
-        return total
-
-    def principal_components(
-        self, C: Float64[Tensor, "D D"], dtype: torch.dtype
-    ) -> tuple[Float64[Tensor, " D"], Float64[Tensor, "D D"]]:
-        """Those of the covariance, the same for all who share the set."""
-        return self.once(lambda: principal_components(C, dtype), like=(C[0], C))
-
-    def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What is computed of all of the set, the same for all who share it; `like` has its shapes and dtypes."""
-        return compute()
+        return self.summed(total)
 
     def summed(self, total: Tensor) -> Tensor:
-        """A sum over these batches, over all who share the set."""
+        """A sum over these batches -> the sum over the whole calibration set."""
         return total
 
-    def copy(self, X: Signal, room: str) -> Signal:
-        """The same signal in a room of its own."""
-        other = self.room(room, X[0].shape[-1], X[0].dtype)
-        for index, x in enumerate(X):
-            other[index] = x
-        return other
+    def agreed(self, *results: Tensor) -> tuple[Tensor, ...]:
+        """Results from sums over the whole calibration set -> the ones that all processes go on with."""
+        return results
 
-    def room(self, name: str, width: int, dtype: torch.dtype) -> Signal:
-        """Room for a signal. There is one "wide" one at a time, and for each boundary one of its own."""
+    def room(self, width: int, dtype: torch.dtype) -> Signal:
+        """Room for a signal, [tokens, width], not yet filled."""
         device = self.batches[0].ids.device
         tokens = sum(sequences * length for sequences, length in self.shapes)
         rows = torch.empty(tokens, width, dtype=dtype, pin_memory=device.type == "cuda")

@@ -118,7 +118,6 @@ def untie_head(net: Network) -> None:
         net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
 
 
-@torch.no_grad()
 def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     """Turn every norm of the model into an `RMSNorm` without weights, in place; its output does not change.
 
@@ -137,6 +136,13 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is already fused: its norms have no weights left to move")
+    fuse_network(net, keep_tie)
+    return model
+
+
+@torch.no_grad()
+def fuse_network(net: Network, keep_tie: bool = False) -> None:
+    """`fuse` for a network that isn't fused, in place."""
     if keep_tie:
         tie_embedding(net)
     fuse_config(net)
@@ -146,7 +152,6 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     fuse_embeddings(net, keep_tie)
     fuse_blocks(net, net.blocks)
     fuse_head(net, keep_tie)
-    return model
 
 
 def _give_own_config(model: PreTrainedModel) -> None:

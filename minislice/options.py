@@ -1,11 +1,10 @@
 """What to keep of a model, and how."""
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from .adapters import FORMS
+from .adapters import FORMS, largest_form
 from .architecture.heads import TiedHead
 from .architecture.network import Network
 from .checks import (
@@ -107,21 +106,27 @@ class SlicingOptions:
             ends_whole &= self.width[:1] == [net.trained_width] == self.width[-1:]
         return replace(self, head="tied" if ends_whole and tie_obstacle(net) is None else "own")
 
-    def kept(self, widths: Sequence[int | None]) -> set[int]:
-        """The boundaries that stay as trained, in the model's own basis: all of them where none is narrower.
+    @property
+    def beyond(self) -> str:
+        """The options given here that the paper doesn't have, by their names."""
+        given = {"neurons": self.neurons != 0, "drop": bool(self.drop), "repair": self.repair}
+        return ", ".join(name for name, is_given in given.items() if is_given)
 
-        A block between one that does and one that doesn't has a full adapter.
+    def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
+        """The boundaries that keep their full width, in the model's own basis: all of them if none is narrower.
+
+        A block between one of them and another boundary has a full adapter.
         """
-        ends = self.kept_ends(len(widths))
+        ends = self.whole_ends(len(widths))
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 
-    def kept_ends(self, boundaries: int) -> set[int]:
-        """Those of them that have to, whatever the widths."""
+    def whole_ends(self, boundaries: int) -> set[int]:
+        """Boundaries that must keep their full width: the embedding's, and the head's if it is tied."""
         if self.head == "tied":
             return {0, boundaries - 1}
         return {0} if self.slice_embedding is False else set()
 
-    def widths(self, D: int, boundaries: int) -> list[int | None]:
+    def boundary_widths(self, D: int, boundaries: int) -> list[int | None]:
         """The width of every boundary; None where the spectrum is to decide.
 
         Raises:
@@ -137,26 +142,26 @@ class SlicingOptions:
             else:
                 k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
-            if 0 in self.kept_ends(boundaries):
+            if 0 in self.whole_ends(boundaries):
                 widths[0] = D
         if len(widths) != boundaries:
             raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
         if not all(k is None or 1 <= k <= D for k in widths):
             raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
-        if any(widths[boundary] != D for boundary in self.kept_ends(boundaries)):
+        if any(widths[boundary] != D for boundary in self.whole_ends(boundaries)):
             if self.head == "tied":
                 raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
             raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
-        between = widths[0 in self.kept_ends(boundaries) :]  # there the first block has a full adapter
+        between = widths[0 in self.whole_ends(boundaries) :]  # there the first block has a full adapter
         if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths
 
-    def widths_of(self, net: Network) -> list[int | None]:
-        """The width of every boundary of a network that these options fit, as `widths`.
+    def fit(self, net: Network) -> list[int | None]:
+        """Check that these options fit a network. Returns the width of every boundary, as `boundary_widths`.
 
         Raises:
-            ValueError: they don't.
+            ValueError: they don't fit.
         """
         if self.head == "fitted" and not net.head_was_tied:
             raise ValueError("head='fitted' is for models whose head shares the embedding's matrix; this one's doesn't")
@@ -169,7 +174,7 @@ class SlicingOptions:
             )
         left = [block for block in net.blocks if block not in net.numbered(self.drop)]
         self.neurons_of([block.neurons for block in left if block.neurons])
-        return self.widths(net.trained_width, len(left) + 1)
+        return self.boundary_widths(net.trained_width, len(left) + 1)
 
     def neurons_of(self, counts: Sequence[int]) -> list[int]:
         """How many neurons to keep in each MLP, of the numbers that they have.
@@ -188,23 +193,11 @@ class SlicingOptions:
 
     def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
         """The most that each block's adapter can be, as `largest_form` says it."""
-        kept = self.kept(widths)
+        whole = self.whole_boundaries(widths)
         return [
-            "full" if len({index, index + 1} & kept) == 1 else largest_form(self.adapter, room, k, k_next)
+            "full" if len({index, index + 1} & whole) == 1 else largest_form(self.adapter, room, k, k_next)
             for index, (k, k_next) in enumerate(pairwise(widths))
         ]
-
-
-def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
-    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity.
-
-    Args:
-        room: how many dimensions the signal has: D, or D - 1 where it has no mean.
-    """
-    if form == "full" or k > k_next:
-        return "full"
-    rank = 0 if form == "none" else max(0, min(k, room - k_next))
-    return None if rank == 0 and k == k_next else rank
 
 
 def _check(options: SlicingOptions) -> None:
@@ -237,21 +230,6 @@ def _check(options: SlicingOptions) -> None:
         raise ValueError(f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'")
     if options.discard is not None and options.basis != "pca":
         raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
-
-
-def takes_options(function: Callable) -> Callable:
-    """Have ``help(function)`` show what its ``**options`` may be: the fields of `SlicingOptions` and their defaults."""
-    signature = inspect.signature(function)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
-        for option in fields(SlicingOptions)
-    ]
-    function.__signature__ = signature.replace(parameters=own + options)
-    if function.__doc__:  # python -OO leaves none
-        explained = SlicingOptions.__doc__.split("Args:\n")[1].split("\n\n")[0]
-        function.__doc__ = function.__doc__.replace("        options: the fields of `SlicingOptions`.", explained)
-    return function
 
 
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
-from .checks import is_several, require, require_flag, require_seed
-from .fusion import fuse
+from .checks import require_flag, require_seed
+from .fusion import fuse_network
 from .precision import by_rows
 
 
@@ -121,7 +121,7 @@ def rotate(
             _check_orthogonal(Q, D)
         rotations = [Q.double() for Q in rotations]
     if not net.is_fused:
-        net = network(fuse(model))
+        fuse_network(net)
     rotate_network(net, rotations if len(rotations) > 1 else rotations * boundaries)
     return model
 

@@ -1,6 +1,6 @@
-"""Section 3.4: the interleaved pass that rotates every boundary onto its principal components and deletes the least.
+"""Section 3.4: one pass over the network rotates every boundary onto its principal components and deletes the least.
 
-P is the first k columns of Q, the principal components of a boundary: Z = X P is the sliced signal, and stands for
+P is the first k columns of Q, the principal components of a boundary. Z = X P is the sliced signal, and stands for
 X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary deletes their columns and rows.
 
     X~ = embeddings(tokens);   P = principal components of X~;   W_embd <- W_embd P;   Z = X~ P
@@ -11,11 +11,12 @@ X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary d
         W_out <- W_out P';   b_out <- b_out P';   Z = X~ P';   P = P'
     W_head <- P^T W_head
 
-X~ is computed in the basis Q of the boundary before, all D columns of it: there Z P^T is [Z, 0], a padding, and the
-norm that reads it gives the same (eq. 2).
+X~ is computed in the basis Q of the boundary before, all D columns of it. There Z P^T is [Z, 0]: padding, in place of a
+product for every token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float64
@@ -25,20 +26,125 @@ from transformers import PreTrainedModel
 
 from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
-from .architecture.linears import set_weight
+from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, inference, network
-from .beyond.neurons import solve_block
 from .calibration import Calibration, Signal
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
-from .fusion import bare, fuse
+from .fusion import bare, fuse_network
 from .heads import fit_head
-from .options import SlicingOptions, takes_options
-from .pca import choose_basis, discarded_share, width_keeping, without_mean
+from .options import SlicingOptions
+from .pca import choose_basis, discarded_share, principal_components, width_keeping, without_mean
 from .report import SlicingReport
 from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
 
 
-@takes_options
+class Slicer:
+    """The steps of the pass over a fused network; each step continues from where the last one ended.
+
+    Q is the basis of the boundary that the pass has reached, and Z is the calibration set's signal there.
+
+    Args:
+        widths: the width of each boundary; None where the spectrum decides (`discard`).
+        report: gets what is done.
+    """
+
+    def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
+        self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
+        self.options = report.options
+        self.norms = [bare(norm, net) for norm in (*(block.norm for block in self.blocks), net.final_norm)]
+        self.whole = self.options.whole_boundaries(widths)
+        self.generator = torch.Generator().manual_seed(int(self.options.seed))
+        self.Q: Float64[Tensor, "D D"] | None = None
+        self.Z: Signal | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks that are sliced."""
+        return self.net.blocks
+
+    @property
+    def boundary(self) -> int:
+        """The number of the boundary that the pass has reached; -1 before the embeddings."""
+        return len(self.report.widths) - 1
+
+    @property
+    def P(self) -> Float64[Tensor, "D k"]:
+        """The columns of Q that are kept."""
+        return self.Q[:, : self.report.widths[-1]]
+
+    def slice_embeddings(self) -> None:
+        """Boundary 0, which the embeddings write."""
+        X = self.calibration.embed(self.net)  # [tokens, D]
+        self.Q, _ = self.find_basis(X)
+        if 0 not in self.whole:
+            for embedding in self.net.embeddings:
+                fold_embedding(embedding, self.P)  # W_embd <- W_embd P             [vocabulary, k]
+        self.Z = self.calibration.project(X, self.P)  # Z = X~ P                    [tokens, k]
+
+    def slice_layer(self, layer: BlockLayer, index: int) -> None:
+        """All blocks of a layer."""
+        for block in layer.blocks:
+            self.slice_block(block, index)
+
+    def slice_block(self, block: Block, layer: int) -> None:
+        """From one boundary to the next: the block reads the first and writes the second."""
+        Q, P, Z = self.Q, self.P, self.Z  # [D, D], [D, k], [tokens, k]
+        for linear in block.w_in:
+            fold_reader(linear, P)  # W_in <- P^T W_in                              [k, inner]
+        self.solve(block, layer)
+        with folded(block.w_out, Q):  # all D columns: k' isn't known before X~ has been seen
+            X = self.calibration.forward(block, layer, Z)  # X~ Q                   [tokens, D]
+        Q_next, k_next = self.find_basis(X)
+        form = "full" if self.turns(self.boundary - 1) else self.options.adapter
+        like = next(block.parameters())
+        P_next, block.adapter, E = make_adapter(P, Q_next, k_next, form, self.options.tolerance, like)  # S = P^T P'
+        for linear in block.w_out:
+            fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'     [inner, k']
+        self.Z = self.calibration.project(X, Q.T @ P_next)  # Z' = X~ P'            [tokens, k']
+        if E.shape[1]:
+            self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over besides S
+        self.Q = torch.cat([P_next, Q_next[:, k_next:]], dim=1)  # [D, D]
+        self.report.ranks.append(rank(block.adapter))
+
+    def solve(self, block: Block, layer: int) -> None:
+        """Change W_out before its output is seen: nothing in the paper; `beyond.slicing` does."""
+
+    def slice_head(self) -> None:
+        """The last boundary, which the head reads."""
+        if self.boundary not in self.whole:
+            fold_reader(self.net.head, self.P)  # W_head <- P^T W_head              [k, vocabulary]
+        if self.options.head == "fitted":
+            self.net.head = fit_head(self.net.head, self.net.embeddings[0])
+
+    def turns(self, boundary: int) -> bool:
+        """Whether the block behind a boundary leads from the model's own basis to another one, or back."""
+        return (boundary in self.whole) != (boundary + 1 in self.whole)
+
+    def find_basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
+        """The basis of the next boundary and how many of its columns to keep.
+
+        Args:
+            X: the signal there, in the basis Q of the boundary before.
+        """
+        options, boundary = self.options, self.boundary + 1
+        norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
+        C = self.calibration.covariance(X, norm, boundary)  # eq. 8
+        if self.Q is not None:
+            C = self.Q @ C @ self.Q.T
+        if self.net.subtracts_mean:
+            C = without_mean(C)
+        eigenvalues, Q = self.calibration.agreed(*principal_components(C, getattr(torch, options.pca_dtype)))
+        k = self.widths[boundary]
+        if k is None:
+            k = width_keeping(eigenvalues, options.discard, options.multiple)
+        if boundary in self.whole:
+            Q = torch.eye(k, dtype=C.dtype, device=C.device)
+        else:
+            Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
+        self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
+        return Q, k
+
+
 def slice_model(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -47,6 +153,7 @@ def slice_model(
     batch_size: int = 8,
     progress: bool = False,
     calibration: Callable[[list[Batch]], Calibration] = Calibration,
+    slicer: type[Slicer] = Slicer,
     **options,
 ) -> PreTrainedModel:
     """Slice a model in place, on a calibration set; a model that isn't fused is fused first (section 3.4).
@@ -56,131 +163,45 @@ def slice_model(
     Args:
         tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
-        batch_size: sequences a forward pass.
+        batch_size: sequences in a forward pass.
         progress: show a progress bar.
         calibration: what holds the calibration set; `large.shared.SharedCalibration` shares it among processes.
+        slicer: the steps; `beyond.slicing.BeyondSlicer`, which `minislice.slice_model` takes, knows more of them.
         options: the fields of `SlicingOptions`.
 
     Returns the same model object; ``model.slicing`` is a `SlicingReport`.
 
     Raises:
-        ValueError: options or tokens that don't fit the model, or a model that is sliced already; it is then as it was.
-            Also a signal with a NaN or an infinity, named by block or layer, and by sequence.
+        ValueError: options or tokens that don't fit the model, or a model that is sliced already. The model is then
+            unchanged. Also a signal with a NaN or an infinity: the message names the block and the sequence.
     """
     net = network(model)
     require_whole(net, "slice")
     options = SlicingOptions(**options).resolved(net)
-    widths = options.widths_of(net)
+    if options.beyond and slicer is Slicer:
+        raise ValueError(f"the paper has no {options.beyond}; minislice.slice_model and beyond.slicing do")
+    widths = options.fit(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
     if not net.is_fused:
-        net = network(fuse(model, keep_tie=options.head == "tied"))
-    slicer = Slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
+        fuse_network(net, keep_tie=options.head == "tied")
+    steps = slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
     with inference(model):
-        slicer.slice_embeddings()
+        steps.slice_embeddings()
         for index, layer in enumerate(tqdm(net.layers, desc="slicing", disable=not progress, leave=False)):
-            slicer.slice_layer(layer, index)
-        slicer.slice_head()
-    slicer.report.warn_of_missing_rank()
-    model.slicing = slicer.report
+            steps.slice_layer(layer, index)
+        steps.slice_head()
+    steps.report.warn_of_missing_rank()
+    model.slicing = steps.report
     return model
 
 
-class Slicer:
-    """The steps of the pass over one network, each of which goes on from what the one before has left.
-
-    `boundary` is the one that the pass has reached, Q its basis, the first k columns of which are kept, and Z the
-    calibration set's signal there.
-    """
-
-    def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
-        self.net, self.calibration, self.widths, self.report = net, calibration, widths, report
-        self.options = report.options
-        self.dropped = net.numbered(report.options.drop)
-        left = [block for block in net.blocks if block not in self.dropped]
-        mlps = [block for block in left if block.neurons]
-        report.neurons = self.options.neurons_of([block.neurons for block in mlps])
-        self.delete = {block: block.neurons - count for block, count in zip(mlps, report.neurons, strict=True)}
-        self.norms = [bare(norm, net) for norm in (*(block.norm for block in left), net.final_norm)]  # that read
-        self.kept = self.options.kept(widths)  # boundaries in the model's own basis
-        self.generator = torch.Generator().manual_seed(int(report.options.seed))
-        self.boundary, self.k = -1, 0
-        self.Q: Float64[Tensor, "D D"] | None = None
-        self.Z: Signal | None = None
-        self.dense, self.passed = None, 0  # Z in the dense network, to repair by; how many of its blocks are behind
-
-    @property
-    def P(self) -> Float64[Tensor, "D k"]:
-        """The basis that is kept of the boundary."""
-        return self.Q[:, : self.k]
-
-    def slice_embeddings(self) -> None:
-        """Boundary 0: its writers are the embeddings."""
-        X = self.calibration.embed(self.net)
-        if self.options.repair:
-            self.dense = self.calibration.copy(X, "dense-0")
-        self.Q, self.k = self._basis(X)
-        for embedding in () if 0 in self.kept else self.net.embeddings:
-            fold_embedding(embedding, self.P)  # W_embd <- W_embd P
-        self.boundary, self.Z = 0, self.calibration.project(X, self.P, 0)  # Z = X~ P
-
-    def slice_layer(self, layer: BlockLayer, index: int) -> None:
-        """All blocks of a layer."""
-        for block in layer.blocks:
-            self.passed += 1
-            if self.options.repair:
-                self.dense = self.calibration.forward(block, index, self.dense, f"dense-{self.passed}")
-            if block not in self.dropped:
-                self.slice_block(block, index)
-        layer.drop(self.dropped)
-
-    def slice_block(self, block: Block, layer: int) -> None:
-        """From a boundary to the next: the block between them reads the one and writes the other."""
-        Q, P, Z = self.Q, self.P, self.Z
-        for linear in block.w_in:
-            fold_reader(linear, P)  # W_in <- P^T W_in
-        solve_block(self.calibration, block, layer, Z, P, self.dense, self.delete.get(block, 0))  # if asked for
-        trained = [(linear, linear.weight, linear.bias) for linear in block.w_out]
-        for linear in block.w_out:
-            fold_writer(linear, Q)  # all D columns, in the basis Q
-        X = self.calibration.forward(block, layer, Z)  # X~ Q = [Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out Q + b_out Q
-        Q_next, k = self._basis(X)
-        like, options = next(block.parameters()), self.options
-        form = "full" if len({self.boundary, self.boundary + 1} & self.kept) == 1 else options.adapter
-        P_next, block.adapter, E = make_adapter(P, Q_next, k, form, options.tolerance, like)  # S = P^T P'
-        for linear, weight, bias in trained:
-            set_weight(linear, weight, bias)
-            fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'
-        self.boundary += 1
-        self.Z = self.calibration.project(X, Q.T @ P_next, self.boundary)  # Z' = X~ P'
-        if E.shape[1]:
-            self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over beyond S
-        self.Q, self.k = torch.cat([P_next, Q_next[:, k:]], dim=1), k
-        self.report.ranks.append(rank(block.adapter))
-
-    def slice_head(self) -> None:
-        """The last boundary's reader."""
-        if self.boundary not in self.kept:
-            fold_reader(self.net.head, self.P)  # W_head <- P^T W_head
-        if self.options.head == "fitted":
-            self.net.head = fit_head(self.net.head, self.net.embeddings[0])
-
-    def _basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
-        """Q of the next boundary, and the k of its columns to keep, from the signal there, which is in this one's Q."""
-        options, boundary = self.options, self.boundary + 1
-        norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
-        C = self.calibration.covariance(X, norm, boundary)  # eq. 8
-        if self.Q is not None:
-            C = self.Q @ C @ self.Q.T
-        if self.net.subtracts_mean:
-            C = without_mean(C)
-        eigenvalues, Q = self.calibration.principal_components(C, getattr(torch, options.pca_dtype))
-        k = self.widths[boundary]
-        if k is None:
-            k = width_keeping(eigenvalues, options.discard, options.multiple)
-        if boundary in self.kept:
-            Q = torch.eye(k, dtype=C.dtype, device=C.device)
-        else:
-            Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
-        self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
-        return Q, k
+@contextmanager
+def folded(linears: Sequence[Linear], Q: Float64[Tensor, "D D"]) -> Iterator[None]:
+    """W_out Q and b_out Q while it is open, then the trained ones again: folded once more, they would round twice."""
+    trained = [(linear, linear.weight, linear.bias) for linear in linears]
+    for linear in linears:
+        fold_writer(linear, Q)
+    yield
+    for linear, weight, bias in trained:
+        set_weight(linear, weight, bias)

@@ -204,10 +204,10 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None
         X = held.embed(net)
         for earlier in before:
             X = held.forward(earlier, 0, X)
-        wanted = held.forward(block, 0, X, "dense")
+        wanted = held.forward(block, 0, X)
         for linear in block.w_in:
             fold_reader(linear, P)
-        Z = held.project(X, P, 0)
+        Z = held.project(X, P)
 
         def error() -> float:
             total = 0.0

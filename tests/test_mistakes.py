@@ -34,7 +34,7 @@ SLICE_WRITER = "minislice.slicing.fold_writer"
 EMBEDDING = "minislice.slicing.fold_embedding"
 MAKE_ADAPTER = "minislice.slicing.make_adapter"
 WIDTH_KEEPING = "minislice.slicing.width_keeping"
-COMPONENTS = "minislice.calibration.principal_components"
+COMPONENTS = "minislice.slicing.principal_components"
 COVARIANCE = "minislice.calibration.covariance"
 SIGNAL_COVARIANCE = "minislice.calibration.Calibration.covariance"
 EXCESS = "minislice.calibration.Calibration.add"
@@ -46,7 +46,7 @@ ALIGN = "minislice.adapters.align"
 FULL_ADAPTER = "minislice.adapters.linear_map"
 LOW_RANK_ADAPTER = "minislice.adapters.LowRankAdapter"
 DROP = "minislice.architecture.network.Network.numbered"
-SLICE_DROP = "minislice.slicing.Slicer.slice_layer"
+SLICE_DROP = "minislice.beyond.slicing.BeyondSlicer.slice_layer"
 KEEP_INNER = "minislice.beyond.neurons.keep_inner"
 OUTPUT_MATRIX = "minislice.beyond.neurons.output_matrix"
 KEEP_NEURONS = "minislice.beyond.neurons.keep_neurons"
@@ -401,7 +401,8 @@ MISTAKES = [
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.name)
 def test_property_fails_on(mistake, monkeypatch):
     mistake.fact(mistake.recipe, **mistake.options)
-    monkeypatch.setattr(mistake.target, mistake.version(resolve_name(mistake.target)))
+    place, _, name = mistake.target.rpartition(".")
+    monkeypatch.setattr(resolve_name(place), name, mistake.version(resolve_name(mistake.target)))
     with pytest.raises(AssertionError) as failure:
         mistake.fact(mistake.recipe, **mistake.options)
     assert mistake.claim in failed_claim(failure.traceback, mistake.fact)

@@ -108,10 +108,10 @@ def field(name: str, value):
 
 
 DAMAGES = {
-    "signal deleted": ("signal-4-0", None, "is missing"),
-    "signal zeroed": ("signal-4-0", lambda content: bytes(len(content)), "has changed"),
-    "signal shortened": ("signal-4-0", lambda content: content[:-4], r"has \d+ bytes in place of \d+"),
-    "signal: a bit": ("signal-4-0", bit_flipped, "has changed"),
+    "signal deleted": ("signal-*-0", None, "is missing"),
+    "signal zeroed": ("signal-*-0", lambda content: bytes(len(content)), "has changed"),
+    "signal shortened": ("signal-*-0", lambda content: content[:-4], r"has \d+ bytes in place of \d+"),
+    "signal: a bit": ("signal-*-0", bit_flipped, "has changed"),
     "state deleted": ("state-3.safetensors", None, "is missing"),
     "state cut off": ("state-3.safetensors", lambda content: content[:100], "has 100 bytes"),
     "state: a bit": ("state-3.safetensors", bit_flipped, "has changed"),
@@ -141,6 +141,7 @@ def left(tmp_path_factory) -> dict:
 def test_what_was_left_and_has_changed_is_told_in_one_line_and_left_alone(damage, left, tmp_path):
     name, change, message = DAMAGES[damage]
     work = shutil.copytree(left["out"].with_name(".out.partial"), tmp_path / ".out.partial")
+    [name] = [path.relative_to(work) for path in work.glob(name)]
     if change is None:
         (work / name).unlink()
     else:

@@ -20,9 +20,9 @@ from ..checks import is_several, require, require_flag, require_int, require_num
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..measuring.cost import parameters
 from ..perplexity import predictions
-from ..slicing import slice_model
 from .allocation import cheapest, sizes_of
 from .rulers import LEAST, Cost, block_costs, divergence
+from .slicing import slice_model
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed

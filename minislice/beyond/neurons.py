@@ -14,7 +14,6 @@ router's weights.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float64, Int64
@@ -143,12 +142,9 @@ def solve_block(
         return
     if block.is_mixture:
         C, B = expert_moments(calibration, block, layer, Z, P, dense), None
-        W = experts_output(block)[:, delete:]
     else:
         C, B = block_moments(calibration, block, layer, Z, P, dense)
-        W = B[delete:]
-    like = (torch.empty(W.shape[:-1], dtype=torch.int64, device=W.device), W)
-    keep_inner(block, *calibration.once(partial(solve_output, block, C, B, delete, repair), like))
+    keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair)))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
@@ -210,11 +206,11 @@ def delete_neurons(
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
         Z = held.embed(net)
-        dense = held.copy(Z, "dense") if repair else None
+        dense = held.embed(net) if repair else None
         for index, layer in enumerate(tqdm(net.layers, desc="neurons", disable=not progress, leave=False)):
             for block in layer.blocks:
                 if repair:
-                    dense = held.forward(block, index, dense, "dense")
+                    dense = held.forward(block, index, dense)
                 delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
                 solve_block(held, block, index, Z, None, dense, delete)
                 Z = held.forward(block, index, Z)

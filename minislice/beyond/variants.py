@@ -28,11 +28,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from ..measuring.cost import parameters
 from ..measuring.provenance import fingerprint, hash_of
 from ..measuring.shapes import sliced_config
-from ..slicing import slice_model
 from .allocation import neurons_for
 from .budget import compress, plan_compression, prices
 from .depth import delete_layers
 from .neurons import delete_neurons
+from .slicing import slice_model
 
 Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
 MULTIPLE = 8  # of the widths

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 
 from ..adapters import FORMS
 from ..architecture.network import network
+from ..beyond.slicing import slice_model
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import disjoint_streams, sample
 from ..invariance import STEPS, logits_of, relative_error
 from ..measuring.cost import parameters
 from ..options import SlicingOptions
 from ..perplexity import perplexity
-from ..slicing import slice_model
 from ..storage.checkpoint import load
 from .output import without_nan
 from .parser import add_machine, positive

@@ -11,6 +11,7 @@ import torch
 from ..adapters import FORMS
 from ..architecture.folder import place_for, require_free
 from ..architecture.network import Network, network
+from ..beyond.slicing import slice_model
 from ..heads import HEADS
 from ..large.shared import SharedCalibration
 from ..large.source import TrainedWeights, without_weights
@@ -21,7 +22,6 @@ from ..options import BASES, ORIENTATIONS, SlicingOptions
 from ..pca import SIGNALS
 from ..report import SlicingReport
 from ..rotation import require_whole
-from ..slicing import slice_model
 from ..storage.checkpoint import load_config, load_tokenizer, locate
 from ..storage.stock import stock_network
 from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
@@ -169,7 +169,7 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         ValueError: widths that the model can't have.
     """
     options = options.resolved(net)
-    widths = options.widths_of(net)
+    widths = options.fit(net)
     if None in widths or len(set(widths)) > 1:
         return
     sliced = network(without_weights(sliced_config(net.model.config, **vars(options))))

@@ -27,13 +27,14 @@ from ..architecture.folder import put_in_place, require_free
 from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
+from ..beyond.slicing import BeyondSlicer
+from ..calibration import Signal
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
 from ..heads import tie_embedding
-from ..options import SlicingOptions, takes_options
+from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..rotation import require_whole
-from ..slicing import Slicer
 from ..storage.checks import usable_device
 from ..storage.files import sync, write_tensors
 from ..version import __version__
@@ -44,7 +45,6 @@ from .target import SlicedShapes, require_disk, write_description
 from .workfolder import WorkFolder
 
 
-@takes_options
 def slice_streamed(
     source: str | os.PathLike,
     tokens: Tokens,
@@ -101,7 +101,7 @@ def slice_streamed(
                 f"{source} is fused already; slice it in memory, or give the trained model it was made from"
             )
         options = options.resolved(net)
-        widths = options.widths_of(net)
+        widths = options.fit(net)
         batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
         calibration = SharedCalibration(batches, processes, work.path)
         report = SlicingReport(options, net.trained_width, count_tokens(batches))
@@ -127,7 +127,7 @@ def slice_streamed(
                 }
             )
         processes.wait()
-        run = StreamedRun(Slicer(net, calibration, widths, report), trained, work, device)
+        run = StreamedRun(BeyondSlicer(net, calibration, widths, report), trained, work, device)
         with inference(net.model):
             run.finish(progress and processes.index == 0)
         report.warn_of_missing_rank()
@@ -143,7 +143,7 @@ def slice_streamed(
 class StreamedRun:
     """The parts of a network, one after the other: read, fused, sliced, written, let go."""
 
-    def __init__(self, slicer: Slicer, trained: TrainedWeights, work: WorkFolder, device: torch.device):
+    def __init__(self, slicer: BeyondSlicer, trained: TrainedWeights, work: WorkFolder, device: torch.device):
         self.slicer, self.net, self.calibration = slicer, slicer.net, slicer.calibration
         self.trained, self.work, self.device = trained, work, device
         self.processes, self.keep_tie = slicer.calibration.processes, slicer.options.head == "tied"
@@ -195,10 +195,11 @@ class StreamedRun:
     def _save_state(self, done: int) -> None:
         """Have the state after so many parts on the disk, then let the one before go."""
         slicer = self.slicer
-        current = [self.calibration.path(name) for name in self._signals]
+        current = [signal.path for signal in self._signals]
         for path in current:
             sync(path)
-        signals = dict(chain(*self.processes.gathered([self.work.seal(path.name) for path in current])))
+        seals = self.processes.gathered([self.work.seal(path.name) for path in current])
+        signals = dict(chain(*seals))
         state = f"state-{done}.safetensors"
         if self.processes.index == 0:
             spectra = {f"eigenvalues.{i}": values for i, values in enumerate(slicer.report.eigenvalues)}
@@ -210,16 +211,13 @@ class StreamedRun:
             reached = {name: getattr(slicer.report, name) for name in ("widths", "discarded", "ranks")}
             reached |= {
                 "done": done,
-                "boundary": slicer.boundary,
-                "passed": slicer.passed,
+                "signals": [[name for name, _ in theirs] for theirs in seals],  # of each process
                 "adapters": self.adapters,
                 "files": self.seals,
             }
             self.work.write_progress(reached)
         self.processes.wait()
-        for stale in self.work.path.glob(f"*-*-{self.processes.index}"):
-            if stale.name.startswith(("signal-", "dense-")) and stale not in current:
-                stale.unlink()
+        self.calibration.pin(self._signals)
         if self.processes.index == 0:
             for stale in self.work.path.glob("state-*"):
                 if stale.name != state:
@@ -235,30 +233,29 @@ class StreamedRun:
         if "done" not in before:
             return 0
         done, slicer, report = before["done"], self.slicer, self.slicer.report
-        slicer.boundary, slicer.passed = before["boundary"], before["passed"]
-        state, current = f"state-{done}.safetensors", self._signals
+        state, current = f"state-{done}.safetensors", before["signals"][self.processes.index]
         self.adapters, self.seals = before["adapters"], before["files"]
-        self.work.check(self.seals, [state, *(self.calibration.path(name).name for name in current)])
+        self.work.check(self.seals, [state, *current])
         if self.processes.index == 0:
             self.work.check(self.seals, [f"model/{self._file(index).name}" for index in range(done)])
         tensors = load_file(self.work.path / state)
         report.widths, report.discarded, report.ranks = before["widths"], before["discarded"], before["ranks"]
         report.eigenvalues = [tensors[f"eigenvalues.{boundary}"].clone() for boundary in range(len(report.widths))]
-        slicer.k = report.widths[-1]
         slicer.Q = tensors["Q"].to(self.device, copy=True)
         slicer.generator.set_state(tensors["generator"].clone())
+        slicer.Z = self.calibration.open(current[0], report.widths[-1], self.trained.dtype)
+        if slicer.options.repair:
+            slicer.dense = self.calibration.open(current[1], self.net.trained_width, self.trained.dtype)
+        self.calibration.pin(self._signals)
         with self._embeddings_as_trained():
             self.calibration.embed(self.net)  # for the contexts
-        slicer.Z = self.calibration.room(current[0], slicer.k, self.trained.dtype)
-        if slicer.options.repair:
-            slicer.dense = self.calibration.room(current[1], self.net.trained_width, self.trained.dtype)
         return done
 
     @property
-    def _signals(self) -> list[str]:
-        """The names of the calibration set's signals at the boundary that is reached."""
-        dense = [f"dense-{self.slicer.passed}"] if self.slicer.options.repair else []
-        return [f"signal-{self.slicer.boundary}", *dense]
+    def _signals(self) -> list[Signal]:
+        """The signals that the pass goes on from."""
+        dense = [self.slicer.dense] if self.slicer.options.repair else []
+        return [self.slicer.Z, *dense]
 
     @contextmanager
     def _embeddings_as_trained(self) -> Iterator[None]:

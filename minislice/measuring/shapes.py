@@ -83,7 +83,7 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
         fused = fuse(dense, keep_tie=options.head == "tied")
         network(fused).drop(options.drop)
         known = SlicedForCausalLM.wrap(fused).config
-    widths = options.widths(config.hidden_size, len(known.widths))
+    widths = options.boundary_widths(config.hidden_size, len(known.widths))
     forms = options.largest_adapters(room, widths)
     neurons = options.neurons_of(known.neurons)
     kept = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")

@@ -1,0 +1,71 @@
+"""Beyond the paper: the pass of `minislice.slicing` with three more things to do at each block.
+
+neurons   delete some of the MLP's, and solve for W_out again (`neurons`)
+repair    solve for W_out again, to make up for what the blocks before have lost (`inner`)
+drop      leave the whole block out: the signal goes past it
+"""
+
+from transformers import PreTrainedModel
+
+from .. import slicing
+from ..architecture.blocks import Block, BlockLayer
+from ..architecture.network import Network
+from ..calibration import Calibration, Signal
+from ..corpus.batches import Tokens
+from ..report import SlicingReport
+from .neurons import solve_block
+
+
+class BeyondSlicer(slicing.Slicer):
+    """`Slicer`, with the options `neurons`, `repair` and `drop`.
+
+    To repair, it walks the dense network beside the sliced one; `dense` is the signal there.
+    """
+
+    def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):
+        self.dropped = net.numbered(report.options.drop)
+        super().__init__(net, calibration, widths, report)
+        mlps = [block for block in self.blocks if block.neurons]
+        report.neurons = self.options.neurons_of([block.neurons for block in mlps])
+        self.delete = {block: block.neurons - left for block, left in zip(mlps, report.neurons, strict=True)}
+        self.dense: Signal | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks but the dropped ones."""
+        return [block for block in self.net.blocks if block not in self.dropped]
+
+    def slice_embeddings(self) -> None:
+        """Boundary 0; the dense signal starts there too."""
+        if self.options.repair:
+            self.dense = self.calibration.embed(self.net)
+        super().slice_embeddings()
+
+    def slice_layer(self, layer: BlockLayer, index: int) -> None:
+        """The blocks of a layer that aren't dropped."""
+        super().slice_layer(layer, index)
+        layer.drop(self.dropped)
+
+    def slice_block(self, block: Block, layer: int) -> None:
+        """The dense signal passes every block; the sliced one passes those that aren't dropped."""
+        if self.options.repair:
+            self.dense = self.calibration.forward(block, layer, self.dense)
+        if block not in self.dropped:
+            super().slice_block(block, layer)
+
+    def solve(self, block: Block, layer: int) -> None:
+        """Delete neurons, repair, or both."""
+        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, self.delete.get(block, 0))
+
+
+def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **keywords) -> PreTrainedModel:
+    """Slice a model in place: `minislice.slicing.slice_model` with the options `neurons`, `repair` and `drop` too.
+
+        minislice.slice_model(model, tokens, slicing=0.25)
+
+    Args:
+        keywords: `batch_size` and `progress` as there, and the fields of `SlicingOptions`.
+
+    Returns and raises what `minislice.slicing.slice_model` does.
+    """
+    return slicing.slice_model(model, tokens, attention_mask, slicer=BeyondSlicer, **keywords)
