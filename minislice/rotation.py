@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
-from .checks import require_flag, require_seed
+from .checks import is_several, require, require_flag, require_seed
 from .fusion import fuse_network
 from .precision import by_rows
 
