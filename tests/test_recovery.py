@@ -6,6 +6,8 @@ Every property is also run against planted mistakes, and must fail there.
 import copy
 import functools
 import json
+import shutil
+from pathlib import Path
 
 import numpy
 import pytest
@@ -25,6 +27,7 @@ pytest.importorskip("peft")
 from minislice.recovery import training
 
 QUICK = {"rank": 4, "steps": 3, "learning_rate": 1e-2, "accumulation": 1, "held_out": 0.25, "every": 1, "batch_size": 2}
+TOO_FAST = {**QUICK, "learning_rate": 0.3, "steps": 4}  # the first step is the best
 
 
 def sliced(family: str = "llama", **options):
@@ -270,7 +273,8 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(torn, tmp_path, mon
         minislice.recover(model, tokens, **options)
     assert same(weights(model), before) and not hasattr(model, "recovery")  # as it was
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    if torn:
+    if torn:  # killed while the Trainer wrote it
+        (tmp_path / "run" / "checkpoint-4" / checkpoints.CHECKSUMS).unlink()
         (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
     steps = []
     with monkeypatch.context() as patch:
@@ -290,12 +294,66 @@ def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
         minislice.recover(model, tokens.flip(0), folder=tmp_path / "run", **QUICK)
     with pytest.raises(ValueError, match="other model"):
         minislice.recover(sliced(width=10)[0], tokens, folder=tmp_path / "run", **QUICK)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="files in it that no recovery left there"):
-        minislice.recover(model, tokens, folder=tmp_path / "mine", **QUICK)
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    permuted = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = permuted.get_input_embeddings().weight
+        weight.copy_(weight.flip(0))  # every sum is as it was
+    with pytest.raises(ValueError, match="other model"):
+        minislice.recover(permuted, tokens, folder=tmp_path / "run", **QUICK)
     assert checkpoints.fingerprint([tokens]) != checkpoints.fingerprint([tokens.flip(0)])
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A sliced model, tokens, and the folder that training left: checkpoints 1 (the best one) and 4."""
+    model, tokens = sliced()
+    folder = tmp_path_factory.mktemp("unfinished") / "run"
+    minislice.recover(copy.deepcopy(model), tokens, folder=folder, **TOO_FAST)
+    return model, tokens, folder
+
+
+def shortened(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("checkpoint-4/adapter_model.safetensors", flipped, "isn't as the recovery wrote it .*delete .*run to start"),
+        ("checkpoint-4/adapter_model.safetensors", shortened, r"\(adapter_model.safetensors\); delete"),
+        ("checkpoint-4/optimizer.pt", shortened, r"\(optimizer.pt\); delete"),
+        ("checkpoint-4/scheduler.pt", Path.unlink, r"\(scheduler.pt\); delete"),
+        ("checkpoint-4/trainer_state.json", lambda path: path.write_text("[]"), r"\(trainer_state.json\); delete"),
+        ("checkpoint-4/checksums.json", lambda path: path.write_text("[1]"), "isn't as the recovery wrote it"),
+        ("checkpoint-4/mine.txt", Path.touch, r"\(mine.txt\)"),
+        ("checkpoint-1", shutil.rmtree, "goes on from .*checkpoint-1 too, which isn't there; delete"),
+        ("settings.json", lambda path: path.write_text("[]"), "isn't what a recovery writes; .*delete it to start"),
+        ("settings.json", lambda path: path.write_text('{"mine": 1}'), "isn't what a recovery writes"),
+        ("settings.json", shortened, "is damaged"),
+        ("settings.json", Path.unlink, "no recovery left there"),
+        ("thesis.txt", Path.touch, r"no recovery left there \(thesis.txt\)"),
+        ("checkpoint-mine", Path.mkdir, r"no recovery left there \(checkpoint-mine\)"),
+    ],
+)
+def test_a_folder_that_is_not_as_the_recovery_left_it_is_refused(name, change, message, unfinished, tmp_path):
+    model, tokens, folder = unfinished
+    shutil.copytree(folder, tmp_path / "run")
+    for path in (tmp_path / "run").glob("*/trainer_state.json"):  # which names the folder
+        path.write_text(path.read_text().replace(str(folder), str(tmp_path / "run")))
+        (path.parent / checkpoints.CHECKSUMS).unlink()
+        checkpoints.seal(path.parent)
+    assert checkpoints.open_folder(tmp_path / "run", json.loads((folder / "settings.json").read_text()))
+    change(tmp_path / "run" / name)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        minislice.recover(copy.deepcopy(model), tokens, folder=tmp_path / "run", **TOO_FAST)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # ---- memory ----

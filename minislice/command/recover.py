@@ -2,13 +2,14 @@
 
 import argparse
 import dataclasses
-import shutil
 from pathlib import Path
 
 from ..architecture.folder import require_free
 from ..measuring.cost import parameters
+from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
+from ..storage.checkpoint import locate
 from .inputs import load_both, seqlen_of, texts_of, token_sets
 from .output import print_result
 from .parser import TEXT_HELP, add_evaluation, add_machine, add_model, add_out, positive
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RecoveryOptions)}
     options = {name: value for name, value in given.items() if value is not None}
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
-    target = require_free(arguments.out, arguments.force)
+    target = require_free(arguments.out, arguments.force, source=locate(arguments.model))
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     require_sliced(model)
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     trained_on, described = texts.describe("calibration", training), texts.describe("test", evaluation)
     notes = {"perplexity": f"{report.after:.4f} ({described}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)
-    shutil.rmtree(checkpoints)
+    delete(checkpoints)
     result = {
         "model": arguments.model,
         "perplexity before": report.before,

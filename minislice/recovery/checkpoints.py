@@ -1,48 +1,100 @@
-"""A folder of checkpoints: which run it belongs to, and the last one that is whole."""
+"""The folder of a recovery: which run it belongs to, and its checkpoints.
+
+settings.json                   what is trained, on what, and how
+checkpoint-16/                  as transformers' Trainer writes it
+checkpoint-16/checksums.json    written last: the checksum of every file of the checkpoint
+"""
 
 import hashlib
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..storage.files import whole_file
+from ..storage.files import checksum, read_json, sync, whole_file
 
 SETTINGS = "settings.json"
+CHECKSUMS = "checksums.json"
+STATE = "trainer_state.json"
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> Path | None:
     """The last checkpoint of this run; None where it has none yet.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings.
+        ValueError: the folder holds files of somebody else, or of a run with other settings, or a file was changed.
     """
     settings = json.loads(json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / SETTINGS
+    strangers = [path.name for path in folder.iterdir() if path != record and not _is_checkpoint(path)]
+    if strangers or (not record.exists() and any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} has files in it that no recovery left there ({', '.join(strangers) or 'checkpoints alone'}); "
+            "give a folder of its own, or move them away"
+        )
     if not record.exists():
-        if any(folder.iterdir()):
-            raise ValueError(f"{folder} has files in it that no recovery left there; give a folder of its own")
-        with whole_file(record) as new:
-            new.write_text(json.dumps(settings), encoding="utf-8")
-    before = json.loads(record.read_text(encoding="utf-8"))
-    if differing := [name for name, value in settings.items() if before.get(name) != value]:
+        _write(record, settings)
+    before = read_json(record)
+    if not isinstance(before, dict) or before.keys() != settings.keys():
+        raise ValueError(f"{record} isn't what a recovery writes; move {folder} away, or delete it to start again")
+    if differing := [name for name, value in settings.items() if before[name] != value]:
         raise ValueError(
             f"{folder} holds an unfinished recovery with other {', '.join(differing)}; give the same to go on with it, "
             "use another folder, or delete it to start again"
         )
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((path for path in found if _is_whole(path)), None)
+    sealed = [path for path in folder.glob("checkpoint-*") if (path / CHECKSUMS).exists()]
+    for checkpoint in sealed:
+        _require_unchanged(checkpoint)
+    last = max(sealed, key=lambda path: int(path.name.split("-")[1]), default=None)
+    best = last and read_json(last / STATE)["best_model_checkpoint"]
+    if best and Path(best) not in sealed:
+        raise ValueError(f"{last} goes on from {best} too, which isn't there; delete {folder} to start again")
+    return last
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """The state is what the Trainer writes last."""
-    try:
-        return "global_step" in json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+def seal(checkpoint: Path) -> None:
+    """Note the checksum of every file, so that a checkpoint without this note is known to be unfinished."""
+    for path in checkpoint.iterdir():
+        sync(path)
+    _write(checkpoint / CHECKSUMS, _checksums(checkpoint))
+
+
+def delete(folder: Path) -> None:
+    """Delete what a recovery left in its folder, and the folder, unless something else is in it."""
+    for path in folder.iterdir():
+        if _is_checkpoint(path):
+            shutil.rmtree(path)
+    (folder / SETTINGS).unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.name.startswith("checkpoint-") and path.name[11:].isdecimal() and path.is_dir()
+
+
+def _require_unchanged(checkpoint: Path) -> None:
+    noted, found = read_json(checkpoint / CHECKSUMS), _checksums(checkpoint)
+    if noted != found:
+        noted = noted if isinstance(noted, dict) else {}
+        changed = sorted(name for name in noted.keys() | found.keys() if noted.get(name) != found.get(name))
+        raise ValueError(
+            f"{checkpoint} isn't as the recovery wrote it ({', '.join(changed) or CHECKSUMS}); delete "
+            f"{checkpoint.parent} to start again"
+        )
+
+
+def _checksums(checkpoint: Path) -> dict[str, str]:
+    return {path.name: checksum(path) for path in sorted(checkpoint.iterdir()) if path.name != CHECKSUMS}
+
+
+def _write(path: Path, content: dict) -> None:
+    with whole_file(path) as new:
+        new.write_text(json.dumps(content), encoding="utf-8")
 
 
 def fingerprint(tensors: list[Tensor]) -> str:
@@ -51,10 +103,3 @@ def fingerprint(tensors: list[Tensor]) -> str:
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode() + tensor.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """Of a model: the shape and the sum of every parameter."""
-    with torch.no_grad():
-        sums = [(name, *part.shape, part.double().sum().item()) for name, part in model.named_parameters()]
-    return hashlib.sha256(repr(sums).encode()).hexdigest()[:16]

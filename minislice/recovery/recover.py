@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import network
 from ..corpus.batches import Tokens, token_batches, with_what_fits
+from ..measuring.provenance import fingerprint as model_fingerprint
 from ..perplexity import perplexity
-from .checkpoints import fingerprint, model_fingerprint, open_folder
+from .checkpoints import fingerprint, open_folder
 from .options import RecoveryOptions, RecoveryReport
 from .sequences import require_disjoint, rows, split
 
@@ -87,7 +88,8 @@ def recover(
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
-        checkpoint = open_folder(Path(folder), settings)
+        folder = Path(folder).resolve()
+        checkpoint = open_folder(folder, settings)
         arguments |= {"output_dir": str(folder)}
         state, trained = with_what_fits(
             lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),

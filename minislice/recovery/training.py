@@ -8,6 +8,7 @@ import math
 import random
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -21,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
+from .checkpoints import seal
 from .sequences import collate
 
 
@@ -104,7 +106,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
 
 
 class _Watch(TrainerCallback):
-    """Shows a bar with the loss; stops where the loss is no number."""
+    """Shows a bar with the loss; stops where the loss is no number; seals each checkpoint."""
 
     def __init__(self, progress: bool):
         self.progress, self.bar = progress, None
@@ -122,6 +124,9 @@ class _Watch(TrainerCallback):
                     f"learning_rate than {args.learning_rate}"
                 )
             self.bar.set_postfix({name.replace("eval_loss", "held out"): f"{logs[name]:.3f}"}, refresh=False)
+
+    def on_save(self, args, state, control, **kwargs):
+        seal(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
