@@ -13,6 +13,7 @@ from forked import Forked
 from safetensors.torch import load_file, save_file
 from streamed import LLAMA, after_part, same_weights, saved, snapshot, unfinished
 
+from minislice.large import streaming
 from minislice.large.streaming import slice_streamed
 
 # One run at a time
@@ -63,23 +64,46 @@ def test_a_lock_is_held_by_a_process_that_lives_and_by_no_dead_one(tmp_path):
         slice_streamed(**run)
     first.process.kill()
     assert first.ended().status == -signal.SIGKILL
-    assert (tmp_path / ".out.partial" / "lock-0").exists()
+    assert (tmp_path / ".out.partial" / "minislice.lock").exists()
     slice_streamed(**run)
     slice_streamed(**{**run, "out": tmp_path / "whole"})
     same_weights(tmp_path / "whole", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out", "whole"]
 
 
-def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
-    def unsupported(*arguments):
-        raise OSError(95, "Operation not supported")
+def test_runs_that_are_refused_before_the_first_has_written_anything_leave_it_its_lock(tmp_path, monkeypatch):
+    run = run_to(tmp_path)
+    require_disk = streaming.require_disk
 
-    monkeypatch.setattr("minislice.large.workfolder.fcntl.flock", unsupported)
-    with pytest.warns(UserWarning, match=r"can't lock .*Operation not supported"):
-        slice_streamed(**run_to(tmp_path))
+    def others_come(*arguments):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="in use by another run"):
+                slice_streamed(**run)
+        require_disk(*arguments)
+
+    monkeypatch.setattr(streaming, "require_disk", others_come)
+    slice_streamed(**run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model"])
+def test_what_appears_in_the_folder_during_a_run_stays_and_the_finished_model_too(tmp_path, monkeypatch):
+    run = run_to(tmp_path)
+
+    def appear():
+        run["out"].mkdir()
+        (run["out"] / "precious").write_text("x")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="exists and isn't empty"):
+        after_part(patch, 4, appear)
+        slice_streamed(**run)
+    assert snapshot(run["out"]) == {"precious": b"x"}
+    (run["out"] / "precious").unlink()
+    monkeypatch.setattr(streaming.StreamedRun, "_slice", lambda *arguments: pytest.fail("sliced again"))
+    slice_streamed(**run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model", "lock-0", "lock-notes", "state-3.safetensors"])
 def test_a_folder_of_that_name_that_no_run_has_left_is_not_touched(name, tmp_path):
     run = run_to(tmp_path)
     (tmp_path / ".out.partial").mkdir()
@@ -88,6 +112,18 @@ def test_a_folder_of_that_name_that_no_run_has_left_is_not_touched(name, tmp_pat
     with pytest.raises(ValueError, match=r"\.out\.partial isn't of an unfinished run"):
         slice_streamed(**run)
     assert snapshot(tmp_path) == before
+
+
+def test_a_strangers_file_in_the_folder_of_a_run_is_not_deleted(tmp_path, monkeypatch):
+    run = unfinished(tmp_path)
+    note = tmp_path / ".out.partial" / "notes.txt"
+    note.write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt is in it, which no run has written; move it away"):
+        slice_streamed(**run)
+    note.unlink()
+    after_part(monkeypatch, 3, lambda: note.write_text("mine"))
+    slice_streamed(**run)
+    assert snapshot(tmp_path / ".out.partial") == {"notes.txt": b"mine"} and (run["out"] / "config.json").is_file()
 
 
 # What an earlier run has left

@@ -1,10 +1,9 @@
 """The folder of an unfinished run, beside the folder NAME that the run makes (or in it, see `architecture.folder`).
 
-    .NAME.partial/lock-0                held by process 0 while it lives
+    .NAME.partial/minislice.lock        held while a run is at work; the system frees it when the process ends
     .NAME.partial/progress.json         the settings of the run, what it has reached, and checksums; replaced whole
     .NAME.partial/state-3.safetensors   after part 3: the basis, the spectra, the random generator
-    .NAME.partial/signal-4-0            the calibration set's signal at boundary 4, the share of process 0
-    .NAME.partial/signal-wide-0         the same before it is cut to width; no later run needs it
+    .NAME.partial/signal-4-0            the calibration set's signal at some boundary, the share of process 0
     .NAME.partial/model/                the new model's files
 
 Nothing in it is trusted: a run that goes on from it has checked the size and the checksum of every file that it reads.
@@ -12,24 +11,21 @@ Nothing in it is trusted: a run that goes on from it has checked the size and th
 
 import hashlib
 import json
-import os
+import re
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ..architecture.folder import make, place_for, unmake
 from ..storage.files import checksum, whole_file
 from .processes import Processes
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-PROGRESS = "progress.json"
+PROGRESS, LOCK = "progress.json", "minislice.lock"
+NAMES = re.compile(rf"model|{LOCK}|{PROGRESS}|\.{PROGRESS}\.new|\.?(state|signal)-[\w.-]+")  # that a run writes
 
 
 class WorkFolder:
@@ -45,51 +41,42 @@ class WorkFolder:
     def locked(self) -> Iterator[None]:
         """Hold the folder, which is made where it isn't there, and removed at the end where no run has begun in it.
 
-        The lock is the system's (flock): that of a dead process is gone. On NFS it holds among machines unless the
-        mount has `nolock`; where a file system has no locks at all, a warning says so.
+        The first process holds it for all. Only a run that holds it removes anything.
 
         Raises:
-            ValueError: another process holds it; or there is a folder of this name that no run has left.
+            ValueError: another run holds it; or the folder has something in it that no run has written.
         """
-        made = []
+        lock = FileLock(self.path / LOCK)
         if self.processes.index == 0:
             self._require_own()
-            made = make(self.path)
+            made = make(self.path) or [self.path]
+            try:
+                lock.acquire(timeout=0)
+            except (Timeout, FileNotFoundError) as error:  # held; or removed by the run that held it
+                raise ValueError(
+                    f"{self.path} is in use by another run that makes the same folder; let it finish, or save to "
+                    "another folder"
+                ) from error
         self.processes.wait()
-        lock = self.path / f"lock-{self.processes.index}"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT)
         try:
-            self._acquire(descriptor)
-            self.processes.wait()
             yield
         finally:
-            if _is(lock, descriptor) and not (self.path / PROGRESS).exists():
-                lock.unlink()
-            os.close(descriptor)
-            unmake(made or [self.path])
-
-    def _acquire(self, descriptor: int) -> None:
-        used = f"{self.path} is in use by another run that makes the same folder; let it finish, or save to another"
-        try:
-            if fcntl is None:
-                raise OSError("this system has no flock")
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(used) from error
-        except OSError as error:
-            warnings.warn(f"can't lock {self.path} ({error}): see that no other run writes there", stacklevel=2)
-        if not _is(self.path / f"lock-{self.processes.index}", descriptor):  # a run has finished there meanwhile
-            raise ValueError(used)
+            if lock.is_locked:
+                if not (self.path / PROGRESS).exists():
+                    (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it is refused
+                    unmake(made)
+                lock.release()
 
     def _require_own(self) -> None:
-        """Before there is a progress.json, a run leaves no more than its locks."""
-        if not self.path.exists() or (self.path / PROGRESS).exists():
+        """Before there is a progress.json, a run leaves no more than its lock."""
+        if not self.path.exists():
             return
-        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else {""}
-        if any(not name.startswith("lock-") and name != f".{PROGRESS}.new" for name in names):
-            raise ValueError(
-                f"{self.path} isn't of an unfinished run: it has no {PROGRESS}; move it away, or save to another folder"
-            )
+        begun = (self.path / PROGRESS).exists()
+        expected = NAMES if begun else re.compile(rf"{LOCK}|\.{PROGRESS}\.new")
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else [""]
+        if strangers := sorted(name for name in names if not expected.fullmatch(name)):
+            what = f"{strangers[0]} is in it, which no run has written" if begun else f"it has no {PROGRESS}"
+            raise ValueError(f"{self.path} isn't of an unfinished run: {what}; move it away, or save to another folder")
 
     def open(self, settings: dict[str, Any]) -> None:
         """Begin a run, or take up the one that the folder is of.
@@ -165,21 +152,11 @@ class WorkFolder:
             raise ValueError(f"{path} {fault}; put it back to go on, or delete {self.path} to start again")
 
     def remove(self) -> None:
-        """Remove all; progress.json goes last, so that a folder that is left is known for what it is."""
-        kept = {self.path / PROGRESS, *self.path.glob("lock-*")}
+        """Remove what a run has written; progress.json goes last, so that a folder that is left is known as a run's."""
         for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path not in kept:
-                path.unlink()
-        for path in sorted(kept, reverse=True):
-            path.unlink(missing_ok=True)
-        unmake([self.path])
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of this path."""
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))
+            if NAMES.fullmatch(path.name) and path.name not in (PROGRESS, LOCK):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.path / PROGRESS).unlink()
 
 
 def _checksum_of(said: dict[str, Any]) -> str:
