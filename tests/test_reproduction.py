@@ -294,6 +294,37 @@ PROPERTIES = {
 }
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["values"].update(perplexity=None),
+        lambda record: record["values"].update(perplexity=[1.0]),
+        lambda record: record["facts"].update(seconds={"all": None}),
+        lambda record: record["facts"].update(calibration=0),
+        lambda record: record["profile"].update(samples=None),
+        lambda record: record["setting"].update(mine=1),
+        lambda record: record.update(family="mine"),
+    ],
+)
+def test_a_record_with_other_contents_is_not_reported(change, fake, tmp_path):
+    run(tmp_path, limit=2)
+    first, second = map(json.loads, lines(tmp_path))
+    change(second)
+    (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl isn't a results file of `minislice reproduce`: the record"):
+        report.write(tmp_path / "results.jsonl", tmp_path / "report.md")
+    assert not list(tmp_path.glob("report.*"))
+
+
+def test_a_folder_that_only_has_the_name_of_ours_is_not_deleted(fake, tmp_path):
+    work = tmp_path / ".results.jsonl.work"
+    work.mkdir()
+    (work / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="isn't a folder that `minislice reproduce` left; move it away"):
+        run(tmp_path)
+    assert [path.name for path in work.iterdir()] == ["thesis.txt"] and not fake.asked
+
+
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_the_loop_and_its_report(name, fake, tmp_path, monkeypatch):
     PROPERTIES[name](fake, tmp_path, monkeypatch)
@@ -557,6 +588,10 @@ def test_the_command_and_its_report(tmp_path, capsys):
         (["reproduce", "opt", "--tables", "one", "--out", "r.jsonl"], "takes numbers"),
         (["reproduce", "opt", "--models", "9B", "--out", "r.jsonl"], "no model '9B'"),
         (["reproduce", "opt", "--processes", "2", "--out", "r.jsonl"], "--stream"),
+        (
+            ["reproduce", "opt", "--seeds", "1000000000", "--out", "r.jsonl"],
+            "seeds must be a whole number from 1 to 100",
+        ),
         (["reproduce", "opt", "--signals", "loud", "--out", "r.jsonl"], "normalized"),
         (["reproduce", "opt", "--out", "nowhere/r.jsonl"], "no folder"),
         (["reproduce", "opt", "--profile", "ci", "--out", "notes.txt"], "none of its lines"),

@@ -30,6 +30,7 @@ from .items import written_tasks
 from .protocol import Setting
 from .provenance import hash_of
 
+MARK = "made-by-minislice-reproduce"  # in the folder of sliced models: what has it may be deleted
 # Table 12's columns, of the names that a LLaMA has for its linears.
 PRODUCT_COLUMNS = {
     "down_proj": ("down_proj",),
@@ -65,11 +66,15 @@ class Bench:
     """
 
     device: str
-    work: Path
+    work: Path | None = None
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     _streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
     _kept: tuple[Setting, PreTrainedModel, PreTrainedTokenizerBase, dict] | None = None
+
+    def __post_init__(self):
+        if self.work is not None and self.work.exists() and not (self.work / MARK).is_file():
+            raise ValueError(f"{self.work} isn't a folder that `minislice reproduce` left; move it away")
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         """Measure one setting, with `batch_size` sequences a forward pass."""
@@ -116,7 +121,7 @@ class Bench:
     def forget(self) -> None:
         """Let the model of the last setting go, from memory and disk."""
         self._kept = None
-        if self.work.exists():
+        if self.work is not None and (self.work / MARK).is_file():
             shutil.rmtree(self.work)
 
     def _model(self, setting: Setting, batch_size: int, outcome: Outcome):
@@ -153,9 +158,10 @@ class Bench:
         out = self.work / f"{made.model}-{made.percent}-{made.signal}-{made.seed}-{hash_of(tokens)}"
         with outcome.timed("slice"):
             if not out.is_dir():  # else a run was killed between slicing and measuring
-                for other in self.work.glob("[!.]*"):
+                for other in self.work.glob("[!.]*/"):
                     shutil.rmtree(other)  # of the setting before
-                self.work.mkdir(parents=True, exist_ok=True)
+                self.work.mkdir(exist_ok=True)
+                (self.work / MARK).touch()
                 if self.processes > 1:
                     run_processes(slice_command(made, out, batch_size, self.processes))
                 else:

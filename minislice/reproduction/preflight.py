@@ -98,7 +98,7 @@ def token_sets(setting: Setting) -> list[dict]:
     Raises:
         ValueError: a window is in both.
     """
-    bench = Bench("cpu", Path())
+    bench = Bench("cpu")
     tokenizer = load_tokenizer(locate(setting.source))
     cut = {
         "calibration": bench.calibration(setting, tokenizer),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..checks import require_int
 from ..corpus.embedded import SEQLEN, paper_table
 
 PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
@@ -58,6 +59,7 @@ FAMILIES = {
     ),
     "phi-2": Family("Phi-2", {"Phi-2": "microsoft/phi-2"}, "mini-phi", "MIT"),
 }
+MOST_SEEDS = 100
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
 
 
@@ -84,6 +86,9 @@ class Profile:
     rounds: int = 5
     repeats: int = 1000  # of a matrix product
     model: str | None = None  # a stand-in for the paper's models: embedded, a folder, or on the hub
+
+    def __post_init__(self):
+        require_int("seeds", self.seeds, most=MOST_SEEDS)
 
     @property
     def is_papers(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from ..storage.files import whole_file
 from ..version import __version__
 from .cells import METRICS, NOT_RUN, Cell, cells
-from .protocol import FAMILIES, PROFILES, Profile
+from .protocol import FAMILIES, PROFILES, Profile, Setting
 from .results import read
 
 TITLES = {
@@ -40,6 +40,8 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     records = read(results)
     if not records:
         raise ValueError(f"{results} has no results to report; `minislice reproduce ... --out {results}` writes them")
+    for record in records:
+        _require_whole(results, record)
     out = Path(out)
     if out.suffix == ".csv":
         raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
@@ -50,6 +52,21 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
     return {"report": out, "csv": out.with_suffix(".csv")}
+
+
+def _require_whole(results: str | os.PathLike, record: dict) -> None:
+    """Refuse a record that somebody else wrote or edited, before anything is written."""
+    try:
+        Profile.from_json(record["profile"])
+        Setting(**record["setting"])
+        list(map(float, [*record["values"].values(), *record["errors"].values()]))
+        _how([record], {})
+        FAMILIES[record["family"]]
+    except Exception as error:  # of whatever stands where a number or a name should
+        raise ValueError(
+            f"{results} isn't a results file of `minislice reproduce`: the record with key {record['key']} has other "
+            f"contents ({type(error).__name__}: {error}); remove its line, and run reproduce again"
+        ) from error
 
 
 def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
