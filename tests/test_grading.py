@@ -6,6 +6,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ import pytest
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Places
+from minislice.teaching.assignments.m1 import M1
 from minislice.teaching.grading import sandbox as sandboxes
 from minislice.teaching.grading import wire
+from minislice.teaching.grading.conversation import Answer
 from minislice.teaching.grading.marking import mark
 from minislice.teaching.grading.sandbox import Limits, Sandbox
 from minislice.teaching.grading.submission import Submission
@@ -45,6 +48,14 @@ class QuickCheck(MutationQuestion):
     reference_seeds, mutant_seeds = 4, 2
 
 
+def twice(x, mark="the reference's own"):
+    return 2 * x
+
+
+def thrice(x, mark="the mutant's own"):
+    return 3 * x
+
+
 CHECK = QuickCheck(
     name="check",
     points=4,
@@ -52,8 +63,9 @@ CHECK = QuickCheck(
     difficulty=1,
     text="",
     hints=(),
-    reference=lambda x, mark="the reference's own": 2 * x,
-    shown={"triples": lambda x, mark="the mutant's own": 3 * x},
+    takes={"x": "n"},
+    reference=twice,
+    shown={"triples": thrice},
     hidden={"negative": lambda x: 2 * np.abs(x), "long": lambda x: 2 * x + (len(x) > 3)},
 )
 TOY = Assignment(
@@ -219,6 +231,44 @@ def test_a_check_can_not_look_at_the_candidate_but_only_call_it(best):
         assert candidate(np.ones(2))[0] == 2
     """
     assert marked(best, code, "check").share == pytest.approx(1 / 3)
+
+
+def test_a_check_that_counts_its_calls_gets_nothing():
+    """It could, by what the system keeps in memory of a file that it reads; here the sandbox counts for it."""
+
+    class Counting(Sandbox):
+        calls = 0
+
+        def call(self, cells, function, **what):
+            self.calls += 1
+            return Answer("returned" if self.calls <= CHECK.reference_seeds else "raised", name="AssertionError")
+
+    assert marked(Counting(), GOOD_CHECK, "check").share == 0
+
+
+@pytest.mark.parametrize("question", ["", "np.ones(2), 1, 2", "'x'", "np.ones((2, 2))", "np.ones(2000)"])
+def test_an_exception_does_not_say_which_candidate_raised_it(best, question):
+    code = f"""
+    def check(candidate, rng):
+        try:
+            candidate({question})
+        except (TypeError, ValueError) as error:
+            assert not any(word in str(error) for word in ("thrice", "lambda"))
+    """
+    assert marked(best, code, "check").share == 0
+
+
+def test_a_question_can_not_fill_the_grader_s_memory(best):
+    code = """
+    def check(candidate, rng):
+        n = np.ones((900, 1))
+        candidate(np.ones((1, 40)), None, np.ones((40, 1)), np.ones(1), n, n)
+    """
+    tracemalloc.start()
+    found = mark(M1, M1.questions[0], Submission({"m1_check": textwrap.dedent(code)}), GIVEN, best, SECRET)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.share == 0 and peak < 1 << 24
 
 
 # Cheats that need nothing but Python

@@ -155,6 +155,7 @@ def graded(tmp_path_factory):
     def nbgrader(*arguments, status=0):
         done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True)
         assert done.returncode == status, done.stderr[-2000:]
+        return done.stderr
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grading, "Limits", lambda: LIMITS)
@@ -169,14 +170,14 @@ def graded(tmp_path_factory):
         minislice("assignment", "build", "a3", "--to", "source/a3/a3.ipynb")
         nbgrader("generate_assignment", "a3")
         hand_in_all(course)
-        nbgrader(
-            "autograde", "a3", "--no-execute", status=1
-        )  # it fails on the broken one, which it registers all the same
+        # It fails on the broken one, which it registers all the same.
+        Path("said").write_text(nbgrader("autograde", "a3", "--no-execute", status=1))
         shutil.copy("gradebook.db", "autograded.db")
         Path("secret").write_text("nobody guesses this\n")
         minislice("grade", "a3", "--seed-file", "secret", "--csv", "a3-questions.csv", "--quiet")
         nbgrader("generate_feedback", "a3", "--force")
         nbgrader("export", "--to", "totals.csv")
+        nbgrader("generate_solution", "a3")
     return course
 
 
@@ -246,9 +247,16 @@ def test_no_number_of_a_hidden_case_is_told(graded):
     assert "expected float64" in told and not re.search(r"\d\.\d\d", told)
 
 
-def test_the_release_has_no_answer(graded):
-    release = (graded / "release" / "a3" / "a3.ipynb").read_text(encoding="utf-8")
+def test_the_release_has_no_answer_and_the_solution_has(graded):
+    release, solution = ((graded / step / "a3" / "a3.ipynb").read_text("utf-8") for step in ("release", "solution"))
     assert "raise NotImplementedError()" in release and "einsum(" not in release and "HIDDEN" not in release
+    assert "einsum(" in solution and "A3.rotate  ok, 5 cases" in solution
+
+
+def test_nbgrader_complains_of_no_honest_student(graded):
+    """Nor does it see what was changed: minislice grades by the source's cells, whatever a submission has in theirs."""
+    said = (graded / "said").read_text()
+    assert re.findall(r"checksum.*for cell (\w+) has changed", said) == ["a3_rotate_test"]
 
 
 # The books
@@ -351,6 +359,18 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course, text):
         (("source/a3/a3.ipynb", '{"cells": []}'), {}, "has no cell a3_rotate: make it again"),
         (("gradebook.db", "not a database"), {}, "the gradebook .* can't be read"),
         (("a3.csv", "old"), {}, "a3.csv exists: give the table another name"),
+        *(
+            (("nbgrader_config.py", config), {}, f"nbgrader_config.py has an error: {words}")
+            for config, words in {
+                "get_config(": "SyntaxError",
+                "import nosuchmodule": "ModuleNotFoundError: No module named 'nosuchmodule'",
+                "raise SystemExit(0)": "SystemExit",
+                "get_config().CourseDirectory.course_id = 3": "TraitError: The 'course_id' trait",
+                "get_config().CourseDirectory.directory_structure = '{name}'": "KeyError: 'name'",
+            }.items()
+        ),
+        (("nbgrader_config.py", "get_config().CourseDirectory.db_url = 'nowhere'"), {}, "gradebook nowhere can't be"),
+        (("nbgrader_config.py", "get_config().CourseDirectory.db_url = 'postgresql://db'"), {}, "No module named"),
         (
             ("submitted/eve/a3/a3.ipynb", "{}"),
             {},

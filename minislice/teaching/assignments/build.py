@@ -1,8 +1,8 @@
 """Makes the notebook of an assignment, as nbgrader's source or as what students get.
 
-A source has a right answer in every answer cell, between the comments BEGIN SOLUTION and END SOLUTION, and hidden tests
-in every test cell. A release has neither, and is what nbgrader makes of the source. The same assignment gives the same
-bytes.
+A source has a right answer in every answer cell, between the comments BEGIN SOLUTION and END SOLUTION. A release has
+none, and is what nbgrader makes of the source. The same assignment gives the same bytes. There are no hidden tests:
+`minislice grade` has cases of its own, and for a notebook with hidden tests nbgrader warns that the student changed it.
 """
 
 import ast
@@ -19,7 +19,6 @@ from .catalogue import assignment
 from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
 SOLUTIONS = Path(__file__).parent / "solutions"
-HIDDEN_SEED = 101  # of the cases in a source's hidden tests; `minislice grade` has a secret seed of its own
 
 
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
@@ -53,7 +52,7 @@ def as_json(notebook: dict[str, Any]) -> str:
 
 
 def source(given: Assignment) -> dict[str, Any]:
-    """The notebook with answers and hidden tests."""
+    """The notebook with answers."""
     setup = "\n".join(
         [
             "import numpy as np",
@@ -72,7 +71,7 @@ def source(given: Assignment) -> dict[str, Any]:
         cells += [
             _cell("markdown", _heading(question), f"{answer}_text", locked=True),
             _cell("code", function_source(given.name, question.name), answer, solution=True),
-            _cell("code", _test(given.tool, question), test, locked=True, points=question.points),
+            _cell("code", f"{given.tool}({question.name});", test, locked=True, points=question.points),
         ]
     for question in given.written:
         answer = given.answer_id(question)
@@ -86,7 +85,7 @@ def source(given: Assignment) -> dict[str, Any]:
 
 
 def released(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook without answers and hidden tests."""
+    """The notebook without answers."""
     return {**notebook, "cells": [_released(cell) for cell in notebook["cells"]]}
 
 
@@ -94,7 +93,6 @@ def _released(cell: dict[str, Any]) -> dict[str, Any]:
     text = "".join(cell["source"])
     gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()" if cell["cell_type"] == "code" else "YOUR ANSWER HERE"
     text = re.sub(r"([ ]*)### BEGIN SOLUTION\n.*?### END SOLUTION", gap, text, flags=re.DOTALL)
-    text = re.sub(r"\n### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS", "", text, flags=re.DOTALL)
     return {**cell, "source": text.splitlines(keepends=True)}
 
 
@@ -160,11 +158,6 @@ def _code(function: Callable) -> str:
 def stars(difficulty: int) -> str:
     """Difficulty 2 of 3 as ★★☆."""
     return "★" * difficulty + "☆" * (3 - difficulty)
-
-
-def _test(tool: str, question: Question | MutationQuestion) -> str:
-    hidden = f"assert {tool}({question.name}, seed={HIDDEN_SEED})"
-    return f"{tool}({question.name});\n### BEGIN HIDDEN TESTS\n{hidden}\n### END HIDDEN TESTS"
 
 
 def function_source(name: str, function: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .forms import Form, Misfit, conform, same
+from .forms import Form, Misfit, conform, described, same
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class MutationQuestion:
     values. Whoever runs the check may keep the candidate in another process than the check, and send values across.
 
     Args:
+        takes: the candidate's arguments by name, and a letter for each side of their arrays: "DH" for W_in [D, H].
         shown: mutants by name that the student sees; `hidden`, those they don't.
     """
 
@@ -107,28 +108,58 @@ class MutationQuestion:
     difficulty: int
     text: str
     hints: Sequence[str]
+    takes: Mapping[str, str]
     reference: Callable[..., Any]
     shown: Mapping[str, Callable[..., Any]]
     hidden: Mapping[str, Callable[..., Any]]
 
+    largest = 1024  # a side of an argument's array
     reference_seeds = 20  # the reference must be accepted with every one of so many generators
     mutant_seeds = 3  # a mutant is killed if it is rejected with every one of so many
 
-    def try_out(self, rejects: "Callable[[Callable[..., Any], int], Failure | None]") -> "Kills":
+    def allowed(self, arguments: Sequence[Any]) -> Sequence[Any]:
+        """The arguments of a question to a candidate, which is computed where the grader runs.
+
+        Raises:
+            ValueError: arrays of other shapes than the candidate takes: NumPy could make a huge result of small ones.
+        """
+        sizes: dict[str, int] = {}
+        for (name, letters), value in zip(self.takes.items(), arguments, strict=False):
+            if isinstance(value, np.ndarray):
+                sides = list(zip(letters, value.shape, strict=False))
+                fits = value.ndim == len(letters) and all(sizes.setdefault(side, n) == n for side, n in sides)
+            else:
+                fits = value is None or not letters
+            if not fits or max(sizes.values(), default=0) > self.largest:
+                form = f"an array [{', '.join(letters)}]" if letters else "a number"
+                got = described(value)
+                raise ValueError(f"{name} must be {form} with sides of at most {self.largest}, got {got}; {sizes}")
+        return arguments
+
+    def try_out(
+        self, rejects: "Callable[[Callable[..., Any], int], Failure | None]", order: np.random.Generator
+    ) -> "Kills":
         """Run a check on all candidates.
+
+        The right function and the mutants come in random order, and every trial has a number of its own: a check that
+        could count its trials, or know a number again, would still learn nothing about the candidate.
 
         Args:
             rejects: runs the student's check on a candidate with the generator of a trial's number; returns None if the
                 check accepted it, and how it raised (`raised`) if not.
+            order: draws the order of the trials.
         """
-        for trial in range(self.reference_seeds):
-            if wrongly := rejects(self.reference, trial):
-                return Kills(wrongly, (), (*self.shown, *self.hidden))
-        dead = {
-            name: all(rejects(mutant, trial) for trial in range(self.mutant_seeds))
-            for name, mutant in {**self.shown, **self.hidden}.items()
-        }
-        return Kills(None, tuple(n for n in dead if dead[n]), tuple(n for n in dead if not dead[n]))
+        mutants = {**self.shown, **self.hidden}
+        trials = ["the right function"] * self.reference_seeds + list(mutants) * self.mutant_seeds
+        survived = set()
+        for trial, index in enumerate(order.permutation(len(trials))):
+            name = trials[index]
+            rejected = rejects(mutants.get(name, self.reference), trial)
+            if rejected and name not in mutants:
+                return Kills(rejected, (), tuple(mutants))
+            if not rejected and name in mutants:
+                survived.add(name)
+        return Kills(None, tuple(n for n in mutants if n not in survived), tuple(n for n in mutants if n in survived))
 
 
 @dataclass(frozen=True)

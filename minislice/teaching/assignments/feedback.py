@@ -80,13 +80,16 @@ def try_case(question: Question, function: Callable[..., Any], case: Case) -> Fa
 
 def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
     def rejects(candidate: Callable[..., Any], trial: int) -> Failure | None:
+        def asked(*arguments: Any) -> Any:
+            return candidate(*copy.deepcopy(question.allowed(arguments)))
+
         try:
-            check(lambda *arguments: candidate(*copy.deepcopy(arguments)), np.random.default_rng([seed, trial]))
+            check(asked, np.random.default_rng([seed, trial]))
         except (Exception, SystemExit) as error:
             return _how_raised(error, check)
         return None
 
-    kills = question.try_out(rejects)
+    kills = question.try_out(rejects, np.random.default_rng(seed))
     if kills.rejected:
         if kills.rejected.kind == "missing":
             return kills.rejected.what, None, False

@@ -82,6 +82,7 @@ where $M$ subtracts a row's mean.""",
                 "Try all the arguments that the function allows: what may be None, which sizes may be equal?",
                 "A matrix whose rows have mean zero need not be W_out M: compare values, not means.",
             ),
+            takes={"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "alpha": "D", "beta": "D"},
             reference=fuse_block,
             shown={
                 function.__name__: function

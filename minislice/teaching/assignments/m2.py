@@ -73,6 +73,7 @@ h W'_\mathrm{out} + b'_\mathrm{out} = (h W_\mathrm{out} + b_\mathrm{out})\, Q_\m
                 "With Q = I, or a symmetric Q, or Q_next = Q, some mistakes can't be seen. Nor with b_out = 0.",
                 "Which sizes may be equal? Try that as well.",
             ),
+            takes={"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "Q": "DD", "Q_next": "DD"},
             reference=rotate_block,
             shown={
                 function.__name__: function for function in (transposed, output_bias_not_rotated, adapter_transposed)

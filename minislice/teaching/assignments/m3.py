@@ -85,6 +85,7 @@ Signs are free. Everything is computed in float64.""",
                 "Draw X so that its mean isn't zero, mask some rows, and take more tokens than a handful.",
                 "float64 keeps 15 digits, float32 seven. np.allclose is content with five: give it a smaller rtol.",
             ),
+            takes={"X": "ND", "mask": "N", "k": ""},
             reference=components,
             shown={function.__name__: function for function in (ascending, only_eigenvalues_turned_round, centred)},
             hidden={

@@ -10,6 +10,8 @@ What holds everywhere:
   value, no secret, no other case, not minislice. What it sends back is a claim, plain values as bytes, and is judged
   here. Patching libraries, forging output, leaving early or deleting the test cells therefore gives nothing: whatever
   a forged message could say, the function could have returned.
+- The candidates of a student's check come in an order drawn from the secret, each with a random generator of its own. A
+  check that could count its calls (by what Linux keeps in memory of a file that it reads) learns nothing by it.
 - A call that takes too long, too much memory or crashes costs its own question and no other. An earlier answer that
   doesn't come to its end is left out when a later one is marked.
 - Only the cells for answers are read, by their grade_id; all others come from the course's source.

@@ -102,16 +102,20 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
     course = Path(course).resolve()
     if not (course / "nbgrader_config.py").is_file():
         raise ValueError(f"{course} is no course: there is no nbgrader_config.py (give its folder with --course)")
-    config = Config({"CourseDirectory": {"root": str(course)}})
-    config.merge(PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config())
-    directory = CourseDirectory(config=config)
+    try:  # the config is a program, which may raise anything, also where nbgrader first uses what it says
+        config = Config({"CourseDirectory": {"root": str(course)}})
+        config.merge(PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config())
+        directory = CourseDirectory(config=config)
+        directory.format_path(directory.source_directory, ".", assignment.name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{course / 'nbgrader_config.py'} has an error: {type(error).__name__}: {error}") from None
     file = Path(directory.db_url.removeprefix("sqlite:///"))
     if directory.db_url.startswith("sqlite:///") and not file.is_file():
         raise ValueError(f"there is no gradebook {file}: run `nbgrader generate_assignment {assignment.name}` first")
     try:
         gradebook = Gradebook(directory.db_url, directory.course_id)
-    except SQLAlchemyError as error:
-        raise ValueError(f"the gradebook {file} can't be read: {error}") from None
+    except (SQLAlchemyError, ImportError) as error:  # a database whose driver isn't installed
+        raise ValueError(f"the gradebook {directory.db_url} can't be read: {error}") from None
     try:
         yield Book(gradebook, directory, assignment)
         gradebook.db.commit()

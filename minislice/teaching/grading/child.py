@@ -11,7 +11,7 @@ Its messages, in this order. The student's code could have written any: they are
     True                                 ready; or a text, why not
     ("executed",)                        the cells are, the function comes next
     ("call", arguments)                  any number, by a check of its candidate, each answered by
-                                         ("returned", result) or ("raised", exception, message)
+                                         ("returned", result) or ("raised", exception)
     ("returned", result, arguments after), ("raised", exception, line), ("missing",) or ("unsendable", why)
 """
 
@@ -55,7 +55,7 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
             raise TypeError(f"a candidate takes plain values, not {error}") from None
         kind, *answer = wire.receive(inbox)
         if kind == "raised":
-            raise getattr(builtins, answer[0], RuntimeError)(answer[1])
+            raise getattr(builtins, answer[0], RuntimeError)("raised by the candidate")
         return answer[0]
 
     try:

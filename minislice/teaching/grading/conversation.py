@@ -9,8 +9,6 @@ import numpy as np
 from . import wire
 from .process import Process
 
-LARGEST = 1024  # length of an array's side, in a question to a candidate: it is answered in the grader's process
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -93,22 +91,14 @@ def _is(message: Any, kind: str, *types: type) -> bool:
 
 
 def _asked(candidate: Callable[..., Any], arguments: tuple) -> tuple:
-    """The answer to a student's question to a candidate; all that goes wrong is the question's fault."""
+    """The answer to a student's question to a candidate; all that goes wrong is the question's fault.
+
+    An exception crosses without its message: that could name the candidate ("fuse_block() missing 6 ...").
+    """
     try:
-        if max((size for array in _arrays(arguments) for size in array.shape), default=0) > LARGEST:
-            raise ValueError(f"ask about arrays with sides of at most {LARGEST}")
         with np.errstate(all="ignore"):
-            result = candidate(*arguments)
-        answer = ("returned", result)
+            answer = ("returned", candidate(*arguments))
         wire.encode(answer)
         return answer
     except Exception as error:
-        return ("raised", type(error).__name__, str(error)[:200])
-
-
-def _arrays(value: Any) -> list[np.ndarray]:
-    if isinstance(value, (tuple, list)):
-        return [array for item in value for array in _arrays(item)]
-    if isinstance(value, dict):
-        return _arrays(list(value.values()))
-    return [value] if isinstance(value, np.ndarray) else []
+        return ("raised", type(error).__name__)

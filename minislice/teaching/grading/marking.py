@@ -84,7 +84,8 @@ def _mark_function(
 def _mark_check(
     answer: "_Answer", question: MutationQuestion, seed: Callable[..., int]
 ) -> tuple[float, Failure | None, str]:
-    kills = question.try_out(lambda candidate, trial: answer.rejects(candidate, seed(str(trial))))
+    order = np.random.default_rng(seed("order"))
+    kills = question.try_out(lambda candidate, trial: answer.rejects(candidate, seed(str(trial))), order)
     if kills.rejected:
         return 0.0, kills.rejected, "FAILED  it raises on the right function"
     shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
@@ -126,7 +127,7 @@ class _Answer:
 
     def rejects(self, candidate: Callable[..., Any], seed: int) -> Failure | None:
         """How a check raised on a candidate, or None. One that was stopped hasn't raised: only the reference minds."""
-        answer = self._call(candidate=candidate, seed=seed)
+        answer = self._call(candidate=lambda *arguments: candidate(*self.question.allowed(arguments)), seed=seed)
         if answer.kind == "returned" or (answer.kind == "stopped" and candidate is not self.question.reference):
             return None
         return self._failure(answer)
