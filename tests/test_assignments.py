@@ -20,7 +20,7 @@ from minislice.teaching.assignments.build import as_json, build, function_source
 from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
 from minislice.teaching.assignments.exercise import MutationQuestion, Question, examine, raised
 from minislice.teaching.assignments.feedback import try_case
-from minislice.teaching.assignments.forms import Array, Misfit, Number, conform, same
+from minislice.teaching.assignments.forms import Array, Gone, Maybe, Misfit, Number, conform, same
 from minislice.teaching.assignments.judging import Places
 
 HERE = Path(__file__).parent
@@ -159,7 +159,7 @@ def test_any_numbers_of_the_right_shape_may_come_back(key, value, capsys):
             return value if form.kind is float or not np.isfinite(value) else int(value)
         if isinstance(form, dict):
             return {name: filled(part) for name, part in form.items()}
-        return None if form is None else type(form)(map(filled, form))
+        return None if form is None or isinstance(form, (Maybe, Gone)) else type(form)(map(filled, form))
 
     cases = question.cases(np.random.default_rng(0))
     failures = [
@@ -213,7 +213,9 @@ def test_the_signature_is_that_of_the_cases(key):
         (Number("k", float), float("nan"), "k: NaN"),
         (None, 3, "the result: expected None, got int"),
         ((Array("W", (1,)), None), (np.zeros(1),), "the result: expected 2 values, W, the result[1]; got tuple of 1"),
-        ({"W": None}, {}, "the result: it has no 'W'"),
+        ({"W": Array("W", (2,))}, {}, "W: expected float64 [2], got None"),
+        ({"alpha": Gone("still there")}, {"alpha": 1.0}, "alpha: still there"),
+        (Maybe(Array("b", (2,))), np.zeros(3), "b: expected float64 [2], got float64 [3]"),
         ({"W": None}, None, "the result: expected a dictionary, got None"),
     ],
 )
@@ -232,12 +234,12 @@ def test_places_name_the_first_wrong_one_and_what_is_right():
     places = Places().add("W[0]", np.ones(2), np.ones(2)).add("b[0]", np.ones(2), np.array([1.0, 3.0]), {}, "why?")
     places.add("b[1]", 1, 1).add("S", 1, 2)
     assert places.failure().lines() == [
-        "b[0]: expected float64 [2], got float64 [2]",
-        "first difference at [1]: expected 1, got 3 (max relative 2)",
+        "b[0]: first difference at [1]: expected 1, got 3 (max relative 2)",
         "W ok.",
         "Hint: why?",
     ]
-    assert places.failure().lines(values=False)[1] == "first difference at [1]"
+    assert places.failure().lines(values=False)[0] == "b[0]: first difference at [1]"
+    assert places.failure().wrong == ("b", "S")
 
 
 def test_without_values_no_number_of_the_case_is_told(unchecked):
@@ -319,13 +321,12 @@ def test_three_mutants_are_shown_and_five_hidden(key):
 def test_feedback_comes_in_the_order_of_the_teaching_plan(capsys):
     _, printed = feedback("a3.rotate", WRONG["a3.rotate: output_bias_forgotten"].function, capsys)
     lines = printed.splitlines()
-    assert re.fullmatch(r"A3\.rotate  FAILED 5 of 5  \(seed 0: D=3, H=\d, B=2\)", lines[0])
-    assert lines[1] == "b_out[0]: expected float64 [3], got float64 [3]"
-    assert re.fullmatch(r"first difference at \[0\]: expected \S+, got \S+ \(max relative \S+\)", lines[2])
-    assert lines[3] == "It is as it was."
-    assert "W_in ok, b_in ok, W_out ok, S ok" in lines[4]
-    assert lines[5] == "Hint: who writes the signal besides W_out?"
-    assert lines[6] == "More help: check(rotate, hint=1)"
+    assert re.fullmatch(r"A3\.rotate  FAILED 5 of 5  \(seed 0: D=3, H=\d, B=2\)  13 of 15 points", lines[0])
+    assert re.fullmatch(r"b_out\[0\]: first difference at \[0\]: expected \S+, got \S+ \(max relative \S+\)", lines[1])
+    assert lines[2] == "It is as it was."
+    assert "W_in ok, b_in ok, W_out ok, S ok" in lines[3]
+    assert lines[4] == "Hint: who writes the signal besides W_out?"
+    assert lines[5] == "More help: check(rotate, hint=1)"
 
 
 def test_hints_come_in_layers(capsys):

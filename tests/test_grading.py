@@ -149,8 +149,7 @@ def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best):
     assert (found.share, found.status) == (0, "failed")
     assert found.lines == (
         "TOY.double  FAILED at case 1 of 2  (n=2)",
-        "y: expected float64 [2], got float64 [2]",
-        "first difference at [1]",
+        "y: first difference at [1]",
     )
 
 

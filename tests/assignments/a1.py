@@ -370,3 +370,77 @@ def beta_through_scaled_weights_of_a_block(net):
     if net["beta"] is not None:
         new["b_in"] = net["b_in"] + np.einsum("bd,bdh->bh", net["beta"][:-1], new["W_in"])
     return new
+
+
+# Right answers with other weights, or another form
+
+
+def readers_centred_too(net):
+    new = deepcopy_and_change(net)
+    if net["norm"] == "LayerNorm":
+        for name in ("W_in", "W_head"):
+            new[name] -= new[name].mean(-2, keepdims=True)
+    return new
+
+
+right("a1.fuse")(readers_centred_too)
+
+
+@right("a1.fuse")
+def zeros_in_place_of_no_biases(net):
+    B, D, H = net["W_in"].shape
+    new = deepcopy_and_change(net)
+    zeros = {"b_in": np.zeros((B, H)), "b_out": np.zeros((B, D)), "b_head": np.zeros(len(net["W_embd"]))}
+    return new | {name: zero for name, zero in zeros.items() if new[name] is None} | {"alpha": None, "norm": "RMSNorm"}
+
+
+@right("a1.fuse")
+def only_what_there_is(net):
+    return {name: value for name, value in deepcopy_and_change(net).items() if value is not None}
+
+
+@right("a1.fuse")
+def rotated_besides(net):
+    Q = np.linalg.qr(np.random.default_rng(0).normal(size=(net["W_embd"].shape[1],) * 2))[0]
+    new = deepcopy_and_change(net)
+    for name in ("W_embd", "W_pos", "W_out", "b_out"):
+        new[name] = None if new[name] is None else new[name] @ Q
+    return new | {"W_in": Q.T @ new["W_in"], "W_head": Q.T @ new["W_head"]}
+
+
+@right("a1.fuse_reader")
+def zeros_for_no_bias(W, b, alpha, beta):
+    return alpha[:, None] * W, (0 if beta is None else beta @ W) + (np.zeros(W.shape[1]) if b is None else b)
+
+
+@wrong("a1.fuse", "W_head:", "The embedding was centred first: the tied head is the embedding as it was.")
+def tied_head_centred_before_alpha(net):
+    if net["W_head"] is not None:
+        return deepcopy_and_change(net)
+    centred = net["W_embd"] - net["W_embd"].mean(-1, keepdims=True)
+    return deepcopy_and_change({**net, "W_head": centred.T if net["norm"] == "LayerNorm" else net["W_embd"].T})
+
+
+@wrong("a1.fuse", "b_out[0]:", "It is as it was", "W_in ok")
+def readers_centred_in_place_of_the_output_biases(net):
+    return {**readers_centred_too(net), "b_out": net["b_out"]}
+
+
+@wrong("a1.fuse", "alpha: the fused network still has it")
+def norms_keep_their_weights(net):
+    return {**net, **deepcopy_and_change(net)}
+
+
+@wrong("a1.fuse", "b_in[0]:", "beta went through the centred W")
+def beta_through_centred_weights(net):
+    new = readers_centred_too(net)
+    if net["norm"] == "LayerNorm":
+        centred = net["W_in"] - net["W_in"].mean(1, keepdims=True)
+        new["b_in"] = net["b_in"] + np.einsum("bd,bdh->bh", net["beta"][:-1], centred)
+    return new
+
+
+@wrong("a1.fuse", "b_out[0]:", "first difference")
+def output_bias_that_is_not_there(net):
+    new = deepcopy_and_change(net)
+    return new | {"b_out": np.ones((2, net["W_embd"].shape[1])) if net["b_out"] is None else new["b_out"] * 0}

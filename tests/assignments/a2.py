@@ -216,3 +216,8 @@ def rotates_too_little(D):
 @wrong("a2.counterexample", "Q:", "orthonormal")
 def stretches(D):
     return np.eye(D), 2 * np.eye(D)
+
+
+@right("a2.counterexample")
+def whole_numbers(D):
+    return np.ones((1, D), dtype=int), np.diag([-1] + [1] * (D - 1))

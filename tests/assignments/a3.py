@@ -159,7 +159,7 @@ def adapters_not_returned(weights, Q):
     return batched(weights, Q)[0]
 
 
-@wrong("a3.rotate", "the dictionary: it has no 'b_in'")
+@wrong("a3.rotate", "b_in: expected float64 [2, 7], got None", "13 of 15 points")
 def unchanged_parts_left_out(weights, Q):
     new, S = batched(weights, Q)
     del new["b_in"]
@@ -175,3 +175,38 @@ def adapters_as_a_list(weights, Q):
 @wrong("a3.rotate", "W_head:", "NaN at [0, 0]")
 def not_a_number(weights, Q):
     return patched(W_head=lambda w, Q: np.full_like(w["W_head"], np.nan))(weights, Q)
+
+
+# Right answers with other weights
+
+
+@right("a3.rotate")
+def one_bias_for_both_writers(weights, Q):
+    new, S = batched(weights, Q)
+    if new["b_out2"] is not None:
+        new |= {"b_out": new["b_out"] + new["b_out2"], "b_out2": np.zeros_like(new["b_out2"])}
+    return new, S
+
+
+@right("a3.rotate")
+def neurons_in_another_order(weights, Q):
+    new, S = batched(weights, Q)
+    new |= {"W_in": new["W_in"][:, :, ::-1], "b_in": new["b_in"][:, ::-1], "W_out": new["W_out"][:, ::-1]}
+    return new | {"W_out2": None if new["W_out2"] is None else new["W_out2"][:, ::-1]}, S
+
+
+@wrong("a3.rotate", "S: expected float64 [2, 3, 3], got float64 [3, 3]", "W_head ok", "12 of 15 points")
+def one_adapter_alone(weights, Q):
+    new, S = batched(weights, Q)
+    return new, S[0]
+
+
+@wrong("a3.rotate", "W_in[0]:", "4 of 15 points")
+def embeddings_alone(weights, Q):
+    new, _ = batched(weights, Q)
+    return {**weights, "W_embd": new["W_embd"], "W_pos": new["W_pos"]}, np.stack([np.eye(len(q)) for q in Q[1:]])
+
+
+@wrong("a3.rotate", "W_embd:", "It is as it was", "0 of 15 points")
+def nothing_done(weights, Q):
+    return weights, np.stack([np.eye(len(q)) for q in Q[1:]])

@@ -247,3 +247,9 @@ def norm_divides_by_k(net, X, widths):
 @wrong("a6.interleave", "expected 2 values, P[0], P[1]; got list of 1")
 def last_boundary_forgotten(net, X, widths):
     return passed(net, X, widths, leading)[:-1]
+
+
+@right("a6.slice_block")
+def neurons_turned_round(W_in, b_in, W_out, b_out, P, P_next):
+    W, b, W_writes, *rest = sliced(W_in, b_in, W_out, b_out, P, P_next)
+    return -W[:, ::-1], -b[::-1], -W_writes[::-1], *rest  # tanh is odd

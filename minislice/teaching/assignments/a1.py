@@ -10,7 +10,7 @@ from numpy.random import Generator
 from . import toy
 from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
-from .forms import Array, Form
+from .forms import Array, Form, Gone, Maybe
 from .judging import Places, close
 
 
@@ -47,19 +47,23 @@ def _reader_cases(rng: Generator) -> list[Case]:
 
 def _reader_form(arguments: Mapping[str, Any]) -> Form:
     D, H = arguments["W"].shape
-    no_bias = arguments["b"] is None and arguments["beta"] is None
-    return Array("W", (D, H)), None if no_bias else Array("b", (H,))
+    bias = Array("b", (H,))
+    return Array("W", (D, H)), Maybe(bias) if arguments["b"] is None and arguments["beta"] is None else bias
 
 
 def _judge_reader(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
     return _reader(Places(), "", arguments, result).failure()
 
 
-def _reader(places: Places, which: str, layer: Mapping[str, Any], got: tuple) -> Places:
+def _reader(
+    places: Places, which: str, layer: Mapping[str, Any], got: tuple, norm: str = "RMSNorm", tied: bool = False
+) -> Places:
     """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
 
     Args:
         which: the end of the places' names.
+        norm: behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free.
+        tied: W is the transpose of the embedding.
     """
     W, b, alpha, beta = layer.values()
 
@@ -74,19 +78,24 @@ def _reader(places: Places, which: str, layer: Mapping[str, Any], got: tuple) ->
             "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * beta) @ W,
             "beta is lost.": before,
             "b itself is lost.": beta @ W,
+            "beta went through the centred W: no norm subtracts the mean of beta.": before + beta @ (W - W.mean(0)),
         }
     W_wanted, b_wanted = toy.weights_of(reads, len(W))
-    places.add(
-        f"W{which}",
-        W_wanted,
-        got[0],
-        {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]},
-        "which numbers does alpha multiply: those that come into W, or those that come out?",
-    )
-    if got[1] is not None:
-        hint = "what comes out of the linear layer where the normalised row is zero?"
-        places.add(f"b{which}", b_wanted, got[1], mistakes, hint)
-    return places
+    scaling = {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]}
+    hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
+    if tied:
+        centred = toy.centred({"norm": norm}, W.T).T
+        scaling["The embedding was centred first: the tied head is the embedding as it was."] = alpha[:, None] * centred
+        scaling["The embedding was centred first, and alpha is not in it."] = centred
+        hint = "the head had the embedding before it was changed. What does alpha multiply?"
+    alike = close if norm == "RMSNorm" else _alike_on_centred_rows
+    places.add(f"W{which}", W_wanted, got[0], scaling, hint, alike)
+    hint = "what comes out of the linear layer where the normalised row is zero?"
+    return places.add(f"b{which}", b_wanted, 0 * b_wanted if got[1] is None else got[1], mistakes, hint)
+
+
+def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
+    return close(expected - expected.mean(0), got - got.mean(0))
 
 
 def _writer_cases(rng: Generator) -> list[Case]:
@@ -122,9 +131,10 @@ def _writer(
 
     W_wanted, b_wanted = toy.weights_of(writes, len(W))
     places.add(f"W{which}", W_wanted, got[0], wrong, hint)
-    if b is not None:
+    if b is not None or got[1] is not None:
         mistakes = {"It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean.": b}
-        places.add(f"b{which}", b_wanted, got[1], mistakes, "who writes the signal besides W_out?")
+        got_b = 0 * b_wanted if got[1] is None else got[1]
+        places.add(f"b{which}", b_wanted, got_b, {} if b is None else mistakes, "who writes the signal besides W_out?")
     return places
 
 
@@ -148,19 +158,20 @@ def _fuse_cases(rng: Generator) -> list[Case]:
 
 def _fuse_form(arguments: Mapping[str, Any]) -> Form:
     net = arguments["net"]
-    form = {name: None if net[name] is None else Array(name, net[name].shape) for name in _FUSED}
-    V, D = net["W_embd"].shape
-    form["W_head"] = Array("W_head", (D, V))
-    if net["beta"] is not None:
-        form["b_head"] = Array("b_head", (V,))
-    return form
-
-
-_FUSED = ("W_embd", "W_pos", "W_in", "b_in", "W_out", "b_out", "W_head", "b_head")
+    (V, D), (B, _, H) = net["W_embd"].shape, net["W_in"].shape
+    weights = ("W_embd", "W_pos", "W_in", "W_out")
+    form = {name: None if net[name] is None else Array(name, net[name].shape) for name in weights}
+    form |= {"b_in": Maybe(Array("b_in", (B, H))), "b_out": Maybe(Array("b_out", (B, D)))}
+    form |= {"W_head": Array("W_head", (D, V)), "b_head": Maybe(Array("b_head", (V,)))}
+    gone = Gone("the fused network still has it; a norm without weights has none")
+    return form | {"alpha": gone, "beta": gone}
 
 
 def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
+    """The logits decide; if they differ, the places say where to look."""
     net, places = arguments["net"], Places()
+    if all(close(toy.logits(net, tokens), toy.logits(fused, tokens)) for tokens in toy.sequences(net)):
+        return None
     head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
     for name in ("_embd", "_pos"):
         if net["W" + name] is not None:
@@ -168,18 +179,16 @@ def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
             _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), net["norm"], hint)
     for block in range(len(net["W_in"])):
         layer = {name: toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")}
-        _reader(places, f"_in[{block}]", layer, (fused["W_in"][block], toy.part(fused, "b_in", block)))
+        got = fused["W_in"][block], toy.part(fused, "b_in", block)
+        _reader(places, f"_in[{block}]", layer, got, net["norm"])
         layer = {name: toy.part(net, name, block) for name in ("W_out", "b_out")}
         _writer(places, f"_out[{block}]", layer, (fused["W_out"][block], toy.part(fused, "b_out", block)), net["norm"])
     layer = {"W": head, "b": net["b_head"], "alpha": net["alpha"][-1], "beta": toy.part(net, "beta", -1)}
-    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]))
-    tokens = np.arange(5)
-    failure = places.add("logits", toy.logits(net, tokens), toy.logits(fused, tokens)).failure()
-    scaled = net["W_head"] is None and not close(fused["W_embd"], toy.centred(net, net["W_embd"]))
-    if failure and scaled and close(fused["W_head"], fused["W_embd"].T):
-        return replace(
-            failure, mistake="The embedding is scaled with the tied head: give the head a matrix of its own."
-        )
+    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]), net["norm"], net["W_head"] is None)
+    failure = places.failure()
+    if failure and net["W_head"] is None and failure.where == "W_embd" and close(fused["W_head"], fused["W_embd"].T):
+        sentence = "The embedding is scaled with the tied head: give the head a matrix of its own."
+        return replace(failure, mistake=sentence)
     return failure
 
 
@@ -266,7 +275,7 @@ X \leftarrow X + \sigma\big(\mathrm{norm}(X) W_\mathrm{in} + b_\mathrm{in}\big) 
 
 What a network doesn't have is `None`: LLaMA has no positions, no biases and no `beta`, and its RMSNorm subtracts no
 mean. Where `W_head` is `None` the head is tied: it is the transpose of `W_embd`. The fused network has a head of its
-own.""",
+own. It is run with bare RMSNorms; any weights will do that give the same logits.""",
             hints=(
                 "Every weight either reads a norm (the head does, too) or writes to the signal.",
                 "Embeddings, positions, W_out and b_out write. With RMSNorms they stay as they are.",

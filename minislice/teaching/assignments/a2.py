@@ -82,7 +82,7 @@ def _judge_haar(arguments: Mapping[str, Any], Q: np.ndarray) -> Failure | None:
         what = f"Q^T G is triangular, but its diagonal has the signs {''.join('+' if s > 0 else '-' for s in signs)}"
         mistake = "The signs are LAPACK's choice, not chance: it is not Haar." if close(lapack, Q) else ""
         if not mistake and (signs < 0).sum() == 1 and np.linalg.det(Q) > 0:
-            mistake = "One column is turned round, as if det Q had to be 1: half of the orthogonal matrices have -1."
+            mistake = "One column is turned round, and det Q is 1: half of the orthogonal matrices have -1."
         return Failure("values", "Q", what, mistake=mistake, hint=hint)
     on_rows = close(np.sign(its_R.diagonal())[:, None] * lapack, Q)
     mistake = "The signs are those of the right diagonal, but they multiply Q's rows: Q R = G asks for its columns."
@@ -131,7 +131,8 @@ A2 = Assignment(
     goal="say why an RMSNorm network can be rotated and a LayerNorm network cannot, and draw a fair rotation",
     before="orthogonal matrices, the QR decomposition (notebook 02)",
     difficulty=1,
-    notation=r"""Rows are tokens. Everything is float64. Eq. 2 of the paper, for every orthogonal $Q$:
+    notation=r"""Rows are tokens. Everything is float64. No function may change its arguments.
+Eq. 2 of the paper, for every orthogonal $Q$:
 
 $$\mathrm{RMSNorm}(X Q)\, Q^\top = \mathrm{RMSNorm}(X)$$""",
     questions=(

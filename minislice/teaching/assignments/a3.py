@@ -10,7 +10,7 @@ from . import toy
 from .exercise import Assignment, Case, Failure, Question
 from .feedback import checker
 from .forms import Array, Form
-from .judging import Places
+from .judging import Places, close
 
 
 def _cases(rng: Generator) -> list[Case]:
@@ -39,8 +39,11 @@ def _form(arguments: Mapping[str, Any]) -> Form:
 
 
 def _judge(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    """The signals and the logits decide; if they differ, the places say where to look."""
     net, Q = arguments.values()
     rotated, S = result
+    if all(_same(net, {**rotated, "S": S}, Q, tokens) for tokens in toy.sequences(net)):
+        return None
     places = Places()
     for name in ("W_embd", "W_pos"):
         if net[name] is not None:
@@ -74,12 +77,14 @@ def _judge(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
         hint = f"X Q[{block}] comes in, X Q[{block + 1}] must go out."
         places.add(f"S[{block}]", wanted, S[block], wrong, hint)
     _add_reader(places, "_head", net["W_head"], net["b_head"], Q[-1], rotated["W_head"], rotated["b_head"], Q[-2])
-    tokens = np.arange(5)
-    net_rotated = {**rotated, "S": S}
-    for boundary, (x, z) in enumerate(zip(toy.signals(net, tokens), toy.signals(net_rotated, tokens), strict=True)):
-        places.add(f"signal[{boundary}]", x, z @ Q[boundary].T)
-    places.add("logits", toy.logits(net, tokens), toy.logits(net_rotated, tokens))
     return places.failure()
+
+
+def _same(net: Mapping[str, Any], rotated: Mapping[str, Any], Q: np.ndarray, tokens: np.ndarray) -> bool:
+    """The rotated network has the signal X Q at every boundary, and the same logits."""
+    signals = zip(toy.signals(net, tokens), toy.signals(rotated, tokens), Q, strict=True)
+    same = all(close(x, z @ Q_l.T) for x, z, Q_l in signals)
+    return same and close(toy.logits(net, tokens), toy.logits(rotated, tokens))
 
 
 def _writes(W: np.ndarray, b: np.ndarray | None, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +118,8 @@ A3 = Assignment(
     goal="rotate a network, another way at every boundary, without changing what it computes",
     before="A1 and A2; einsum or batched matrix products (notebook 02)",
     difficulty=2,
-    notation=r"""Rows are tokens, everything is float64, and the network is fused: its norms have no weights. With $B$
+    notation=r"""Rows are tokens, everything is float64, no function may change its
+arguments, and the network is fused: its norms have no weights. With $B$
 blocks it has $B + 1$ boundaries; boundary $l$ is before block $l$, the last one before the head:
 
 $$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
@@ -136,7 +142,10 @@ $$X Q_{l+1} \leftarrow (X Q_l)\, S_l
 
 Find $W'_\mathrm{embd}$, $W'_\mathrm{pos}$, and for each block $W'_\mathrm{in}$, $b'_\mathrm{in}$, $W'_\mathrm{out}$,
 $b'_\mathrm{out}$, $S_l$, then $W'_\mathrm{head}$, $b'_\mathrm{head}$. Some don't change. What a network doesn't have is
-`None`; keep it so.""",
+`None`; keep it so.
+
+Points: 3 for $S$, 2 each for $W'_\mathrm{embd}$, $W'_\mathrm{pos}$, what reads ($W'_\mathrm{in}$ and
+$b'_\mathrm{in}$), the matrices that write, the biases that write, and the head.""",
             hints=(
                 "Who reads the signal has to turn it back first; who writes it has to turn what they write.",
                 "Block l reads boundary l and writes to boundary l + 1. The embeddings write to boundary 0.",
@@ -145,6 +154,15 @@ $b'_\mathrm{out}$, $S_l$, then $W'_\mathrm{head}$, $b'_\mathrm{head}$. Some don'
             cases=_cases,
             returns=_form,
             judge=_judge,
+            parts={
+                "W_embd": 2,
+                "W_pos": 2,
+                "W_in b_in": 2,
+                "W_out W_out2": 2,
+                "b_out b_out2": 2,
+                "S": 3,
+                "W_head b_head": 2,
+            },
         ),
     ),
 )

@@ -139,7 +139,8 @@ A4 = Assignment(
     goal="find the directions that carry the signal, and say how many of them carry enough",
     before="symmetric matrices and their eigenvectors (notebook 03)",
     difficulty=2,
-    notation=r"""Rows are tokens. Everything is float64. Eq. 8 of the paper, over all tokens $x$ of the calibration set:
+    notation=r"""Rows are tokens. Everything is float64. No function may change its arguments.
+Eq. 8 of the paper, over all tokens $x$ of the calibration set:
 
 $$C = \sum_x x^\top x, \qquad C = Q\, \mathrm{diag}(\lambda)\, Q^\top, \qquad \lambda_1 \ge \lambda_2 \ge \dots$$""",
     questions=(

@@ -150,7 +150,7 @@ A5 = Assignment(
     notation=r"""$P$ (`[D, k]`) and $R$ (`[D, k_next]`, $k \le k_\mathrm{next}$) have orthonormal columns: what two
 neighbouring boundaries keep. $S = P^\top R$ is the residual adapter between them, and $S = U C V^\top$ its singular
 value decomposition. The columns of $R$ may be replaced by others with the same span: the sliced network computes the
-same.""",
+same. No function may change its arguments.""",
     questions=(
         Question(
             name="cosines",

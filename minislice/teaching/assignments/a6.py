@@ -40,8 +40,14 @@ def _block_form(arguments: Mapping[str, Any]) -> Form:
 
 
 def _judge_block(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    """What the block computes decides; if it differs, the places say where to look."""
     W_in, b_in, W_out, b_out, P, P_next = arguments.values()
     (D, k), k_next = P.shape, P_next.shape[1]
+    x = np.random.default_rng(D).standard_normal((8 * D, D)) @ P @ P.T
+    x *= np.linspace(0.03, 3, len(x))[:, None]  # some so short that eps counts
+    sliced = x @ P @ result[4] + _block(result[:4], x @ P, D)
+    if close((x + _block((W_in, b_in, W_out, b_out), x, D)) @ P_next, sliced):
+        return None
     places = Places()
     wanted, bias = toy.weights_of(lambda z: z @ P.T @ W_in + b_in, k)
     mistakes = {
@@ -70,9 +76,6 @@ def _judge_block(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
     if k == k_next:
         mistakes["It is transposed: the signal is a row, and S stands on its right."] = wanted.T
     places.add("S", wanted, result[4], mistakes, "x P comes in, and (x P P^T) P_next must go on.")
-    x = np.random.default_rng(D).standard_normal((4, D)) @ P @ P.T
-    sliced = x @ P @ result[4] + _block(result[:4], x @ P, D)
-    places.add("block", (x + _block((W_in, b_in, W_out, b_out), x, D)) @ P_next, sliced)
     return places.failure()
 
 
@@ -148,7 +151,8 @@ A6 = Assignment(
     goal="delete rows and columns of a network, and choose them where the deletions before have already been made",
     before="A3, A4 (notebook 05)",
     difficulty=3,
-    notation=r"""Rows are tokens, everything is float64, and the network is fused. $P_l$ (`[D, k]`) has orthonormal
+    notation=r"""Rows are tokens, everything is float64, no function may change its
+arguments, and the network is fused. $P_l$ (`[D, k]`) has orthonormal
 columns: what boundary $l$ keeps. The sliced network carries $Z = X P_l$, which stands for $X P_l P_l^\top$. Its norms
 still divide by the width they were trained at: a row $z$ of $k$ numbers becomes
 

@@ -166,7 +166,8 @@ rows, and an adapter from its boundary to the next, in one of three forms:
 - `"low-rank"`: $A$ with $k$ rows and $\min(k, D - k_\mathrm{next})$ columns, for $x - (x A) A^\top$
 - `"none"`: nothing
 
-If there are biases, every block has $b_\mathrm{in}$ and $b_\mathrm{out}$; the head has none.""",
+If there are biases, every block has $b_\mathrm{in}$ and $b_\mathrm{out}$; the head has none. No function may change its
+arguments.""",
     questions=(
         Question(
             name="parameters",

@@ -14,7 +14,7 @@ another version of the function that is asked for. `judging` has what judges nee
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Failure:
         fine: names of results that are right.
         mistake: what was probably done, where it is recognised.
         hint: a question that leads on.
+        wrong: names of results that are wrong, if every result was looked at.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Failure:
     fine: tuple[str, ...] = ()
     mistake: str = ""
     hint: str = ""
+    wrong: tuple[str, ...] = ()
 
     def lines(self, values: bool = True) -> list[str]:
         """The failure in words, line by line, with or without the numbers of the case."""
@@ -70,13 +72,14 @@ class Question:
 
     Args:
         name: of the function; `solutions/` has a right one under this name.
-        points: for all cases passed; there are none for fewer.
+        points: for all cases passed.
         difficulty: stars, 1 to 3.
         text: what to do and the equation, Markdown.
         hints: in layers, each says more than the one before.
         cases: from a random generator, the cases, smallest first.
         returns: from the arguments, the form of the result.
         judge: from the arguments and a result of that form with finite numbers, a Failure or None.
+        parts: names of results, separated by spaces, with the points for them alone; without, it is all or nothing.
     """
 
     name: str
@@ -88,6 +91,16 @@ class Question:
     cases: Callable[[np.random.Generator], Sequence[Case]]
     returns: Callable[[Mapping[str, Any]], Form]
     judge: Callable[[Mapping[str, Any], Any], Failure | None]
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    def share(self, failures: Sequence[Failure | None]) -> float:
+        """The share of the points for what all cases together show: the parts that are right in every one."""
+        failures = [failure for failure in failures if failure]
+        if not all(failure.wrong for failure in failures):
+            return 0.0
+        wrong = {name for failure in failures for name in failure.wrong}
+        right = sum(points for names, points in self.parts.items() if wrong.isdisjoint(names.split()))
+        return right / self.points if failures else 1.0
 
 
 @dataclass(frozen=True)
@@ -258,11 +271,12 @@ def examine(question: Question, arguments: Mapping[str, Any], result: Any, after
     for name, value in arguments.items():
         if not same(value, after[name]):
             return Failure("changed", name, "the function changes its argument: make a copy first")
-    form = question.returns(arguments)
+    misfits = [] if question.parts else None
     try:
-        result = conform(form, result, "the result")
+        result = conform(question.returns(arguments), result, "the result", misfits)
         with np.errstate(all="ignore"):
-            return question.judge(arguments, result)
+            failure = question.judge(arguments, result)
+        return replace(Failure(*misfits[0].args), fine=failure.fine, wrong=failure.wrong) if misfits else failure
     except Misfit as misfit:
         return Failure(*misfit.args)
     except np.linalg.LinAlgError:

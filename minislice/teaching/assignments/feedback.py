@@ -65,7 +65,10 @@ def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple
     first = failed[0]
     if failures[first].kind == "missing":
         return failures[first].what, None, False
-    return f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {cases[first]})", failures[first], False
+    heading = f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {cases[first]})"
+    if question.parts:
+        heading += f"  {question.share(failures) * question.points:.0f} of {question.points} points"
+    return heading, failures[first], False
 
 
 def try_case(question: Question, function: Callable[..., Any], case: Case) -> Failure | None:

@@ -24,7 +24,21 @@ class Number:
     kind: type
 
 
-# What a function must return: an Array, a Number, None (nothing else will do), or a tuple, list or dict of those.
+@dataclass(frozen=True)
+class Maybe:
+    """None, or an array."""
+
+    array: Array
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An entry that a dictionary must no longer have; None will do."""
+
+    why: str
+
+
+# What a function must return: an Array, a Maybe, a Number, None (and nothing else), or a tuple, list or dict of them.
 Form = Any
 
 
@@ -32,14 +46,25 @@ class Misfit(Exception):
     """A result of another form: the kind of failure, the place, and what is wrong there."""
 
 
-def conform(form: Form, result: Any, name: str) -> Any:
-    """The result in its form: tuples for tuples and lists for lists, numbers as Python's.
+def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = None) -> Any:
+    """The result in its form: tuples for tuples and lists for lists, numbers as Python's, whole numbers as float64.
+
+    Args:
+        misfits: collects the arrays that don't fit, in place of an exception; they come back full of NaN.
 
     Raises:
         Misfit: it has another type or shape, or a NaN or an infinity.
     """
+    if isinstance(form, Maybe):
+        return None if result is None else conform(form.array, result, name, misfits)
     if isinstance(form, Array):
-        return _array(form, result)
+        try:
+            return _array(form, result)
+        except Misfit as misfit:
+            if misfits is None:
+                raise
+            misfits.append(misfit)
+            return np.full(form.shape, np.nan)
     if isinstance(form, Number):
         return _number(form, result)
     if form is None:
@@ -49,14 +74,17 @@ def conform(form: Form, result: Any, name: str) -> Any:
     if isinstance(form, dict):
         if not isinstance(result, dict):
             raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
-        for key in form:
-            if key not in result:
-                raise Misfit("type", name, f"it has no {key!r}")
-        return {key: conform(part, result[key], key) for key, part in form.items()}
+        for key, part in form.items():
+            if isinstance(part, Gone) and result.get(key) is not None:
+                raise Misfit("type", key, part.why)
+        present = {key: part for key, part in form.items() if not isinstance(part, Gone)}
+        return {key: conform(part, result.get(key), key, misfits) for key, part in present.items()}
     names = ", ".join(_name(part, f"{name}[{i}]") for i, part in enumerate(form))
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
         raise Misfit("type", name, f"expected {len(form)} values, {names}; got {described(result)}")
-    return type(form)(conform(part, value, _name(part, name)) for part, value in zip(form, result, strict=True))
+    return type(form)(
+        conform(part, value, _name(part, name), misfits) for part, value in zip(form, result, strict=True)
+    )
 
 
 def _name(form: Form, otherwise: str) -> str:
@@ -66,6 +94,8 @@ def _name(form: Form, otherwise: str) -> str:
 
 
 def _array(form: Array, result: Any) -> np.ndarray:
+    if isinstance(result, np.ndarray) and result.dtype.kind in "iu":
+        result = result.astype(np.float64)
     fits = isinstance(result, np.ndarray) and result.dtype == np.float64
     kind = "shape" if fits else "type"
     if not (fits and _fits(form.shape, result.shape)):
@@ -76,7 +106,7 @@ def _array(form: Array, result: Any) -> np.ndarray:
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         word = "NaN" if np.isnan(result[first]) else "infinity"
         raise Misfit("finite", form.name, f"{word} at {list(first)}")
-    return result
+    return np.asarray(result)
 
 
 def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """What judges compare with: equality up to rounding, place by place, and how a difference is told."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,13 @@ class Places:
         self._right: dict[str, bool] = {}  # by name, in order: every place of this name is right
 
     def add(
-        self, place: str, expected: Any, got: Any, mistakes: Mapping[str, Any] | None = None, hint: str = ""
+        self,
+        place: str,
+        expected: Any,
+        got: Any,
+        mistakes: Mapping[str, Any] | None = None,
+        hint: str = "",
+        alike: Callable[[Any, Any], bool] = close,
     ) -> "Places":
         """Compare one place.
 
@@ -46,19 +52,21 @@ class Places:
             mistakes: what the value would be after a well-known mistake, by the sentence that names it. It is told if
                 no other mistake gives the same.
             hint: a question that leads on.
+            alike: whether a value will do in place of the expected one, or of a mistake's.
         """
-        name, right = place.split("[")[0], close(expected, got)
+        name, right = place.split("[")[0], alike(expected, got)
         self._right[name] = right and self._right.get(name, True)
         if not right:
             what, values = difference(expected, got)
-            named = [sentence for sentence, value in (mistakes or {}).items() if close(value, got)]
+            named = [sentence for sentence, value in (mistakes or {}).items() if alike(value, got)]
             self._wrong.append(Failure("values", place, what, values, (), named[0] if len(named) == 1 else "", hint))
         return self
 
     def failure(self) -> Failure | None:
-        """The first place that is wrong, with the names of what is right, or None."""
+        """The first place that is wrong, with the names of what is right and what is wrong, or None."""
         fine = tuple(name for name, right in self._right.items() if right)
-        return replace(self._wrong[0], fine=fine) if self._wrong else None
+        wrong = tuple(name for name, right in self._right.items() if not right)
+        return replace(self._wrong[0], fine=fine, wrong=wrong) if self._wrong else None
 
 
 def difference(expected: Any, got: Any) -> tuple[str, str]:
@@ -70,7 +78,4 @@ def difference(expected: Any, got: Any) -> tuple[str, str]:
     relative = apart.max() / max(np.abs(expected).max(), np.finfo(float).tiny)
     at = f"first difference at {list(first)}" if first else "another value"
     numbers = f"expected {expected[first]:.4g}, got {got[first]:.4g}"
-    if expected.ndim:
-        shape = f"float64 [{', '.join(map(str, expected.shape))}]"
-        return f"expected {shape}, got {shape}\n{at}", f"{numbers} (max relative {relative:.2g})"
-    return at, numbers
+    return at, f"{numbers} (max relative {relative:.2g})" if first else numbers

@@ -78,6 +78,12 @@ def logits(net: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
     return out if net["b_head"] is None else out + net["b_head"]
 
 
+def sequences(net: Mapping[str, Any]) -> list[np.ndarray]:
+    """Token sequences in which every token stands at every position."""
+    V, T = len(net["W_embd"]), 5 if net["W_pos"] is None else len(net["W_pos"])
+    return [(start + np.arange(T)) % V for start in range(V)]
+
+
 def part(net: Mapping[str, Any], name: str, block: int) -> Any:
     """The part of one block, or None where the network has none of this name."""
     return None if net.get(name) is None else net[name][block]
