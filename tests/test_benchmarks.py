@@ -19,7 +19,7 @@ from minislice.beyond.rulers import block_costs
 from minislice.corpus.batches import token_batches
 from minislice.pca import discarded_share, principal_components
 
-FOLDER = Path(__file__).with_name("benchmarks")
+FOLDER = Path(__file__).parents[1] / "notebooks" / "measure"
 
 SMALL = {
     "inference_cost.py": (

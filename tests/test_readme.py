@@ -72,7 +72,7 @@ def test_every_script_that_made_a_number_is_there():
 
 @pytest.mark.parametrize("name", ["real_language_model", "beyond"])
 def test_a_table_is_what_was_measured(name):
-    script = ROOT / "tests" / "benchmarks" / f"{name}.py"
+    script = ROOT / "notebooks" / "measure" / f"{name}.py"
     done = subprocess.run([sys.executable, script, "--table"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tables = done.stdout.strip().split("\n\n")

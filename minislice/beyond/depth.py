@@ -8,7 +8,7 @@ the negative log-likelihood of a predicted token of the calibration set,
 as SLEB does (Song et al., ICML 2024). ShortGPT's block influence (Men et al., 2024), the mean of 1 - cos(x_l, x_{l+1})
 over tokens, takes one forward pass in all, but doesn't know what the later layers make of the change: on seven small
 trained models the layers that it deletes cost as much or more in every case, for one of babyllama's five layers a
-perplexity of 24.7 in place of 5.5. Nor do losses measured once do as well (tests/benchmarks/depth_rulers.py).
+perplexity of 24.7 in place of 5.5. Nor do losses measured once do as well (notebooks/measure/depth_rulers.py).
 """
 
 import math

@@ -35,7 +35,7 @@ from ..calibration import Calibration, Signal, not_finite
 from ..pca import RUN
 from ..precision import without_tf32
 
-REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded models (tests/benchmarks/ridges.py)
+REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded models (notebooks/measure/ridges.py)
 
 
 @contextmanager

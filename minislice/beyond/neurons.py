@@ -40,7 +40,7 @@ from .inner import (
 )
 
 ROUNDS = 32  # in which the neurons are deleted
-RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (tests/benchmarks/ridges.py)
+RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (notebooks/measure/ridges.py)
 
 
 def least_harmful(

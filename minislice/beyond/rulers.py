@@ -16,7 +16,7 @@ signal), the divergence on one other sequence of 512 tokens ranks the losses on 
 0.96, and as well by the parameter. The difference of losses on that sequence has 0.91 and, by the parameter, 0.82; half
 the squared product with the loss's gradient (Fisher), which costs one backward pass for all, 0.84 and 0.81; the energy
 0.77 and 0.67. The means of seven small models are 0.90 and 0.86, 0.84 and 0.80, 0.90 and 0.84, 0.82 and 0.72
-(tests/benchmarks/rulers.py).
+(notebooks/measure/rulers.py).
 """
 
 import copy

@@ -8,7 +8,7 @@ most so large, and as near as its granularity allows:
   adapters are of low rank, the width is chosen for the highest ranks there can be, and the result may be smaller still
 - neurons are a multiple of 8 in each MLP, the same in all
 - depth removal deletes whole layers: within the parameters of one. It measures on the first 2,048 calibration tokens;
-  with 16,384 it chose the same layers of seven small models (tests/benchmarks/depth_rulers.py)
+  with 16,384 it chose the same layers of seven small models (notebooks/measure/depth_rulers.py)
 - the mixture of `budget` lies within 1% of the size
 
 To add one, add an entry to `VARIANTS`.

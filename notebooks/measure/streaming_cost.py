@@ -1,7 +1,7 @@
 """Slicing a model from disk, one layer in memory at a time: peak memory, and time over one bare forward pass.
 
-    python tests/benchmarks/streaming_cost.py
-    python tests/benchmarks/streaming_cost.py --shape opt-6.7b
+    python notebooks/measure/streaming_cost.py
+    python notebooks/measure/streaming_cost.py --shape opt-6.7b
 
 Makes a model with random weights (bfloat16, sharded) of the shape of Phi-2, 2.78B parameters, in a temporary folder,
 and slices it by 25% with 4 x 512 calibration tokens, in a process whose private memory is limited (Linux). The bare

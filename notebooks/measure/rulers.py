@@ -1,9 +1,9 @@
 r"""Which ruler predicts what a deletion does to the loss? Rank correlations of rulers with what was measured.
 
-    python tests/benchmarks/rulers.py --out data/results/rulers.jsonl
-    python tests/benchmarks/rulers.py smollm2 --text TEXT/wikitext2-test.raw --seqlen 512 --calibration 6 --held-out 2 \
-        --probes 1 --layers 3 --boundaries 6 --out data/results/rulers.jsonl
-    python tests/benchmarks/rulers.py --table --out data/results/rulers.jsonl
+    python notebooks/measure/rulers.py --out data/results/rulers.jsonl
+    python notebooks/measure/rulers.py smollm2 --text TEXT/wikitext2-test.raw --seqlen 512 --calibration 6 \
+        --held-out 2 --probes 1 --layers 3 --boundaries 6 --out data/results/rulers.jsonl
+    python notebooks/measure/rulers.py --table --out data/results/rulers.jsonl
 
 Without a model: the three embedded ones, and four more where MINISLICE_TEST_ASSETS names a folder with them. Each
 deletion is done alone in the dense, fused network, and changes the signal at one boundary from x to x + delta:

@@ -1,7 +1,7 @@
 """Which ruler says what layers to delete: perplexity after each deletion, by the layers' own measured losses (SLEB), by
 losses measured once, and by block influence (ShortGPT).
 
-    python tests/benchmarks/depth_rulers.py
+    python notebooks/measure/depth_rulers.py
 
 The three embedded models, and four more where MINISLICE_TEST_ASSETS names a folder with them. 16 x 256 tokens
 calibrate unless the ruler says otherwise, perplexity is over 40 other windows.

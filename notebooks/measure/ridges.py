@@ -1,6 +1,6 @@
 """Which ridge to solve with: perplexity on validation text, by the ridge of `neurons` and of `inner`'s repair.
 
-    python tests/benchmarks/ridges.py
+    python notebooks/measure/ridges.py
 
 The embedded models, with their own calibration text; with MINISLICE_TEST_ASSETS set, the four of its folder `models`
 too, on token batches that lie in its folder `oracle`. The last quarter of the calibration sequences is the validation

@@ -1,12 +1,12 @@
 """What lies beyond the paper, at equal sizes: the README's table of small models, and SmolLM2's.
 
-    python tests/benchmarks/beyond.py                     # the embedded models; with MINISLICE_TEST_ASSETS, four more
-    python tests/benchmarks/beyond.py --own               # the same, calibrated on what they write themselves
-    python tests/benchmarks/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
-    python tests/benchmarks/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
-    python tests/benchmarks/beyond.py --smollm2 own       # calibrated on what it writes itself, measured on WikiText-2
-    python tests/benchmarks/beyond.py --table
-    python tests/benchmarks/beyond.py --plot data/results/smollm2-beyond.png
+    python notebooks/measure/beyond.py                     # the embedded models; with MINISLICE_TEST_ASSETS, four more
+    python notebooks/measure/beyond.py --own               # the same, calibrated on what they write themselves
+    python notebooks/measure/beyond.py --smollm2 wikitext  # SmolLM2, calibrated on WikiText-2: minutes on a large GPU
+    python notebooks/measure/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
+    python notebooks/measure/beyond.py --smollm2 own       # calibrated on what it writes itself, measured on WikiText-2
+    python notebooks/measure/beyond.py --table
+    python notebooks/measure/beyond.py --plot data/results/smollm2-beyond.png
 
 `minislice compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and

@@ -1,6 +1,6 @@
 """What each form of residual adapter costs and reaches, on every trained model at hand: the tables of the README.
 
-    python tests/benchmarks/adapter_forms.py
+    python notebooks/measure/adapter_forms.py
 
 The three embedded models; with MINISLICE_TEST_ASSETS set, the four of its folder `models` too, on the token batches
 that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own held-out text, float32.

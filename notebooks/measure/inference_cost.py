@@ -1,6 +1,6 @@
 """What a sliced model costs when it runs, by form of residual adapter: time and memory as ratios, the dense model is 1.
 
-    python tests/benchmarks/inference_cost.py
+    python notebooks/measure/inference_cost.py
 
 Random weights in the shapes of OPT-125M and of a LLaMA and a Phi as wide (768 wide, 12 layers), batch 1, 25%, float32,
 the head's boundary whole, OPT's head with weights of its own. It is `minislice cost --head own` for these three shapes,

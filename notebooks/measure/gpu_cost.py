@@ -1,7 +1,7 @@
 """Slicing large shapes with random weights on a GPU: minutes by phase, peak memory, and what the machine allows.
 
-    python tests/benchmarks/gpu_cost.py --shape llama-2-7b
-    python tests/benchmarks/gpu_cost.py --shape phi-2
+    python notebooks/measure/gpu_cost.py --shape llama-2-7b
+    python notebooks/measure/gpu_cost.py --shape phi-2
 
 25%, 128 x 2048 calibration tokens, bfloat16, the model on the card, the signal in pinned memory of the host. The bound
 beside is arithmetic over the rates that this machine reaches, measured first: products of 4096 x 4096 matrices in

