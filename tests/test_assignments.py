@@ -486,7 +486,7 @@ def test_build_refuses_what_it_cannot_do(tmp_path):
         build("a9", tmp_path / "x.ipynb")
     file = tmp_path / "a1.ipynb"
     file.write_text("mine")
-    with pytest.raises(ValueError, match="exists; give --force"):
+    with pytest.raises(ValueError, match="exists; write to another file, or replace it with force"):
         build("a1", file)
     with pytest.raises(ValueError, match="can't write"):
         build("a1", file / "a1.ipynb")

@@ -1,8 +1,10 @@
 """Where a model is to be saved: what can't be written to is told before the work, and nothing is deleted by mistake."""
 
 import errno
+import json
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -71,8 +73,8 @@ def command(capsys, name: str, out: Path, *options: str) -> str:
 @pytest.fixture
 def no_work(monkeypatch):
     """No model is loaded before the output is found unusable."""
-    for function in ("slice.load_both", "compress.load_both", "export.load_both"):
-        monkeypatch.setattr(f"minislice.command.{function}", lambda *_, **__: pytest.fail("work has begun"))
+    for command in ("slice", "compress", "export", "recover", "compare"):
+        monkeypatch.setattr(f"minislice.command.{command}.load_both", lambda *_, **__: pytest.fail("work has begun"))
     monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
 
 
@@ -119,47 +121,58 @@ def test_a_parent_that_refuses_is_told_before_the_work(name, number, tmp_path, n
 
 
 def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
-    dense = saved(LLAMA, tmp_path / "models")
     (tmp_path / "project" / "code" / ".git").mkdir(parents=True)
     (tmp_path / "worktree").mkdir()
     (tmp_path / "worktree" / ".git").write_text("gitdir: elsewhere")
     (tmp_path / "here" / "below").mkdir(parents=True)
     (tmp_path / "home" / "me" / "x").mkdir(parents=True)
-    (tmp_path / "weights").mkdir()
-    linked = dense.with_name("linked")
-    linked.mkdir()
-    for file in dense.iterdir():
-        (tmp_path / "weights" / file.name).write_bytes(file.read_bytes())
-        (linked / file.name).symlink_to(tmp_path / "weights" / file.name)
-    (tmp_path / "alias").symlink_to(dense.parent)
     monkeypatch.chdir(tmp_path / "here" / "below")
     monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
     before = snapshot(tmp_path)
-    for folder, source, reason in [
-        (dense, dense, "the model that is read"),
-        (dense.parent, dense, "the model that is read"),
-        (tmp_path / "alias", dense, "the model that is read"),
-        (tmp_path / "weights", linked, "the model that is read"),
-        (tmp_path / "project", None, f"the git repository {tmp_path / 'project' / 'code'}"),
-        (tmp_path / "worktree", None, "the git repository"),
-        (tmp_path / "here", None, "the current directory"),
-        (tmp_path / "home", None, "your home directory"),
-        (tmp_path / "home" / "me", None, "your home directory"),
-        (Path("/"), None, "the current directory"),
+    for folder, reason in [
+        (tmp_path / "project", f"the git repository {tmp_path / 'project' / 'code'}"),
+        (tmp_path / "worktree", "the git repository"),
+        (tmp_path / "here", "the current directory"),
+        (tmp_path / "home", "your home directory"),
+        (tmp_path / "home" / "me", "your home directory"),
+        (Path("/"), "the current directory"),
     ]:
         with pytest.raises(ValueError, match=f"force would delete .*{reason}"):
-            require_free(folder, True, source)
+            require_free(folder, True)
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["in memory", "export"])
-def test_no_command_deletes_its_own_model(name, tmp_path, no_work, capsys, monkeypatch):
-    dense = saved(LLAMA, tmp_path)
-    monkeypatch.setitem(COMMANDS, name, [COMMANDS[name][0], str(dense)])
+APART = "which this run reads; write to another place"
+RESULT = json.dumps({"schema": 1, "key": "x"}) + "\n"
+
+
+@pytest.mark.parametrize("out", ["models/dense", "models", "models/dense/sliced", "weights", "alias", "texts"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["slice", "MODEL", "--calibration", "TEXT", "--force"],
+        ["slice", "MODEL", "--calibration", "TEXT", "--stream", "--force"],
+        ["compress", "MODEL", "--calibration", "TEXT", "--force"],
+        ["recover", "MODEL", "--calibration", "TEXT", "--force"],
+        ["export", "MODEL", "--force"],
+        ["compare", "MODEL", "--calibration", "TEXT"],
+    ],
+)
+def test_no_command_writes_over_what_it_reads(line, out, tmp_path, no_work, capsys):
+    if (line[0], out) == ("export", "texts"):
+        pytest.skip("reads no text")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    (tmp_path / "models" / "dense").mkdir(parents=True)
+    (tmp_path / "weights").mkdir()
+    for file in saved(LLAMA, tmp_path / "elsewhere").iterdir():  # as in the hub's cache: a folder of links
+        file.rename(tmp_path / "weights" / file.name)
+        (tmp_path / "models" / "dense" / file.name).symlink_to(tmp_path / "weights" / file.name)
+    (tmp_path / "alias").symlink_to(tmp_path / "models")
     before = snapshot(tmp_path)
-    for out in (dense, tmp_path):
-        line = command(capsys, name, out, "--force")
-        assert "which is or holds the model that is read" in line and str(out) in line
+    names = {"MODEL": str(tmp_path / "models" / "dense"), "TEXT": str(tmp_path / "texts" / "a.txt")}
+    assert main([*(names.get(word, word) for word in line), "--out", str(tmp_path / out)]) == 2
+    assert APART in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 
@@ -167,9 +180,90 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
     dense = saved(LLAMA, tmp_path / "models")
     before = snapshot(tmp_path)
     for out in (dense, dense.parent):
-        with pytest.raises(ValueError, match=f"force would delete {out}, which is or holds the model that is read"):
+        with pytest.raises(ValueError, match=APART):
             WAYS["streamed"](dense, out, force=True)
-    assert snapshot(tmp_path) == before and [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert snapshot(tmp_path) == before
+
+
+# What is no output of ours: a user's file, a folder, a device.
+FOREIGN = {
+    "one line": lambda path: path.write_text('{"a": 1}'),
+    "notes": lambda path: path.write_text("# Reproduction notes\n"),
+    "a folder": Path.mkdir,
+    "a FIFO": os.mkfifo,
+}
+
+
+@pytest.fixture
+def empty_report(monkeypatch):
+    """Any results make a report, without a word."""
+    monkeypatch.setattr("minislice.reproduction.report.read", lambda path: [{"status": "done"}])
+    monkeypatch.setattr("minislice.reproduction.report.markdown", lambda records: "")
+    monkeypatch.setattr("minislice.reproduction.report.as_csv", lambda records: "")
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["reproduce", "opt", "--profile", "ci", "--tables", "5", "--rows", "1", "--out", "x.md"],
+        ["report", "results.jsonl", "--out", "x.md"],
+        ["report", "results.jsonl", "--out", "x.txt"],  # the table beside it is x.csv
+        ["assignment", "build", "a1", "--to", "x.md"],
+    ],
+)
+def test_no_command_writes_over_what_is_not_of_its_kind(line, kind, tmp_path, monkeypatch, empty_report, capsys):
+    monkeypatch.chdir(tmp_path)
+    foreign = tmp_path / ("x.csv" if "x.txt" in line else "x.md")
+    FOREIGN[kind](foreign)
+    before = foreign.stat()
+    assert main(line) == 2
+    assert str(foreign) in capsys.readouterr().err
+    assert os.path.samestat(foreign.stat(), before) and foreign.stat().st_size == before.st_size
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO"])
+def test_force_replaces_no_folder_or_device_by_a_file(kind, tmp_path, capsys):
+    FOREIGN[kind](tmp_path / "a1.ipynb")
+    assert main(["assignment", "build", "a1", "--to", str(tmp_path / "a1.ipynb"), "--force"]) == 2
+    assert "give the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["report", "results.csv", "--out", "results.md"],
+        ["report", "results.jsonl", "--out", "results.jsonl"],
+        ["reproduce", "opt", "--profile", "ci", "--wikitext2", "results.jsonl", "--out", "results.jsonl"],
+    ],
+)
+def test_results_are_not_written_over_what_they_come_from(line, tmp_path, monkeypatch, empty_report, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("results.csv", "results.jsonl"):
+        Path(name).write_text(RESULT)
+    assert main(line) == 2
+    assert APART in capsys.readouterr().err
+    assert snapshot(tmp_path) == {name: RESULT.encode() for name in ("results.csv", "results.jsonl")}
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "out") as new:
+        (new / "config.json").write_text("old")
+    rename, done = Path.rename, []
+
+    def interrupted(path, target):
+        if len(done) == renames:
+            monkeypatch.setattr(Path, "rename", rename)
+            raise KeyboardInterrupt
+        rename(path, target)
+        done.append(path)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with suppress(KeyboardInterrupt), whole_folder(tmp_path / "out", force=True) as new:
+        (new / "config.json").write_text("new")
+    assert snapshot(tmp_path) == {"out/config.json": b"new" if renames == 2 else b"old"}
 
 
 def test_force_still_replaces_an_ordinary_folder(tmp_path):

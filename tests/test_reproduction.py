@@ -594,7 +594,7 @@ def test_the_command_and_its_report(tmp_path, capsys):
         ),
         (["reproduce", "opt", "--signals", "loud", "--out", "r.jsonl"], "normalized"),
         (["reproduce", "opt", "--out", "nowhere/r.jsonl"], "no folder"),
-        (["reproduce", "opt", "--profile", "ci", "--out", "notes.txt"], "none of its lines"),
+        (["reproduce", "opt", "--profile", "ci", "--out", "notes.txt"], "isn't a results file"),
         (["report", "absent.jsonl", "--out", "report.md"], "no results"),
         (["report", "notes.txt", "--out", "report.md"], "none of its lines"),
     ],

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all.
+"""A folder, or a file, that appears whole or not at all; and what may not be written over.
 
 It is made beside its place, and renamed. A mount point (a container's volume) can't be renamed; there the new folder is
 made inside, and its files are moved up one by one. No loader takes the folder for a model before `config.json` is
@@ -12,31 +12,122 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def require_free(target: str | os.PathLike, force: bool = False, source: Path | str | None = None) -> Path:
+def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable[Path] = ()) -> Path:
     """The folder to write, as an absolute path; a link to a folder is followed.
 
     Args:
         force: it may have files in it, to be replaced.
-        source: the folder of the model that is read, which must stay; a name on the hub is none.
+        reads: the files and folders that the run reads.
 
     Raises:
-        ValueError: it can't be written to; it has files in it and no `force` is given; or `force` would delete the
-            model that is read, a git repository, the current or the home directory.
+        ValueError: it can't be written to; it is, holds or lies in what the run reads; it has files in it and no
+            `force` is given; or `force` would delete a git repository, the current or the home directory.
     """
-    target = Path(target).resolve()
+    target = require_apart(target, reads)
     place_for(target)
     if target.is_dir() and contents(target):
         if not force:
             raise ValueError(
                 f"{target} exists and isn't empty; save to another folder, or replace all of it with force"
             )
-        _require_expendable(target, source)
+        _require_expendable(target)
     return target
+
+
+def require_apart(target: str | os.PathLike, reads: Iterable[Path]) -> Path:
+    """The absolute path of a file or folder to write.
+
+    Raises:
+        ValueError: it is, holds or lies in one of the files and folders that the run reads.
+    """
+    target = Path(target).resolve()
+    for path in map(Path, reads):
+        places = [path, *(path.iterdir() if path.is_dir() else [])]  # a model's files may be links
+        if target.is_relative_to(path.resolve()) or any(place.resolve().is_relative_to(target) for place in places):
+            raise ValueError(f"{target} is, holds or lies in {path}, which this run reads; write to another place")
+    return target
+
+
+def require_file(
+    target: str | os.PathLike,
+    force: bool | None = None,
+    reads: Iterable[Path] = (),
+    kind: tuple[str, str] | None = None,
+) -> Path:
+    """The file to write, as an absolute path; a link to a file is followed.
+
+    Args:
+        force: a file that exists may be replaced; None where the caller has no such option.
+        reads: the files and folders that the run reads.
+        kind: what such a file is called, and how it begins; one that begins so may be replaced without `force`.
+
+    Raises:
+        ValueError: it is, holds or lies in what the run reads; its folder isn't there; it is a folder or a device; it
+            exists and may not be replaced.
+    """
+    target = require_apart(target, reads)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: there is no folder {target.parent}")
+    if not target.exists() or (target.is_file() and force):
+        return target
+    if not target.is_file():
+        raise ValueError(f"{target} is a {'folder' if target.is_dir() else 'device'}; give the name of a file")
+    if kind is None:
+        remedy = "" if force is None else ", or replace it with force"
+        raise ValueError(f"{target} exists; write to another file{remedy}")
+    with open(target, "rb") as file:
+        begins = kind[1].encode()
+        if not begins.startswith(file.read(len(begins))):
+            raise ValueError(f"{target} exists and isn't {kind[0]} of minislice; write to another file")
+    return target
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A new file to write to; it becomes `target` on the disk when the block ends, or vanishes if the block fails.
+
+    A killed process leaves the new file (".NAME.partial-...") beside the target.
+
+    Raises:
+        OSError: the system refused a write; the message names `target`.
+    """
+    target = Path(target).resolve()
+    new = target.with_name(_unfinished(target))
+    with writing(target):
+        try:
+            new.touch()
+            yield new
+            sync(new)
+            new.replace(target)
+            sync(target.parent)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Raise one kind of error, with the target's name, where the system refuses a write."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors and tokenizers, in Rust, raise errors of their own for what the system refuses.
+        if isinstance(error, OSError) or "(os error " in str(error):
+            raise OSError(f"can't write {target}: {error}; nothing of it was kept") from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file, or a folder's list of files, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def place_for(target: Path) -> Path:
@@ -101,17 +192,13 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
     """
     target = require_free(target, force)
     new = place_for(target) / _unfinished(target)
-    try:
-        make(new)
-        yield new
-        put_in_place(new, target)
-    except Exception as error:
-        # safetensors and tokenizers, in Rust, raise errors of their own for what the system refuses.
-        if isinstance(error, OSError) or "(os error " in str(error):
-            raise OSError(f"can't write {target}: {error}; nothing of it was kept") from error
-        raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with writing(target):
+        try:
+            make(new)
+            yield new
+            put_in_place(new, target)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def put_in_place(new: Path, target: Path) -> None:
@@ -120,17 +207,14 @@ def put_in_place(new: Path, target: Path) -> None:
         _move_up(new, target)
         return
     old = target.with_name(_unfinished(target))
-    if target.exists():
-        target.rename(old)
     try:
+        if target.exists():
+            target.rename(old)
         new.rename(target)
-    except OSError:
-        if old.exists():
+    finally:  # also after a Ctrl-C
+        if old.exists() and not target.exists():
             old.rename(target)
-        raise
-    finally:
-        if target.exists():  # otherwise the old one could not be put back: never delete the last copy
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _unfinished(target: Path) -> str:
@@ -165,12 +249,9 @@ def _can_be_renamed(folder: Path) -> bool:
     raise AssertionError(f"{folder} was renamed to {other}, which has something in it")
 
 
-def _require_expendable(target: Path, source: Path | str | None) -> None:
-    kept = {"the current directory": [Path.cwd()], "your home directory": [Path(os.path.expanduser("~"))]}
-    if source is not None and Path(source).is_dir():
-        kept["the model that is read"] = [Path(source), *Path(source).iterdir()]  # its files may be links
-    for what, paths in kept.items():
-        if any(path.resolve().is_relative_to(target) for path in paths):
+def _require_expendable(target: Path) -> None:
+    for what, path in {"the current directory": Path.cwd(), "your home directory": Path.home()}.items():
+        if path.resolve().is_relative_to(target):
             raise ValueError(f"force would delete {target}, which is or holds {what}; save to another folder")
     for folder, folders, files in os.walk(target):
         if ".git" in (*folders, *files):

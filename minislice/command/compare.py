@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
+from ..architecture.folder import require_apart, whole_file
 from ..beyond.compare import SIZES, compare
 from ..beyond.variants import VARIANTS
+from ..measuring.records import require_results
 from ..measuring.rows import table
 from ..storage.checkpoint import load
-from ..storage.files import whole_file
-from .inputs import dtype_of, load_both, texts_of, token_sets
+from .inputs import dtype_of, files_read, load_both, texts_of, token_sets
 from .output import print_result
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_seqlen, given, positive
 
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = [_size(word) for word in _words(arguments.sizes)]
     tasks = _words(arguments.tasks) if arguments.tasks else []
     out, texts = Path(arguments.out), texts_of(arguments)
-    _require_own(out)
+    _require_own(require_apart(out, files_read(arguments)))
     model, tokenizer = load_both(arguments)
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
     del model  # every variant loads it again
@@ -119,3 +120,5 @@ def _require_own(out: Path) -> None:
         raise ValueError(f"{out} is a file; give a folder with --out")
     if out.is_dir() and not (out / RESULTS).is_file() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"{out} exists, isn't empty and has no {RESULTS}; give another folder with --out")
+    if out.is_dir():
+        require_results(out / RESULTS)

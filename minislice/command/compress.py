@@ -9,8 +9,7 @@ from ..beyond.allocation import neurons_for
 from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..measuring.cost import parameters
-from ..storage.checkpoint import locate
-from .inputs import load_both, measured, texts_of, token_sets
+from .inputs import files_read, load_both, measured, texts_of, token_sets
 from .output import print_result, save_sliced
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
 
@@ -41,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--stock deletes neurons alone, without a plan; leave --keep-blocks, --keep-width, --plan-only out"
         )
     if arguments.out:
-        require_free(arguments.out, arguments.force, locate(arguments.model))
+        require_free(arguments.out, arguments.force, files_read(arguments))
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)

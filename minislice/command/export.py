@@ -4,8 +4,8 @@ import argparse
 
 from ..architecture.folder import require_free
 from ..architecture.network import network
-from ..storage.checkpoint import export, locate
-from .inputs import load_both
+from ..storage.checkpoint import export
+from .inputs import files_read, load_both
 from .output import print_result
 from .parser import add_machine, add_model, add_out
 
@@ -20,7 +20,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    require_free(arguments.out, arguments.force, locate(arguments.model))
+    require_free(arguments.out, arguments.force, files_read(arguments))
     model, tokenizer = load_both(arguments, default_dtype="auto")
     if not network(model).is_fused:
         raise ValueError(

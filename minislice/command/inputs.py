@@ -51,6 +51,18 @@ def require_known(ids: torch.Tensor, model: PreTrainedModel) -> None:
         )
 
 
+def files_read(arguments: argparse.Namespace) -> list[Path]:
+    """The files and folders here that the command line names to be read: what the command writes must be apart.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    options = ("calibration", "evaluation", "wikitext2", "alpaca")
+    texts = [name for option in options if (name := getattr(arguments, option, None)) and name not in (*SOURCES, OWN)]
+    model = locate(arguments.model) if arguments.model else None
+    return [*map(Path, texts), *([model] if isinstance(model, Path) else [])]
+
+
 @dataclass(frozen=True)
 class Texts:
     """The sources of a command's texts; None for one that it doesn't need."""

@@ -9,8 +9,7 @@ from ..measuring.cost import parameters
 from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
-from ..storage.checkpoint import locate
-from .inputs import load_both, seqlen_of, texts_of, token_sets
+from .inputs import files_read, load_both, seqlen_of, texts_of, token_sets
 from .output import print_result
 from .parser import TEXT_HELP, add_evaluation, add_machine, add_model, add_out, positive
 
@@ -59,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RecoveryOptions)}
     options = {name: value for name, value in given.items() if value is not None}
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
-    target = require_free(arguments.out, arguments.force, source=locate(arguments.model))
+    target = require_free(arguments.out, arguments.force, files_read(arguments))
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     require_sliced(model)

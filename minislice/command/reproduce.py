@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from ..adapters import FORMS
+from ..measuring.records import require_results
 from ..pca import SIGNALS
 from ..reproduction.preflight import Machine, overview
 from ..reproduction.protocol import FAMILIES, PROFILES, TABLES, profile_for, rows
 from ..reproduction.runner import dtype_on, reproduce
+from .inputs import files_read
 from .output import print_result
 from .parser import DTYPES, MODEL_HELP, positive
 
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     profile = profile_for(arguments.family, arguments.profile, **_changes(arguments))
     tables = [_table(word) for word in arguments.tables.split(",")] if arguments.tables else None
     chosen = rows(arguments.family, profile, tables, arguments.models.split(",") if arguments.models else None)
+    require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
         machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
         lines = overview(chosen, machine, profile.dtype.replace("auto", dtype_on(arguments.device)), arguments.stream)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..adapters import FORMS
-from ..architecture.folder import place_for, require_free
+from ..architecture.folder import place_for, require_apart, require_free
 from ..architecture.network import Network, network
 from ..beyond.slicing import slice_model
 from ..heads import HEADS
@@ -22,9 +22,9 @@ from ..options import BASES, ORIENTATIONS, SlicingOptions
 from ..pca import SIGNALS
 from ..report import SlicingReport
 from ..rotation import require_whole
-from ..storage.checkpoint import load_config, load_tokenizer, locate
+from ..storage.checkpoint import load_config, load_tokenizer
 from ..storage.stock import stock_network
-from .inputs import dtype_of, load_both, measured, require_tokenizer, texts_of, token_sets
+from .inputs import dtype_of, files_read, load_both, measured, require_tokenizer, texts_of, token_sets
 from .memory import return_freed_memory
 from .output import print_result, save_sliced
 from .parser import HEAD_HELP, add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
@@ -80,9 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
     if arguments.out and arguments.processes.index == 0:
         if arguments.stream:  # which looks itself at what is there: an unfinished run may be
-            place_for(Path(arguments.out).resolve())
+            place_for(require_apart(arguments.out, files_read(arguments)))
         else:
-            require_free(arguments.out, arguments.force, locate(arguments.model))
+            require_free(arguments.out, arguments.force, files_read(arguments))
     if arguments.stream:
         result, note = _slice_streamed(arguments, checked, options)
     else:

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
-from ..architecture.folder import put_in_place, require_free
+from ..architecture.folder import put_in_place, require_free, sync
 from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
@@ -36,7 +36,7 @@ from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checks import usable_device
-from ..storage.files import sync, write_tensors
+from ..storage.files import write_tensors
 from ..version import __version__
 from .processes import Processes
 from .shared import SharedCalibration
@@ -92,7 +92,7 @@ def slice_streamed(
         if processes.index == 0:
             if work.is_finished():  # and was killed before it could tidy up
                 work.remove()
-            target = require_free(out, force, local_folder(source))
+            target = require_free(out, force, [local_folder(source)])
         trained = TrainedWeights(source, dtype)
         net = trained.net
         require_whole(net, "slice")

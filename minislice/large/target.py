@@ -9,13 +9,14 @@ from safetensors import safe_open
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.configuration import SlicedConfig
+from ..architecture.folder import whole_file
 from ..architecture.modeling import SlicedForCausalLM, description
 from ..architecture.network import network
 from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions
 from ..report import SlicingReport
-from ..storage.files import INDEX, whole_file
+from ..storage.files import INDEX
 from .source import TrainedWeights, without_weights
 
 

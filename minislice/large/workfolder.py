@@ -20,12 +20,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..architecture.folder import make, place_for, unmake
-from ..storage.files import checksum, whole_file
+from ..architecture.folder import make, place_for, unmake, whole_file
+from ..storage.files import checksum
 from .processes import Processes
 
 PROGRESS, LOCK = "progress.json", "minislice.lock"
-NAMES = re.compile(rf"model|{LOCK}|{PROGRESS}|\.{PROGRESS}\.new|\.?(state|signal)-[\w.-]+")  # that a run writes
+NAMES = re.compile(rf"model|{LOCK}|{PROGRESS}|\.{PROGRESS}\.partial-\w+|\.?(state|signal)-[\w.-]+")  # that a run writes
 
 
 class WorkFolder:
@@ -72,7 +72,7 @@ class WorkFolder:
         if not self.path.exists():
             return
         begun = (self.path / PROGRESS).exists()
-        expected = NAMES if begun else re.compile(rf"{LOCK}|\.{PROGRESS}\.new")
+        expected = NAMES if begun else re.compile(rf"{LOCK}|\.{PROGRESS}\.partial-\w+")
         names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else [""]
         if strangers := sorted(name for name in names if not expected.fullmatch(name)):
             what = f"{strangers[0]} is in it, which no run has written" if begun else f"it has no {PROGRESS}"
@@ -101,6 +101,8 @@ class WorkFolder:
                 "settings to go on with it, save to another folder, or delete it to start again"
             )
         self.model.mkdir(exist_ok=True)
+        for unfinished in self.path.rglob(".*.partial-*"):  # files that a killed run was writing
+            unfinished.unlink()
 
     def progress(self) -> dict[str, Any] | None:
         """What progress.json says; None where there is none.

@@ -6,12 +6,13 @@ measured, and a "status"; of each key the last record counts, and what is "done"
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from ..architecture.folder import require_file
+from .lock import alone
 
 Faults = Callable[[dict[str, Any]], list[str]]  # what keeps an object from being a record, in words
 
@@ -33,6 +34,11 @@ def read(path: str | os.PathLike, faults: Faults, command: str) -> list[dict[str
     if not records and any(line.strip() for line in lines[:-1]):
         raise ValueError(f"{path} holds no results of `minislice {command}`: none of its lines is a record")
     return list({record["key"]: record for record in records}.values())
+
+
+def require_results(path: str | os.PathLike, reads: Iterable[Path] = ()) -> Path:
+    """The path of a file to append results to; see `folder.require_file`."""
+    return require_file(path, reads=reads, kind=("a results file", '{"schema": 1, "key": "'))
 
 
 class Records:
@@ -61,23 +67,12 @@ def opened(path: str | os.PathLike, faults: Faults, command: str) -> Iterator[Re
     Raises:
         ValueError: another run has it open; its folder isn't there; it holds something else.
     """
-    path = Path(path)
-    if not path.resolve().parent.is_dir():
-        raise ValueError(f"{path}: there is no folder {path.resolve().parent}")
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ValueError(
-            f"another run writes into {path}; wait for it, or give this one a place of its own with --out"
-        ) from error
-    try:
+    path = require_results(path)
+    with alone(path):
         records = Records(path, read(path, faults, command))
         if path.is_file():
             _cut(path)
         yield records
-    finally:
-        lock.release()
 
 
 def _cut(path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..storage.files import checksum, read_json, sync, whole_file
+from ..architecture.folder import sync, whole_file
+from ..storage.files import checksum, read_json
 
 SETTINGS = "settings.json"
 CHECKSUMS = "checksums.json"

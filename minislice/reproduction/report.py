@@ -11,12 +11,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..storage.files import whole_file
+from ..architecture.folder import require_file, whole_file
 from ..version import __version__
 from .cells import METRICS, NOT_RUN, Cell, cells
 from .protocol import FAMILIES, PROFILES, Profile, Setting
 from .results import read
 
+TITLE = "# Reproduction of SliceGPT's tables"
 TITLES = {
     1: "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2",
     2: "milliseconds a token, one sequence, 128 tokens generated",
@@ -35,7 +36,7 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     """Write OUT, Markdown, and beside it the same as CSV. Returns both paths.
 
     Raises:
-        ValueError: there are no results.
+        ValueError: there are no results; a file of these names isn't a report (see `folder.require_file`).
     """
     records = read(results)
     if not records:
@@ -45,10 +46,10 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     out = Path(out)
     if out.suffix == ".csv":
         raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.resolve().parent}")
-    written = {out: markdown(records), out.with_suffix(".csv"): as_csv(records)}
-    for path, text in written.items():
+    texts = {out: markdown(records), out.with_suffix(".csv"): as_csv(records)}
+    for path, begins in zip(texts, (TITLE, ",".join(COLUMNS)), strict=True):
+        require_file(path, reads=[Path(results)], kind=("a report", begins))
+    for path, text in texts.items():
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
     return {"report": out, "csv": out.with_suffix(".csv")}
@@ -81,7 +82,7 @@ def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
 def markdown(records: list[dict]) -> str:
     """The report as Markdown."""
     lines = [
-        "# Reproduction of SliceGPT's tables",
+        TITLE,
         "",
         f"By minislice {__version__}. In each cell stands what was measured here; behind it, as *paper*, what the "
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "

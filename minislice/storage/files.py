@@ -1,10 +1,8 @@
-"""Files that survive a kill or a power cut: written beside, made durable, renamed; and which file has which tensor."""
+"""The files of a model: which of them has which tensor."""
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,29 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..architecture.folder import whole_file
+
 INDEX = "model.safetensors.index.json"  # of a model whose weights are in several files
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with whole_file(path) as new:
         save_file(tensors, new, metadata={"format": "pt"})
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path`, whole and on the disk, when the block ends.
-
-    Raises:
-        OSError: the system refused a write; the message names `path`.
-    """
-    new = path.with_name(f".{path.name}.new")
-    try:
-        yield new
-        sync(new)
-        new.replace(path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"can't write {path}: {error}") from error
 
 
 def checksum(path: Path) -> str:
@@ -46,15 +29,6 @@ def checksum(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()[:32]
-
-
-def sync(path: Path) -> None:
-    """Have what was written to a file, or a folder's list of files, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

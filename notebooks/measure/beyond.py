@@ -25,11 +25,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import minislice
+from minislice.architecture.folder import whole_file
 from minislice.beyond.compare import SIZES
 from minislice.beyond.variants import VARIANTS
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
 from minislice.corpus.text import disjoint_streams, windows
-from minislice.storage.files import whole_file
 from minislice.teaching import plots
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"

@@ -6,15 +6,14 @@ none, and is what nbgrader makes of the source. The same assignment gives the sa
 """
 
 import ast
-import contextlib
 import inspect
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...architecture.folder import require_file, whole_file, writing
 from .catalogue import assignment
 from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
@@ -32,18 +31,11 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
         ValueError: no such assignment, the file exists, or it can't be written.
     """
     notebook = source(assignment(name))
-    file = Path(file)
-    if file.exists() and not force:
-        raise ValueError(f"{file} exists; give --force to overwrite it")
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
+    with writing(file := Path(file)):
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
-        os.replace(unfinished, file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise ValueError(f"can't write {file}: {error.strerror}") from None
+    file = require_file(file, force)
+    with whole_file(file) as new:
+        new.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
 
 
 def as_json(notebook: dict[str, Any]) -> str:

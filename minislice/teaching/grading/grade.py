@@ -4,12 +4,12 @@ import csv
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from ...architecture.folder import require_file, whole_file
 from ..assignments.catalogue import assignment as assignment_of
 from .book import Entry, opened
 from .marking import Mark, mark
@@ -59,7 +59,7 @@ def grade(
     """
     assignment = assignment_of(name)
     secret = _secret(seed_file)
-    with _whole(table) as unfinished, opened(course, assignment) as book:
+    with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
         own = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         hidden = [Path(course), Path(seed_file), Path(__file__).parents[2]]
         sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
@@ -98,24 +98,6 @@ def _secret(file: Path) -> bytes:
     if not secret:
         raise ValueError(f"the seed file {file} is empty: write something into it that nobody guesses")
     return secret
-
-
-@contextmanager
-def _whole(file: Path) -> Iterator[Path]:
-    """A file to write in another's place, which it becomes if the block ends without an exception."""
-    file = Path(file)
-    if file.exists():
-        raise ValueError(f"{file} exists: give the table another name")
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
-        unfinished.touch()
-    except OSError as error:
-        raise ValueError(f"{file} can't be written: {error.strerror}") from None
-    try:
-        yield unfinished
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _marked(work: list, progress: bool) -> Iterator[tuple[tuple[str, str], Mark]]:

@@ -1,0 +1,29 @@
+"""One run at a time writes to an output."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Keep other runs from a file or folder, with an empty file ".NAME.lock" beside it, which stays.
+
+    The system releases the lock of a process that dies.
+
+    Raises:
+        ValueError: another run holds it.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(
+            f"another run writes to {target}; wait for it, or give this one a place of its own with --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
