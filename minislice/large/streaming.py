@@ -134,7 +134,7 @@ def slice_streamed(
         if processes.index == 0:
             write_description(work.model, shapes, report, run.adapters, tokenizer, notes)
             work.write_progress({**work.progress(), "finished": True})
-            put_in_place(work.model, require_free(target, force, trained.folder))  # others may have written there
+            put_in_place(work.model, require_free(target, force, [trained.folder]))  # others may have written there
             work.remove()
         processes.wait()
     return report
