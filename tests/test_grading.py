@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minislice.teaching.assignments.a3 import A3
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Places
@@ -142,6 +143,35 @@ def test_right_answers_pass(sandbox):
 
 def test_an_answer_may_use_an_earlier_one(best):
     assert marked(best, "def square(x):\n    return double(x) * x / 2", "square").status == "passed"
+
+
+def test_a_slip_in_one_function_costs_its_own_points_alone(best):
+    slip = {**RIGHT, "toy_double": "def half(x):\n    return x / 2\n\ndef double(x):\n    return 3 * x"}
+    answers = Submission({**slip, "toy_square": "def square(x):\n    return double(x) * half(x)"})
+    for name, share in (("double", 0), ("square", 1)):
+        assert mark(TOY, TOY.question(name), answers, GIVEN, best, SECRET, RIGHT).share == share
+    assert mark(TOY, TOY.question("square"), answers, GIVEN, best, SECRET).share == 0
+    own = Submission({"toy_double": "def double(x, twice):\n    return x * 2 if twice else x"})
+    own = Submission({**own.answers, "toy_square": "def square(x):\n    return double(x, True) * x / 2"})
+    assert mark(TOY, TOY.question("square"), own, GIVEN, best, SECRET, RIGHT).share == 1
+
+
+def test_parts_that_are_right_have_their_points(best):
+    """A3, where the adapters are forgotten: 12 of 15 points."""
+    answer = """
+        def rotate(weights, Q):
+            new = dict(weights)
+            for name, turn in (("W_embd", Q[0]), ("W_pos", Q[0]), ("W_out", Q[1:]), ("W_out2", Q[1:])):
+                new[name] = None if new[name] is None else new[name] @ turn
+            for name in ("b_out", "b_out2"):
+                new[name] = None if new[name] is None else (new[name][:, None] @ Q[1:])[:, 0]
+            new["W_in"] = Q[:-1].transpose(0, 2, 1) @ new["W_in"]
+            return {**new, "W_head": Q[-1].T @ new["W_head"]}, None
+        """
+    handed_in = Submission({"a3_rotate": textwrap.dedent(answer)})
+    found = mark(A3, A3.question("rotate"), handed_in, GIVEN, best, SECRET)
+    assert (found.share, found.status) == (12 / 15, "partial")
+    assert found.lines[1] == "S: expected float64 [2, 3, 3], got None"
 
 
 def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best):

@@ -60,6 +60,7 @@ def grade(
     assignment = assignment_of(name)
     secret = _secret(seed_file)
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
+        reference = submission(book.source, book.source.parent).answers
         own = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         hidden = [Path(course), Path(seed_file), Path(__file__).parents[2]]
         sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
@@ -73,7 +74,7 @@ def grade(
         for student, folder in book.folders.items():
             handed_in = submission(folder / f"{assignment.name}.ipynb", folder)
             work += [
-                ((student, question), (assignment, question, handed_in, own, sandbox, secret))
+                ((student, question), (assignment, question, handed_in, own, sandbox, secret, reference))
                 for question in assignment.questions
             ]
         marks = dict(_marked(work, progress))
