@@ -261,7 +261,7 @@ BAD = {
     "no sizes": (["--sizes", ","], "name at least one, with commas between, got ','"),
     "occupied": (["--out", "occupied"], "exists, isn't empty and has no results.jsonl"),
     "a file": (["--out", "occupied/thesis.txt"], "is a file"),
-    "not rows": (["--out", "foreign"], "holds no results of `minislice compare`"),
+    "not rows": (["--out", "foreign"], "isn't a results file of minislice"),
     "model": (["--model", "gone"], "no such folder"),
 }
 

@@ -247,6 +247,17 @@ def test_results_are_not_written_over_what_they_come_from(line, tmp_path, monkey
     assert snapshot(tmp_path) == {name: RESULT.encode() for name in ("results.csv", "results.jsonl")}
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "config.json"])
+def test_what_appears_in_the_output_meanwhile_stays_and_the_new_folder_is_kept(name, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="exists and isn't empty") as error, whole_folder(out) as new:
+        (new / "config.json").write_text("new")
+        out.mkdir()
+        (out / name).write_text("mine")
+    assert str(new) in str(error.value) and (new / "config.json").read_text() == "new"
+    assert snapshot(out) == {name: b"mine"}
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path, monkeypatch):
     with whole_folder(tmp_path / "out") as new:

@@ -178,7 +178,7 @@ def unmake(made: list[Path]) -> None:
 
 @contextmanager
 def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Path]:
-    """A new folder to write to; it becomes `target` when the block ends, and vanishes if the block fails.
+    """A new folder to write to; it becomes `target` when the block ends, or vanishes if the block fails.
 
     Whoever looks at the target sees nothing, or what was there before, or all of the new; of a mount point, see the top
     of this file. A killed process leaves the new folder (".NAME.partial-...") beside or in the target.
@@ -187,17 +187,23 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
         force: replace a target that has files in it; it stays as it is until the new folder is complete.
 
     Raises:
-        ValueError: see `require_free`.
+        ValueError: see `require_free`; if files appeared in the target meanwhile, the new folder is kept beside it.
         OSError: the system refused a write; the disk is full, for example.
     """
     target = require_free(target, force)
     new = place_for(target) / _unfinished(target)
-    with writing(target):
-        try:
+    is_kept = False
+    try:
+        with writing(target):
             make(new)
             yield new
-            put_in_place(new, target)
-        finally:
+        try:
+            put_in_place(new, require_free(target, force))  # something may have appeared there meanwhile
+        except (ValueError, OSError) as error:
+            is_kept = True
+            raise ValueError(f"{error}. The new folder is whole: it is {new}; move it") from error
+    finally:
+        if not is_kept:
             shutil.rmtree(new, ignore_errors=True)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...architecture.folder import require_file, whole_file, writing
+from ...architecture.folder import require_file, whole_file
 from .catalogue import assignment
 from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
@@ -31,8 +31,11 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
         ValueError: no such assignment, the file exists, or it can't be written.
     """
     notebook = source(assignment(name))
-    with writing(file := Path(file)):
+    file = Path(file)
+    try:
         file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"can't write {file}: {error.strerror}") from None
     file = require_file(file, force)
     with whole_file(file) as new:
         new.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")

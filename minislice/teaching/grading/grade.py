@@ -87,6 +87,7 @@ def grade(
             message = "; ".join(found.lines)
             rows.append(Row(student, assignment.name, question.name, points, most, found.status, message))
         _write(unfinished, rows)
+        require_file(table)  # which may have appeared meanwhile
         book.write(entries)
     return rows
 
