@@ -8,7 +8,6 @@ import numpy as np
 import properties
 import pytest
 import torch
-from minislice.measuring.allocation import neurons_for
 from models import FAMILIES, VOCABULARY, Recipe
 from torch import nn
 from transformers import (
@@ -39,6 +38,7 @@ from minislice import (
 )
 from minislice.architecture.families import FAMILIES as SUPPORTED
 from minislice.architecture.network import network
+from minislice.beyond.allocation import neurons_for
 from minislice.corpus.text import sample
 from minislice.measuring.timing import compare as inference_cost
 from minislice.recovery.options import RecoveryOptions
@@ -461,6 +461,18 @@ def test_a_broken_embedding_is_named_by_its_sequence(family, value, signal):
     model.get_input_embeddings().weight.data[token] = value
     with pytest.raises(ValueError, match=r"embeddings .* calibration sequence 2\b"):
         slice_model(model, ids, width=5, signal=signal, batch_size=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["own", "fitted", "tied"])
+@pytest.mark.parametrize("row", ["an unused token's", "a head's"])
+def test_a_broken_weight_that_no_calibration_token_meets_is_named(family, head, row):
+    model = replace(RECIPES[family], tied=head != "own").model()
+    ids = IDS.masked_fill(IDS.eq(VOCABULARY - 1), 1)
+    table = model.lm_head if row == "a head's" else model.get_input_embeddings()
+    table.weight.data[VOCABULARY - 1, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"(embed_tokens|lm_head)\.weight has a NaN or an infinity; check the weights"):
+        slice_model(model, ids, width=None if head == "tied" else 5, head=head)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

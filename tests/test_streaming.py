@@ -85,6 +85,8 @@ OPTIONS = st.sampled_from(
         {"width": 3, "adapter": "none", "slice_embedding": False, "slice_head": True},
         {"slicing": 0},
         {"width": 5, "neurons": 0.5, "repair": True},
+        {"slicing": 0.25, "multiple": 1, "basis": "random"},
+        {"slicing": 0.25, "multiple": 1, "basis": "column-norm"},
     ]
 )
 
@@ -175,8 +177,9 @@ def resumed_run_equals_whole(folder: Path, options: dict) -> None:
 RESUMED = {"width": 9, "adapter": "full", "orientation": "random", "head": "fitted", "neurons": 0.5, "repair": True}
 
 
-def test_a_resumed_run_equals_a_whole_one(tmp_path):
-    resumed_run_equals_whole(tmp_path, RESUMED)
+@pytest.mark.parametrize("options", [RESUMED, {"width": 9, "basis": "random", "adapter": "none"}])
+def test_a_resumed_run_equals_a_whole_one(options, tmp_path):
+    resumed_run_equals_whole(tmp_path, options)
 
 
 RESUMPTION_MISTAKES = [wrong.generator_forgotten, wrong.signal_forgotten, wrong.part_left_out, wrong.basis_in_float32]
@@ -298,6 +301,16 @@ def test_a_weight_that_is_not_a_number_is_named_by_block_and_sequence_and_the_re
     assert json.loads((tmp_path / ".out.partial" / "progress.json").read_text())["done"] == 2
     with pytest.raises(ValueError, match="model '"):  # mended weights are another model: its first layers may differ
         slice_streamed(good, LLAMA.tokens(), tmp_path / "out", width=9)
+
+
+def test_a_head_that_is_not_a_number_is_not_written(tmp_path):
+    dense = saved(dataclasses.replace(LLAMA, tied=False), tmp_path, shards=False)
+    tensors = load_file(dense / "model.safetensors")
+    tensors["lm_head.weight"][-1, -1] = torch.nan
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lm_head\.weight has a NaN or an infinity"):
+        slice_streamed(dense, LLAMA.tokens(), tmp_path / "out", width=9)
+    assert not (tmp_path / "out").exists()
 
 
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):

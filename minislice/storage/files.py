@@ -19,6 +19,7 @@ INDEX = "model.safetensors.index.json"  # of a model whose weights are in severa
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with whole_file(path) as new:
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, new, metadata={"format": "pt"})
 
 
