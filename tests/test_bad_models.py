@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_models import FamilyRecipe
 from models import Recipe
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_flash_attn_2_available
 
 import minislice
+from minislice.architecture.families import FAMILIES, find_family
+from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.large.source import TrainedWeights
+from minislice.large.streaming import slice_streamed
 from minislice.storage.files import INDEX
 
 LOADERS = {"load": minislice.load, "stream": lambda folder: TrainedWeights(folder, "auto")}
@@ -221,6 +225,143 @@ def test_an_index_that_is_none_is_refused(loader, content, good, tmp_path):
     folder = shutil.copytree(good / "shards", tmp_path / "model")
     (folder / INDEX).write_text(content)
     assert_refused(LOADERS[loader], folder, folder / INDEX, "damaged")
+
+
+# ---- folders that hold something else, or too little ----
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+def renamed(old: str, new: str):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def only(name: str, text: str):
+    def change(folder: Path) -> None:
+        for path in folder.iterdir():
+            path.unlink()
+        (folder / name).write_text(text)
+
+    return change
+
+
+INCOMPLETE = {
+    "shards": (lambda folder: (folder / INDEX).unlink(), f"no {INDEX}", "get that file too"),
+    "llama": (renamed("model.safetensors", "model.fp16.safetensors"), "rename it to model.safetensors"),
+    "opt": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    "weights from LFS": (lambda folder: (folder / "model.safetensors").write_text(LFS), "run 'git lfs pull'"),
+    "a tokenizer from LFS": (lambda folder: (folder / "tokenizer.json").write_text(LFS), "run 'git lfs pull'"),
+    "a shard from LFS": (lambda folder: next(folder.glob("*.safetensors")).write_text(LFS), "run 'git lfs pull'"),
+    "an adapter": (only("adapter_config.json", "{}"), "PEFT adapter", "merge it into its base model first"),
+    "T5": (only("config.json", '{"model_type": "t5"}'), "'t5' model isn't a decoder that continues a text"),
+    "BERT": (only("config.json", '{"model_type": "vit"}'), "'vit' model isn't a decoder that continues a text"),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.parametrize("what", INCOMPLETE)
+def test_what_a_folder_lacks_is_told_with_the_remedy(loader, what, good, tmp_path):
+    change, *fragments = INCOMPLETE[what]
+    folder = shutil.copytree(good / (what if what in ("shards", "opt") else "llama"), tmp_path / "model")
+    change(folder)
+    assert_refused(LOADERS[loader], folder, folder, *fragments)
+
+
+def test_a_gguf_file_from_lfs_is_told(tmp_path):
+    (tmp_path / "model.gguf").write_text(LFS)
+    assert_refused(minislice.load, tmp_path / "model.gguf", "run 'git lfs pull'")
+
+
+@pytest.mark.parametrize("change", [{"model_type": "nonesuch"}, {"post_norm": True}], ids=str)
+def test_a_refusal_of_a_family_gives_its_reason_and_no_list(change, good):
+    config = minislice.load(good / "opt")[0].config
+    config.model_type = change.get("model_type", "opt")
+    config.do_layer_norm_before = "post_norm" not in change
+    with pytest.raises(ValueError, match="minislice can't slice") as error:
+        find_family(config)
+    assert "qwen" not in str(error.value) and len(str(error.value)) < 250
+
+
+@pytest.mark.parametrize("value", ["1e-5", None, -1.0, float("nan"), float("inf"), [1e-5]], ids=repr)
+def test_an_eps_that_is_no_number_is_refused(value, good, tmp_path):
+    eps = json.loads((good / "sliced" / "config.json").read_text())["norm_eps"]
+    folder = edited(good / "sliced", tmp_path / "model", norm_eps=[value, *eps[1:]])
+    assert_refused(minislice.load, folder, folder / "config.json", "norm_eps")
+
+
+# ---- what transformers loads, minislice does ----
+
+OLD = {"transformer.h.0.attn.masked_bias": torch.tensor(-1e4), "transformer.h.1.attn.masked_bias": torch.tensor(-1e4)}
+OLD |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8) for i in range(2)}
+OLD |= {"transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(4), "transformer.position_ids": torch.arange(8)}
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_buffers_that_older_releases_saved_are_passed_over(file, prefix, tmp_path):
+    model = FamilyRecipe("gpt2").model().float()
+    model.save_pretrained(tmp_path / "new")
+
+    def old(tensors):
+        for name in list(tensors):
+            tensors[name.removeprefix("transformer.") if not prefix else name] = tensors.pop(name)
+        tensors |= {name.replace("transformer.", prefix): tensor for name, tensor in OLD.items()}
+
+    folder = with_tensors(tmp_path / "new", tmp_path / "old", old, torch.save if "bin" in file else save_file, file)
+    loaded = minislice.load(folder)[0]
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    if file == "model.safetensors":
+        TrainedWeights(folder, "auto")
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_any_other_surplus_tensor_is_refused(loader, good, tmp_path):
+    folder = with_tensors(good / "llama", tmp_path / "model", lambda tensors: tensors.update(bias=torch.ones(2)))
+    assert_refused(LOADERS[loader], folder, "1 tensors are unexpected, such as bias")
+
+
+@pytest.mark.parametrize("family", ["llama", "sliced"])
+def test_a_config_without_return_dict_computes_the_same(family, good, tmp_path):
+    fields = json.loads((good / family / "config.json").read_text())
+    changes = {"base": {**fields["base"], "return_dict": False}} if "base" in fields else {}
+    folder = edited(good / family, tmp_path / "model", return_dict=False, **changes)
+    tokens = Recipe("llama").tokens()
+    assert minislice.perplexity(minislice.load(folder)[0], tokens) == minislice.perplexity(
+        minislice.load(good / family)[0], tokens
+    )
+    if family == "llama":
+        slice_streamed(folder, tokens, tmp_path / "out", width=12)
+        minislice.perplexity(minislice.load(tmp_path / "out")[0], tokens)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_code_of_a_model_runs_if_it_is_trusted(loader, good, tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "own", FAMILIES["llama"])
+    places = {"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnForCausalLM"}
+    folder = edited(good / "llama", tmp_path / "model", model_type="own", auto_map=places)
+    (folder / "code.py").write_text(CODE)
+    assert_refused(LOADERS[loader], folder, "trust_remote_code=True")
+    model = minislice.load(folder, trust_remote_code=True)[0]
+    assert type(model).__name__ == "OwnForCausalLM" and type(model).__module__.startswith("transformers_modules")
+    tokens = Recipe("llama").tokens()
+    assert minislice.perplexity(model, tokens) == minislice.perplexity(minislice.load(good / "llama")[0], tokens)
+    assert type(TrainedWeights(folder, "auto", True).net.model).__name__ == "OwnForCausalLM"
+
+
+def test_a_sliced_models_own_code_is_not_run(good):
+    model = minislice.load(good / "sliced", trust_remote_code=True)[0]
+    assert type(model) is SlicedForCausalLM
 
 
 # ---- what is no model at all ----

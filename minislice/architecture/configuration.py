@@ -4,6 +4,7 @@ A saved model takes this file with it, as it does `blocks`; it needs transformer
 """
 
 import copy
+import math
 from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -94,6 +95,8 @@ class SlicedConfig(PreTrainedConfig):
             }
             if not any(fits.values()):
                 raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
+        if not all(type(eps) in (int, float) and 0 <= eps < math.inf for eps in self.norm_eps):
+            raise ValueError(f"'norm_eps' must be numbers of at least 0, got {self.norm_eps}")
         if self.head not in ("linear", "tied", "fitted"):
             raise ValueError(f"'head' must be 'linear', 'tied' or 'fitted', got {self.head!r}")
         if self.head == "tied" and not self.widths[0] == self.widths[-1] == D:

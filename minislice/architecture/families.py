@@ -334,13 +334,14 @@ def find_family(config: PreTrainedConfig) -> Family:
     Raises:
         ValueError: the type isn't in the table, or this particular config can't be sliced; it says why.
     """
-    supported = f"Supported model types: {', '.join(FAMILIES)}."
     family = FAMILIES.get(config.model_type)
     if family is None:
         reason = REFUSED.get(
             config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
         )
-        raise ValueError(f"minislice can't slice model_type {config.model_type!r}: {reason}. {supported}")
+        raise ValueError(
+            f"minislice can't slice model_type {config.model_type!r}: {reason}; `minislice families` lists what it can"
+        )
     if obstacle := family.obstacle(config):
-        raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}. {supported}")
+        raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}")
     return family

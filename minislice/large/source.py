@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from pathlib import Path
 
 import torch
@@ -21,16 +20,18 @@ from transformers.core_model_loading import (
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
-from ..storage.checks import require_fit
+from ..storage.checks import require_fit, surplus
 from ..storage.files import checksum, stored_tensors, tensor_files
 from ..storage.gguf import is_gguf
 from .processes import Processes
 
 
-def without_weights(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def without_weights(
+    config: PreTrainedConfig, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model of a config with every parameter on torch's meta device: its shape, no weights."""
     with init_empty_weights(include_buffers=False):  # buffers are computed, RoPE's tables: no file holds them
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
     model.tie_weights()  # each parameter that was set has become one of its own
     for module in model.modules():
         if module._non_persistent_buffers_set:  # tables of positions: in `dtype` here, in float32 from from_pretrained
@@ -56,7 +57,7 @@ def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
     return converter.convert(name, model=model, config=model.config)[name]
 
 
-def local_folder(source: str | os.PathLike) -> Path:
+def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> Path:
     """The folder of a model: of a name on the hub, where its files are kept once fetched.
 
     Raises:
@@ -70,7 +71,8 @@ def local_folder(source: str | os.PathLike) -> Path:
     if isinstance(place, Path):
         return place
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt"]))
+        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", *(["*.py"] if trust_remote_code else [])]
+        return Path(snapshot_download(place, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise ValueError(f"{source!r} is no folder here, and can't be fetched from the hub: {error}") from error
 
@@ -82,19 +84,20 @@ class TrainedWeights:
         ValueError: a file is missing, damaged, or contradicts the config.
     """
 
-    def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str):
-        self.folder = local_folder(source)
-        config = load_config(self.folder)
+    def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
+        self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
+        config = load_config(self.folder, trust_remote_code)
         self.files = tensor_files(self.folder)
         if not self.files:
+            stored_tensors(self.folder)  # says what is wrong where there are no .bin files either
             raise ValueError(f"{self.folder} has no safetensors files; load the model and save it with save_pretrained")
         if dtype == "auto":
             dtype = config.dtype or self._open(next(iter(self.files))).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        model = without_weights(config, self.dtype)
+        model = without_weights(config, self.dtype, trust_remote_code)
         if self._head_is_its_own(model):
             config.tie_word_embeddings = False
-            model = without_weights(config, self.dtype)
+            model = without_weights(config, self.dtype, trust_remote_code)
         config.name_or_path = str(source)
         if (self.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
@@ -189,14 +192,8 @@ class TrainedWeights:
         return {name for names in self.names.values() for name in names}
 
     def _check(self, model: PreTrainedModel) -> None:
-        ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), r"inv_freq$")
         tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
-        unexpected = sorted(
-            name
-            for name in self.files.keys() - self._all_names() - self.buffers - tied
-            if not any(re.search(pattern, name) for pattern in ignored)
-        )
-        if unexpected:
+        if unexpected := surplus(model, self.files.keys() - self._all_names() - self.buffers - tied):
             raise ValueError(
                 f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
             )

@@ -57,6 +57,7 @@ def slice_streamed(
     tokenizer: Any = None,
     notes: dict[str, Any] | None = None,
     force: bool = False,
+    trust_remote_code: bool = False,
     progress: bool = False,
     processes: Processes | None = None,
     **options,
@@ -74,6 +75,7 @@ def slice_streamed(
         device: that computes; it holds one part, and the signal of one batch.
         tokenizer: saved with the model.
         notes: what else is known, for config and model card; as in `save`.
+        trust_remote_code: as in `load`.
         force: replace `out` if it has files in it; refused as in `require_free`.
         processes: that share the calibration set, each of which calls this in the same way; without, this one alone.
         options: the fields of `SlicingOptions`.
@@ -92,8 +94,8 @@ def slice_streamed(
         if processes.index == 0:
             if work.is_finished():  # and was killed before it could tidy up
                 work.remove()
-            target = require_free(out, force, [local_folder(source)])
-        trained = TrainedWeights(source, dtype)
+            target = require_free(out, force, [local_folder(source, trust_remote_code)])
+        trained = TrainedWeights(source, dtype, trust_remote_code)
         net = trained.net
         require_whole(net, "slice")
         if net.is_fused:

@@ -25,7 +25,8 @@ class SlicedShapes:
 
     def __init__(self, trained: TrainedWeights, options: SlicingOptions):
         self.trained, self.options = trained, options
-        fused = fuse(without_weights(trained.net.model.config, trained.dtype), options.head == "tied")
+        empty = without_weights(trained.net.model.config, trained.dtype, trained.trust_remote_code)
+        fused = fuse(empty, options.head == "tied")
         network(fused).drop(options.drop)
         self.fused = description(fused)
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from ..architecture.card import USAGE_STOCK, model_card
+from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import whole_folder
 from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM
@@ -29,10 +30,11 @@ from .checks import (
     require_fit,
     require_generation_config,
     require_values,
+    surplus,
     usable_device,
     without_memory,
 )
-from .files import stored_tensors
+from .files import require_fetched, stored_tensors
 from .gguf import SMOLLM2, gguf_config, gguf_model, gguf_tokenizer, is_gguf, smollm2
 from .stock import stock_model
 
@@ -92,6 +94,7 @@ def load(
     *,
     dtype: torch.dtype | str = "auto",
     device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A dense or a sliced model in eval mode, and its tokenizer if it comes with one.
 
@@ -100,6 +103,7 @@ def load(
             hub.
         dtype: "auto" is the one that the weights were saved in.
         device: where to put it; "auto" spreads it over the devices there are (needs accelerate).
+        trust_remote_code: run the Python files that come with a model of an architecture of its own.
 
     Raises:
         ValueError: there is no such model, or something is wrong with one of its files; it says which.
@@ -109,34 +113,36 @@ def load(
         model = gguf_model(source, dtype)
         # One GPU holds what fits in a GGUF file of this size.
         return model.to("cpu" if device in (None, "auto") else device).eval(), gguf_tokenizer(source)
-    config = load_config(source)
+    config = load_config(source, trust_remote_code)
+    trusted = trust_remote_code and not isinstance(config, SlicedConfig)  # minislice has the code of its own models
     tensors = {}
     if isinstance(source, Path):
         tensors = stored_tensors(source)
         try:
-            empty = without_memory(config)
-        except ValueError as error:
+            empty = without_memory(config, trusted)
+        except Exception as error:  # the config of a sliced model may have any value
             raise ValueError(f"{source / 'config.json'}: {error}") from error
         require_fit(empty, tensors)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            trust_remote_code=False,  # minislice has the code itself, and runs nobody else's
+            trust_remote_code=trusted,
             dtype=dtype,
             device_map="auto" if device == "auto" else None,
             output_loading_info=True,
         )
     except Exception as error:  # transformers, and the libraries that it calls, have many kinds
         raise ValueError(f"can't load {source}: {error}") from error
-    for fault in ("missing", "unexpected"):
-        if keys := sorted(found[f"{fault}_keys"]):
+    wrong = {"missing": sorted(found["missing_keys"]), "unexpected": surplus(model, found["unexpected_keys"])}
+    for fault, keys in wrong.items():
+        if keys:
             whole = source / "model.safetensors" if isinstance(source, Path) else source
             where = tensors[keys[0]].path if keys[0] in tensors else whole
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
     if device not in (None, "auto"):
         model = model.to(device)
-    return able_to_compute(model).eval(), load_tokenizer(source)
+    return able_to_compute(model).eval(), load_tokenizer(source, trusted)
 
 
 def locate(name: str | os.PathLike) -> Path | str:
@@ -153,10 +159,17 @@ def locate(name: str | os.PathLike) -> Path | str:
         return smollm2()
     folder = Path(name)
     if folder.is_dir():
+        require_fetched(folder)
         if not (folder / "config.json").is_file():
+            if (folder / "adapter_config.json").is_file():
+                raise ValueError(
+                    f"{folder} is a PEFT adapter, not a model; merge it into its base model first (merge_and_unload), "
+                    "and save that"
+                )
             raise ValueError(f"{folder / 'config.json'} doesn't exist: {folder} is not a model's folder")
         return folder
     if folder.is_file() and is_gguf(folder):
+        require_fetched(folder)
         return folder
     if folder.exists():
         raise ValueError(f"{folder} is a file; give the folder of a model, or a GGUF file")
@@ -165,7 +178,7 @@ def locate(name: str | os.PathLike) -> Path | str:
     return name
 
 
-def load_config(source: Path | str) -> PreTrainedConfig:
+def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config in a folder or on the hub.
 
     Raises:
@@ -178,8 +191,11 @@ def load_config(source: Path | str) -> PreTrainedConfig:
     try:
         fields, _ = PreTrainedConfig.get_config_dict(source)
         require_values(fields)
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        require_buildable(config)
+        trusted = trust_remote_code and fields.get("model_type") != SlicedConfig.model_type
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        require_buildable(config, trusted)
+        for part in (config, getattr(config, "base", config)):
+            part.return_dict = True  # transformers' own classes need it inside
     except OSError as error:
         if isinstance(source, Path):
             raise ValueError(f"{source / 'config.json'} can't be read: {error}") from error
@@ -195,13 +211,13 @@ def load_config(source: Path | str) -> PreTrainedConfig:
     return config
 
 
-def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub, if there is one."""
     if is_gguf(source):
         return gguf_tokenizer(source)
     if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
         return None
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises bare Exceptions, too, for what it can't read
         raise ValueError(f"can't load the tokenizer of {source}: {error}") from error

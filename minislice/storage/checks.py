@@ -5,11 +5,19 @@ memory, or doesn't come back; and it casts integers and float8 to the dtype it i
 """
 
 import copy
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
 from .files import Stored, read_json
@@ -51,7 +59,7 @@ def require_values(fields: Any) -> None:
         require_values(fields["base"])
 
 
-def require_buildable(config: PreTrainedConfig) -> None:
+def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False) -> None:
     """One layer of the model that a config describes can be made; no memory is needed for it.
 
     Raises:
@@ -59,11 +67,23 @@ def require_buildable(config: PreTrainedConfig) -> None:
             fit together.
     """
     config = copy.deepcopy(getattr(config, "base", config))
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
+        raise ValueError(f"a {config.model_type!r} model isn't a decoder that continues a text, which minislice needs")
     config.num_hidden_layers = 1
     try:
-        without_memory(config)
+        without_memory(config, trust_remote_code)
     except Exception as error:  # anything: it is transformers' own code that meets what it didn't expect
         raise ValueError(f"no {config.model_type!r} model can be made of it: {_said(error)}") from error
+
+
+# Tensors that some release of transformers saved although they are computed, not trained: masks, tables of positions.
+COMPUTED = re.compile(r"(masked_bias|causal_mask|inv_freq|(cos|sin)_cached|position_ids|decoder\.version)$")
+
+
+def surplus(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """Those of the names that `model` has no use for, sorted, without the tensors that are computed."""
+    own = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    return sorted(name for name in names if not any(pattern.search(name) for pattern in (COMPUTED, *own)))
 
 
 def require_generation_config(folder: Path) -> None:
@@ -108,10 +128,10 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
             )
 
 
-def without_memory(config: PreTrainedConfig) -> PreTrainedModel:
+def without_memory(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a config on torch's meta device: every shape, no weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str | None:

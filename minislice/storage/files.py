@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..architecture.folder import whole_file
 
 INDEX = "model.safetensors.index.json"  # of a model whose weights are in several files
+LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -57,7 +59,33 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         ValueError: a file is missing, damaged or cut off, or holds something else than tensors; the index is no index,
             names a file outside the folder, or says of a tensor that it is in another file.
     """
-    return _stored(folder, "model.safetensors", _in_safetensors) or _stored(folder, "pytorch_model.bin", _in_bin)
+    found = _stored(folder, "model.safetensors", _in_safetensors) or _stored(folder, "pytorch_model.bin", _in_bin)
+    if not found:
+        _refuse_what_is_there(folder)
+    return found
+
+
+def _refuse_what_is_there(folder: Path) -> None:
+    """Raise a ValueError for a folder without the weight files that transformers looks for."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    if shards := [name for name in names if re.search(r"-of-\d+\.", name)]:
+        index = f"{shards[0].split('-')[0]}{Path(shards[0]).suffix}.index.json"
+        reason = f"has shards such as {shards[0]} and no {index} to say which tensor is where; get that file too"
+    elif names:
+        wanted = "model.safetensors" if names[0].endswith(".safetensors") else "pytorch_model.bin"
+        reason = f"has no {wanted}, but {', '.join(names)}; if that is the whole model, rename it to {wanted}"
+    else:
+        reason = "has no weights: no model.safetensors"
+    raise ValueError(f"{folder} {reason}")
+
+
+def require_fetched(path: Path) -> None:
+    """Raise a ValueError for a file, or a file in a folder, that is Git LFS's note of a file in place of the file."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as content:
+                if content.read(len(LFS)) == LFS:
+                    raise ValueError(f"{file} is a Git LFS pointer, not the file itself; run 'git lfs pull' there")
 
 
 def _stored(folder: Path, single: str, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
