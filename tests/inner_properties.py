@@ -11,7 +11,8 @@ from torch import Tensor
 from minislice import fuse
 from minislice.architecture.linears import ExpertsWriter, set_weight
 from minislice.architecture.network import inference, network
-from minislice.beyond.inner import block_moments, expert_moments, experts_output, moments, refit
+from minislice.beyond import experts
+from minislice.beyond.inner import block_moments, moments, refit
 from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_output
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
@@ -149,7 +150,7 @@ def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
         Z = held.embed(net)
         Z = held.forward(net.blocks[0], 0, Z)
         block, context, [batch] = net.blocks[1], held.contexts[0][0], held.batches
-        C = expert_moments(held, block, 0, Z)
+        C, _ = experts.block_moments(held, block, 0, Z)
         y = block.branch(Z[0], **context) + Z[0]
         weight = y.square().mean(-1).rsqrt()
         weight = weight if batch.mask is None else weight * batch.mask
@@ -172,13 +173,13 @@ def experts_keep_what_is_best_for_each(recipe: Recipe) -> None:
     """Each expert loses neurons of its own choice, and the same as it would alone; its W_out is solved for."""
     block = network(fused(recipe)).blocks[1]
     generator = torch.Generator().manual_seed(recipe.seed)
-    W = experts_output(block)
+    W = experts.output_matrix(block)
     H = torch.randn(len(W), 60, W.shape[1], generator=generator).double()
     H = H * torch.rand(len(W), 1, W.shape[1], generator=generator).double()
     count = block.neurons
     kept, solved = solve_output(block, H.mT @ H, None, count // 2)
     keep_inner(block, kept, solved)
-    assert relative_error(experts_output(block), solved) <= EXACT
+    assert relative_error(experts.output_matrix(block), solved) <= EXACT
     for own, new, h, w in zip(kept, solved, H, W, strict=True):
         alone, best = least_harmful(h.T @ h, w, count // 2, slice(count))
         assert torch.equal(own, alone) and relative_error(new, best) <= 1e-8

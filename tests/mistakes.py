@@ -15,7 +15,8 @@ from torch import nn
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
-from minislice.beyond.inner import experts_output, output_matrix
+from minislice.beyond import experts
+from minislice.beyond.inner import output_matrix
 from minislice.beyond.rulers import PROBE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
@@ -546,7 +547,7 @@ def experts_rows_left_alone(right):
 
     def solve_output(block, C, B, delete, repair=False):
         kept, _ = right(block, C, B, delete, repair)
-        W = experts_output(block)
+        W = experts.output_matrix(block)
         return kept, W.gather(1, kept[..., None].expand(-1, -1, W.shape[2]))
 
     return solve_output

@@ -25,12 +25,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ..architecture.blocks import Block
-from ..architecture.linears import ExpertsWriter, Linear, set_weight
-from ..architecture.mixtures import neurons_of
+from ..architecture.linears import Linear, set_weight
+from ..architecture.neurons import keep_neurons
 from ..calibration import Calibration, Signal, not_finite
 from ..pca import RUN
 from ..precision import without_tf32
@@ -110,48 +110,18 @@ def block_moments(
     return total[:, : len(total)], total[:, len(total) :]
 
 
-def expert_moments(
-    calibration: Calibration,
-    block: Block,
-    layer: int,
-    Z: Signal,
-    P: Float64[Tensor, "D k"] | None = None,
-    dense: Signal | None = None,
-) -> Float64[Tensor, "experts inner inner"]:
-    """C of each expert of a mixture over the tokens that its router sends there, times the weights that it gives them.
-
-    Arguments and errors as `block_moments`. There is no B: what is lacking behind a mixture isn't any one expert's. All
-    experts' C are in memory at once, for a layer of Mixtral 8x7B 13 GB of them.
-    """
-    experts, calls, ones = block.experts, [], block.experts.has_bias
-    total = Z[0].new_zeros(experts.num_experts, *[block.neurons + ones] * 2, dtype=torch.float64)
-    hook = experts.register_forward_pre_hook(lambda module, args: calls.append(args))
-    try:
-        for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
-            y = block.branch(z, **calibration.contexts[index][layer])
-            x, chosen, weights = calls.pop()
-            wanted = y + (z if P is None else z @ P.T.to(z)) if dense is None else dense[index]
-            weights = weights * inverse_rms(wanted.flatten(0, 1))
-            if batch.mask is not None:
-                weights = weights * batch.mask.flatten()[:, None]
-            for expert in chosen.unique().tolist():
-                token, place = (chosen == expert).nonzero(as_tuple=True)
-                h = neurons_of(experts, expert, x[token])
-                h = torch.cat([h, h.new_ones(len(h), int(ones))], dim=1).to(weights) * weights[token, place, None]
-                with without_tf32():
-                    for rows in h.split(RUN):
-                        total[expert] += rows.T @ rows
-            if not torch.isfinite(total.sum()):
-                raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
-    finally:
-        hook.remove()
-    return calibration.summed(total)
-
-
 def inverse_rms(x: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens 1"]:
     """1 / rms of each token's signal, in float32 or wider; large, but finite, where there is none."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x.square().mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+
+
+def sides(
+    block: Block, C: Float64[Tensor, "n n"]
+) -> list[tuple[Float64[Tensor, "n n"], Float64[Tensor, "n D"], slice]]:
+    """C, W_out, and where the MLP's neurons are among the inner dimensions; one of each, for `experts` has many."""
+    mlp = block.mlp_linears
+    return [(C, output_matrix(block), slice(mlp.first, mlp.first + mlp.neurons) if mlp else slice(0))]
 
 
 def has_bias(block: Block) -> bool:
@@ -170,19 +140,6 @@ def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
     return torch.cat(rows) * block.scale
 
 
-def experts_output(block: Block) -> Float64[Tensor, "experts inner D"]:
-    """The same of each expert of a mixture."""
-    matrices = ExpertsWriter(block.experts).matrices().mT.double()
-    if not block.experts.has_bias:
-        return matrices
-    return torch.cat([matrices, block.experts.down_proj_bias[:, None].double()], dim=1)
-
-
-def set_experts_output(block: Block, W: Float64[Tensor, "experts inner D"]) -> None:
-    """Give the experts other values there, in place."""
-    set_weight(ExpertsWriter(block.experts), W.permute(2, 0, 1).flatten(1))
-
-
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     """Give the block's W_out other values, in place; of several biases the last becomes the sum."""
     biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
@@ -192,6 +149,13 @@ def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
         bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])
         set_weight(linear, W[start:stop].T, bias)
         start = stop
+
+
+def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
+    """Delete all other inner dimensions of the block, in place, and give it this W_out."""
+    if mlp := block.mlp_linears:
+        keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
+    set_output_matrix(block, W)
 
 
 def with_ridge(C: Float64[Tensor, "n n"], ridge: float) -> Float64[Tensor, "n n"]:

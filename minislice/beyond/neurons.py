@@ -14,6 +14,7 @@ router's weights.
 """
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from jaxtyping import Float64, Int64
@@ -23,21 +24,12 @@ from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
 from ..architecture.network import Network, inference, network
-from ..architecture.neurons import keep_experts_neurons, keep_neurons
 from ..calibration import Calibration, Signal
 from ..checks import require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import slice_width
-from .inner import (
-    block_moments,
-    expert_moments,
-    experts_output,
-    output_matrix,
-    refit,
-    set_experts_output,
-    set_output_matrix,
-    with_ridge,
-)
+from . import experts, inner
+from .inner import refit, with_ridge
 
 ROUNDS = 32  # in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (notebooks/measure/ridges.py)
@@ -85,15 +77,9 @@ def in_rounds(delete: int) -> list[int]:
     return [delete * (i + 1) // rounds - delete * i // rounds for i in range(rounds)]
 
 
-def inner_sides(
-    block: Block, C: Float64[Tensor, "*experts n n"]
-) -> list[tuple[Float64[Tensor, "n n"], Float64[Tensor, "n D"], slice]]:
-    """C, W_out, and where the neurons are among what it reads: of the MLP, or of each expert."""
-    if block.is_mixture:
-        return [(own, W, slice(block.neurons)) for own, W in zip(C, experts_output(block), strict=True)]
-    mlp = block.mlp_linears
-    places = slice(mlp.first, mlp.first + mlp.neurons) if mlp else slice(0)
-    return [(C, output_matrix(block), places)]
+def side_of(block: Block) -> ModuleType:
+    """`inner`, or `experts` for a mixture: both have `block_moments`, `sides` and `keep_inner`."""
+    return experts if block.is_mixture else inner
 
 
 def solve_output(
@@ -106,11 +92,11 @@ def solve_output(
     """The inner dimensions of a block that stay when so many neurons are deleted, and W_out for them.
 
     Args:
-        C: of a mixture, that of each expert, as in `inner.expert_moments`; each loses so many neurons.
-        repair: aim at the dense network's signal, not at the block's own output. That needs B, and no mixture.
+        C, B: as `block_moments` has them; a mixture has no B, and isn't repaired.
+        repair: aim at the dense network's signal, not at the block's own output.
     """
-    sides = inner_sides(block, C)
-    if block.is_mixture:
+    sides = side_of(block).sides(block, C)
+    if C.ndim == 3:
         kept, W = zip(*(least_harmful(own, W, delete, places) for own, W, places in sides), strict=True)
         return torch.stack(kept), torch.stack(W)
     [(C, W, places)], kept = sides, torch.arange(len(C), device=C.device)
@@ -118,7 +104,7 @@ def solve_output(
         before = W
         kept, W = least_harmful(C, W, delete, places)
         if repair:
-            B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is lacking now
+            B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is missing now
         C = C[kept][:, kept]
     return kept, W + refit(C, B) if repair else W
 
@@ -132,30 +118,21 @@ def solve_block(
     dense: Signal | None,
     delete: int,
 ) -> None:
-    """Delete so many neurons of a block, and solve for its W_out, in place; arguments as in `inner.block_moments`.
+    """Delete so many neurons of a block, or of each expert, and solve for W_out again, in place.
 
-    With `dense` it is repaired, too. Of a mixture each expert loses so many, and none is repaired: it can't make up for
-    what the other experts of a token lack.
+    Args:
+        calibration, block, layer, Z, P, dense: as in `inner.block_moments`. With `dense` the block is repaired too; a
+            mixture isn't, for an expert can't make up for what the other experts of a token lack.
     """
     repair = dense is not None and not block.is_mixture
-    if not (delete or repair):
-        return
-    if block.is_mixture:
-        C, B = expert_moments(calibration, block, layer, Z, P, dense), None
-    else:
-        C, B = block_moments(calibration, block, layer, Z, P, dense)
-    keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair)))
+    if delete or repair:
+        C, B = side_of(block).block_moments(calibration, block, layer, Z, P, dense)
+        keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair)))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
     """Delete all other inner dimensions of the block, in place, and give it this W_out."""
-    if block.is_mixture:
-        keep_experts_neurons(block.experts, kept[:, : kept.shape[1] - block.experts.has_bias])  # a bias is the last one
-        set_experts_output(block, W)
-        return
-    if mlp := block.mlp_linears:
-        keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
-    set_output_matrix(block, W)
+    side_of(block).keep_inner(block, kept, W)
 
 
 @torch.no_grad()
@@ -195,14 +172,14 @@ def delete_neurons(
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
     before, left = common_neurons(net), {}
-    for of_experts, inner in before.items():
+    for of_experts, count in before.items():
         name = net.family.neurons_in(of_experts)
-        if name is None or getattr(net.model.config, name, 0) not in (inner, None):
+        if name is None or getattr(net.model.config, name, 0) not in (count, None):
             raise ValueError(
                 f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
                 "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
             )
-        left[of_experts] = slice_width(inner, neurons, multiple)
+        left[of_experts] = slice_width(count, neurons, multiple)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
         Z = held.embed(net)

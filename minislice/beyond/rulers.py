@@ -33,8 +33,8 @@ from ..architecture.network import Network, inference
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
 from ..perplexity import divergences, log_probabilities, logits_behind
-from .inner import block_moments, expert_moments, has_bias
-from .neurons import inner_sides, keep_inner, least_harmful, solve_output
+from .inner import has_bias
+from .neurons import keep_inner, least_harmful, side_of, solve_output
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 LEAST = 1e-6  # nats a token: below it, a divergence is rounding
@@ -89,10 +89,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
             dropped = divergence(dense, predicted(number + 1, X))
             cost = Cost(dropped)
             if count := block.neurons:
-                if block.is_mixture:
-                    C = expert_moments(held, block, index, Z)
-                else:
-                    C, _ = block_moments(held, block, index, Z)
+                C, _ = side_of(block).block_moments(held, block, index, Z)
 
                 def without(delete: int, C=C, block=block, index=index, number=number, X=X) -> float:
                     trial = copy.deepcopy(block)
@@ -120,7 +117,7 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
 def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
     """The energy that is lost when more and more of a block's neurons go, over that of the signal behind it."""
     rounds = []
-    for own, W, places in inner_sides(block, C):
+    for own, W, places in side_of(block).sides(block, C):
         least_harmful(own, W, block.neurons, places, lost=(lost := []))
         rounds.append(lost)
     return tuple((torch.tensor(rounds).sum(0).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())
