@@ -100,10 +100,10 @@ def make_adapter(
     tolerance: float,
     like: Tensor,
 ) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k r"]]:
-    """The next basis, aligned where the form asks for it; the adapter that leads to it; and how far that is from S.
+    """The next basis, the adapter that leads to it, and how far that adapter is from S.
 
-    An adapter of None is the identity. An approximate adapter is S + [E E^T, 0], E = U_r (1 - C_r)^(1/2) of the
-    directions that it drops; E is [k, r], and r = 0 for one that is exact.
+    The basis is aligned unless the adapter is full. An adapter of None is the identity. An approximate adapter is
+    S + [E E^T, 0], where E = U_r (1 - C_r)^(1/2) has the directions that the adapter drops; an exact one has r = 0.
 
     Args:
         Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.
@@ -127,20 +127,22 @@ def make_adapter(
     return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), E
 
 
-def largest_form(form: str, room: int, k: int, k_next: int) -> str | int | None:
-    """What `make_adapter` makes at the most: "full", the rank of a low-rank one, or None for the identity.
+def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int | None:
+    """The largest adapter that `make_adapter` makes from width k to k_next, whatever the bases.
 
     Args:
-        room: how many dimensions the signal has: D, or D - 1 where it has no mean.
+        dimensions: of the signal: D, or D - 1 where its mean is zero.
+
+    Returns "full", the rank of a low-rank one, or None for the identity.
     """
     if form == "full" or k > k_next:
         return "full"
-    rank = 0 if form == "none" else max(0, min(k, room - k_next))
+    rank = 0 if form == "none" else max(0, min(k, dimensions - k_next))
     return None if rank == 0 and k == k_next else rank
 
 
 def rank(adapter: nn.Module | None) -> int:
-    """Of a low-rank adapter; k for a full one, 0 for none."""
+    """The rank of an adapter: r if it is low-rank, k if it is full, 0 if there is none."""
     if adapter is None:
         return 0
     return min(adapter.weight.shape) if isinstance(adapter, nn.Linear) else adapter.rank

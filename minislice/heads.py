@@ -1,16 +1,16 @@
-"""A head that shared its matrix with the embedding goes on sharing it.
+"""A tied head, which shares its matrix with the embedding, can go on sharing it.
 
-Fusion gives such a head weights of its own, because it absorbs the final norm's scale (section 3.2): a sliced model can
-then have more parameters than the dense one. Small language models of today have large vocabularies and tied heads.
+In the paper fusion gives such a head weights of its own, because the head absorbs the final norm's scale (section
+3.2). A sliced model can then have more parameters than the dense one.
 
-`tied` is exact. Let the first and the last boundary stay whole, in the model's own basis (P = I): then the embedding
-is E, and the head with the final norm's scale and shift is x -> (x diag(alpha) + beta) E^T, with E stored once. For a
-LayerNorm model the embedding subtracts the mean when it is read. The widths are D, k, ..., k, D, and the first and the
-last block have full adapters. It is what a model with a tied head gets unless it is told otherwise.
+`tied` is exact. The first and the last boundary stay whole, in the model's own basis (P = I). The embedding is E, and
+the head with the final norm's scale and shift is x -> (x diag(alpha) + beta) E^T: E is stored once. In a LayerNorm
+model the embedding subtracts the mean when it is read. The widths are D, k, ..., k, D, and the first and the last
+block have full adapters. This is the default for a model with a tied head.
 
 `fitted` slices the embedding too, and is an approximation. The sliced head W [vocabulary, k_last] is nearly a linear
-map of the sliced embedding E [vocabulary, k]; let the head be x -> (x H) E^T, H [k_last, k] the least-squares solution
-of E H^T = W. Every token counts alike in the fit.
+map of the sliced embedding E [vocabulary, k]. So the head becomes x -> (x H) E^T, where H [k_last, k] is the
+least-squares solution of E H^T = W. Every token counts the same.
 """
 
 import torch

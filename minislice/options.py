@@ -31,35 +31,35 @@ class SlicingOptions:
     """What to keep and how. The width of each boundary comes from one of `slicing`, `width` and `discard`.
 
     Args:
-        slicing: the fraction of the model's width to delete at every boundary, 0 <= slicing < 1; what is left is
-            rounded down to a multiple of `multiple`. Without `width` and `discard` it is 0.25.
-        width: the width to keep, taken as it is; or one for each boundary, blocks + 1 in all, the last for the head.
-        discard: the fraction of the variance to delete at every boundary, 0 <= discard < 1 (appendix A.4); widths then
-            vary, and are rounded up to a multiple of `multiple`.
+        slicing: the fraction of the model's width to delete at every boundary, 0 <= slicing < 1. The width is rounded
+            down to a multiple of `multiple`. The default is 0.25, unless `width` or `discard` is given.
+        width: the width to keep; or a list with the width of each boundary, blocks + 1 in all, the head's last.
+        discard: the fraction of the variance to delete at every boundary, 0 <= discard < 1 (appendix A.4). Widths then
+            differ, and are rounded up to a multiple of `multiple`.
         multiple: see `slicing` and `discard`.
-        signal: what the principal components are of: the norm's output, "normalized" (eq. 8), or its input, "raw".
-        slice_embedding: False leaves the embedding's boundary whole, as trained; the first block then has a full
-            adapter. Without, it is sliced unless `head` is "tied".
-        slice_head: slice the boundary between the last block and the head too; the paper leaves it whole.
+        signal: take the principal components of the norm's output, "normalized" (eq. 8), or of its input, "raw".
+        slice_embedding: slice boundary 0. False leaves it whole, and gives the first block a full adapter. By default
+            it is sliced unless `head` is "tied".
+        slice_head: slice the last boundary, which the head reads. The paper leaves it whole.
         adapter: the form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
-        tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1; 0
-            computes exactly what "full" does.
-        head: of a model whose head is tied to the embedding: weights of its "own" (the paper's); still "tied", exactly,
-            the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see `heads`.
-            Without, "tied" where that can be and nothing else here asks for a narrower end, else "own".
-        neurons: beyond the paper, delete neurons of the MLPs too: the fraction of each one's, 0 <= neurons < 1, what is
-            left rounded down to a multiple of `multiple`; or how many to keep, a number for each MLP; see `neurons`.
-            Experts of a mixture lose as many, each its own.
-        drop: beyond the paper, leave whole blocks out: their numbers; blocks and boundaries are counted without them.
-        repair: beyond the paper, solve for each block's W_out again, to make up for what slicing loses; see `repair`.
-        basis: what to keep: "pca", the principal components; "random", a random subspace; "column-norm", the columns
-            of the signal with the largest norms, unrotated. The last two are baselines.
+        tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1. With 0
+            the adapter computes exactly what "full" does.
+        head: what becomes of a tied head: weights of its "own" (the paper's); "tied" as before, which is exact and
+            leaves the first and the last boundary whole; or "fitted" to the sliced embedding, an approximation; see
+            `heads`. The default is "tied" where that is possible and no other option narrows an end, else "own".
+        neurons: beyond the paper, delete neurons of the MLPs: a fraction of each MLP's, 0 <= neurons < 1, where the
+            number left is rounded down to a multiple of `multiple`; or a list with the number to leave in each MLP.
+            Every expert of a mixture loses the same number; see `beyond.neurons`.
+        drop: beyond the paper, leave whole blocks out: a list of their numbers. Boundaries are counted without them.
+        repair: beyond the paper, solve for each W_out again, to make up for what slicing loses; see `beyond.inner`.
+        basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
+            norms, unrotated, "column-norm". The last two are there to compare with.
         orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
         pca_dtype: the precision of the eigendecomposition, "float64" or "float32" (the ablation of appendix A.2).
-        seed: of "random" basis and orientation.
+        seed: for a "random" basis or orientation.
 
     Raises:
-        ValueError: an option outside its range, by its name.
+        ValueError: an option outside its range; the message names it.
     """
 
     slicing: float | None = None
@@ -83,22 +83,28 @@ class SlicingOptions:
     def __post_init__(self):
         _check(self)
         if self.width is not None:  # NumPy's numbers would not go into a config.json
-            many = isinstance(self.width, Sequence)
-            object.__setattr__(self, "width", [int(k) for k in self.width] if many else int(self.width))
+            several = isinstance(self.width, Sequence)
+            object.__setattr__(self, "width", [int(k) for k in self.width] if several else int(self.width))
         object.__setattr__(self, "drop", sorted({int(number) for number in self.drop}))
-        many = isinstance(self.neurons, Sequence)
-        object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if many else float(self.neurons))
+        several = isinstance(self.neurons, Sequence)
+        object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if several else float(self.neurons))
 
     @classmethod
     def paper(cls, **changes) -> "SlicingOptions":
-        """The paper's own setting but for `changes`: full adapters, a head with weights of its own, eq. 8's signal.
+        """The paper's own setting, with `changes`: full adapters, a head with weights of its own, eq. 8's signal.
 
         For example ``slice_model(model, tokens, **vars(SlicingOptions.paper(slicing=0.3)))``.
         """
         return cls(**{"adapter": "full", "head": "own", "signal": "normalized", **changes})
 
+    @property
+    def beyond(self) -> str:
+        """The names of the options given here that the paper doesn't have."""
+        given = {"neurons": self.neurons != 0, "drop": bool(self.drop), "repair": self.repair}
+        return ", ".join(name for name, is_given in given.items() if is_given)
+
     def resolved(self, net: Network) -> "SlicingOptions":
-        """The same, with the `head` that this network gets where none was asked for."""
+        """The same options, with the default of `head` for this network."""
         if self.head is not None:
             return self
         ends_whole = not self.slice_embedding and not self.slice_head
@@ -106,59 +112,8 @@ class SlicingOptions:
             ends_whole &= self.width[:1] == [net.trained_width] == self.width[-1:]
         return replace(self, head="tied" if ends_whole and tie_obstacle(net) is None else "own")
 
-    @property
-    def beyond(self) -> str:
-        """The options given here that the paper doesn't have, by their names."""
-        given = {"neurons": self.neurons != 0, "drop": bool(self.drop), "repair": self.repair}
-        return ", ".join(name for name, is_given in given.items() if is_given)
-
-    def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
-        """The boundaries that keep their full width, in the model's own basis: all of them if none is narrower.
-
-        A block between one of them and another boundary has a full adapter.
-        """
-        ends = self.whole_ends(len(widths))
-        return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
-
-    def whole_ends(self, boundaries: int) -> set[int]:
-        """Boundaries that must keep their full width: the embedding's, and the head's if it is tied."""
-        if self.head == "tied":
-            return {0, boundaries - 1}
-        return {0} if self.slice_embedding is False else set()
-
-    def boundary_widths(self, D: int, boundaries: int) -> list[int | None]:
-        """The width of every boundary; None where the spectrum is to decide.
-
-        Raises:
-            ValueError: widths that don't fit a model of `D` columns and so many boundaries, or this adapter form.
-        """
-        if isinstance(self.width, Sequence):
-            widths = list(self.width)
-        else:
-            if self.discard is not None:
-                k = None
-            elif self.width is not None:
-                k = self.width
-            else:
-                k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
-            widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
-            if 0 in self.whole_ends(boundaries):
-                widths[0] = D
-        if len(widths) != boundaries:
-            raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
-        if not all(k is None or 1 <= k <= D for k in widths):
-            raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
-        if any(widths[boundary] != D for boundary in self.whole_ends(boundaries)):
-            if self.head == "tied":
-                raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
-            raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
-        between = widths[0 in self.whole_ends(boundaries) :]  # there the first block has a full adapter
-        if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
-            raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
-        return widths
-
     def fit(self, net: Network) -> list[int | None]:
-        """Check that these options fit a network. Returns the width of every boundary, as `boundary_widths`.
+        """Check that these options fit a network. Returns `boundary_widths`.
 
         Raises:
             ValueError: they don't fit.
@@ -172,15 +127,61 @@ class SlicingOptions:
                 "this model was fused with keep_tie, so its head stays tied: give head='tied', and slice neither the "
                 "embedding's boundary nor the head's"
             )
-        left = [block for block in net.blocks if block not in net.numbered(self.drop)]
-        self.neurons_of([block.neurons for block in left if block.neurons])
-        return self.boundary_widths(net.trained_width, len(left) + 1)
+        blocks = [block for block in net.blocks if block not in net.numbered(self.drop)]
+        self.neurons_of([block.neurons for block in blocks if block.neurons])
+        return self.boundary_widths(net.trained_width, len(blocks) + 1)
 
-    def neurons_of(self, counts: Sequence[int]) -> list[int]:
-        """How many neurons to keep in each MLP, of the numbers that they have.
+    def boundary_widths(self, D: int, boundaries: int) -> list[int | None]:
+        """The width of every boundary; None where the spectrum decides.
 
         Raises:
-            ValueError: numbers that don't fit.
+            ValueError: the widths don't fit a model of width `D` with so many boundaries, or this form of adapter.
+        """
+        ends = self.whole_ends(boundaries)
+        if isinstance(self.width, Sequence):
+            widths = list(self.width)
+        else:
+            if self.discard is not None:
+                k = None
+            elif self.width is not None:
+                k = self.width
+            else:
+                k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
+            widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
+            if 0 in ends:
+                widths[0] = D
+        if len(widths) != boundaries:
+            raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
+        if not all(k is None or 1 <= k <= D for k in widths):
+            raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
+        if any(widths[boundary] != D for boundary in ends):
+            if self.head == "tied":
+                raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
+            raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
+        between = widths[0 in ends :]  # the block behind a whole boundary has a full adapter
+        if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
+            raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
+        return widths
+
+    def whole_ends(self, boundaries: int) -> set[int]:
+        """Boundaries that must keep their full width: the embedding's, and the head's if it is tied."""
+        if self.head == "tied":
+            return {0, boundaries - 1}
+        return {0} if self.slice_embedding is False else set()
+
+    def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
+        """The boundaries with their full width in the model's own basis: `whole_ends`, or all if none is narrower.
+
+        A block between a whole boundary and another one has a full adapter.
+        """
+        ends = self.whole_ends(len(widths))
+        return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
+
+    def neurons_of(self, counts: Sequence[int]) -> list[int]:
+        """How many neurons to leave in each MLP, from the numbers that the MLPs have.
+
+        Raises:
+            ValueError: `neurons` doesn't fit these numbers.
         """
         if not isinstance(self.neurons, Sequence):
             return [slice_width(count, self.neurons, self.multiple) for count in counts]
@@ -191,19 +192,19 @@ class SlicingOptions:
                 raise ValueError(f"can't keep {left} neurons of {count}")
         return list(self.neurons)
 
-    def largest_adapters(self, room: int, widths: list[int]) -> list[str | int | None]:
-        """The most that each block's adapter can be, as `largest_form` says it."""
+    def largest_adapters(self, dimensions: int, widths: list[int]) -> list[str | int | None]:
+        """The largest adapter that each block can get, as `largest_form` has it."""
         whole = self.whole_boundaries(widths)
         return [
-            "full" if len({index, index + 1} & whole) == 1 else largest_form(self.adapter, room, k, k_next)
-            for index, (k, k_next) in enumerate(pairwise(widths))
+            "full" if len({block, block + 1} & whole) == 1 else largest_form(self.adapter, dimensions, k, k_next)
+            for block, (k, k_next) in enumerate(pairwise(widths))
         ]
 
 
 def _check(options: SlicingOptions) -> None:
     """Raise a ValueError for an option outside its range."""
-    choices = {"signal": SIGNALS, "adapter": FORMS, "basis": BASES}
-    for name, allowed in {**choices, "orientation": ORIENTATIONS, "pca_dtype": PCA_DTYPES}.items():
+    choices = {"signal": SIGNALS, "adapter": FORMS, "basis": BASES, "orientation": ORIENTATIONS}
+    for name, allowed in {**choices, "pca_dtype": PCA_DTYPES}.items():
         require_choice(name, getattr(options, name), allowed)
     if options.head is not None:
         require_choice("head", options.head, HEADS)
@@ -233,9 +234,9 @@ def _check(options: SlicingOptions) -> None:
 
 
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
-    """The width that is left of D when the fraction `slicing` is deleted, rounded down to a multiple of `multiple`.
+    """The width after the fraction `slicing` of D is deleted, rounded down to a multiple of `multiple`.
 
-    ``slicing=0`` keeps D whole, whatever the multiple.
+    ``slicing=0`` keeps D, whatever the multiple.
 
     Raises:
         ValueError: nothing would be left.

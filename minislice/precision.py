@@ -1,7 +1,12 @@
-"""In which precision weights and covariances are computed: nothing here is of the paper.
+"""Which numbers are computed in which precision; nothing here is of the paper.
 
-Eigendecompositions are in float64 (appendix A.2). A product of weights is in float32 at least, and in float64 where the
-weights are: more bits than the result keeps. The signal has the model's dtype. No setting of the caller's changes that.
+    eigendecompositions, bases, adapters     float64 (appendix A.2)
+    fusion: scales, shifts, means            float64
+    products of weights, W P                 float32, or float64 if the weights are: more digits than the result keeps
+    covariances                              products float32, sums float64
+    the signal                               the model's dtype
+
+Results are stored in the model's dtype. No global setting of the caller's changes any of this.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-ROWS = 4096  # of a matrix that are in a wider dtype at one time: a vocabulary has many
+ROWS = 4096  # rows of a matrix that are in a wider dtype at one time: an embedding has many
 
 
 def by_rows(
@@ -20,10 +25,10 @@ def by_rows(
     W: Float[Tensor, "rows D"],
     dtype: torch.dtype = torch.float64,
 ) -> Float[Tensor, "rows k"]:
-    """The product of every row of W, computed in `dtype`, in W's dtype."""
+    """`product` of every row of W, computed in `dtype` and stored in W's."""
     result = None
     with without_tf32():
-        for start in range(0, max(len(W), 1), ROWS):  # also of no rows, where an MLP has no neurons left
+        for start in range(0, max(len(W), 1), ROWS):  # also if W has no rows: an MLP without neurons
             rows = product(W[start : start + ROWS].to(dtype))
             if result is None:
                 result = W.new_empty(len(W), rows.shape[1])
@@ -33,10 +38,7 @@ def by_rows(
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Float32 products of float32's precision, on a GPU and on a CPU, whatever the caller has allowed.
-
-    torch has older names for these settings, and raises where they are read after the newer ones, used here, were set.
-    """
+    """Products of float32 matrices with float32's precision, on a GPU and on a CPU, whatever the caller has allowed."""
     allowed = [products.fp32_precision for products in PRODUCTS]
     for products in PRODUCTS:
         products.fp32_precision = "ieee"

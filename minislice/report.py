@@ -16,11 +16,11 @@ class SlicingReport:
     options: SlicingOptions
     trained_width: int
     calibration_tokens: int
-    widths: list[int] = field(default_factory=list)  # kept at each boundary, blocks + 1 of them
-    eigenvalues: list[Tensor] = field(default_factory=list)  # of each boundary, all of them, descending; float64
-    discarded: list[float] = field(default_factory=list)  # share of each boundary's variance that was deleted
-    ranks: list[int] = field(default_factory=list)  # of each block's adapter: k for a full one, 0 for none
-    neurons: list[int] = field(default_factory=list)  # kept in each MLP
+    widths: list[int] = field(default_factory=list)  # the width of each boundary, blocks + 1 of them
+    eigenvalues: list[Tensor] = field(default_factory=list)  # all of each boundary's, descending; float64
+    discarded: list[float] = field(default_factory=list)  # the share of each boundary's variance that was deleted
+    ranks: list[int] = field(default_factory=list)  # the rank of each block's adapter, as `adapters.rank` has it
+    neurons: list[int] = field(default_factory=list)  # left in each MLP, where `beyond.slicing` has deleted some
 
     def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
         """Note what was kept of the next boundary."""
@@ -29,7 +29,7 @@ class SlicingReport:
         self.discarded.append(discarded)
 
     def warn_of_missing_rank(self) -> None:
-        """Warn where the calibration set spans fewer dimensions of the first sliced boundary than were kept."""
+        """Warn if the calibration set spans fewer dimensions of the first narrowed boundary than were kept."""
         D = self.trained_width
         boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
         if boundary is None or self.options.basis != "pca":
@@ -40,5 +40,5 @@ class SlicingReport:
                 f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
                 f"{boundary} they span {rank} of {D} dimensions, and {k} were kept, so that {k - rank} of these are "
                 "arbitrary; calibrate on more text, or keep less",
-                stacklevel=4,
+                stacklevel=4,  # names the line that called `minislice.slice_model`
             )

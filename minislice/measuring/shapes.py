@@ -78,13 +78,13 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config)
         # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
-        room = config.hidden_size - network(dense).subtracts_mean
+        dimensions = config.hidden_size - network(dense).subtracts_mean
         options = options.resolved(network(dense))
         fused = fuse(dense, keep_tie=options.head == "tied")
         network(fused).drop(options.drop)
         known = SlicedForCausalLM.wrap(fused).config
     widths = options.boundary_widths(config.hidden_size, len(known.widths))
-    forms = options.largest_adapters(room, widths)
+    forms = options.largest_adapters(dimensions, widths)
     neurons = options.neurons_of(known.neurons)
     kept = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")
     fields = {name: getattr(known, name) for name in kept}
