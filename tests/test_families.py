@@ -1,5 +1,6 @@
 """Every family of the table, over small random models of transformers' own classes: what holds for OPT and LLaMA."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.family import StockNorm
+from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.architecture.network import network
 from minislice.fusion import fuse_into
 
@@ -87,6 +89,23 @@ def test_streaming_and_saving_change_no_bit(family, variant):
         {"width": 6, "adapter": "none", "slice_head": True, "drop": [last]},
     )[variant % 2]
     streaming_equals_memory(recipe, dtype, True, options)
+
+
+@every_variant
+def test_a_sliced_model_returns_what_the_dense_class_returns(family, variant):
+    recipe = fixed(family, variant)
+    dense, sliced = recipe.model(), properties.sliced(recipe, slicing=0)
+    names = ["attentions", "hidden_states"] + ["router_logits"] * hasattr(dense.config, "output_router_logits")
+    asked = {"input_ids": recipe.tokens(1), **{f"output_{name}": True for name in names}}
+    for model in (dense, sliced):
+        model.config._attn_implementation = "eager"
+    expected, wrapped = dense(**asked), SlicedForCausalLM.wrap(sliced)
+    for found, name in itertools.product([sliced(**asked), wrapped(**asked)], names):
+        assert [x.shape for x in found[name]] == [x.shape for x in expected[name]], name
+        if name != "hidden_states":  # which stand in another basis
+            assert properties.relative_error(torch.cat(found[name]), torch.cat(expected[name])) < 1e-4
+    wrapped.config.output_hidden_states = True
+    assert len(wrapped(input_ids=recipe.tokens(1)).hidden_states) == recipe.layers + 1
 
 
 def test_tables_of_positions_are_as_a_loaded_model_has_them():

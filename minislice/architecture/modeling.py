@@ -103,38 +103,27 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        output_hidden_states: bool | None = None,
         past_key_values: Any = None,
         **kwargs,
     ):
-        """As the dense model's; the hidden states are the sliced signal: what each layer reads, and the final norm.
+        """As the dense model's; hidden states are the sliced signal: what a layer reads, and the final norm's output.
 
         Transformers has two names for the cache, the newer and the older one (`CACHE`); either will do here.
         """
-        states, hooks = [], []
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            net = network(self.base)
-            for layer in net.layers:
-                hooks.append(layer.register_forward_pre_hook(lambda _, args: states.append(args[0])))
-            hooks.append(net.final_norm.register_forward_hook(lambda _, args, output: states.append(output)))
-        try:
-            outputs = self.base(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                inputs_embeds=inputs_embeds,
-                labels=labels,
-                use_cache=use_cache,
-                logits_to_keep=logits_to_keep,
-                **{CACHE: past_key_values if cache is None else cache},
-                **kwargs,
-            )
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if hooks:
-            outputs.hidden_states = tuple(states)
-        return outputs
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None:
+                kwargs[name] = getattr(self.config, name)
+        return self.base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{CACHE: past_key_values if cache is None else cache},
+            **kwargs,
+        )
 
     def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
         """The dense model's own: a static cache's masks depend on its attention, and may be of its own making."""

@@ -42,6 +42,41 @@ class _Recorder(nn.Module):
         return self.layer.result(hidden_states)
 
 
+class DecoderForward:
+    """`forward` of a decoder of blocks: it also returns the signals and the attentions, where it is asked for them.
+
+    transformers knows the modules whose outputs it returns by class and name, and blocks have others. An object and
+    not a closure, so that a model can be copied and pickled.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
+
+    def __call__(self, *args, output_hidden_states=None, output_attentions=None, return_dict=None, **kwargs):
+        config, decoder = self.model.config, self.model.get_submodule(find_family(self.model.config).decoder)
+        want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_attentions = config.output_attentions if output_attentions is None else output_attentions
+        states, attentions, hooks = [], [], []
+        if want_states:
+            note = lambda _, args: states.append(args[0])  # noqa: E731
+            hooks += [layer.register_forward_pre_hook(note) for layer in network(self.model).layers]
+        if want_attentions:
+            note = lambda _, args, output: attentions.append(output[1])  # noqa: E731
+            blocks = network(self.model).blocks
+            hooks += [block.attention.register_forward_hook(note) for block in blocks if block.attention is not None]
+        kwargs |= {"output_hidden_states": want_states, "output_attentions": want_attentions, "return_dict": True}
+        try:
+            outputs = type(decoder).forward(decoder, *args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if want_states:
+            outputs.hidden_states = (*states, outputs.last_hidden_state)
+        if want_attentions:
+            outputs.attentions = tuple(weights for weights in attentions if weights is not None)
+        return outputs.to_tuple() if return_dict is False else outputs
+
+
 @dataclass
 class Network:
     """A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
@@ -126,6 +161,7 @@ class Network:
         self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
+        self.decoder.forward = DecoderForward(self.model)
         self.model.save_pretrained = SavesSliced(self.model)
 
     @property
