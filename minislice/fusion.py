@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from .architecture.blocks import Block, RMSNorm
 from .architecture.family import LAYERNORM, NormKind
 from .architecture.linears import Linear, set_weight
+from .architecture.modeling import SavesSliced
 from .architecture.network import Network, network
 from .checks import require_flag
 from .heads import tie_embedding, tie_head
@@ -147,6 +148,7 @@ def fuse_network(net: Network, keep_tie: bool = False) -> None:
         tie_embedding(net)
     fuse_config(net)
     net.install()
+    net.model.save_pretrained = SavesSliced(net.model)
     if not keep_tie:
         untie_head(net)
     fuse_embeddings(net, keep_tie)

@@ -206,6 +206,7 @@ def _build(config: SlicedConfig) -> PreTrainedModel:
     base = AutoModelForCausalLM.from_config(config.base, dtype=torch.get_default_dtype())
     net = network(base)
     net.install()
+    base.save_pretrained = SavesSliced(base)
     if net.embedding_norm is not None:
         setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     D, widths = net.trained_width, config.widths

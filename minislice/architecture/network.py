@@ -149,11 +149,9 @@ class Network:
     def install(self) -> None:
         """Put the block layers where transformers' layers are; the model computes what it did.
 
-        It is none of transformers' own from here on, so `save_pretrained` writes a `SlicedForCausalLM`. Its config must
-        be its own.
+        The config must be the model's own. transformers' `save_pretrained` can't describe such a model: whoever installs
+        blocks replaces it by `modeling.SavesSliced`.
         """
-        from .modeling import SavesSliced  # which imports this file
-
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
             for block in layer.blocks:
@@ -162,7 +160,6 @@ class Network:
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
         self.decoder.forward = DecoderForward(self.model)
-        self.model.save_pretrained = SavesSliced(self.model)
 
     @property
     def their_layers(self) -> nn.ModuleList:
