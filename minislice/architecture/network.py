@@ -149,8 +149,8 @@ class Network:
     def install(self) -> None:
         """Put the block layers where transformers' layers are; the model computes what it did.
 
-        The config must be the model's own. transformers' `save_pretrained` can't describe such a model: whoever installs
-        blocks replaces it by `modeling.SavesSliced`.
+        The config must be the model's own. Whoever installs blocks gives the model `modeling.SavesSliced`, for
+        transformers' own `save_pretrained` can't describe it.
         """
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
