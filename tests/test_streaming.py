@@ -313,6 +313,18 @@ def test_a_head_that_is_not_a_number_is_not_written(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["source", "out"])
+def test_a_folder_whose_name_is_not_utf8_is_told_before_the_work(name, tmp_path):
+    run = {"source": saved(LLAMA, tmp_path), "tokens": LLAMA.tokens(), "out": tmp_path / "out", "width": 9}
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    if name == "source":
+        run["source"].rename(strange)
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="this name isn't UTF-8; rename the folder"):
+        slice_streamed(**{**run, name: strange})
+    assert snapshot(tmp_path) == before
+
+
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
     dense = saved(LLAMA, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 10**4, 10**4))

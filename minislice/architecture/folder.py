@@ -139,6 +139,7 @@ def place_for(target: Path) -> Path:
     Raises:
         ValueError: neither can be written to; it says why.
     """
+    require_utf8(target)
     try:
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file; give a folder to save to")
@@ -150,6 +151,14 @@ def place_for(target: Path) -> Path:
         reason = error.strerror if os.path.isdir(above) else f"{above} is a file"
         raise ValueError(f"can't write {target}: {reason}; save to another folder") from error
     return place
+
+
+def require_utf8(path: Path) -> None:
+    """Raise a ValueError where a folder's name isn't UTF-8: safetensors and torch can't open what is in it."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{os.fspath(path)!a}: this name isn't UTF-8; rename the folder, or use another") from error
 
 
 def contents(folder: Path) -> list[Path]:
