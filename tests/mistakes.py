@@ -1,25 +1,74 @@
 """Wrong versions of minislice's functions, each a mistake that somebody could make, or has made.
 
-Each takes the right function and returns the wrong one.
+Each takes the right function and returns the wrong one. `planted` says where it is planted (a function is patched where
+it is used, for modules import by name) and which property must fail then; `test_mistakes.py` tries it.
 """
 
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
+import adapter_properties as a
+import budget_properties as b
+import depth_properties as d
+import inner_properties as n
+import properties as p
 import torch
-from models import VOCABULARY
+from family_models import FamilyRecipe
+from models import VOCABULARY, Recipe
 from torch import nn
 
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
-from minislice.beyond import experts
+from minislice.beyond import experts as inner_experts
 from minislice.beyond.inner import output_matrix
 from minislice.beyond.rulers import PROBE
 from minislice.corpus.batches import token_batches
 from minislice.fusion import bare, subtract_mean
+
+OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
+thin_eps, tied = replace(OPT, eps=1e-3), replace(OPT, tied=True)
+other = replace(OPT, seed=6)
+left, right = replace(OPT, padding="left"), replace(OPT, padding="right")
+three = Recipe("llama", layers=3, heads=4)
+deep = replace(LLAMA, layers=4, seed=4)
+by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # which has RoPE by layer
+scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # whose branches are multiplied by a number
+experts = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of them
+gated = FamilyRecipe("phi3", heads=4, head_dim=4, seed=3)  # whose gate and up are one linear
+low_rank, none = {"adapter": "low-rank"}, {"adapter": "none"}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    version: Callable  # takes the right function, returns the wrong one
+    target: str
+    fact: Callable  # the property that must fail
+    recipe: Recipe
+    options: dict = field(default_factory=dict)
+    claim: str = ""  # of the assertion that must fail, in a property that has several
+
+    @property
+    def name(self) -> str:
+        return f"{self.target} {self.version.__name__.replace('_', ' ')} breaks {self.fact.__name__}"
+
+
+MISTAKES: list[Mistake] = []
+
+
+def planted(target: str, *arguments, **options) -> Callable:
+    """Plant a version in place of `target`; the rest are the fields of `Mistake`."""
+    place = target if target.split(".")[0].endswith("properties") else f"minislice.{target}"
+
+    def plant(version: Callable) -> Callable:
+        MISTAKES.append(Mistake(version, place, *arguments, **options))
+        return version
+
+    return plant
 
 
 def is_head(linear):
@@ -29,30 +78,38 @@ def is_head(linear):
 # Section 3.2: fusion
 
 
+@planted("fusion.bare", p.fusion_preserves_logits, thin_eps)
 def eps_forgotten(right):
     return lambda norm, net: RMSNorm(net.trained_width, 0.0)
 
 
+@planted("architecture.blocks.RMSNorm.forward", p.layernorm_is_rmsnorm_of_a_signal_without_mean, thin_eps)
+@planted("architecture.blocks.RMSNorm.forward", p.fusion_preserves_logits, thin_eps)
 def eps_outside_the_root(right):
     return lambda self, x: x / ((x.square().sum(-1, keepdim=True) / self.trained_width).sqrt() + self.eps)
 
 
+@planted("properties.subtract_mean", p.layernorm_is_rmsnorm_of_a_signal_without_mean, OPT)
 def mean_of_each_column(right):
     return lambda X: X - X.mean(0)
 
 
+@planted("architecture.blocks.RMSNorm.forward", p.rmsnorm_commutes_with_rotations, OPT, claim="norm(X @ Q) @ Q.T")
 def mean_subtracted_again(right):
     return lambda self, x: right(self, x - x.mean(-1, keepdim=True))
 
 
+@planted("architecture.blocks.RMSNorm.forward", p.rmsnorm_commutes_with_rotations, LLAMA, claim="norm(X @ Q) @ Q.T")
 def norm_over_the_tokens(right):
     return lambda self, x: x * torch.rsqrt(x.square().mean(0) + self.eps)
 
 
+@planted("architecture.blocks.RMSNorm.forward", p.rmsnorm_commutes_with_rotations, PHI, claim="X / X.norm(")
 def root_of_the_width_lost(right):
     return lambda self, x: right(self, x) / self.trained_width**0.5
 
 
+@planted("properties.fuse", p.fusion_preserves_logits, LLAMA)
 def mean_subtracted_from_every_embedding(right):
     def fuse(model):
         embedding = right(model).get_input_embeddings()
@@ -62,6 +119,8 @@ def mean_subtracted_from_every_embedding(right):
     return fuse
 
 
+@planted("fusion.network", p.fusion_preserves_logits, OPT)
+@planted("rotation.network", p.one_rotation_preserves_logits, OPT)
 def positions_overlooked(right):
     def network(model):
         net = right(model)
@@ -70,18 +129,25 @@ def positions_overlooked(right):
     return network
 
 
+@planted("slicing.fold_embedding", p.slicing_is_projection, OPT)
+@planted("fusion.subtract_mean_from_output", p.fusion_preserves_logits, OPT)
+@planted("beyond.neurons.keep_inner", n.idle_neurons_can_go, OPT, {"slicing": 0}, claim="2 * block.neurons")
+@planted("calibration.Calibration.add", p.approximate_adapters_carry_close_directions_whole, OPT, none)
 def nothing_done(right):
     return lambda *arguments: None
 
 
+@planted("fusion.subtract_mean_from_output", p.fusion_preserves_logits, PHI)
 def output_bias_keeps_its_mean(right):
     return lambda linear: set_weight(linear, subtract_mean(linear.weight.T).T)
 
 
+@planted("fusion.subtract_mean_from_output", p.fusion_preserves_logits, OPT)
 def mean_of_the_wrong_axis(right):
     return lambda linear: set_weight(linear, subtract_mean(linear.weight), subtract_mean(linear.bias))
 
 
+@planted("fusion.fuse_into", p.fusion_preserves_logits, OPT)
 def shift_not_folded_into_the_head(right):
     def fuse_into(norm, linear, kind):
         bias = linear.bias
@@ -92,6 +158,7 @@ def shift_not_folded_into_the_head(right):
     return fuse_into
 
 
+@planted("fusion.fuse_into", p.fusion_preserves_logits, PHI)
 def shift_folded_through_scaled_weights(right):
     def fuse_into(norm, linear, kind):
         weight = linear.weight * norm.weight
@@ -100,6 +167,7 @@ def shift_folded_through_scaled_weights(right):
     return fuse_into
 
 
+@planted("fusion.fuse_into", p.fusion_preserves_logits, LLAMA)
 def scale_forgotten(right):
     def fuse_into(norm, linear, kind):
         weight = linear.weight
@@ -109,6 +177,7 @@ def scale_forgotten(right):
     return fuse_into
 
 
+@planted("fusion.fuse_into", p.fusion_preserves_logits, OPT)
 def scale_on_the_output_side(right):
     def fuse_into(norm, linear, kind):
         weight = linear.weight
@@ -119,6 +188,7 @@ def scale_on_the_output_side(right):
     return fuse_into
 
 
+@planted("fusion.fuse_into", p.fusion_preserves_logits, LLAMA)
 def done_twice(right):
     def twice(*arguments):
         right(*arguments)
@@ -127,6 +197,7 @@ def done_twice(right):
     return twice
 
 
+@planted("properties.fuse", p.fusion_preserves_logits, tied)
 def head_still_tied(right):
     def fuse(model):
         right(model).lm_head.weight = model.get_input_embeddings().weight
@@ -138,46 +209,64 @@ def head_still_tied(right):
 # Sections 3.1 and 3.3: rotation
 
 
+@planted("rotation.fold_reader", p.one_rotation_preserves_logits, LLAMA)
 def transposed(right):
     return lambda linear, Q: right(linear, Q.T)
 
 
+@planted("rotation.fold_writer", p.one_rotation_preserves_logits, OPT)
+@planted("slicing.fold_writer", p.full_width_preserves_logits, PHI, claim="assert_same_logits")
 def output_bias_not_rotated(right):
     return lambda linear, Q: set_weight(linear, Q.T @ linear.weight)
 
 
+@planted("architecture.blocks.Block.w_out", p.one_rotation_preserves_logits, PHI)
 def second_output_overlooked(right):
     return property(lambda block: right.fget(block)[:1])
 
 
+@planted("rotation.fold_reader", p.one_rotation_preserves_logits, tied)
 def head_rotated_twice(right):
     return lambda linear, Q: (right(linear, Q), right(linear, Q) if is_head(linear) else None)
 
 
+@planted("rotation.fold_reader", p.one_rotation_preserves_logits, PHI)
+@planted("slicing.fold_reader", p.full_width_preserves_logits, OPT, claim="assert_same_logits")
 def head_not_rotated(right):
     return lambda linear, Q: None if is_head(linear) else right(linear, Q)
 
 
+@planted("rotation.linear_map", p.rotation_per_block_preserves_logits, LLAMA)
 def adapter_missing(right):
     return lambda S, like: nn.Identity()
 
 
+@planted("rotation.linear_map", p.rotation_per_block_preserves_logits, PHI)
+@planted("adapters.linear_map", p.slicing_is_projection, OPT, {"slice_head": True})
 def adapter_transposed(right):
     return lambda S, like: right(S.T, like)
 
 
+@planted("properties.random_orthogonal", p.random_orthogonal_is_orthogonal_and_seeded, OPT, claim="Q.T @ Q")
+@planted("rotation.random_orthogonal", p.one_rotation_preserves_logits, OPT)
+@planted("pca.random_orthogonal", p.orientation_does_not_matter, PHI)
 def gaussian_matrix(right):
     return lambda width, generator: torch.randn(width, width, generator=generator).double() / width**0.5
 
 
+@planted(
+    "properties.random_orthogonal", p.random_orthogonal_is_orthogonal_and_seeded, OPT, claim="torch.equal(Q, again)"
+)
 def from_the_global_generator(right):
     return lambda width, generator: right(width, torch.default_generator)
 
 
+@planted("properties.random_orthogonal", p.random_orthogonal_is_haar, OPT, claim="Q.mean(0)")
 def qr_without_the_sign_fix(right):
     return lambda width, generator: torch.linalg.qr(torch.randn(width, width, generator=generator).double()).Q
 
 
+@planted("properties.random_orthogonal", p.random_orthogonal_is_haar, OPT, claim="Q.mean(0)")
 def qr_of_a_uniform_matrix(right):
     return lambda width, generator: torch.linalg.qr(torch.rand(width, width, generator=generator).double()).Q
 
@@ -185,10 +274,15 @@ def qr_of_a_uniform_matrix(right):
 # Section 3.4: principal components and slicing
 
 
+@planted("properties.principal_components", p.principal_components_diagonalise, OPT, claim="eigenvalues.diff()")
+@planted("slicing.principal_components", p.slicing_is_projection, LLAMA)
+@planted("slicing.principal_components", p.variance_adds_up, OPT, claim="eigenvalues.diff()")
 def ascending(right):
     return lambda C, *dtype: tuple(result.flip(-1) for result in right(C, *dtype))
 
 
+@planted("properties.principal_components", p.principal_components_diagonalise, OPT, claim="eigenvalues.diag() @ Q.T")
+@planted("slicing.principal_components", p.variance_adds_up, PHI, claim="kept + discarded")
 def only_eigenvalues_turned_round(right):
     def principal_components(C, *dtype):
         eigenvalues, Q = right(C, *dtype)
@@ -197,6 +291,7 @@ def only_eigenvalues_turned_round(right):
     return principal_components
 
 
+@planted("slicing.principal_components", a.adapter_has_unit_singular_values, LLAMA, claim="cosines.max()")
 def eigenvectors_not_normalised(right):
     def principal_components(C, *dtype):
         eigenvalues, Q = right(C, *dtype)
@@ -205,6 +300,7 @@ def eigenvectors_not_normalised(right):
     return principal_components
 
 
+@planted("slicing.principal_components", p.earlier_rotation_does_not_matter, LLAMA)
 def columns_of_largest_norm(right):
     def principal_components(C, *dtype):
         norms, order = C.diagonal().sort(descending=True)
@@ -213,42 +309,53 @@ def columns_of_largest_norm(right):
     return principal_components
 
 
+@planted("architecture.blocks.RMSNorm.forward", p.slicing_is_projection, PHI)
 def divided_by_the_sliced_width(right):
     return lambda self, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
+@planted("calibration.covariance", p.slicing_is_projection, LLAMA)
 def centred(right):
     return lambda x, *rest: right(x - x.mean(dim=(0, 1)), *rest)
 
 
+@planted("calibration.Calibration.covariance", p.slicing_is_projection, OPT)
 def of_the_norms_input(right):
     return lambda self, X, norm, *rest: right(self, X, nn.Identity(), *rest)
 
 
+@planted("calibration.covariance", p.batches_do_not_matter, LLAMA, claim="assert_same_logits")
 def averaged_over_the_batch(right):
     return lambda x, mask, total: right(x, mask) / len(x) + (0 if total is None else total)
 
 
+@planted("properties.covariance", p.covariance_is_summed_in_float64, OPT, claim="covariance(rows) - first")
 def last_tokens_left_out(right):
     return lambda x, mask=None: right(x.flatten(0, -2)[: x.flatten(0, -2).shape[0] // 1024 * 1024])
 
 
+@planted("properties.covariance", p.covariance_is_summed_in_float64, OPT, claim="relative_error(first")
 def only_one_triangle(right):
     return lambda *arguments: right(*arguments).triu()
 
 
+@planted("properties.covariance", p.covariance_is_summed_in_float64, OPT, claim="covariance(rows) - first")
 def products_in_float32(right):
     return lambda x, mask=None, *total: (x.flatten(0, -2).T @ x.flatten(0, -2)).double() + sum(total)
 
 
+@planted("properties.covariance", p.covariance_is_summed_in_float64, left, claim="rows[mask]")
+@planted("calibration.covariance", p.padding_is_not_counted, left, claim="assert_same_logits")
 def mask_ignored(right):
     return lambda x, mask=None, *total: right(x, None, *total)
 
 
+@planted("architecture.network.Network.embed", p.padding_is_not_counted, left, claim="assert_same_logits")
 def padding_attended_to(right):
     return lambda self, ids, mask=None: right(self, ids)
 
 
+@planted("corpus.batches._checked", p.padding_is_not_counted, right, claim="torch.equal(ids, before[0])")
 def padding_filled_in_place(right):
     def checked(model, ids, mask):
         result = right(model, ids, mask)
@@ -258,6 +365,7 @@ def padding_filled_in_place(right):
     return checked
 
 
+@planted("slicing.width_keeping", p.discard_keeps_the_least_that_suffices, LLAMA, claim="discarded <= discard")
 def one_less(right):
     return lambda *arguments: max(1, right(*arguments) - 1)
 
@@ -265,6 +373,7 @@ def one_less(right):
 # Section 4: evaluation
 
 
+@planted("properties.perplexity", p.perplexity_is_exp_of_transformers_loss, OPT)
 def not_shifted(right):
     def perplexity(model, ids, mask=None, **options):
         with torch.no_grad():
@@ -274,10 +383,12 @@ def not_shifted(right):
     return perplexity
 
 
+@planted("perplexity.token_batches", p.perplexity_is_exp_of_transformers_loss, right)
 def padding_predicted(right):
     return lambda *arguments: [dataclasses.replace(batch, mask=None) for batch in right(*arguments)]
 
 
+@planted("properties.perplexity", p.batches_do_not_matter, OPT, claim="isclose(one, other")
 def batches_weighted_alike(right):
     def perplexity(model, ids, mask=None, batch_size=8):
         batches = token_batches(model, ids, mask, batch_size)
@@ -286,6 +397,7 @@ def batches_weighted_alike(right):
     return perplexity
 
 
+@planted("architecture.blocks.Block.branch", p.cached_generation_equals_uncached, PHI, claim="cached.")
 def cache_not_handed_on(right):
     return lambda self, x, **context: right(self, x, **{**context, CACHE: None})
 
@@ -293,22 +405,27 @@ def cache_not_handed_on(right):
 # Heads
 
 
+@planted("architecture.heads.TiedHead.forward", p.tied_head_is_exact, LLAMA, claim="assert_same_logits")
 def scale_left_out_of_the_head(right):
     return lambda self, x: nn.functional.linear(x if self.beta is None else x + self.beta, self.weight, self.bias)
 
 
+@planted("architecture.heads.TiedHead.forward", p.tied_head_is_exact, tied, claim="assert_same_logits")
 def shift_left_out_of_the_head(right):
     return lambda self, x: nn.functional.linear(x * self.alpha, self.weight, self.bias)
 
 
+@planted("architecture.heads.CentredEmbedding.forward", p.tied_head_is_exact, PHI, claim="assert_same_logits")
 def mean_left_in_the_embedding(right):
     return nn.Embedding.forward
 
 
+@planted("options.tie_obstacle", p.default_head_is_tied_where_it_can_be, tied, claim="get_output_embeddings")
 def never_a_tie(right):
     return lambda net: "is never kept"
 
 
+@planted("slicing.make_adapter", p.slicing_is_projection, LLAMA, {"head": "tied"})
 def ends_aligned(right):
     def make_adapter(P, Q_next, k_next, form, *rest):
         return right(P, Q_next, k_next, "low-rank" if P.shape[1] <= k_next else form, *rest)
@@ -319,6 +436,9 @@ def ends_aligned(right):
 # Residual adapters
 
 
+@planted("adapter_properties.align", a.alignment_makes_the_adapter_symmetric, LLAMA, claim="S[:, :k].T")
+@planted("adapters.align", a.exact_low_rank_equals_full, LLAMA)
+@planted("adapters.align", p.approximate_adapters_carry_close_directions_whole, PHI, none)
 def wrong_polar_factor(right):
     def align(P, Q_next, k_next):
         P_next, *rest = right(P, Q_next, k_next)
@@ -328,6 +448,9 @@ def wrong_polar_factor(right):
     return align
 
 
+@planted("adapter_properties.align", a.alignment_makes_the_adapter_symmetric, LLAMA, claim="U @ deficits.diag()")
+@planted("adapters.align", a.exact_low_rank_equals_full, OPT)
+@planted("adapters.align", p.approximate_adapters_carry_close_directions_whole, LLAMA, {**low_rank, "tolerance": 0.3})
 def directions_in_reverse(right):
     def align(*arguments):
         P_next, U, deficits = right(*arguments)
@@ -336,14 +459,17 @@ def directions_in_reverse(right):
     return align
 
 
+@planted("adapters.LowRankAdapter", a.exact_low_rank_equals_full, PHI)
 def deficit_without_its_root(right):
     return lambda A, *rest: right(A * A.norm(dim=0), *rest)
 
 
+@planted("slicing.make_adapter", a.exact_low_rank_equals_full, LLAMA)
 def next_basis_left_as_it_was(right):
     return lambda P, Q_next, k_next, *rest: (Q_next[:, :k_next], *right(P, Q_next, k_next, *rest)[1:])
 
 
+@planted("slicing.make_adapter", a.rank_is_at_most_what_was_deleted, LLAMA, claim="min(recipe.width - k, k)")
 def no_direction_dropped(right):
     def make_adapter(P, Q_next, k_next, form, tolerance, like):
         P_next, _, E = right(P, Q_next, k_next, form, tolerance, like)
@@ -353,10 +479,14 @@ def no_direction_dropped(right):
     return make_adapter
 
 
+@planted("slicing.make_adapter", a.parameter_counts_follow_the_formulas, LLAMA, low_rank, claim="k * rank")
 def always_full(right):
     return lambda P, Q_next, k_next, form, tolerance, like: right(P, Q_next, k_next, "full", tolerance, like)
 
 
+@planted(
+    "slicing.make_adapter", a.none_equals_every_direction_dropped, OPT, {"slice_head": True}, claim="assert_same_logits"
+)
 def left_out_without_aligning(right):
     def make_adapter(P, Q_next, k_next, form, *rest):
         right_one = right(P, Q_next, k_next, form, *rest)
@@ -442,6 +572,8 @@ def covariances_kept_to_oneself(right):
 # Beyond the paper: neurons and repair
 
 
+@planted("inner_properties.least_harmful", n.cheapest_neuron_goes_first, other)
+@planted("inner_properties.least_harmful", n.nearly_the_best_of_all_subsets_is_kept, other)
 def only_by_norm(right):
     """Which neurons to keep, from the size of their weights alone."""
 
@@ -451,6 +583,7 @@ def only_by_norm(right):
     return least_harmful
 
 
+@planted("inner_properties.least_harmful", n.solved_output_is_least_squares, OPT, claim="solved, best")
 def plainly_deleted(right):
     def least_harmful(C, W, *args):
         kept, _ = right(C, W, *args)
@@ -459,14 +592,18 @@ def plainly_deleted(right):
     return least_harmful
 
 
+@planted("inner_properties.refit", n.refit_is_least_squares, OPT)
 def ridge_forgotten(right):
     return lambda C, B, ridge: right(C, B, 0.0)
 
 
+@planted("inner_properties.refit", n.refit_is_least_squares, LLAMA)
+@planted("beyond.neurons.refit", n.repair_brings_the_signal_nearer, PHI)
 def other_sign(right):
     return lambda *args: -right(*args)
 
 
+@planted("inner_properties.moments", n.moments_are_weighted_sums, OPT)
 def tokens_unweighted(right):
     def moments(h, y, x, mask, add_to=None):
         total = torch.cat([h[mask].T @ h[mask], h[mask].T @ (x - y)[mask]], dim=1)
@@ -475,18 +612,22 @@ def tokens_unweighted(right):
     return moments
 
 
+@planted("inner_properties.moments", n.moments_are_weighted_sums, OPT)
 def padding_counted(right):
     return lambda h, y, x, mask, add_to=None: right(h, y, x, None, add_to)
 
 
+@planted("beyond.inner.output_matrix", n.fusing_first_changes_nothing, scaled, {"repair": True})
 def branchs_number_overlooked(right):
     return lambda block: right(block) / block.scale
 
 
+@planted("beyond.inner.keep_neurons", n.idle_neurons_can_go, LLAMA, claim="assert_same_logits")
 def first_neurons_kept(right):
     return lambda mlp, kept: right(mlp, torch.arange(len(kept)))
 
 
+@planted("beyond.inner.keep_neurons", n.idle_neurons_can_go, gated, claim="assert_same_logits")
 def up_keeps_its_first_neurons(right):
     """Of gate and up in one linear, the gate's rows are the right ones."""
 
@@ -498,11 +639,13 @@ def up_keeps_its_first_neurons(right):
     return keep_neurons
 
 
+@planted("beyond.experts.keep_experts_neurons", n.idle_neurons_can_go, experts, claim="logits")
 def all_keep_what_the_first_keeps(right):
     """Every expert loses the neurons that the first one can do without."""
     return lambda experts, kept: right(experts, kept[:1].expand_as(kept))
 
 
+@planted("beyond.experts.keep_experts_neurons", n.idle_neurons_can_go, experts, claim="assert_same")
 def gates_and_ups_taken_for_neighbours(right):
     """Rows that lie one half behind the other are looked for side by side, and the other way round."""
 
@@ -515,6 +658,7 @@ def gates_and_ups_taken_for_neighbours(right):
     return keep_experts_neurons
 
 
+@planted("beyond.experts.block_moments", n.experts_moments_are_weighted_sums, experts)
 def router_ignored(right):
     """Every expert counts as much for a token."""
 
@@ -528,6 +672,7 @@ def router_ignored(right):
     return expert_moments
 
 
+@planted("beyond.experts.block_moments", n.experts_moments_are_weighted_sums, experts)
 def experts_pad(right):
     """What is padding counts as text."""
 
@@ -542,17 +687,19 @@ def experts_pad(right):
     return expert_moments
 
 
+@planted("inner_properties.solve_output", n.experts_keep_what_is_best_for_each, experts, claim="best")
 def experts_rows_left_alone(right):
     """What is left keeps its rows of W_out."""
 
     def solve_output(block, C, B, delete, repair=False):
         kept, _ = right(block, C, B, delete, repair)
-        W = experts.output_matrix(block)
+        W = inner_experts.output_matrix(block)
         return kept, W.gather(1, kept[..., None].expand(-1, -1, W.shape[2]))
 
     return solve_output
 
 
+@planted("beyond.inner.keep_neurons", n.idle_neurons_can_go, PHI, claim="assert_same_logits")
 def gate_left_whole_rows(right):
     """The neurons that are made are not those that W_out reads."""
 
@@ -566,19 +713,23 @@ def gate_left_whole_rows(right):
     return keep_neurons
 
 
+@planted("beyond.inner.block_moments", n.nothing_lost_is_nothing_repaired, OPT)
 def dense_signal_one_block_late(right):
     """The signal before the block is taken for the one behind it."""
     return lambda calibration, block, layer, Z, P=None, dense=None: right(calibration, block, layer, Z, P, Z)
 
 
+@planted("beyond.inner.moments", n.repair_brings_the_signal_nearer, LLAMA)
 def last_input_shuffled(right):
     return lambda h, *args: right(h.flip(-1), *args)
 
 
+@planted("architecture.network.Network.numbered", n.dropped_block_adds_nothing, other, claim="dropped == [number]")
 def next_one_dropped(right):
     return lambda self, numbers: right(self, [number + 1 for number in numbers])
 
 
+@planted("beyond.slicing.BeyondSlicer.slice_layer", n.dropped_block_adds_nothing, LLAMA, claim="assert_same_logits")
 def branch_kept(right):
     """The signal behind a dropped block is what the block made of it; its places are forgotten all the same."""
 
@@ -596,10 +747,12 @@ def branch_kept(right):
 # Depth removal
 
 
+@planted("beyond.depth.delete_layer", d.each_deleted_layer_hurts_least, OPT, claim="assert_same_logits")
 def another_layer_deleted(right):
     return lambda net, index: right(net, (index + 1) % len(net.layers))
 
 
+@planted("beyond.depth.shorten", d.a_shorter_model_is_saved_by_its_own_class, by_layer, claim="logits(again")
 def only_the_layers_types_cut(right):
     def shorten(config, index):
         before = config.no_rope_layers
@@ -609,6 +762,12 @@ def only_the_layers_types_cut(right):
     return shorten
 
 
+@planted(
+    "beyond.depth.delete_layer",
+    d.a_shorter_model_generates_the_same_with_a_cache,
+    deep,
+    claim="range(recipe.layers - 1)",
+)
 def layers_keep_their_numbers(right):
     def delete_layer(net, index):
         numbered = [module for module in net.model.modules() if hasattr(module, "layer_idx")]
@@ -620,18 +779,27 @@ def layers_keep_their_numbers(right):
     return delete_layer
 
 
+@planted("beyond.depth._how_many", d.deleting_no_layer_changes_nothing, OPT, claim="== recipe.layers")
 def one_more(right):
     return lambda *arguments: right(*arguments) + 1
 
 
+@planted(
+    "depth_properties.losses_without_each",
+    d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
+    deep,
+    claim="torch.tensor(expected)",
+)
 def the_layer_behind_left_out(right):
     return lambda net, batches: [*right(net, batches)[1:], right(net, batches)[0]]
 
 
+@planted("beyond.depth.losses_without_each", d.each_deleted_layer_hurts_least, deep, claim="min(losses)")
 def the_largest_loss_first(right):
     return lambda net, batches: [-loss for loss in right(net, batches)]
 
 
+@planted("beyond.depth.losses_without_each", d.each_deleted_layer_hurts_least, deep, claim="min(losses)")
 def measured_once(right):
     known = []
 
@@ -645,6 +813,14 @@ def measured_once(right):
     return losses_without_each
 
 
+@planted("budget_properties.log_probabilities", b.divergence_is_what_is_lost_of_the_log_likelihood, left)
+@planted("beyond.rulers.log_probabilities", b.measured_costs_are_those_of_whole_models, left, claim="cost.dropped")
+@planted(
+    "beyond.depth.prediction_losses",
+    d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing,
+    left,
+    claim="torch.tensor(expected)",
+)
 def padding_predicted_as_well(right):
     return lambda *others: right(*others[:-1], dataclasses.replace(others[-1], mask=None))
 
@@ -652,14 +828,17 @@ def padding_predicted_as_well(right):
 # A budget
 
 
+@planted("budget_properties.divergences", b.divergence_is_what_is_lost_of_the_log_likelihood, OPT)
 def the_other_way_round(right):
     return lambda p, q: right(q, p)
 
 
+@planted("budget_properties.divergences", b.divergence_is_what_is_lost_of_the_log_likelihood, LLAMA)
 def only_the_likeliest(right):
     return lambda p, q: p.amax(1) - q.gather(1, p.argmax(1, keepdim=True))[:, 0]
 
 
+@planted("beyond.rulers.Cost.of", b.cost_of_neurons_is_a_power_of_the_energy_lost, OPT, claim="max(powers)")
 def lines_between_what_was_measured(right):
     def of(self, left):
         gone = 1 - left / self.neurons
@@ -670,10 +849,12 @@ def lines_between_what_was_measured(right):
     return of
 
 
+@planted("beyond.rulers.Cost.of", b.cost_of_neurons_is_a_power_of_the_energy_lost, OPT, claim="cost.probed")
 def probe_ignored(right):
     return lambda self, left: right(dataclasses.replace(self, probed=self.emptied / 2), left)
 
 
+@planted("beyond.budget.Prices.of_width", b.cost_of_a_width_is_a_power_of_the_share_deleted, OPT, claim="cost(48)")
 def in_proportion(right):
     """From the narrower of the two widths that were measured."""
 
@@ -684,14 +865,17 @@ def in_proportion(right):
     return of_width
 
 
+@planted("beyond.rulers.has_bias", b.measured_costs_are_those_of_whole_models, OPT, claim="found, fewer")
 def bias_overlooked(right):
     return lambda block: False
 
 
+@planted("beyond.rulers.logits_behind", b.measured_costs_are_those_of_whole_models, LLAMA, claim="cost.dropped")
 def next_block_left_out_too(right):
     return lambda net, boundary, *others: right(net, boundary + (boundary > 0), *others)
 
 
+@planted("beyond.rulers.solve_output", b.measured_costs_are_those_of_whole_models, PHI, claim="found, fewer")
 def w_out_not_solved_for(right):
     def solve_output(block, *others, repair=False):
         kept, _ = right(block, *others, repair=repair)
@@ -700,6 +884,8 @@ def w_out_not_solved_for(right):
     return solve_output
 
 
+@planted("beyond.allocation._per_neuron", b.sizes_are_those_of_the_sliced_model, OPT, claim="next(gone)")
+@planted("beyond.allocation._per_neuron", b.plan_says_what_is_left, three, claim="== plan.parameters")
 def biases_of_neurons_forgotten(right):
     def per_neuron(block):
         biased = [linear for linear in block.mlp_linears.readers if linear.bias is not None] if block.neurons else []
@@ -708,14 +894,17 @@ def biases_of_neurons_forgotten(right):
     return per_neuron
 
 
+@planted("beyond.allocation.sliced_config", b.sizes_are_those_of_the_sliced_model, PHI, claim="sizes.total == ")
 def width_ignored(right):
     return lambda config, **options: right(config, **{**options, "width": config.hidden_size})
 
 
+@planted("beyond.allocation.Sizes.elsewhere", b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <=")
 def elsewhere_forgotten(right):
     return property(lambda self: 0)
 
 
+@planted("budget_properties.cheapest", b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <=")
 def blocks_taken_for_alike(right):
     """The price of a parameter is asked for a block."""
 
@@ -727,10 +916,12 @@ def blocks_taken_for_alike(right):
     return cheapest
 
 
+@planted("budget_properties.block_costs", b.measured_costs_are_those_of_whole_models, OPT, claim="cost.dropped")
 def dropping_costs_nothing(right):
     return lambda *others: [dataclasses.replace(cost, dropped=0.0) for cost in right(*others)]
 
 
+@planted("budget_properties.cheapest", b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="choice.cost")
 def cost_of_dropping_ignored(right):
     def cheapest(sizes, costs, *others, **named):
         return right(sizes, [dataclasses.replace(cost, dropped=0.0) for cost in costs], *others, **named)
@@ -738,6 +929,8 @@ def cost_of_dropping_ignored(right):
     return cheapest
 
 
+@planted("budget_properties.cheapest", b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <=")
+@planted("beyond.budget.cheapest", b.plan_says_what_is_left, three, claim="<= 0.65 * dense")
 def slack_on_the_other_side(right):
     def cheapest(sizes, costs, target, slack, *others, **named):
         return right(sizes, costs, target + slack, slack, *others, **named)
@@ -745,22 +938,30 @@ def slack_on_the_other_side(right):
     return cheapest
 
 
+@planted("beyond.allocation._fitted", b.chosen_mixture_is_nearly_the_cheapest, OPT, claim="< size <=")
 def not_made_up_for(right):
     return lambda tables, choice, room: choice
 
 
+@planted(
+    "beyond.allocation._parts", b.chosen_mixture_is_nearly_the_cheapest, replace(OPT, seed=4), claim="sum(excesses)"
+)
 def no_block_may_go(right):
     return lambda *others: right(*others[:-1], False)
 
 
-def this_block_may_go_too(number):
-    """Whatever needs it."""
+def may_go_too(right, number):
+    def cheapest(sizes, costs, *others):
+        return right(sizes, costs, *others[:-1], {*others[-1], range(len(costs))[number]})
 
-    def mistake(right):
-        def cheapest(sizes, costs, *others):
-            return right(sizes, costs, *others[:-1], {*others[-1], range(len(costs))[number]})
+    return cheapest
 
-        return cheapest
 
-    mistake.__name__ = f"block_{number}_may_go_too"
-    return mistake
+@planted("beyond.budget.cheapest", b.plan_says_what_is_left, three, claim="0 not in")
+def first_block_may_go_too(right):
+    return may_go_too(right, 0)
+
+
+@planted("beyond.budget.cheapest", b.plan_says_what_is_left, three, claim="== plan.parameters")
+def last_block_may_go_too(right):
+    return may_go_too(right, -1)
