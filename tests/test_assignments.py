@@ -1,22 +1,22 @@
 """The assignments: right answers get full marks, wrong ones are told what is wrong, releases give nothing away."""
 
-import argparse
 import ast
 import importlib
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import assignment as builder
 import jaxtyping
 import numpy as np
 import pytest
+from assignment import ANSWERS, as_json, build, function_source, released, source
 
-from minislice.teaching.assignments import build as builder
-from minislice.teaching.assignments import command
-from minislice.teaching.assignments.build import as_json, build, function_source, released, source
+from minislice.teaching.assignments import catalogue
 from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
 from minislice.teaching.assignments.exercise import MutationQuestion, Question, examine, raised
 from minislice.teaching.assignments.feedback import try_case
@@ -39,7 +39,7 @@ MUTATIONS = {key: question for key, question in QUESTIONS.items() if isinstance(
 
 def solution(key):
     name, function = key.split(".")
-    return getattr(importlib.import_module(f"minislice.teaching.assignments.solutions.{name}"), function)
+    return runpy.run_path(ANSWERS / f"{name}.py")[function]
 
 
 def tool(name):
@@ -354,7 +354,7 @@ def test_leaving_by_sys_exit_is_an_exception_like_others(capsys):
 def test_the_committed_release_is_what_build_makes(name, tmp_path):
     build(name.upper(), tmp_path / "notebook.ipynb", release=True)
     assert (NOTEBOOKS / f"{name}.ipynb").read_bytes() == (tmp_path / "notebook.ipynb").read_bytes(), (
-        f"run: minislice assignment build {name} --release --force --to notebooks/assignments/{name}.ipynb"
+        f"in notebooks/assignments, run: python assignment.py build {name} --release --force --to {name}.ipynb"
     )
 
 
@@ -377,7 +377,7 @@ def test_nothing_of_the_solution_is_in_a_release(name):
                 found += 1
                 assert line not in lines and line not in text.replace("\n", " "), line
     for question in given.written:
-        answer = (builder.SOLUTIONS / f"{name}.md").read_text(encoding="utf-8")
+        answer = (ANSWERS / f"{name}.md").read_text(encoding="utf-8")
         assert f"# {question.name}\n" in answer
         for line in filter(None, answer.splitlines()):
             assert line not in lines
@@ -388,6 +388,23 @@ def test_nothing_of_the_solution_is_in_a_release(name):
     for question in given.questions:
         for mutant in getattr(question, "hidden", {}).values():
             assert f"def {mutant.__name__}" not in text
+
+
+def test_an_installed_minislice_has_neither_answers_nor_grader():
+    """A wheel is the folder minislice and the data: neither has a right answer in it."""
+    root = HERE.parent
+    wheel = (root / "pyproject.toml").read_text("utf-8").split("[tool.hatch.build.targets.wheel")[1:]
+    assert wheel[0].strip() == ']\npackages = ["minislice"]' and wheel[1].split("\n\n")[0].split("\n")[1:] == [
+        '"data" = "minislice/data"'
+    ]
+    files = [path for folder in ("minislice", "data") for path in (root / folder).rglob("*") if path.is_file()]
+    text = "\n".join(path.read_text("utf-8") for path in files if path.suffix in (".py", ".md", ".ipynb", ".txt"))
+    assert "def check(function" in text and "SOLUTION" not in text
+    assert not any({"answers", "solutions", "grading"} & set(path.relative_to(root).parts) for path in files)
+    for name, given in ASSIGNMENTS.items():
+        for question in given.questions:
+            answer = inspect.getsource(solution(f"{name}.{question.name}")).split("### BEGIN SOLUTION\n")[1]
+            assert answer.split("    ### END SOLUTION")[0] not in text
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
@@ -466,9 +483,7 @@ def test_without_it_every_check_fails_kindly(printed, key):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.arguments(parser)
-    return command.run(parser.parse_args(list(map(str, arguments))))
+    return builder.main(list(map(str, arguments)))
 
 
 def test_the_command_lists_and_builds(tmp_path, capsys):
@@ -496,16 +511,14 @@ def test_build_refuses_what_it_cannot_do(tmp_path):
 
 
 def test_an_assignment_needs_nothing_but_numpy():
-    """`solutions`, `build` and `command` aside, no file imports more, nor reads a solution."""
-    folder = Path(builder.__file__).parent
-    for path in [*folder.glob("*.py"), *folder.glob("solutions/*.py")]:
+    for path in [*Path(catalogue.__file__).parent.glob("*.py"), *ANSWERS.glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for module in modules:
                 assert module.split(".")[0] in sys.stdlib_module_names | {"numpy"}, f"{path.name} imports {module}"
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1 and "solutions" not in (node.module or "")
+                assert node.level == 1
 
 
 # The instructors' README

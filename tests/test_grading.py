@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grading import sandbox as sandboxes
+from grading import wire
+from grading.conversation import Answer
+from grading.marking import mark
+from grading.sandbox import Limits, Sandbox
+from grading.submission import Submission
 
+import minislice
 from minislice.teaching.assignments.a3 import A3
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Places
 from minislice.teaching.assignments.m1 import M1
-from minislice.teaching.grading import sandbox as sandboxes
-from minislice.teaching.grading import wire
-from minislice.teaching.grading.conversation import Answer
-from minislice.teaching.grading.marking import mark
-from minislice.teaching.grading.sandbox import Limits, Sandbox
-from minislice.teaching.grading.submission import Submission
 
 LIMITS = Limits(memory=1 << 30, cpu=1, wall=20)
 SECRET = b"the secret of this course"
@@ -210,7 +211,7 @@ def test_what_is_wrong_is_said_in_order(best, code, status, words):
 
 
 def _seed_of(*names):
-    from minislice.teaching.grading.marking import _seed
+    from grading.marking import _seed
 
     return _seed(SECRET, *names)
 
@@ -581,7 +582,7 @@ def test_minislice_can_not_be_imported(isolated):
                     pass
             return found
         """
-    places = [str(Path(sandboxes.__file__).parents[3]), str(sandboxes.PACKAGES), str(Path(sandboxes.__file__).parent)]
+    places = [str(Path(minislice.__file__).parents[1]), str(sandboxes.PACKAGES), str(Path(sandboxes.__file__).parent)]
     assert answered(sandbox, code, [*places, *sys.path]) == []
 
 

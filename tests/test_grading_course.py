@@ -1,6 +1,5 @@
 """Grading a course: nbgrader's commands in order, a dozen submissions, and books that are whole or as they were."""
 
-import argparse
 import contextlib
 import csv
 import html
@@ -13,15 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import assignment
+import grade as grading
 import pytest
+from assignment import build, function_source
+from grade import COLUMNS, grade
+from grading.book import Book
+from grading.sandbox import Limits, Sandbox
 
-from minislice.teaching.assignments import command as assignment_command
-from minislice.teaching.assignments.build import build, function_source
-from minislice.teaching.grading import command as grade_command
-from minislice.teaching.grading import grade as grading
-from minislice.teaching.grading.book import Book
-from minislice.teaching.grading.grade import COLUMNS, grade
-from minislice.teaching.grading.sandbox import Limits, Sandbox
+from minislice.command.cli import main
 
 pytest.importorskip("nbgrader", reason='needs nbgrader: pip install "minislice[grading]"')
 LIMITS = Limits(cpu=2)
@@ -100,22 +99,12 @@ CLASSROOM = {
         "W_embd",
     ),
     "ian": ("import os\nos._exit(0)", "stopped", "the process ended before the function returned"),
-    "jan": ("from minislice.teaching.assignments.solutions.a3 import rotate", "failed", "ModuleNotFoundError"),
+    "jan": ("from minislice.teaching.assignments.a3 import A3", "failed", "ModuleNotFoundError"),
     "kim": ("def rotate(weights, Q):\n    while True:\n        pass", "stopped", "took more than 2 s"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)</script>')", "failed", "IOError('<script>"),
     "mia": (None, "unanswered", "not written yet"),
 }
 POINTS = {"passed": 15.0, "partial": 13.0}  # those who are partly right have all but a part of two points
-
-
-def minislice(*arguments):
-    """Run `minislice assignment` or `minislice grade`."""
-    name, *rest = arguments
-    command, parser = {"assignment": assignment_command, "grade": grade_command}[name], argparse.ArgumentParser()
-    command.arguments(parser)
-    for flag in ("--json", "--quiet"):
-        parser.add_argument(flag, action="store_true")
-    return command.run(parser.parse_args(rest))
 
 
 def notebook(file, answer=None, change=None):
@@ -168,14 +157,14 @@ def graded(tmp_path_factory):
         lines = [f"{student},{student.title()},Student,{student}@example.org" for student in students]
         Path("students.csv").write_text("\n".join(["id,first_name,last_name,email", *lines]))
         nbgrader("db", "student", "import", "students.csv")
-        minislice("assignment", "build", "a3", "--to", "source/a3/a3.ipynb")
+        assert assignment.main(["build", "a3", "--to", "source/a3/a3.ipynb"]) == 0
         nbgrader("generate_assignment", "a3")
         hand_in_all(course)
         # It fails on the broken one, which it registers all the same.
         Path("said").write_text(nbgrader("autograde", "a3", "--no-execute", status=1))
         shutil.copy("gradebook.db", "autograded.db")
         Path("secret").write_text("nobody guesses this\n")
-        minislice("grade", "a3", "--seed-file", "secret", "--csv", "a3-questions.csv", "--quiet")
+        assert grading.main(["a3", "--seed-file", "secret", "--csv", "a3-questions.csv", "--quiet"]) == 0
         nbgrader("generate_feedback", "a3", "--force")
         nbgrader("export", "--to", "totals.csv")
         nbgrader("generate_solution", "a3")
@@ -448,13 +437,23 @@ def test_a_missing_nbgrader_is_told_with_its_command(course, monkeypatch):
         run(course)
 
 
-def test_the_command_prints_points_or_one_json_document(course, capsys, monkeypatch):
+def test_the_script_prints_points_or_one_json_document_or_one_error(course, capsys, monkeypatch):
     monkeypatch.setattr(grading, "Limits", lambda: LIMITS)
-    common = ["grade", "a3", "--seed-file", str(course / "secret"), "--course", str(course), "--quiet", "--csv"]
-    assert minislice(*common, str(course / "one.csv")) == 0
+    common = ["a3", "--seed-file", str(course / "secret"), "--course", str(course), "--quiet", "--csv"]
+    assert grading.main([*common, str(course / "one.csv")]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
         "ann                     10 of 10",
         "bob                      0 of 10  rotate unanswered",
     ]
-    assert minislice(*common, str(course / "two.csv"), "--json") == 0
+    assert grading.main([*common, str(course / "two.csv"), "--json"]) == 0
     assert [row["points"] for row in json.loads(capsys.readouterr().out)] == [10, 0]
+    assert grading.main([*common, str(course / "two.csv")]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1) and "two.csv" in printed.err
+
+
+@pytest.mark.parametrize("name", ["grade", "assignment"])
+def test_minislice_says_where_its_scripts_are(name, capsys):
+    assert main([name, "a3"]) == 2
+    script = re.fullmatch(r"minislice: .* python (\S+) --help\n", capsys.readouterr().err)[1]
+    assert (Path(__file__).parents[1] / script).is_file()

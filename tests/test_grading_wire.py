@@ -6,11 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
+from grading import wire
 from hypothesis import given, strategies
 from hypothesis.extra.numpy import arrays
 
 from minislice.teaching.assignments.forms import same
-from minislice.teaching.grading import wire
 
 PLAIN = strategies.recursive(
     strategies.none()

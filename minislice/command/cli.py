@@ -7,8 +7,6 @@ import transformers
 
 from ..checks import require_seed
 from ..large import processes
-from ..teaching.assignments import command as assignment
-from ..teaching.grading import command as grade
 from . import (
     compare,
     compress,
@@ -43,15 +41,22 @@ COMMANDS = {
     "compare": compare,
     "reproduce": reproduce,
     "report": report,
-    "assignment": assignment,
-    "grade": grade,
     "families": families,
     "propose": propose,
+}
+
+SCRIPTS = {  # of the repository, beside their notebooks
+    "assignment": "notebooks/assignments/assignment.py",
+    "grade": "notebooks/assignments/grade.py",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in SCRIPTS:
+        print(f"minislice: {argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help", file=sys.stderr)
+        return 2
     arguments = parser_for(COMMANDS).parse_args(argv)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line

@@ -71,7 +71,7 @@ class Question:
     """A function to write.
 
     Args:
-        name: of the function; `solutions/` has a right one under this name.
+        name: of the function; `notebooks/assignments/answers` has a right one under this name.
         points: for all cases passed.
         difficulty: stars, 1 to 3.
         text: what to do and the equation, Markdown.
@@ -191,7 +191,7 @@ class Kills:
 
 @dataclass(frozen=True)
 class WrittenQuestion:
-    """A question answered in words and graded by hand; `solutions/` has an answer under this name."""
+    """A question answered in words and graded by hand; `notebooks/assignments/answers` has one."""
 
     name: str
     points: int

@@ -2,7 +2,7 @@
 
 `wire` (values as bytes) and `isolation` are what the student's process, `child`, has of this; `sandbox` starts it,
 `process` ends it, `conversation` talks with it. `submission` reads notebooks, `marking` marks one answer, `book` is
-nbgrader's gradebook, `grade` goes through a course, `command` is `minislice grade`.
+nbgrader's gradebook, `grade.py`, beside this folder, goes through a course.
 
 What holds everywhere:
 

@@ -70,7 +70,7 @@ def given(file: Path, answers: Sequence[str]) -> list[tuple[str, str]]:
         raise ValueError(f"the source {file} can't be read: {error}") from None
     found = {_nbgrader(cell).get("grade_id") for cell in cells}
     if missing := [answer for answer in answers if answer not in found]:
-        raise ValueError(f"the source {file} has no cell {missing[0]}: make it again with `minislice assignment build`")
+        raise ValueError(f"the source {file} has no cell {missing[0]}: make it again with assignment.py build")
     return [
         (f"given {index}", _without_minislice(_text(cell)))
         for index, cell in enumerate(cells)

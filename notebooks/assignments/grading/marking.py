@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..assignments.exercise import Assignment, Case, Failure, MutationQuestion, Question, examine, raised
+from minislice.teaching.assignments.exercise import (
+    Assignment,
+    Case,
+    Failure,
+    MutationQuestion,
+    Question,
+    examine,
+    raised,
+)
+
 from .conversation import Answer
 from .sandbox import Sandbox
 from .submission import Submission

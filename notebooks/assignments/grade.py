@@ -1,26 +1,33 @@
-"""Grade all submissions of an assignment: read them, mark them, write scores, comments and a table."""
+"""Grade the submissions of an assignment in an nbgrader course: `python grade.py a3 --seed-file secret --csv a3.csv`.
 
+Reads the submissions, marks them, writes scores and comments into the gradebook, and a table.
+"""
+
+import argparse
 import csv
+import dataclasses
+import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 
+from grading.book import Entry, opened
+from grading.marking import Mark, mark
+from grading.sandbox import Limits, Sandbox
+from grading.submission import given, submission
 from tqdm.auto import tqdm
 
-from ...architecture.folder import require_file, whole_file
-from ..assignments.catalogue import assignment as assignment_of
-from .book import Entry, opened
-from .marking import Mark, mark
-from .sandbox import Limits, Sandbox
-from .submission import given, submission
+import minislice
+from minislice.architecture.folder import require_file, whole_file
+from minislice.teaching.assignments.catalogue import assignment as assignment_of
 
 COLUMNS = ("student", "assignment", "question", "points", "max", "status", "message")
 REMEDY = "on Linux as root, or where the kernel allows user namespaces, it can"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One question of one student's: a line of the table, its columns those of `COLUMNS`."""
 
@@ -62,7 +69,7 @@ def grade(
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
         reference = submission(book.source, book.source.parent).answers
         own = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
-        hidden = [Path(course), Path(seed_file), Path(__file__).parents[2]]
+        hidden = [Path(course), Path(seed_file), Path(__file__).parent, Path(minislice.__file__).parent]
         sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
         if sandbox.holes:
             reason = f" ({sandbox.refused})" if sandbox.refused else ""
@@ -119,3 +126,45 @@ def _write(file: Path, rows: list[Row]) -> None:
         writer = csv.writer(out)
         writer.writerow(COLUMNS)
         writer.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Grade, and print each student's points. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Grade the submissions of an assignment in an nbgrader course.")
+    parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a7, m1 to m3")
+    parser.add_argument("--seed-file", required=True, type=Path, metavar="FILE", help="the secret of the hidden cases")
+    parser.add_argument(
+        "--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line for each question"
+    )
+    parser.add_argument(
+        "--course", default=Path("."), type=Path, metavar="DIR", help="nbgrader's folder (default: here)"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop where submissions can't be isolated completely")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = grade(
+            arguments.name,
+            arguments.seed_file,
+            arguments.csv,
+            arguments.course,
+            arguments.strict,
+            progress=not arguments.quiet,
+            warn=lambda warning: print(f"grade.py: {warning}", file=sys.stderr),
+        )
+    except (ValueError, OSError) as error:
+        print("grade.py:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        return 0
+    for student in dict.fromkeys(row.student for row in rows):
+        own = [row for row in rows if row.student == student]
+        wrong = ", ".join(f"{row.question} {row.status}" for row in own if row.status != "passed")
+        print(f"{student:20s} {sum(row.points for row in own):5g} of {sum(row.max for row in own):g}  {wrong}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,23 +1,25 @@
-"""Makes the notebook of an assignment, as nbgrader's source or as what students get.
+"""List the assignments, or write the notebook of one: `python assignment.py build a3 --to source/a3/a3.ipynb`.
 
 A source has a right answer in every answer cell, between the comments BEGIN SOLUTION and END SOLUTION. A release has
 none, and is what nbgrader makes of the source. The same assignment gives the same bytes. There are no hidden tests:
-`minislice grade` has cases of its own, and for a notebook with hidden tests nbgrader warns that the student changed it.
+`grade.py` has cases of its own, and for a notebook with hidden tests nbgrader warns that the student changed it.
 """
 
+import argparse
 import ast
 import inspect
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...architecture.folder import require_file, whole_file
-from .catalogue import assignment
-from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
+from minislice.architecture.folder import require_file, whole_file
+from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
+from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
-SOLUTIONS = Path(__file__).parent / "solutions"
+ANSWERS = Path(__file__).parent / "answers"
 
 
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
@@ -156,15 +158,45 @@ def stars(difficulty: int) -> str:
 
 
 def function_source(name: str, function: str) -> str:
-    """The right answer to a question, as `solutions/` has it: signature, docstring and body."""
-    text = (SOLUTIONS / f"{name}.py").read_text(encoding="utf-8")
+    """The right answer to a question, as `answers/` has it: signature, docstring and body."""
+    text = (ANSWERS / f"{name}.py").read_text(encoding="utf-8")
     starts = [node.lineno - 1 for node in ast.parse(text).body] + [None]
     index = next(i for i, node in enumerate(ast.parse(text).body) if getattr(node, "name", "") == function)
     return "\n".join(text.split("\n")[starts[index] : starts[index + 1]]).strip()
 
 
 def _written(name: str, question: str) -> str:
-    """The answer under a heading of `solutions/NAME.md`."""
-    text = (SOLUTIONS / f"{name}.md").read_text(encoding="utf-8")
+    """The answer under a heading of `answers/NAME.md`."""
+    text = (ANSWERS / f"{name}.md").read_text(encoding="utf-8")
     answers = dict(re.findall(r"^# (\w+)\n\n(.*?)\s*(?=^# |\Z)", text, flags=re.DOTALL | re.MULTILINE))
     return f"### BEGIN SOLUTION\n{answers[question]}\n### END SOLUTION"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what was asked for. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="List the assignments, or write the notebook of one.")
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
+    make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
+    make.add_argument("name", metavar="NAME", help="of the assignment: a1 to a7, m1 to m3")
+    make.add_argument("--to", required=True, type=Path, metavar="FILE", help="the notebook to write")
+    make.add_argument("--release", action="store_true", help="write what students get, without answers")
+    make.add_argument("--force", action="store_true", help="overwrite the file")
+    arguments = parser.parse_args(argv)
+    if arguments.what == "build":
+        try:
+            build(arguments.name, arguments.to, arguments.release, arguments.force)
+        except (ValueError, OSError) as error:
+            print("assignment.py:", " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        print(f"wrote {arguments.to}")
+        return 0
+    for given in ASSIGNMENTS.values():
+        functions = ", ".join(question.name for question in given.questions)
+        facts = f"{stars(given.difficulty)}  {given.minutes:3d} min  {given.points:2d} points"
+        print(f"{given.name}  {given.title:22s} {facts}  {functions}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

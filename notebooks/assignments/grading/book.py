@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..assignments.exercise import Assignment, MutationQuestion, Question
+from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question
 
 
 @dataclass(frozen=True)
