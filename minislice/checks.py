@@ -3,6 +3,7 @@
 Each takes an option's name and its value. Numbers may be Python's or NumPy's; True and False are not numbers.
 """
 
+import importlib.util
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
@@ -69,3 +70,11 @@ def require_choice(name: str, value: object, choices: Collection[str]) -> None:
 
 def require_flag(name: str, value: object) -> None:
     require(isinstance(value, bool), name, "True or False", value)
+
+
+def require_package(package: str, purpose: str, extra: str) -> None:
+    """Raise a ValueError where a package isn't installed that one of pyproject.toml's extras names."""
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f'{purpose} needs the package {package}: run pip install -e ".[{extra}]" in a checkout of minislice'
+        )

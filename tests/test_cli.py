@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minislice
 from minislice.command.cli import main
+from minislice.corpus.embedded import data_folder
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.invariance import STEPS
 
@@ -61,6 +62,12 @@ def place(tmp_path_factory) -> Path:
     model.model.decoder.layers[0].fc1.weight.data[0, 0] = torch.nan
     model.save_pretrained(folder / "nan")
     tokenizer.save_pretrained(folder / "nan")
+    for name, file, content in (
+        ("beams", "generation_config.json", {"num_beams": 0}),
+        ("labels", "config.json", {**tiny.config.to_dict(), "num_labels": 10**9}),
+    ):
+        shutil.copytree(data_folder() / "mini-llama", folder / name)
+        (folder / name / file).write_text(json.dumps(content))
     return folder
 
 
@@ -453,6 +460,12 @@ def test_one_file_for_calibration_and_evaluation_is_halved(evaluation, run, plac
     halves_share_no_token(run, place, evaluation)
 
 
+def test_what_calibration_alone_names_is_measured_on_too(run, place):
+    command = ["slice", place / "beams", "--calibration", "embedded", *SIZES, *FEW, "--width", 96, "--json", "--quiet"]
+    status, out, _ = run(*command)
+    assert status == 0 and document(out)["evaluation"] == "embedded, 5 x 48 tokens"
+
+
 @pytest.mark.parametrize(
     ("target", "version"),
     [
@@ -527,6 +540,8 @@ BAD = {
     "model: a file": (["eval", "{place}/test.txt"], ["test.txt is a file"]),
     "model: an empty folder": (["eval", "{place}/no model"], ["config.json doesn't exist"]),
     "model: not on the hub": (["eval", "absent-model", *FOUND[2:]], ["'absent-model'", "mini-opt", "hub"]),
+    "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder"]),
+    "model: a thousand million labels": (["eval", "{place}/labels", *FOUND[2:]], ["labels/config.json: num_labels"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
     "model: tokenizer damaged": (["eval", "{place}/unreadable", *FOUND[2:]], ["tokenizer", "unreadable"]),
     "model: weights cut off": (["slice", "{place}/cut", *FOUND], ["cut/model.safetensors", "damaged or cut off"]),
@@ -588,6 +603,17 @@ BAD = {
     "weights: NaN": (
         ["eval", "{place}/nan", *FOUND[2:], "--seqlen", "48", *FEW],
         ["{place}/nan isn't a number", "--dtype"],
+    ),
+    "weights: NaN, prompt": (["generate", "{place}/nan", "--prompt", "The"], ["have a NaN or an infinity"]),
+    "weights: NaN, sampling": (["generate", "{place}/nan", "--prompt", "The", "--do-sample"], ["have a NaN"]),
+    "generation_config: no beams": (
+        ["generate", "{place}/beams", "--prompt", "The"],
+        ["{place}/beams", "generation_config.json"],
+    ),
+    "cost: too long": (["cost", "mini-llama", "--length", "10000000"], ["512 positions", "--length"]),
+    "cost: too many": (
+        ["cost", "mini-llama", "--rounds", "1", "--length", "1", "--batch-size", str(10**10)],
+        ["memory"],
     ),
     "prompt: too long an answer": (
         ["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"],

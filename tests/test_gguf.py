@@ -10,7 +10,6 @@ import torch
 
 import minislice
 from minislice.command.cli import main
-from minislice.storage import gguf
 from minislice.storage.checkpoint import load_config, locate
 
 pytest.importorskip("gguf")
@@ -97,7 +96,7 @@ def test_a_path_and_the_name_are_the_same_file(smollm2):
 
 
 def test_where_the_wheel_is_missing_the_name_stands_for_the_hub(monkeypatch):
-    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert locate("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -125,6 +124,6 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, capsys, monkeyp
         assert out == "" and err.count("\n") == 1 and f"{name}.gguf" in err and message in err, err
     assert main(["slice", str(other), "--stream", "--out", str(tmp_path / "out"), "--quiet"]) == 2
     assert "load it and save it as a folder" in capsys.readouterr().err
-    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["eval", str(other), "--evaluation", "embedded", "--quiet"]) == 2
-    assert 'pip install "minislice[gguf]"' in capsys.readouterr().err
+    assert 'pip install -e ".[gguf]"' in capsys.readouterr().err

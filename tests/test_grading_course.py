@@ -22,7 +22,7 @@ from grading.sandbox import Limits, Sandbox
 
 from minislice.command.cli import main
 
-pytest.importorskip("nbgrader", reason='needs nbgrader: pip install "minislice[grading]"')
+pytest.importorskip("nbgrader", reason='needs nbgrader: pip install -e ".[grading]"')
 LIMITS = Limits(cpu=2)
 RIGHT = function_source("a3", "rotate")
 

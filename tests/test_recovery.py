@@ -422,8 +422,8 @@ def test_only_a_sliced_model_is_recovered_and_only_once(tmp_path):
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     model, tokens = sliced()
-    monkeypatch.setattr(recover.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "minislice\[recover\]"'):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[recover\]"'):
         minislice.recover(model, tokens, **QUICK)
 
 

@@ -111,9 +111,9 @@ def test_every_family_writes(family):
 @pytest.mark.parametrize(
     ("sequences", "length", "settings", "said"),
     [
-        (0, 8, {}, ["got 0 of 8"]),
-        (1, 1, {}, ["got 1 of 1"]),
-        (1, 8, {"vocabulary": 0}, ["of 0"]),
+        (0, 8, {}, ["sequences", "got 0"]),
+        (1, 1, {}, ["length", "at least 2"]),
+        (1, 8, {"vocabulary": 0}, ["vocabulary", "got 0"]),
         (1, 10**4, {}, ["10000 tokens", "positions"]),
     ],
 )

@@ -296,8 +296,8 @@ def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
         minislice.zero_shot(dense, tokenizer, ["piqa", "no_such_task"])
     with pytest.raises(ValueError, match=r"can't get piqa from the hub: .*give a folder of local copies"):
         minislice.zero_shot(dense, tokenizer, "piqa")
-    monkeypatch.setattr(zero_shot.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'pip install "minislice\[eval\]"'):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[eval\]"'):
         minislice.zero_shot(dense, tokenizer, "piqa")
 
 

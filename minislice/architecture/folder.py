@@ -33,7 +33,7 @@ def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable
     if target.is_dir() and contents(target):
         if not force:
             raise ValueError(
-                f"{target} exists and isn't empty; save to another folder, or replace all of it with force"
+                f"{target} exists and isn't empty; save to another folder, or replace it with --force (force=True)"
             )
         _require_expendable(target)
     return target
@@ -267,7 +267,7 @@ def _can_be_renamed(folder: Path) -> bool:
 def _require_expendable(target: Path) -> None:
     for what, path in {"the current directory": Path.cwd(), "your home directory": Path.home()}.items():
         if path.resolve().is_relative_to(target):
-            raise ValueError(f"force would delete {target}, which is or holds {what}; save to another folder")
+            raise ValueError(f"--force would delete {target}, which is or holds {what}; save to another folder")
     for folder, folders, files in os.walk(target):
         if ".git" in (*folders, *files):
-            raise ValueError(f"force would delete the git repository {folder}; save to another folder")
+            raise ValueError(f"--force would delete the git repository {folder}; save to another folder")

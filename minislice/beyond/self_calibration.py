@@ -54,6 +54,7 @@ def own_text(
     device = model.device
     first = torch.randint(vocabulary, (sequences, 1), generator=torch.Generator().manual_seed(seed)).to(device)
     drawn = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
+    drawn["logits_processor"] = [require_finite]
 
     def write(together: int) -> Tensor:
         torch.manual_seed(seed)
@@ -63,8 +64,17 @@ def own_text(
     kept, model.generation_config = model.generation_config, GenerationConfig()  # it may ask for something else
     try:
         with inference(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            if not model(input_ids=first[:1], use_cache=False).logits.isfinite().all():
-                raise ValueError("the logits have a NaN or an infinity; check the weights, or use a wider dtype")
             return with_what_fits(write, batch_size)
     finally:
         model.generation_config = kept
+
+
+def require_finite(ids: Tensor, scores: Tensor) -> Tensor:
+    """The same scores of the next token: one of the `logits_processor`s that transformers' `generate` takes.
+
+    Raises:
+        ValueError: a NaN or an infinity, from which every choice is arbitrary. (-inf only rules a token out.)
+    """
+    if scores.isnan().any() or scores.isposinf().any():
+        raise ValueError("the logits have a NaN or an infinity; check the weights, or use a wider dtype (--dtype)")
+    return scores

@@ -4,6 +4,7 @@ import sys
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from ..checks import require_seed
 from ..large import processes
@@ -71,7 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     except processes.Lost as error:
         print(f"minislice: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, MemoryError, SafetensorError, RuntimeError) as error:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not out_of_memory:  # a fault of minislice
+            raise
         print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
         return 2
     except KeyboardInterrupt:

@@ -44,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "auto":
         raise ValueError("cost measures one device: give cpu or cuda:0, not auto")
     dense_config, variants = _variants(arguments)
+    limit = getattr(dense_config, "max_position_embeddings", None)
+    if limit is not None and max(arguments.prompt, arguments.length) > limit:
+        raise ValueError(f"this model has {limit} positions; give at most as many with --prompt and --length")
     dtype = _dtype(arguments, dense_config)
     machine = {"dtype": dtype, "device": arguments.device}
     dense = random_model(dense_config, **machine)

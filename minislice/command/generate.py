@@ -4,6 +4,7 @@ import argparse
 
 import torch
 
+from ..beyond.self_calibration import require_finite
 from ..corpus.text import require_unicode
 from .inputs import length_limit, load_both, require_known
 from .output import print_result
@@ -35,7 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
             "ask for fewer, or shorten the prompt"
         )
     torch.manual_seed(arguments.seed)
-    ids = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=arguments.do_sample)
+    settings = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.do_sample}
+    try:
+        ids = model.generate(**inputs, **settings, logits_processor=[require_finite])
+    except Exception as error:  # generation_config.json may ask for anything, such as 0 beams
+        raise ValueError(f"{arguments.model} can't generate with its generation_config.json: {error}") from error
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
     print_result(arguments, {"model": arguments.model, "text": text}, text)
     return 0

@@ -14,7 +14,7 @@ from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
 from ..perplexity import perplexity
-from ..storage.checkpoint import load, locate
+from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN
 
@@ -91,16 +91,16 @@ class Texts:
 def texts_of(arguments: argparse.Namespace) -> Texts:
     """What is named; else the embedded text for an embedded model, WikiText-2 for another.
 
-    A file that is named for calibration alone is measured on too: on its other half, not on a text from the hub.
+    A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
 
     Raises:
         ValueError: there is no such model, or text; in this order.
     """
-    locate(arguments.model)
+    load_config(locate(arguments.model))
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
     calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
     if evaluation is None:
-        evaluation = default if calibration in (None, OWN, *SOURCES) else calibration
+        evaluation = default if calibration in (None, OWN) else calibration
     if getattr(arguments, "stream", False) and not is_one_file(calibration, evaluation):
         evaluation = None  # nothing is measured; but the same command calibrates on the same tokens
     texts = Texts(

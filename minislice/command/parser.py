@@ -75,7 +75,7 @@ def add_seqlen(sub: argparse.ArgumentParser, default: int = 2048) -> None:
 
 
 def add_evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
-    help = f"text to measure perplexity on: {TEXT_HELP}{note}"
+    help = f"text to measure perplexity on: {TEXTS} (default: the calibration text, else as there){note}"
     sub.add_argument("--evaluation", metavar="TEXT", type=given, help=help)
     sub.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
 

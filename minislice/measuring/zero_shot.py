@@ -9,7 +9,6 @@ ARC-c are what the harness is known to give as acc_norm (its acc is near 76 and 
 
 import contextlib
 import copy
-import importlib.util
 import io
 import logging
 import math
@@ -23,7 +22,7 @@ import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import inference
-from ..checks import is_several, require, require_int
+from ..checks import is_several, require, require_int, require_package
 from ..corpus.batches import with_what_fits
 from .local_tasks import LOCAL, definition, write_tasks
 
@@ -113,8 +112,7 @@ def require_tasks(tasks: Sequence[str]) -> list[str]:
 
 def require_harness() -> None:
     """Raise a ValueError where the LM Evaluation Harness isn't installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError('zero-shot tasks need the LM Evaluation Harness: pip install "minislice[eval]"')
+    require_package("lm_eval", "measuring zero-shot tasks", "eval")
 
 
 def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:

@@ -6,7 +6,6 @@ these; in the end the product is added into W, and the network is a sliced netwo
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
 import tempfile
 import time
@@ -16,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architecture.network import network
+from ..checks import require_package
 from ..corpus.batches import Tokens, token_batches, with_what_fits
 from ..measuring.provenance import fingerprint as model_fingerprint
 from ..perplexity import perplexity
@@ -60,8 +60,7 @@ def recover(
             don't fit, evaluation sequences among the training ones, a loss that isn't a number. The model is then as it
             was.
     """
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError('recovery fine-tuning needs PEFT: pip install "minislice[recover]"')
+    require_package("peft", "recovery fine-tuning", "recover")
     from .training import train
 
     chosen = RecoveryOptions(**options)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import require_package
 from ..corpus.text import SOURCES, load_text, sample, tokenize, windows
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters
@@ -299,8 +299,7 @@ def _time(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> N
     """Table 3: slicing, then recovery fine-tuning, of random weights on random tokens."""
     from .. import recover
 
-    if importlib.util.find_spec("peft") is None:
-        raise ValueError('recovery fine-tuning needs PEFT: pip install "minislice[recover]"')
+    require_package("peft", "recovery fine-tuning", "recover")
     config = _config(setting)
     model = random_model(config, dtype=getattr(torch, setting.dtype), device=device)
     generator = torch.Generator().manual_seed(setting.seed)

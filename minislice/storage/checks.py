@@ -26,11 +26,11 @@ from .files import Stored, read_json
 SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "word_embed_proj_dim", "head_dim"),
     *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
-    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions"),
+    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions", "num_labels"),
     *("num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
 )
 LARGEST = 10**8  # of any size; the largest that was published is a tenth of it
-MOST_LAYERS = 1000
+MOST = {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 100_000}  # transformers writes each label down
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -43,7 +43,7 @@ def require_values(fields: Any) -> None:
     if not isinstance(fields, dict):
         raise ValueError(f"a config must be a JSON object, got {type(fields).__name__}")
     for name in SIZES:
-        size, most = fields.get(name), MOST_LAYERS if name in ("num_hidden_layers", "n_layer") else LARGEST
+        size, most = fields.get(name), MOST.get(name, LARGEST)
         if size is not None and not (type(size) is int and 1 <= size <= most):
             raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {_short(size)}")
     for name in ("dtype", "torch_dtype"):

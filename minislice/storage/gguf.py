@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..checks import require_package
+
 SMOLLM2 = "smollm2"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -67,8 +69,7 @@ def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel
 
 
 def _read(kind, file: Path, **arguments):
-    if importlib.util.find_spec("gguf") is None:
-        raise ValueError(f'{file.name} is a GGUF file, and reading it needs a package: pip install "minislice[gguf]"')
+    require_package("gguf", f"reading {file.name}", "gguf")
     try:
         return kind.from_pretrained(file.parent, gguf_file=file.name, **arguments)
     except Exception as error:  # a damaged file fails wherever its numbers lead

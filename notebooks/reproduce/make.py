@@ -27,7 +27,7 @@ again.
 **Read before.** [00_quickstart](../00_quickstart.ipynb), [05_slicing](../05_slicing.ipynb). Licence: {licence}.
 
 "paper" needs the hub (WikiText-2, Alpaca, the models), and for tables 7 to 10 and 3
-`pip install "minislice[eval,recover]"`."""
+`pip install -e ".[eval,recover]"`."""
 
 PARAMETERS = """FAMILY = "{name}"
 PROFILE = "ci"  # "paper": the paper's models, texts and sizes
