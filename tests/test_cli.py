@@ -575,7 +575,7 @@ BAD = {
         ["adapter='none'", "width"],
     ),
     "out: occupied": (["slice", "mini-opt", *FOUND, "--out", "{place}/occupied"], ["occupied", "force"]),
-    "out: a file": (["slice", "mini-opt", *FOUND, "--out", "{place}/test.txt", "--force"], ["is a file"]),
+    "out: a file": (["slice", "mini-opt", *FOUND, "--out", "{place}/short.txt", "--force"], ["is a file"]),
     "export: occupied": (["export", "{saved}/llama-whole", "--out", "{place}/occupied"], ["occupied", "force"]),
     "export: dense": (["export", "mini-llama", "--out", "{place}/new"], ["mini-llama isn't", "none --slice-head"]),
     "export: with adapters": (
