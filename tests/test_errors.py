@@ -426,8 +426,8 @@ def _quantized():
     [
         (_unknown, ["'big_bird'", "minislice propose", "minislice families"]),
         (_bert, ["'bert'", "minislice families"]),
-        (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m", "minislice families"]),
-        (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m", "minislice families"]),
+        (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m"]),
+        (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m"]),
         (lambda: _opt(_remove_final_layer_norm=True), ["no final norm"]),
         (lambda: small_model("bloom", slow_but_exact=True, pretraining_tp=2), ["in parts", "slow_but_exact=False"]),
         (lambda: LLAMA.model().model, ["LlamaModel", "head", "AutoModelForCausalLM"]),
