@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "minislice"
 # Lowest first: each may import those before it, and "paper" is the top level.
 ROOMS = (
     *("architecture", "corpus", "paper", "measuring", "beyond", "storage"),
-    *("recovery", "large", "reproduction", "teaching", "command"),
+    *("recovery", "large", "teaching", "command"),
 )
 WINGS = tuple(room for room in ROOMS if room != "paper")
 NEIGHBOURS = {"corpus": {"architecture"}, "storage": {"measuring", "beyond"}}  # beside each other, not one on the other
@@ -78,8 +78,8 @@ def test_architecture_imports_torch_transformers_and_its_siblings_alone():
         ("pca.py", "from .storage.files import INDEX", {"storage"}),
         ("architecture/blocks.py", "from ..fusion import fuse", {"paper"}),
         ("corpus/text.py", "def f():\n    from ..command import cli", {"command"}),
-        ("reproduction/runner.py", "from ..command import cost", {"command"}),
-        ("measuring/timing.py", "from ..reproduction.protocol import TASKS", {"reproduction"}),
+        ("recovery/training.py", "from ..command import cost", {"command"}),
+        ("measuring/timing.py", "from ..recovery.options import RecoveryOptions", {"recovery"}),
         ("measuring/cost.py", "from ..beyond.neurons import delete_neurons", {"beyond"}),
         ("measuring/cost.py", "from .. import rotation\nfrom ..teaching.plots import spectrum", {"teaching"}),
     ],

@@ -9,13 +9,15 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
+import report
+import reproduce
 import torch
 from safetensors import SafetensorError
 from streamed import LLAMA, Interrupted, after_part, interrupted, same_weights, saved, snapshot
 
 import minislice
 from minislice.architecture.folder import require_free, whole_folder
-from minislice.command.cli import main
+from minislice.command.cli import main, run_script
 from minislice.large.streaming import slice_streamed
 
 COMMANDS = {
@@ -185,6 +187,12 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def called(line: list[str]) -> int:
+    """Run a command, or one of the reproduction's scripts."""
+    scripts = {"reproduce": reproduce, "report": report}
+    return run_script(scripts[line[0]], line[1:]) if line[0] in scripts else main(line)
+
+
 # What is no output of ours: a user's file, a folder, a device.
 FOREIGN = {
     "one line": lambda path: path.write_text('{"a": 1}'),
@@ -197,9 +205,9 @@ FOREIGN = {
 @pytest.fixture
 def empty_report(monkeypatch):
     """Any results make a report, without a word."""
-    monkeypatch.setattr("minislice.reproduction.report.read", lambda path: [{"status": "done"}])
-    monkeypatch.setattr("minislice.reproduction.report.markdown", lambda records: "")
-    monkeypatch.setattr("minislice.reproduction.report.as_csv", lambda records: "")
+    monkeypatch.setattr("report.read", lambda path: [{"status": "done"}])
+    monkeypatch.setattr("report.markdown", lambda records: "")
+    monkeypatch.setattr("report.as_csv", lambda records: "")
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
@@ -217,7 +225,7 @@ def test_no_command_writes_over_what_is_not_of_its_kind(line, kind, tmp_path, mo
     foreign = tmp_path / ("x.csv" if "x.txt" in line else "x.md")
     FOREIGN[kind](foreign)
     before = foreign.stat()
-    assert main(line) == 2
+    assert called(line) == 2
     assert str(foreign) in capsys.readouterr().err
     assert os.path.samestat(foreign.stat(), before) and foreign.stat().st_size == before.st_size
     assert list(tmp_path.iterdir()) == [foreign]
@@ -242,7 +250,7 @@ def test_results_are_not_written_over_what_they_come_from(line, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     for name in ("results.csv", "results.jsonl"):
         Path(name).write_text(RESULT)
-    assert main(line) == 2
+    assert called(line) == 2
     assert APART in capsys.readouterr().err
     assert snapshot(tmp_path) == {name: RESULT.encode() for name in ("results.csv", "results.jsonl")}
 

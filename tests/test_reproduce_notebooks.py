@@ -12,8 +12,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import results
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from protocol import FAMILIES, profile_for
+from report import COLUMNS
 from test_notebooks import (
     LARGEST,
     code_cells,
@@ -26,22 +29,18 @@ from test_notebooks import (
     without_errors_or_debris,
 )
 
-from minislice.reproduction import results
-from minislice.reproduction.protocol import FAMILIES, profile_for
-from minislice.reproduction.report import COLUMNS
-
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks" / "reproduce"
 EXTRAS = all(importlib.util.find_spec(package) for package in ("lm_eval", "peft"))
 
 # What a kill in the third measurement looks like from inside the kernel.
-INTERRUPTION = """from minislice.reproduction import measure
-whole, turns = measure.Bench.measure, iter(range(2))
-def interrupted(bench, setting, batch_size):
+INTERRUPTION = """import bench
+whole, turns = bench.Bench.measure, iter(range(2))
+def interrupted(self, setting, batch_size):
     if next(turns, None) is None:
         raise KeyboardInterrupt
-    return whole(bench, setting, batch_size)
-measure.Bench.measure = interrupted"""
+    return whole(self, setting, batch_size)
+bench.Bench.measure = interrupted"""
 
 
 def template():
@@ -100,7 +99,7 @@ def run(notebook, folder):
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), str(FOLDER), os.environ.get("PYTHONPATH")]))
     environment["PYTHONWARNINGS"] = "ignore"
     where = {"metadata": {"path": str(folder)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute(env=environment)

@@ -4,6 +4,7 @@ What is measured is faked where the loop is what's tested. Every property is als
 code, and must fail there.
 """
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -11,19 +12,25 @@ import io
 import json
 from pathlib import Path
 
+import bench
+import cells as cells_module
+import preflight
+import provenance
 import pytest
+import report
+import reproduce
+import results
+import runner
 import torch
+from bench import Bench, Outcome, slice_command
+from protocol import FAMILIES, PROFILES, SLIPS, TABLES, Profile, profile_for, rows
 from torch.distributed.run import get_args_parser
 
 import minislice
-from minislice.command.cli import COMMANDS, main
-from minislice.command.parser import parser_for
+from minislice.command.cli import COMMANDS, main, run_script
+from minislice.command.parser import add_command, parser_for
 from minislice.corpus.embedded import paper_table
 from minislice.measuring import records
-from minislice.reproduction import cells as cells_module
-from minislice.reproduction import measure, preflight, provenance, report, results, runner
-from minislice.reproduction.measure import Bench, Outcome, slice_command
-from minislice.reproduction.protocol import FAMILIES, PROFILES, SLIPS, TABLES, Profile, profile_for, rows
 
 OPT = rows("opt", PROFILES["paper"], [1], ["125M"])
 SETTINGS = runner.settings_of(OPT, "float32")
@@ -312,7 +319,7 @@ def test_a_record_with_other_contents_is_not_reported(change, fake, tmp_path):
     first, second = map(json.loads, lines(tmp_path))
     change(second)
     (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl isn't a results file of `minislice reproduce`: the record"):
+    with pytest.raises(ValueError, match=r"results\.jsonl isn't a results file of `reproduce.py`: the record"):
         report.write(tmp_path / "results.jsonl", tmp_path / "report.md")
     assert not list(tmp_path.glob("report.*"))
 
@@ -321,7 +328,7 @@ def test_a_folder_that_only_has_the_name_of_ours_is_not_deleted(fake, tmp_path):
     work = tmp_path / ".results.jsonl.work"
     work.mkdir()
     (work / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="isn't a folder that `minislice reproduce` left; move it away"):
+    with pytest.raises(ValueError, match=r"that `reproduce\.py` left; move it away"):
         run(tmp_path)
     assert [path.name for path in work.iterdir()] == ["thesis.txt"] and not fake.asked
 
@@ -459,7 +466,7 @@ def test_the_signal_is_what_the_paper_needs_room_for():
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
-    made = measure._slicing_of(runner.settings_of(rows("llama-2", PROFILES["paper"], [1], ["70B"]), "float16")[-1])
+    made = bench._slicing_of(runner.settings_of(rows("llama-2", PROFILES["paper"], [1], ["70B"]), "float16")[-1])
     command = slice_command(made, tmp_path / "out", 4, 8)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     torchrun = get_args_parser().parse_args(command[3:])
@@ -475,7 +482,7 @@ def test_a_failed_process_says_why():
 
     script = "import sys; print('noise\\nminislice: no such model\\nmore', file=sys.stderr); sys.exit(2)"
     with pytest.raises(ValueError, match=r"minislice: no such model$"):
-        measure.run_processes([sys.executable, "-c", script])
+        bench.run_processes([sys.executable, "-c", script])
 
 
 # For real, on an embedded model
@@ -567,10 +574,10 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path, small_pr
 def test_the_command_and_its_report(tmp_path, capsys):
     out = tmp_path / "results.jsonl"
     command = ["reproduce", "opt", "--profile", "ci", "--tables", "5", "--rows", "2", "--out", str(out)]
-    assert main([*command, "--eval-samples", "2", "--samples", "32"]) == 0
+    assert run_script(reproduce, [*command[1:], "--eval-samples", "2", "--samples", "32"]) == 0
     printed = capsys.readouterr().out
     assert "[1/9] mini-opt dense: perplexity" in printed and "[2/9] mini-opt 10%, seed 0" in printed
-    assert main(["report", str(out), "--out", str(tmp_path / "report.md"), "--json"]) == 0
+    assert run_script(report, [str(out), "--out", str(tmp_path / "report.md"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["csv"].endswith("report.csv")
     text = (tmp_path / "report.md").read_text()
     assert (
@@ -603,15 +610,25 @@ def test_the_command_and_its_report(tmp_path, capsys):
 def test_bad_input_is_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("This is no\nresults file.\n")
-    assert main(arguments) == 2
+    script, *others = arguments
+    assert run_script({"reproduce": reproduce, "report": report}[script], others) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "This is no\nresults file.\n"
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"notes.txt"}
 
 
+@pytest.mark.parametrize("name", ["reproduce", "report"])
+def test_minislice_says_where_a_script_is(name, capsys):
+    assert main([name, "opt"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and (Path(__file__).parents[1] / said.split()[-2]).is_file()
+
+
 def test_under_torchrun_it_is_refused(tmp_path, monkeypatch, capsys):
-    arguments = parser_for(COMMANDS).parse_args(["reproduce", "opt", "--out", str(tmp_path / "r.jsonl")])
+    parser = argparse.ArgumentParser()
+    add_command(parser, reproduce)
+    arguments = parser.parse_args(["opt", "--out", str(tmp_path / "r.jsonl")])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="without torchrun"):
         arguments.run(arguments)
@@ -619,8 +636,8 @@ def test_under_torchrun_it_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_a_model_that_is_not_there_is_a_row_that_says_so(tmp_path, capsys):
     out = tmp_path / "r.jsonl"
-    assert main(["reproduce", "opt", "--tables", "1", "--models", "125M", "--rows", "1", "--out", str(out)]) == 0
+    assert run_script(reproduce, ["opt", "--tables", "1", "--models", "125M", "--rows", "1", "--out", str(out)]) == 0
     (record,) = results.read(out)
     assert record["status"] == "failed" and "facebook/opt-125m" in record["reason"]
-    assert main(["report", str(out), "--out", str(tmp_path / "report.md"), "--quiet"]) == 0
+    assert run_script(report, [str(out), "--out", str(tmp_path / "report.md"), "--quiet"]) == 0
     assert "not run *paper 27.64*" in (tmp_path / "report.md").read_text()

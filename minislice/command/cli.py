@@ -1,6 +1,8 @@
 """The command `minislice`: its commands, and what becomes of their errors."""
 
+import argparse
 import sys
+from types import ModuleType
 
 import torch
 import transformers
@@ -19,14 +21,12 @@ from . import (
     generate,
     propose,
     recover,
-    report,
-    reproduce,
     slice,
     verify,
     zeroshot,
 )
 from .inputs import device_of
-from .parser import parser_for
+from .parser import add_command, in_full, parser_for
 
 COMMANDS = {
     "demo": demo,
@@ -40,15 +40,15 @@ COMMANDS = {
     "export": export,
     "cost": cost,
     "compare": compare,
-    "reproduce": reproduce,
-    "report": report,
     "families": families,
     "propose": propose,
 }
 
-SCRIPTS = {  # of the repository, beside their notebooks
+SCRIPTS = {  # of the repository, beside their notebooks: not in an installed minislice
     "assignment": "notebooks/assignments/assignment.py",
     "grade": "notebooks/assignments/grade.py",
+    "reproduce": "notebooks/reproduce/reproduce.py",
+    "report": "notebooks/reproduce/report.py",
 }
 
 
@@ -58,7 +58,17 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in SCRIPTS:
         print(f"minislice: {argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help", file=sys.stderr)
         return 2
-    arguments = parser_for(COMMANDS).parse_args(argv)
+    return _run(parser_for(COMMANDS).parse_args(argv))
+
+
+def run_script(script: ModuleType, argv: list[str] | None = None) -> int:
+    """Run a script of the repository as a command: it has `HELP`, `arguments` and `run`, too."""
+    parser = argparse.ArgumentParser(description=in_full(script.HELP))
+    add_command(parser, script)
+    return _run(parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:

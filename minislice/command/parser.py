@@ -38,13 +38,22 @@ def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"minislice {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in commands.items():
-        description = command.HELP[0].upper() + command.HELP[1:] + "."
-        sub = subparsers.add_parser(name, help=command.HELP, description=description)
-        sub.set_defaults(run=command.run)
-        command.arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-        sub.add_argument("--quiet", action="store_true", help="no progress bars")
+        sub = subparsers.add_parser(name, help=command.HELP, description=in_full(command.HELP))
+        add_command(sub, command)
     return parser
+
+
+def in_full(help: str) -> str:
+    """A sentence, where `--help` of all commands has it in short."""
+    return help[0].upper() + help[1:] + "."
+
+
+def add_command(sub: argparse.ArgumentParser, command: ModuleType) -> None:
+    """Give a parser what a command takes."""
+    sub.set_defaults(run=command.run)
+    command.arguments(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def add_model(sub: argparse.ArgumentParser) -> None:

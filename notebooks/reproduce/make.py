@@ -9,7 +9,7 @@ checks that each notebook's sources are the template's.
 import json
 from pathlib import Path
 
-from minislice.reproduction.protocol import FAMILIES, Family
+from protocol import FAMILIES, Family
 
 HERE = Path(__file__).parent
 
@@ -44,9 +44,14 @@ CELLS: list[tuple[str, str]] = [
         "code",
         """from pathlib import Path
 
+import cells
 import datasets
+import preflight
+import protocol
+import report
+import results
+import runner
 
-from minislice.reproduction import cells, preflight, protocol, report, results, runner
 from minislice.teaching import lecture, plots""",
     ),
     (

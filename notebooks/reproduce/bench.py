@@ -13,24 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from items import written_tasks
+from protocol import Setting
+from provenance import hash_of
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..checks import require_package
-from ..corpus.text import SOURCES, load_text, sample, tokenize, windows
-from ..large.streaming import slice_streamed
-from ..measuring.cost import parameters
-from ..measuring.shapes import SHAPES, random_model, sliced_config
-from ..measuring.timing import compare, product_milliseconds
-from ..options import SlicingOptions
-from ..perplexity import perplexity
-from ..slicing import slice_model
-from ..storage.checkpoint import load, load_config, load_tokenizer, locate
-from .items import written_tasks
-from .protocol import Setting
-from .provenance import hash_of
+from minislice.checks import require_package
+from minislice.corpus.text import SOURCES, load_text, sample, tokenize, windows
+from minislice.large.streaming import slice_streamed
+from minislice.measuring.cost import parameters
+from minislice.measuring.shapes import SHAPES, random_model, sliced_config
+from minislice.measuring.timing import compare, product_milliseconds
+from minislice.options import SlicingOptions
+from minislice.perplexity import perplexity
+from minislice.slicing import slice_model
+from minislice.storage.checkpoint import load, load_config, load_tokenizer, locate
 
-MARK = "made-by-minislice-reproduce"  # in the folder of sliced models: what has it may be deleted
+MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
 # Table 12's columns, of the names that a LLaMA has for its linears.
 PRODUCT_COLUMNS = {
     "down_proj": ("down_proj",),
@@ -74,7 +74,7 @@ class Bench:
 
     def __post_init__(self):
         if self.work is not None and self.work.exists() and not (self.work / MARK).is_file():
-            raise ValueError(f"{self.work} isn't a folder that `minislice reproduce` left; move it away")
+            raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         """Measure one setting, with `batch_size` sequences a forward pass."""
@@ -228,7 +228,7 @@ def _described(text: str, tokens: Tensor) -> dict[str, Any]:
 
 
 def _recover(model, stream: Tensor, setting: Setting, batch_size: int, outcome: Outcome) -> None:
-    from .. import recover
+    from minislice import recover
 
     tokens = sample(stream, setting.recovery_samples, setting.recovery_seqlen, setting.seed)
     steps = {} if setting.recovery_steps is None else {"steps": setting.recovery_steps}
@@ -238,7 +238,7 @@ def _recover(model, stream: Tensor, setting: Setting, batch_size: int, outcome: 
 
 
 def _zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outcome) -> None:
-    from .. import zero_shot
+    from minislice import zero_shot
 
     with written_tasks(setting.tasks, setting.tasks_from) as folder:
         found = zero_shot(
@@ -297,7 +297,7 @@ _PRODUCT_TOKENS = 2048  # table 12
 
 def _time(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
     """Table 3: slicing, then recovery fine-tuning, of random weights on random tokens."""
-    from .. import recover
+    from minislice import recover
 
     require_package("peft", "recovery fine-tuning", "recover")
     config = _config(setting)

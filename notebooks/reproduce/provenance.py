@@ -4,9 +4,10 @@ import functools
 import hashlib
 from pathlib import Path
 
-from ..measuring.provenance import commit, hardware, hash_of, versions
-from ..storage.checkpoint import load_config, locate
-from .protocol import Setting
+from protocol import Setting
+
+from minislice.measuring.provenance import commit, hardware, hash_of, versions
+from minislice.storage.checkpoint import load_config, locate
 
 __all__ = ["commit", "hardware", "hash_of", "revision", "revision_of", "versions"]
 

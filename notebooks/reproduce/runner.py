@@ -13,16 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import provenance
 import torch
+from bench import Bench, Outcome
+from preflight import Machine, why_not
+from protocol import GATES, Profile, Row, Setting, in_dtype, settings_of
+from results import SCHEMA, key_of, opened
 
-from ..corpus.batches import with_what_fits
-from ..measuring.records import Records
-from ..measuring.timing import peak_memory
-from . import provenance
-from .measure import Bench, Outcome
-from .preflight import Machine, why_not
-from .protocol import GATES, Profile, Row, Setting, in_dtype, settings_of
-from .results import SCHEMA, key_of, opened
+from minislice.corpus.batches import with_what_fits
+from minislice.measuring.records import Records
+from minislice.measuring.timing import peak_memory
 
 
 class ProtocolDiffers(ValueError):
@@ -51,7 +51,7 @@ def reproduce(
     stream: bool = False,
     process_count: int = 1,
     limit: int | None = None,
-    command: str = "minislice.reproduction.runner.reproduce",
+    command: str = "runner.reproduce",
     say: Callable[[str], None] = print,
 ) -> Summary:
     """Measure what isn't in the file yet, and append it.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..corpus.embedded import stdlib_documents
+from minislice.corpus.embedded import stdlib_documents
 
 CHOICES = {"piqa": 2, "arc_easy": 4}
 BEGINNING, END = 16, 8  # words

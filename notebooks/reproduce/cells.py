@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from .protocol import SLIPS, Profile, Row, Setting, rows
+from protocol import SLIPS, Profile, Row, Setting, rows
 
 NOT_RUN = "not run"
 METRICS = {  # the columns of a table, in the order in which it shows them

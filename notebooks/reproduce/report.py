@@ -3,19 +3,24 @@
 Every row of the family's tables is in it. What has no finished result says "not run", and why if that is known.
 """
 
+import argparse
 import csv
 import dataclasses
 import io
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from ..architecture.folder import require_file, whole_file
-from ..version import __version__
-from .cells import METRICS, NOT_RUN, Cell, cells
-from .protocol import FAMILIES, PROFILES, Profile, Setting
-from .results import read
+from cells import METRICS, NOT_RUN, Cell, cells
+from protocol import FAMILIES, PROFILES, Profile, Setting
+from results import read
+
+from minislice.architecture.folder import require_file, whole_file
+from minislice.command.cli import run_script
+from minislice.command.output import print_result
+from minislice.version import __version__
 
 TITLE = "# Reproduction of SliceGPT's tables"
 TITLES = {
@@ -40,19 +45,19 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     """
     records = read(results)
     if not records:
-        raise ValueError(f"{results} has no results to report; `minislice reproduce ... --out {results}` writes them")
-    for record in records:
-        _require_whole(results, record)
+        raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
     out = Path(out)
     if out.suffix == ".csv":
         raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
-    texts = {out: markdown(records), out.with_suffix(".csv"): as_csv(records)}
-    for path, begins in zip(texts, (TITLE, ",".join(COLUMNS)), strict=True):
+    beside = out.with_suffix(".csv")
+    for path, begins in ((out, TITLE), (beside, ",".join(COLUMNS))):
         require_file(path, reads=[Path(results)], kind=("a report", begins))
-    for path, text in texts.items():
+    for record in records:
+        _require_whole(results, record)
+    for path, text in {out: markdown(records), beside: as_csv(records)}.items():
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
-    return {"report": out, "csv": out.with_suffix(".csv")}
+    return {"report": out, "csv": beside}
 
 
 def _require_whole(results: str | os.PathLike, record: dict) -> None:
@@ -65,7 +70,7 @@ def _require_whole(results: str | os.PathLike, record: dict) -> None:
         FAMILIES[record["family"]]
     except Exception as error:  # of whatever stands where a number or a name should
         raise ValueError(
-            f"{results} isn't a results file of `minislice reproduce`: the record with key {record['key']} has other "
+            f"{results} isn't a results file of `reproduce.py`: the record with key {record['key']} has other "
             f"contents ({type(error).__name__}: {error}); remove its line, and run reproduce again"
         ) from error
 
@@ -295,3 +300,21 @@ def _merged(several: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             merged[name] = "; ".join(dict.fromkeys(map(str, values)))
     return merged
+
+
+HELP = "write the report of a results file: Markdown, and a CSV beside it"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", metavar="FILE", help="what `reproduce.py --out FILE` wrote, finished or not")
+    parser.add_argument("--out", metavar="REPORT", required=True, help="such as report.md; the CSV is report.csv")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    written = write(arguments.results, arguments.out)
+    print_result(arguments, {name: str(path) for name, path in written.items()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(sys.modules[__name__]))

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..checks import require_int
-from ..corpus.embedded import SEQLEN, paper_table
+from minislice.checks import require_int
+from minislice.corpus.embedded import SEQLEN, paper_table
 
 PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
 ZERO_SHOT = {7: ("wikitext2", False), 8: ("alpaca", False), 9: ("wikitext2", True), 10: ("alpaca", True)}

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from bench import Bench
+from protocol import Row, Setting, settings_of
+from provenance import hash_of, revision_of
 from transformers import AutoModelForCausalLM
 
-from ..measuring.cost import parameters
-from ..measuring.shapes import SHAPES
-from ..storage.checkpoint import load_tokenizer, locate
-from .measure import Bench
-from .protocol import Row, Setting, settings_of
-from .provenance import hash_of, revision_of
+from minislice.measuring.cost import parameters
+from minislice.measuring.shapes import SHAPES
+from minislice.storage.checkpoint import load_tokenizer, locate
 
 # Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
 MARGIN = 1.3

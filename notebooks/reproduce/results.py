@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from ..measuring import records
-from .protocol import Setting
+from protocol import Setting
+
+from minislice.measuring import records
 
 SCHEMA = 1
 # What every record has, and of what type.

@@ -1,4 +1,4 @@
-"""`minislice reproduce`: the paper's tables, row by row, into a results file that can be gone on with."""
+"""The paper's tables, row by row, into a results file that can be gone on with."""
 
 import argparse
 import dataclasses
@@ -7,18 +7,22 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..adapters import FORMS
-from ..measuring.records import require_results
-from ..pca import SIGNALS
-from ..reproduction.preflight import Machine, overview
-from ..reproduction.protocol import FAMILIES, PROFILES, TABLES, profile_for, rows
-from ..reproduction.runner import dtype_on, reproduce
-from .inputs import files_read
-from .output import print_result
-from .parser import DTYPES, MODEL_HELP, positive
+from preflight import Machine, overview
+from protocol import FAMILIES, PROFILES, TABLES, profile_for, rows
+from runner import dtype_on, reproduce
+
+from minislice.adapters import FORMS
+from minislice.command.cli import run_script
+from minislice.command.inputs import files_read
+from minislice.command.output import print_result
+from minislice.command.parser import DTYPES, MODEL_HELP, positive
+from minislice.measuring.records import require_results
+from minislice.pca import SIGNALS
+
+SHOWN = "model", "weights, GB", "signal, GB", "can run", "fetched", "why not"
+
 
 HELP = "run the paper's tables again; finished rows are skipped"
-SHOWN = "model", "weights, GB", "signal, GB", "can run", "fetched", "why not"
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -87,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         stream=arguments.stream,
         process_count=arguments.process_count,
         limit=arguments.rows,
-        command=shlex.join(["minislice", *sys.argv[1:]]),
+        command=shlex.join(["python", "notebooks/reproduce/reproduce.py", *sys.argv[1:]]),
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
     )
     print_result(arguments, {**dataclasses.asdict(summary), "results": arguments.out})
@@ -121,3 +125,7 @@ def _changes(arguments: argparse.Namespace) -> dict:
         given = {name: getattr(arguments, name) for name in texts}
         changes["texts"] = {name: (file, file) if (file := given[name]) else texts[name] for name in texts}
     return changes
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(sys.modules[__name__]))
