@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 
+import assignment
 import pytest
 import report
 import reproduce
@@ -188,9 +189,12 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
 
 
 def called(line: list[str]) -> int:
-    """Run a command, or one of the reproduction's scripts."""
+    """Run a command, or a script of the repository."""
+    name, *options = line
     scripts = {"reproduce": reproduce, "report": report}
-    return run_script(scripts[line[0]], line[1:]) if line[0] in scripts else main(line)
+    if name in scripts:
+        return run_script(scripts[name], options)
+    return assignment.main(options) if name == "assignment" else main(line)
 
 
 # What is no output of ours: a user's file, a folder, a device.
@@ -234,7 +238,7 @@ def test_no_command_writes_over_what_is_not_of_its_kind(line, kind, tmp_path, mo
 @pytest.mark.parametrize("kind", ["a folder", "a FIFO"])
 def test_force_replaces_no_folder_or_device_by_a_file(kind, tmp_path, capsys):
     FOREIGN[kind](tmp_path / "a1.ipynb")
-    assert main(["assignment", "build", "a1", "--to", str(tmp_path / "a1.ipynb"), "--force"]) == 2
+    assert called(["assignment", "build", "a1", "--to", str(tmp_path / "a1.ipynb"), "--force"]) == 2
     assert "give the name of a file" in capsys.readouterr().err
 
 
