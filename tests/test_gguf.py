@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import Recipe
 
 import minislice
 from minislice.command.cli import main
@@ -112,6 +113,68 @@ def header_only(path: Path, architecture: str) -> Path:
     writer.write_kv_data_to_file()
     writer.close()
     return path
+
+
+LLAMA = Recipe("llama", layers=2, biases=False, option=False)
+
+
+def written(path: Path, model, blocks: int, change=lambda tensors: None) -> Path:
+    """A llama as llama.cpp's converter writes it, after a change of its tensors."""
+    import gguf as package
+
+    config, writer = model.config, package.GGUFWriter(path, "llama")
+    writer.add_block_count(blocks)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    tensors = {}
+    names = package.get_tensor_name_map(package.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # llama.cpp has the halves of each head interleaved
+            tensor = tensor.view(-1, 2, config.head_dim // 2, config.hidden_size).transpose(1, 2).reshape(tensor.shape)
+        tensors[names.get_name(name, try_suffixes=[".weight"])] = tensor.contiguous()
+    change(tensors)
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_file_loads_as_the_model_it_was_written_from(tmp_path):
+    model, tokens = LLAMA.model().float(), LLAMA.tokens()
+    loaded = gguf.gguf_model(written(tmp_path / "model.gguf", model, blocks=2))
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+
+
+UP = "blk.1.ffn_up.weight"
+FAULTS = {
+    "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as that of .*up_proj"),
+    "misnamed": (2, lambda tensors: tensors.update({"blk.1.up.weight": tensors.pop(UP)}), "missing, such as that of"),
+    "a block too few": (1, lambda tensors: None, "9 tensors have no place in the model .* such as blk.1"),
+    "a block too many": (3, lambda tensors: None, "9 tensors are missing, such as that of model.layers.2"),
+    "four million": (4_000_000, lambda tensors: None, "num_hidden_layers must be a whole number from 1 to 1,000"),
+    "a bias": (2, lambda tensors: tensors.update({"blk.0.attn_q.bias": torch.ones(20)}), "such as blk.0.attn_q.bias"),
+    "RoPE's scaling": (2, lambda tensors: tensors.update({"rope_freqs.weight": torch.ones(4)}), "rope_freqs.weight"),
+    "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't read"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_is_not_all_of_the_model_is_refused(fault, tmp_path):
+    blocks, change, message = FAULTS[fault]
+    file = written(tmp_path / "model.gguf", LLAMA.model().float(), blocks, change)
+    with pytest.raises(ValueError, match=message) as error:
+        gguf.gguf_model(file)
+    assert str(file) in str(error.value)
 
 
 def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, capsys, monkeypatch):

@@ -161,12 +161,11 @@ def locate(name: str | os.PathLike) -> Path | str:
     require_utf8(folder)
     if folder.is_dir():
         require_fetched(folder)
+        if (folder / "adapter_config.json").is_file():
+            raise ValueError(
+                f"{folder} holds a PEFT adapter; merge it into its base model first (merge_and_unload), and save that"
+            )
         if not (folder / "config.json").is_file():
-            if (folder / "adapter_config.json").is_file():
-                raise ValueError(
-                    f"{folder} is a PEFT adapter, not a model; merge it into its base model first (merge_and_unload), "
-                    "and save that"
-                )
             raise ValueError(f"{folder / 'config.json'} doesn't exist: {folder} is not a model's folder")
         return folder
     if folder.is_file() and is_gguf(folder):

@@ -16,6 +16,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    read_field,
+)
+
+from .checks import require_buildable, require_values
 
 from ..checks import require_package
 
@@ -43,7 +51,12 @@ def gguf_config(file: Path) -> PreTrainedConfig:
         ValueError: it can't be read, or transformers can't read models of its family.
     """
     config = _read(AutoConfig, file)
-    config.name_or_path = file.name
+    try:
+        require_values(config.to_dict())
+        require_buildable(config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    config.name_or_path, config.return_dict = file.name, True
     return config
 
 
@@ -57,8 +70,15 @@ def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel
 
     Args:
         dtype: "auto" is float32.
+
+    Raises:
+        ValueError: see `gguf_config`; or not every tensor belongs to the model, or fills it; it says which.
     """
-    model = _read(AutoModelForCausalLM, file, dtype=torch.float32 if dtype == "auto" else dtype)
+    config, dtype = gguf_config(file), torch.float32 if dtype == "auto" else dtype
+    model, found = _read(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{file}: {len(missing)} tensors are missing, such as that of {missing[0]}")
+    _require_all_used(file, model)
     # What transformers leaves of the quantization; with it, `save_pretrained` refuses.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
@@ -66,6 +86,24 @@ def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel
         del model.config.quantization_config
     model.config.name_or_path = file.name
     return model
+
+
+def _require_all_used(file: Path, model: PreTrainedModel) -> None:
+    """Raise a ValueError for a file with tensors that transformers passes over."""
+    import gguf
+
+    reader = gguf.GGUFReader(file)
+    architecture = read_field(reader, "general.architecture")[0]
+    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=model.config.to_dict())
+    used = get_gguf_hf_weights_map(model, processor)
+    names = [tensor.name for tensor in reader.tensors]
+    # The experts' three tensors stand in the map under the names of one parameter, without ".weight".
+    if unused := [name for name in names if name not in used and name.removesuffix(".weight") not in used]:
+        raise ValueError(
+            f"{file}: {len(unused)} tensors have no place in the model that the file describes, such as {unused[0]}"
+        )
+    if (given := sum(int(tensor.n_elements) for tensor in reader.tensors)) < (needed := model.num_parameters()):
+        raise ValueError(f"{file}: its tensors have {given:,} numbers, and the model that it describes {needed:,}")
 
 
 def _read(kind, file: Path, **arguments):
