@@ -23,9 +23,8 @@ from transformers.modeling_gguf_pytorch_utils import (
     read_field,
 )
 
-from .checks import require_buildable, require_values
-
 from ..checks import require_package
+from .checks import require_buildable, require_values
 
 SMOLLM2 = "smollm2"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
