@@ -289,6 +289,64 @@ def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
         minislice.zero_shot(dense, None, "piqa", tasks_from=originals)
 
 
+ANSWERLESS = {
+    "piqa": [
+        ({"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
+        ({"label": 5}, r"no right answer \(label 5\)"),
+        ({"label": True}, r"no right answer \(label True\)"),
+        ({"sol1": None}, "sol1 must be a text, got None"),
+        ({"sol2": " "}, "a choice must be a text, got ' '"),
+    ],
+    "winogrande": [
+        ({"answer": ""}, r"no right answer \(answer ''\)"),
+        ({"answer": 0}, r"no right answer \(answer 0\)"),
+        ({"sentence": "No gap."}, "the sentence has no _"),
+    ],
+    "hellaswag": [({"label": ""}, r"no right answer \(label ''\)"), ({"endings": "abc"}, "endings must be a list")],
+    "arc_easy": [
+        ({"choices": ["a", "b"]}, 'choices must have a "text" and a "label"'),
+        ({"choices": {"text": ["a"], "label": ["1", "2"]}}, 'choices must have a "text" and a "label"'),
+        ({"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"), [(task, *case) for task, cases in ANSWERLESS.items() for case in cases]
+)
+def test_an_item_without_a_right_answer_is_told_by_its_line(task, change, message, tmp_path):
+    items = [ORIGINAL[task][0], {**ORIGINAL[task][1], **change}]
+    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 2: .*{message}"):
+        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
+
+
+@pytest.mark.parametrize("gold", [-1, 3, None, "1.0"])
+@pytest.mark.parametrize("task", ORIGINAL)
+def test_a_converted_item_without_a_right_answer_is_told(task, gold, tmp_path):
+    items = [{**converted(task, ORIGINAL[task][0]), "gold": 9 if gold == 3 else gold}]
+    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
+        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
+
+
+def test_labels_may_be_numbers_and_a_mark_of_bytes_is_no_text(tmp_path):
+    items = [{**ORIGINAL["winogrande"][1], "answer": 2}]
+    folder = folder_of({"winogrande": items}, tmp_path / "tasks")
+    (folder / "winogrande.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "winogrande.jsonl").read_bytes())
+    assert read_items("winogrande", folder) == [ORIGINAL["winogrande"][1]]
+    (folder / "piqa.jsonl").write_text(
+        json.dumps({**ORIGINAL["piqa"][0], "goal": "na\xefve"}, ensure_ascii=False), "latin-1"
+    )
+    with pytest.raises(ValueError, match=r"can't read .*piqa\.jsonl as utf-8 text: .*; save it as utf-8"):
+        read_items("piqa", folder)
+
+
+def test_logits_that_are_no_numbers_have_no_accuracy(models, originals):
+    dense, tokenizer = copy.deepcopy(models[0]["dense"]), models[1]
+    dense.get_output_embeddings().weight.data[7] = torch.nan
+    with pytest.raises(ValueError, match="piqa: the logits have a NaN or an infinity"):
+        minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
+
+
 def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
     dense, tokenizer = models[0]["dense"], models[1]
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # nothing fetched before

@@ -144,6 +144,10 @@ def _score(task: str, results: dict) -> Score:
     if metric is None:
         raise ValueError(f"{task} is no multiple-choice task: the harness gives no accuracy for it")
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    if any(math.isnan(response[0]) for sample in samples for response in sample["filtered_resps"]):
+        raise ValueError(
+            f"{task}: the logits have a NaN or an infinity; check the weights, or use a wider dtype (--dtype)"
+        )
     correct = tuple(bool(sample[metric]) for sample in samples)
     error = found[f"{metric}_stderr,none"]
     error = 100 * error if isinstance(error, float) else math.nan  # of a single item there is none
