@@ -30,6 +30,7 @@ ALPACA = [
     {"instruction": "Greet.", "input": "", "output": "Hello."},
     {"instruction": "Nothing.", "input": None, "output": "-"},
 ]
+WIKITEXT = {"train": ["", " = A = \n", "", "Of training.\n"], "test": ["", " = B = \n", "Of the test.\n", ""]}
 ALPACA_TEXT = [
     "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3",
     "### Instruction:\nGreet.\n\n### Response:\nHello.",
@@ -78,9 +79,13 @@ def test_alpacas_records_become_its_prompts(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_wikitexts_empty_lines_are_passed_over(suffix, tmp_path):
-    lines = ["", " = Title = \n", "", "A paragraph.\n", " \n", None]
-    assert load_text(write(tmp_path / f"wiki{suffix}", [{"text": line} for line in lines])) == [lines[1], lines[3]]
+def test_a_file_of_wikitexts_rows_is_what_the_hub_has(suffix, hub, tmp_path):
+    """Its empty rows too: without them it has fewer tokens, and another perplexity."""
+    _, tokenizer = checkpoint.load("mini-opt")
+    rows = WIKITEXT["train"] if suffix != ".parquet" else [row or None for row in WIKITEXT["train"]]
+    stream = tokenize(load_text(write(tmp_path / f"wiki{suffix}", [{"text": row} for row in rows])), tokenizer)
+    assert torch.equal(stream, tokenize(load_text("wikitext2"), tokenizer))
+    assert len(stream) > len(tokenize([row for row in WIKITEXT["train"] if row], tokenizer))
 
 
 def test_one_record_and_one_string_are_one_document(tmp_path):
@@ -106,6 +111,7 @@ def test_reading_prints_nothing(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
+        ("book.txt.gz", b"\x1f\x8b", ["is compressed", "unpack it first"]),
         ("absent.txt", None, ["no text source", "embedded, wikitext2, alpaca", "path"]),
         ("empty.txt", b"", ["no text in it"]),
         ("blank.txt", b" \n\t\n", ["no text in it"]),
@@ -177,8 +183,7 @@ def hub(monkeypatch):
     prompt = "Below is an instruction that describes a task."
     rows = [{**ALPACA[index % 2], "output": str(index), "text": f"{prompt} {index}"} for index in range(20)]
     parts = {
-        "train": datasets.Dataset.from_list([{"text": line} for line in ("", " = A = \n", "", "Of training.\n")]),
-        "test": datasets.Dataset.from_list([{"text": line} for line in ("", " = B = \n", "Of the test.\n", "")]),
+        **{split: datasets.Dataset.from_list([{"text": row} for row in rows]) for split, rows in WIKITEXT.items()},
         "train[:90%]": datasets.Dataset.from_list(rows[:18]),
         "train[90%:]": datasets.Dataset.from_list(rows[18:]),
     }

@@ -18,6 +18,7 @@ from .hub import require_hub
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
+COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 OTHERWISE = "the path of a file, or 'embedded'"  # in place of a text on the hub
 
 
@@ -27,7 +28,8 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     Args:
         source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a .txt (or any
             other text), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
-            Alpaca's instruction, input and output; a json list of strings is a list of documents.
+            Alpaca's instruction, input and output; a json list of strings is a list of documents. A row without text
+            is a document too: joined by empty lines, a file of WikiText-2's rows gives what "wikitext2" gives.
         split: "calibration" or "test". Alpaca has one split, its last tenth serves for the test; a file is taken whole
             for either.
 
@@ -37,13 +39,12 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if source == "embedded":
-        documents = stdlib_documents(split)
+        documents = [text for text in stdlib_documents(split) if text.strip()]
     elif source in SOURCES:
         documents = _from_hub(source, split)
     else:
         documents = _read_file(Path(source))
-    documents = [text for text in documents if text.strip()]
-    if not documents:
+    if not any(text.strip() for text in documents):
         raise ValueError(f"{source} has no text in it")
     return documents
 
@@ -76,6 +77,8 @@ def _from_hub(source: str, split: str) -> list[str]:
 
 
 def _require_file(path: Path) -> None:
+    if path.suffix.lower() in COMPRESSED:
+        raise ValueError(f"{path} is compressed: unpack it first (gunzip, unzip ...), and give the unpacked file")
     if not path.is_file():
         raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
 

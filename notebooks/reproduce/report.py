@@ -43,9 +43,13 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     Raises:
         ValueError: there are no results; a file of these names isn't a report (see `folder.require_file`).
     """
-    records = read(results)
+    records = read(results, use=_use)
     if not records:
+<<<<<<< Updated upstream:notebooks/reproduce/report.py
         raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
+=======
+        raise ValueError(f"{results} has no results to report; `minislice reproduce ... --out {results}` writes them")
+>>>>>>> Stashed changes:minislice/reproduction/report.py
     out = Path(out)
     if out.suffix == ".csv":
         raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
@@ -60,6 +64,7 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     return {"report": out, "csv": beside}
 
 
+<<<<<<< Updated upstream:notebooks/reproduce/report.py
 def _require_whole(results: str | os.PathLike, record: dict) -> None:
     """Refuse a record that somebody else wrote or edited, before anything is written."""
     try:
@@ -73,6 +78,15 @@ def _require_whole(results: str | os.PathLike, record: dict) -> None:
             f"{results} isn't a results file of `reproduce.py`: the record with key {record['key']} has other "
             f"contents ({type(error).__name__}: {error}); remove its line, and run reproduce again"
         ) from error
+=======
+def _use(record: dict) -> None:
+    """Raise some error for a record that somebody else wrote or edited."""
+    Profile.from_json(record["profile"])
+    Setting(**record["setting"])
+    list(map(float, [*record["values"].values(), *record["errors"].values()]))
+    _how([record], {})
+    FAMILIES[record["family"]]
+>>>>>>> Stashed changes:minislice/reproduction/report.py
 
 
 def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:

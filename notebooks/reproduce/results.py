@@ -7,8 +7,10 @@ on which machine; `read` gives them back. A line that was cut off counts as neve
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from protocol import Setting
@@ -38,23 +40,43 @@ FIELDS: dict[str, type | tuple] = {
 
 
 def key_of(setting: Setting, revision: str, commit: str) -> str:
-    """What makes two results the same: every setting, the model's revision, minislice's commit."""
-    text = json.dumps([asdict(setting), revision, commit], sort_keys=True)
+    """What makes two results the same: every setting, the files it names, the model's revision, minislice's commit."""
+    text = json.dumps([asdict(setting), *checksums(setting), revision, commit], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+def checksums(setting: Setting) -> list[str]:
+    """One for each text and each task's file that the setting names; a source that isn't a file here has none."""
+    folder = Path(setting.tasks_from) if setting.tasks_from else None
+    files = [folder / f"{task}.jsonl" for task in setting.tasks or ()] if folder else []
+    files += [Path(source) for source in (setting.calibration, setting.recovery, setting.evaluation) if source]
+    return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file()]
+
+
+def read(
+    path: str | os.PathLike, use: Callable[[dict[str, Any]], object] = lambda record: None
+) -> list[dict[str, Any]]:
     """The records of a file in their order, of each key the last; none where there is no file.
 
+    Args:
+        use: is given each record, and raises an error where it can't be used.
+
     Raises:
-        ValueError: the file has lines, and none of them is a record.
+        ValueError: a line is no record, or can't be used.
     """
-    return records.read(path, faults, "reproduce")
+
+    def faults_in_use(record: dict[str, Any]) -> list[str]:
+        found = faults(record)
+        if not found:
+            use(record)
+        return found
+
+    return records.read(path, faults_in_use)
 
 
 def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
     """The file, to append to; see `records.opened`."""
-    return records.opened(path, faults, "reproduce")
+    return records.opened(path, faults)
 
 
 def faults(record: dict[str, Any]) -> list[str]:
