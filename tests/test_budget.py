@@ -135,6 +135,10 @@ def test_a_size_that_cannot_be_reached_is_refused():
         plan_compression(recipe.model(), [recipe.tokens()] * 2, size=0.01, widths=(1.0,))
     with pytest.raises(ValueError, match="give more, the last 4 measure costs"):
         plan_compression(recipe.model(), recipe.tokens()[:2])
+    mask = torch.ones_like(recipe.tokens()).repeat(2, 1)
+    mask[4:] = 0
+    with pytest.raises(ValueError, match="nothing to predict in the last 4 calibration sequences"):
+        plan_compression(recipe.model(), recipe.tokens().repeat(2, 1), mask)
     with pytest.raises(ValueError, match="fused already"):
         plan_compression(minislice.fuse(recipe.model()), recipe.tokens())
 

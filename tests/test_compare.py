@@ -15,7 +15,7 @@ from properties import assert_same_logits
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond.compare import compare
+from minislice.beyond.compare import compare, unchanged
 from minislice.beyond.variants import VARIANTS, width_of_size
 from minislice.command.cli import main
 from minislice.corpus.text import disjoint_streams, sample, windows
@@ -178,11 +178,53 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     again = tiny(variants=variants, sizes=[0.5, 0.8, 0.9], out=out)
     assert asked == [0.9, 0.5, 0.5, 0.8], "the failed one again, and the new one"
     assert again[0] == first[0] and again[3] == first[1]
-    assert read(out, faults, "compare") == [again[0], again[3], again[1], again[2]]
+    assert read(out, faults) == [again[0], again[3], again[1], again[2]]
     whole = out.read_bytes()
     out.write_bytes(whole[:-9])  # killed while it wrote the last line
     tiny(variants=variants, sizes=[0.8, 0.9], out=out)
     assert asked[4:] == [0.8] and out.read_bytes().startswith(whole[: whole[:-1].rfind(b"\n") + 1])
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-1])  # an editor has taken the last newline away
+    tiny(variants=variants, sizes=[0.8, 0.9], out=out)
+    assert asked[5:] == [] and out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(dense_parameters=0),
+        lambda row: row.update(nll=[None, None]),
+        lambda row: row.update(nll=[row["nll"]]),
+        lambda row: row.update(predicted=[]),
+        lambda row: row.update(perplexity=0.0),
+        lambda row: row.update(ratio=None),
+        lambda row: row.update(tasks={"piqa": 0}),
+        lambda row: row.update(key=None),
+        lambda row: row.clear(),
+    ],
+)
+def test_a_row_that_somebody_edited_is_told_by_its_line(change, tmp_path):
+    out, variants = tmp_path / "results.jsonl", {"half": half}
+    tiny(variants=variants, sizes=[0.9, 0.8], out=out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    change(rows[1])
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
+        tiny(variants=variants, sizes=[0.9, 0.8], out=out)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1, "key": "mine"}', '{"schema": 1, "key": "a", "b": [', "my notes"])
+def test_a_file_of_one_line_is_kept(text, tmp_path):
+    """Only a line that begins as ours and isn't JSON was left by a killed run."""
+    (out := tmp_path / "results.jsonl").write_text(text)
+    if text.endswith("["):
+        assert read(out, faults) == []
+    else:
+        with pytest.raises(ValueError, match="results file"):
+            tiny(variants={"half": half}, out=out)
+        assert out.read_text() == text
 
 
 def test_other_texts_models_or_tasks_are_other_rows(tmp_path):
@@ -193,6 +235,21 @@ def test_other_texts_models_or_tasks_are_other_rows(tmp_path):
         rows = compare(recipe.model(), calibration, evaluation, variants={"half": half}, sizes=[0.9, 0.8])
         keys |= {row["key"] for row in rows}
     assert len(keys) == 12
+
+
+def test_other_items_of_a_task_are_another_row(tmp_path):
+    """The items of a task's file decide, wherever it lies."""
+    pytest.importorskip("lm_eval")
+    model, tokenizer = minislice.load("mini-llama", dtype="float32")
+    tokens, items = torch.randint(300, (2, 16)), {}
+    for name in ("one", "changed", "copy"):
+        item = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": int(name == "changed")}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "piqa.jsonl").write_text(json.dumps(item) + "\n")
+        asked = {"tasks": ["piqa"], "tokenizer": tokenizer, "tasks_from": tmp_path / name}
+        items[name] = compare(model, tokens, tokens, variants={"all": unchanged}, sizes=[1.0], **asked)[0]
+    assert items["one"]["key"] == items["copy"]["key"] != items["changed"]["key"]
+    assert items["one"]["tasks"]["piqa"]["accuracy"] + items["changed"]["tasks"]["piqa"]["accuracy"] == 100
 
 
 def test_the_table_shows_every_row():
@@ -209,9 +266,9 @@ def test_the_table_shows_every_row():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sizes": [0.9, 0.0]}, r"sizes in \(0, 1\], got .* \[0.9, 0.0\]"),
-        ({"sizes": []}, "at least one variant, and sizes"),
-        ({"variants": {}}, "at least one variant"),
+        ({"sizes": [0.9, 0.0]}, r"sizes must be a number, 0 < sizes <= 1, got 0\.0"),
+        ({"sizes": []}, "sizes must be a list of shares"),
+        ({"variants": {}}, "functions by the name of each variant, at least one"),
         ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
         ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
     ],
@@ -240,7 +297,7 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
     image = (out / "plot.png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n") and image.endswith(b"IEND\xaeB`\x82") and len(image) > 10_000
     assert (out / "table.md").read_text() in printed and printed.count("0.0") >= 1
-    rows = read(out / "results.jsonl", faults, "compare")
+    rows = read(out / "results.jsonl", faults)
     assert [(row["variant"], row["size"], row["status"]) for row in rows] == [
         ("dense", 1.0, "done"),
         *(("slicegpt", size, status) for size, status in ((0.9, "done"), (0.02, "failed"))),

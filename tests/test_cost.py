@@ -61,6 +61,12 @@ def test_bytes_are_those_of_the_saved_tensors(tmp_path):
     assert size_in_bytes(model) == stored == 2 * minislice.parameters(model)
 
 
+def test_more_tokens_than_positions_are_refused_before_they_are_made():
+    for length in (10**12, 513):
+        with pytest.raises(ValueError, match=f"asked for {length} tokens, but the model has 512 positions"):
+            step_seconds(small("mini-llama"), length=length)
+
+
 def test_measuring_time_changes_nothing_and_longer_takes_longer():
     model = small()
     before = copy.deepcopy(model.state_dict())

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
-from minislice import fuse, parameters, perplexity, slice_model
+from minislice import compress, equal_size, fuse, parameters, perplexity, recover, slice_model
+
+RECIPE = Recipe("llama")
 
 
 @given(recipes(paddings=("none", "right")))
@@ -74,6 +76,39 @@ def test_perplexity_beyond_a_float_is_infinite_and_of_no_numbers_it_is_none(scal
     model = recipe.model()
     model.lm_head.weight.data *= scale
     assert math.isclose(found := perplexity(model, recipe.tokens()), expected) or math.isnan(found * expected)
+
+
+def compressed(model, tokens):
+    return perplexity(compress(model, tokens, size=0.8, multiple=1), RECIPE.tokens())
+
+
+def compared(model, tokens):
+    return equal_size(model, RECIPE.tokens(1), tokens, widths=[8])
+
+
+def calibrated(model, tokens):
+    return equal_size(model, tokens, RECIPE.tokens(1), widths=[8])
+
+
+def recovered(model, tokens):
+    options = {"steps": 1, "every": 1, "accumulation": 1, "rank": 4}
+    report = recover(
+        slice_model(model.float(), RECIPE.tokens(1), width=12), RECIPE.tokens(1), evaluation=tokens, **options
+    )
+    return report.before, report.after
+
+
+@pytest.mark.parametrize("use", [compressed, compared, calibrated, recovered], ids=lambda use: use.__name__)
+def test_batches_of_a_generator_are_kept_where_they_are_read_again(use):
+    batches = [RECIPE.tokens(), RECIPE.tokens(2)]
+    assert use(RECIPE.model(), iter(batches)) == use(RECIPE.model(), batches)
+
+
+def test_a_generator_that_was_used_up_is_told():
+    tokens = iter([RECIPE.tokens()])
+    perplexity(RECIPE.model(), tokens)
+    with pytest.raises(ValueError, match="an iterable of them that can be read again"):
+        perplexity(RECIPE.model(), tokens)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

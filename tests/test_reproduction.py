@@ -195,7 +195,14 @@ def another_setting_revision_or_commit_is_another_result(fake, folder, monkeypat
     for name, value in changes.items():
         keys.add(results.key_of(dataclasses.replace(setting, **{name: value}), "revision", "commit"))
     keys |= {results.key_of(setting, "newer", "commit"), results.key_of(setting, "revision", "newer")}
-    assert len(keys) == 3 + len(changes)
+    for text in ("what a file says", "what it says later"):
+        (folder / "text.txt").write_text(text)
+        named = dataclasses.replace(setting, calibration=str(folder / "text.txt"))
+        keys.add(results.key_of(named, "revision", "commit"))
+        (folder / "piqa.jsonl").write_text(text)
+        named = dataclasses.replace(setting, tasks=("piqa",), tasks_from=str(folder))
+        keys.add(results.key_of(named, "revision", "commit"))
+    assert len(keys) == 7 + len(changes)
 
 
 def a_failed_row_is_told_and_the_rest_goes_on(fake, folder, monkeypatch):
@@ -319,7 +326,7 @@ def test_a_record_with_other_contents_is_not_reported(change, fake, tmp_path):
     first, second = map(json.loads, lines(tmp_path))
     change(second)
     (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl isn't a results file of `reproduce.py`: the record"):
+    with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
         report.write(tmp_path / "results.jsonl", tmp_path / "report.md")
     assert not list(tmp_path.glob("report.*"))
 
@@ -604,7 +611,7 @@ def test_the_command_and_its_report(tmp_path, capsys):
         (["reproduce", "opt", "--out", "nowhere/r.jsonl"], "no folder"),
         (["reproduce", "opt", "--profile", "ci", "--out", "notes.txt"], "isn't a results file"),
         (["report", "absent.jsonl", "--out", "report.md"], "no results"),
-        (["report", "notes.txt", "--out", "report.md"], "none of its lines"),
+        (["report", "notes.txt", "--out", "report.md"], "line 1"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):

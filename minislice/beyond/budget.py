@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
-from ..corpus.batches import Batch, Tokens, token_batches
+from ..corpus.batches import Batch, Tokens, kept, token_batches
 from ..measuring.cost import parameters
 from ..perplexity import predictions
 from .allocation import cheapest, sizes_of
@@ -130,6 +130,11 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
             if start < stop:
                 mask = None if batch.mask is None else batch.mask[start:stop]
                 part.append(Batch(batch.ids[start:stop], mask, batch.first_sequence + start))
+    if not any(batch.predictions for batch in parts[1]):
+        raise ValueError(
+            f"nothing to predict in the last {held_out} calibration sequences, which measure costs: each has a single "
+            "token, or is padding; put others last"
+        )
     return parts
 
 
@@ -228,6 +233,7 @@ def compress(
         ValueError: as `plan_compression` and `slice_model`.
     """
     require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
+    tokens, attention_mask = kept(tokens), kept(attention_mask)
     if plan is None:
         settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
         plan = plan_compression(model, tokens, attention_mask, **settings)

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int64
@@ -24,6 +25,7 @@ from ..architecture.network import network
 from ..checks import is_several, require, require_int, require_number
 from ..measuring import provenance
 from ..measuring.cost import parameters
+from ..measuring.local_tasks import read_items
 from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
 from ..measuring.rows import SCHEMA, faults, in_words, losses_of
@@ -71,7 +73,7 @@ def compare(
             the model; another run writes into the file.
     """
     are_variants = isinstance(variants, Mapping) and variants and all(map(callable, variants.values()))
-    require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
+    require(bool(are_variants), "variants", "functions by the name of each variant, at least one", variants)
     require(is_several(sizes) and len(sizes) > 0, "sizes", "a list of shares of the parameters", sizes)
     for size in sizes:
         require_number("sizes", size, above=0, most=1)
@@ -87,7 +89,7 @@ def compare(
     bench = Bench(load, calibration, evaluation, asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
     rows = []
-    with nullcontext(Records()) if out is None else opened(out, faults, "compare") as records:
+    with nullcontext(Records()) if out is None else opened(out, faults) as records:
         for index, (variant, size) in enumerate(cells, 1):
             key = bench.key(variant, size)
             row = records.finished.get(key)
@@ -109,13 +111,15 @@ class Bench:
         self, load: Callable[[], PreTrainedModel], calibration: Tensor, evaluation: Tensor, tasks: dict | None
     ):
         self.load, self.calibration, self.evaluation, self.tasks = load, calibration, evaluation, tasks
+        folder = tasks and tasks["tasks_from"]
+        self.items = None if folder is None else [read_items(task, Path(folder)) for task in tasks["tasks"]]
         dense = load()
         self.dense_parameters, self.fingerprint = parameters(dense), provenance.fingerprint(dense)
         self.hardware = provenance.hardware(str(dense.device))
 
     def key(self, variant: str, size: float) -> str:
         """What makes two rows the same; minislice's commit doesn't, it is in the row."""
-        tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": None}
+        tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": self.items}
         texts = [provenance.hash_of(ids) for ids in (self.calibration, self.evaluation)]
         told = [variant, float(size), self.fingerprint, texts, tasks]
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

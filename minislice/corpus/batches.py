@@ -1,7 +1,7 @@
 """What callers may hand over as tokens, made into one thing: a list of small batches, checked before any work."""
 
 import gc
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +21,11 @@ class Batch:
     ids: Tensor  # [sequences, tokens], on the model's device
     mask: Tensor | None  # bool, [sequences, tokens]; False where padded; None where nothing is
     first_sequence: int  # where the batch stands in the whole, for messages
+
+    @property
+    def predictions(self) -> int:
+        """How many tokens are predicted: all but a sequence's first, and none from or of padding."""
+        return self.ids[:, 1:].numel() if self.mask is None else int((self.mask[:, :-1] & self.mask[:, 1:]).sum())
 
 
 def count_tokens(batches: Iterable[Batch]) -> int:
@@ -61,7 +66,10 @@ def token_batches(
             batches.append(Batch(part, part_mask, sequences))
             sequences += len(part)
     if not batches:
-        raise ValueError("got no tokens: give a [sequences, tokens] tensor of ids, or an iterable of them")
+        raise ValueError(
+            "got no tokens: give a [sequences, tokens] tensor of ids, or an iterable of them that can be read again (a "
+            "generator is empty after its first use)"
+        )
     if not any(batch.mask is None or batch.mask.any() for batch in batches):
         raise ValueError("nothing to predict and nothing to calibrate on: the attention mask is 0 at every token")
     return batches
@@ -73,6 +81,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
         if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings():
             return table.num_embeddings - getattr(table, "offset", 0)
     return None
+
+
+def kept(batches: Tokens | None) -> Tokens | None:
+    """The same batches, for a function that reads them more than once: those of a generator in a list."""
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import network
 from ..checks import are_ints, require
-from ..corpus.batches import Tokens
+from ..corpus.batches import Tokens, kept
 from ..perplexity import perplexity
 from ..slicing import slice_model
 from .cost import parameters
@@ -69,6 +69,7 @@ def equal_size(
     are_options = isinstance(variants, Mapping) and all(isinstance(options, Mapping) for options in variants.values())
     require(are_options, "variants", "options of `slice_model` by the name of each variant", variants)
     require(are_ints(widths), "widths", "a list of whole numbers", widths)
+    calibration, evaluation = kept(calibration), kept(evaluation)
     tasks = [(name, options, width) for name, options in variants.items() for width in widths]
     points = []
     for name, options, width in tqdm(tasks, desc="equal size", disable=not progress, leave=False):

@@ -12,6 +12,9 @@ from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.linears import Router, is_experts, reader
 from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
+from ..corpus.batches import position_limit
+
+LONGEST = 1 << 20  # tokens, of a model whose config sets no limit
 
 
 def parameters(model: nn.Module) -> int:
@@ -75,6 +78,7 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
 
     Section 4's setting for tables 2 and 11 is length 128. The tokens are random, which costs the same time as a text.
     """
+    require_positions(model, length)
     device = model.get_input_embeddings().weight.device
     vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(seed)
@@ -89,6 +93,17 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
             cache = output[CACHE]
         _wait(device)
     return (time.perf_counter() - began) / length
+
+
+def require_positions(model: PreTrainedModel, tokens: int) -> None:
+    """Refuse sequences longer than the model's, before so many tokens are made.
+
+    Raises:
+        ValueError: they are.
+    """
+    limit = position_limit(model) or getattr(model.config, "max_position_embeddings", None) or LONGEST
+    if tokens > limit:
+        raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")
 
 
 def latency(model: PreTrainedModel, *, length: int = 128, repeats: int = 3) -> float:

@@ -74,10 +74,8 @@ def window_losses(model: PreTrainedModel, tokens: Tokens, attention_mask=None) -
     """
     nll, counts = [], []
     for window in token_batches(model, tokens, attention_mask, batch_size=1):
-        ids, mask = window.ids, window.mask
-        count = ids.shape[1] - 1 if mask is None else int((mask[:, :-1] & mask[:, 1:]).sum())
-        if count:
-            nll.append(count * math.log(perplexity(model, ids, mask)))
+        if count := window.predictions:
+            nll.append(count * math.log(perplexity(model, window.ids, window.mask)))
             counts.append(count)
     if not counts:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")

@@ -14,31 +14,39 @@ from typing import Any
 from ..architecture.folder import require_file
 from .lock import alone
 
+BEGINS = '{"schema": 1, "key": "'  # every line
 Faults = Callable[[dict[str, Any]], list[str]]  # what keeps an object from being a record, in words
 
 
-def read(path: str | os.PathLike, faults: Faults, command: str) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
     """The records of a file in their order, of each key the last; none where there is no file.
 
-    Args:
-        command: that writes such files, for the message.
-
     Raises:
-        ValueError: the file has lines, and none of them is a record.
+        ValueError: a line is no record, and isn't what a killed run has left of its last one.
     """
     path = Path(path)
     if not path.is_file():
         return []
-    lines = path.read_bytes().split(b"\n")
-    records = [record for line in lines if (record := _record(line, faults)) is not None]
-    if not records and any(line.strip() for line in lines[:-1]):
-        raise ValueError(f"{path} holds no results of `minislice {command}`: none of its lines is a record")
-    return list({record["key"]: record for record in records}.values())
+    lines, records = path.read_bytes().split(b"\n"), {}
+    if _is_torn(lines[-1]):
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            found = faults(record)
+        except Exception as error:  # of whatever stands where a record should
+            found = [f"{type(error).__name__}: {error}"]
+        if found:
+            raise ValueError(f"{path} is not a results file of minislice: line {number}: {found[0][:200]}")
+        records[record["key"]] = record
+    return list(records.values())
 
 
 def require_results(path: str | os.PathLike, reads: Iterable[Path] = ()) -> Path:
     """The path of a file to append results to; see `folder.require_file`."""
-    return require_file(path, reads=reads, kind=("a results file", '{"schema": 1, "key": "'))
+    return require_file(path, reads=reads, kind=("a results file", BEGINS))
 
 
 class Records:
@@ -61,7 +69,7 @@ class Records:
 
 
 @contextmanager
-def opened(path: str | os.PathLike, faults: Faults, command: str) -> Iterator[Records]:
+def opened(path: str | os.PathLike, faults: Faults) -> Iterator[Records]:
     """The file, to append to; what a killed run has left of its last line is dropped.
 
     Raises:
@@ -69,23 +77,27 @@ def opened(path: str | os.PathLike, faults: Faults, command: str) -> Iterator[Re
     """
     path = require_results(path)
     with alone(path):
-        records = Records(path, read(path, faults, command))
+        records = Records(path, read(path, faults))
         if path.is_file():
             _cut(path)
         yield records
 
 
 def _cut(path: Path) -> None:
-    """Shorten the file to its last whole line."""
+    """Drop a torn last line, and end a last line that an editor has left without its newline."""
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    if _is_torn(content[whole:]):
         os.truncate(path, whole)
+    elif whole < len(content):
+        with open(path, "ab") as file:
+            file.write(b"\n")
 
 
-def _record(line: bytes, faults: Faults) -> dict[str, Any] | None:
+def _is_torn(line: bytes) -> bool:
+    """Whether it is the beginning of a line that a killed run was writing: it begins as ours do, and isn't JSON."""
     try:
-        record = json.loads(line)
+        json.loads(line)
     except ValueError:
-        return None
-    return record if isinstance(record, dict) and not faults(record) else None
+        return line.startswith(BEGINS.encode())
+    return False

@@ -1,11 +1,12 @@
 """What a row of `compare` says, and rows as a table."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .paired import WindowLosses
+from .paired import WindowLosses, perplexity_ratio
 
 SCHEMA = 1
 FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
@@ -51,6 +52,12 @@ def faults(row: dict[str, Any]) -> list[str]:
         found.append(f"schema {row['schema']}, this minislice writes and reads {SCHEMA}")
     if not found and (row["status"] == "done") == (row["perplexity"] is None):
         found.append(f"{row['status']} with a perplexity of {row['perplexity']}")
+    if not found:
+        table([row])  # raises an error of its own where a number, or a list of them, is something else
+    if not found and row["status"] == "done":
+        perplexity = perplexity_ratio(losses_of(row), losses_of(row)).ratio * losses_of(row).perplexity
+        if not math.isclose(perplexity, row["perplexity"], rel_tol=1e-6):
+            found.append(f"the windows' losses give a perplexity of {perplexity}, not {row['perplexity']}")
     return found
 
 

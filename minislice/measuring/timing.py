@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..architecture.linears import Experts
 from ..architecture.network import inference, network
 from ..checks import require_int
-from .cost import flops_per_token, parameters, size_in_bytes, step_seconds
+from .cost import flops_per_token, parameters, require_positions, size_in_bytes, step_seconds
 
 Name = TypeVar("Name")
 
@@ -57,6 +57,7 @@ def compare(
     if batch_size is not None:
         require_int("batch_size", batch_size)
     models, device = {"dense": dense, "sliced": sliced}, _device(dense)
+    require_positions(dense, max(prompt, length))
     found = {
         "parameters": _pair(*map(parameters, models.values())),
         "weights, bytes": _pair(*map(size_in_bytes, models.values())),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import network
 from ..checks import require_package
-from ..corpus.batches import Tokens, token_batches, with_what_fits
+from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
 from ..measuring.provenance import fingerprint as model_fingerprint
 from ..perplexity import perplexity
 from .checkpoints import fingerprint, open_folder
@@ -66,7 +66,7 @@ def recover(
     chosen = RecoveryOptions(**options)
     require_sliced(model)
     training, held_out = split(rows(token_batches(model, tokens, attention_mask, batch_size)), chosen.held_out)
-    before = None
+    before, evaluation = None, kept(evaluation)
     if evaluation is not None:
         require_disjoint([*training, *held_out], rows(token_batches(model, evaluation, None, batch_size)))
         before = perplexity(model, evaluation, batch_size=batch_size, progress=progress)

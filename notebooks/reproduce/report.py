@@ -45,40 +45,19 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     """
     records = read(results, use=_use)
     if not records:
-<<<<<<< Updated upstream:notebooks/reproduce/report.py
         raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
-=======
-        raise ValueError(f"{results} has no results to report; `minislice reproduce ... --out {results}` writes them")
->>>>>>> Stashed changes:minislice/reproduction/report.py
     out = Path(out)
     if out.suffix == ".csv":
         raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
     beside = out.with_suffix(".csv")
     for path, begins in ((out, TITLE), (beside, ",".join(COLUMNS))):
         require_file(path, reads=[Path(results)], kind=("a report", begins))
-    for record in records:
-        _require_whole(results, record)
     for path, text in {out: markdown(records), beside: as_csv(records)}.items():
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
     return {"report": out, "csv": beside}
 
 
-<<<<<<< Updated upstream:notebooks/reproduce/report.py
-def _require_whole(results: str | os.PathLike, record: dict) -> None:
-    """Refuse a record that somebody else wrote or edited, before anything is written."""
-    try:
-        Profile.from_json(record["profile"])
-        Setting(**record["setting"])
-        list(map(float, [*record["values"].values(), *record["errors"].values()]))
-        _how([record], {})
-        FAMILIES[record["family"]]
-    except Exception as error:  # of whatever stands where a number or a name should
-        raise ValueError(
-            f"{results} isn't a results file of `reproduce.py`: the record with key {record['key']} has other "
-            f"contents ({type(error).__name__}: {error}); remove its line, and run reproduce again"
-        ) from error
-=======
 def _use(record: dict) -> None:
     """Raise some error for a record that somebody else wrote or edited."""
     Profile.from_json(record["profile"])
@@ -86,7 +65,6 @@ def _use(record: dict) -> None:
     list(map(float, [*record["values"].values(), *record["errors"].values()]))
     _how([record], {})
     FAMILIES[record["family"]]
->>>>>>> Stashed changes:minislice/reproduction/report.py
 
 
 def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
