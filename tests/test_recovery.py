@@ -5,7 +5,9 @@ Every property is also run against planted mistakes, and must fail there.
 
 import copy
 import functools
+import gc
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from models import FAMILIES, Recipe
 from torch import Tensor
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import network
@@ -28,6 +30,14 @@ from minislice.recovery import training
 
 QUICK = {"rank": 4, "steps": 3, "learning_rate": 1e-2, "accumulation": 1, "held_out": 0.25, "every": 1, "batch_size": 2}
 TOO_FAST = {**QUICK, "learning_rate": 0.3, "steps": 4}  # the first step is the best
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_objects():
+    """The Trainer has Python's garbage collected, which takes the longer the more objects other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def sliced(family: str = "llama", **options):
@@ -251,15 +261,11 @@ class Killed(Exception):
 
 
 def kill_at(monkeypatch, step: int) -> None:
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == step:
-                raise Killed
+    def kill(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise Killed
 
-    right = training.Trainer
-    monkeypatch.setattr(
-        training, "Trainer", lambda *given, callbacks, **named: right(*given, callbacks=[*callbacks, Kill()], **named)
-    )
+    monkeypatch.setattr(training.Watch, "on_step_begin", kill)
 
 
 @pytest.mark.parametrize("torn", [False, True])
@@ -278,7 +284,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(torn, tmp_path, mon
         (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
     steps = []
     with monkeypatch.context() as patch:
-        patch.setattr(training._Watch, "on_step_end", lambda *_, **__: steps.append(1))
+        patch.setattr(training.Watch, "on_step_end", lambda *_, **__: steps.append(1))
         report = minislice.recover(model, tokens, **options)
     assert len(steps) == (6 if torn else 4) and len(report.losses) == 8
     assert same(weights(model), expected)
@@ -336,7 +342,7 @@ def flipped(path):
         ("settings.json", lambda path: path.write_text("[]"), "isn't what a recovery writes; .*delete it to start"),
         ("settings.json", lambda path: path.write_text('{"mine": 1}'), "isn't what a recovery writes"),
         ("settings.json", shortened, "is damaged"),
-        ("settings.json", Path.unlink, "no recovery left there"),
+        ("settings.json", Path.unlink, "checkpoints and no settings.json; delete it"),
         ("thesis.txt", Path.touch, r"no recovery left there \(thesis.txt\)"),
         ("checkpoint-mine", Path.mkdir, r"no recovery left there \(checkpoint-mine\)"),
     ],
@@ -348,12 +354,36 @@ def test_a_folder_that_is_not_as_the_recovery_left_it_is_refused(name, change, m
         path.write_text(path.read_text().replace(str(folder), str(tmp_path / "run")))
         (path.parent / checkpoints.CHECKSUMS).unlink()
         checkpoints.seal(path.parent)
-    assert checkpoints.open_folder(tmp_path / "run", json.loads((folder / "settings.json").read_text()))
+    with checkpoints.opened(tmp_path / "run", json.loads((folder / "settings.json").read_text())) as last:
+        assert last.name == "checkpoint-4"
     change(tmp_path / "run" / name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
         minislice.recover(copy.deepcopy(model), tokens, folder=tmp_path / "run", **TOO_FAST)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_run_is_refused_while_the_first_is_at_work(unfinished):
+    model, tokens, folder = unfinished
+    settings = json.loads((folder / "settings.json").read_text())
+    with checkpoints.opened(folder, settings), pytest.raises(ValueError, match="another run writes to"):
+        minislice.recover(copy.deepcopy(model), tokens, folder=folder, **TOO_FAST)
+    minislice.recover(copy.deepcopy(model), tokens, folder=folder, **TOO_FAST)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "README.md", "adapter_model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_cannot_be_written_is_one_error_and_the_model_is_as_it_was(name, unfinished, tmp_path):
+    model, tokens, folder = unfinished
+    before, unlimited = weights(model), resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = next(folder.rglob(name)).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, unlimited[1]))  # as where a disk is full
+    try:
+        with pytest.raises(OSError, match=f"can't write .*{tmp_path / 'run'}"):
+            minislice.recover(model, tokens, folder=tmp_path / "run", **TOO_FAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert same(weights(model), before)
+    minislice.recover(copy.deepcopy(model), tokens, folder=tmp_path / "run", **TOO_FAST)
 
 
 # ---- memory ----
@@ -480,7 +510,7 @@ def test_the_command_tells_bad_input_in_one_line(folder, tmp_path, capsys):
     for arguments, message in (
         (command("mini-llama", tmp_path / "out"), "this model isn't sliced"),
         (command(source, tmp_path / "out", "--rank", "8", "--held-out", "1"), "held_out must be a number"),
-        (command(source, source), "exists and isn't empty"),
+        (command(source, source, "--force"), "which this run reads"),
     ):
         assert main(arguments) == 2
         out, err = capsys.readouterr()

@@ -8,36 +8,46 @@ checkpoint-16/checksums.json    written last: the checksum of every file of the 
 import hashlib
 import json
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ..architecture.folder import sync, whole_file
+from ..measuring.lock import alone
 from ..storage.files import checksum, read_json
 
 SETTINGS = "settings.json"
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
+LOCK = ".checkpoints.lock"
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> Path | None:
-    """The last checkpoint of this run; None where it has none yet.
+@contextmanager
+def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
+    """The last checkpoint of this run, None where it has none yet; meanwhile no other run gets the folder.
 
     Raises:
-        ValueError: the folder holds files of somebody else, or of a run with other settings, or a file was changed.
+        ValueError: the folder holds files of somebody else, or of a run with other settings; a file was changed;
+            another run is at work in it.
     """
-    settings = json.loads(json.dumps(settings))
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / SETTINGS
-    strangers = [path.name for path in folder.iterdir() if path != record and not _is_checkpoint(path)]
-    if strangers or (not record.exists() and any(folder.iterdir())):
+    if strangers := [path.name for path in folder.iterdir() if not _is_ours(path)]:
         raise ValueError(
-            f"{folder} has files in it that no recovery left there ({', '.join(strangers) or 'checkpoints alone'}); "
-            "give a folder of its own, or move them away"
+            f"{folder} has files in it that no recovery left there ({', '.join(strangers)}); give a folder of its own, "
+            "or move them away"
         )
+    with alone(folder / "checkpoints"):
+        yield _last(folder, json.loads(json.dumps(settings)))
+
+
+def _last(folder: Path, settings: dict[str, Any]) -> Path | None:
+    record = folder / SETTINGS
     if not record.exists():
+        if any(map(_is_checkpoint, folder.iterdir())):
+            raise ValueError(f"{folder} has checkpoints and no {SETTINGS}; delete it to start again")
         _write(record, settings)
     before = read_json(record)
     if not isinstance(before, dict) or before.keys() != settings.keys():
@@ -69,9 +79,14 @@ def delete(folder: Path) -> None:
     for path in folder.iterdir():
         if _is_checkpoint(path):
             shutil.rmtree(path)
-    (folder / SETTINGS).unlink()
+    for name in (SETTINGS, LOCK):
+        (folder / name).unlink()
     with suppress(OSError):
         folder.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    return path.name in (SETTINGS, LOCK) or _is_checkpoint(path)
 
 
 def _is_checkpoint(path: Path) -> bool:

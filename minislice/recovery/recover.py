@@ -19,7 +19,7 @@ from ..checks import require_package
 from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
 from ..measuring.provenance import fingerprint as model_fingerprint
 from ..perplexity import perplexity
-from .checkpoints import fingerprint, open_folder
+from .checkpoints import fingerprint, opened
 from .options import RecoveryOptions, RecoveryReport
 from .sequences import require_disjoint, rows, split
 
@@ -88,7 +88,7 @@ def recover(
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
         folder = Path(folder).resolve()
-        checkpoint = open_folder(folder, settings)
+        checkpoint = stack.enter_context(opened(folder, settings))
         arguments |= {"output_dir": str(folder)}
         state, trained = with_what_fits(
             lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),

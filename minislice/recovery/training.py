@@ -52,7 +52,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
     )
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / passes))
     accumulation = -(-passes // batch_size)
-    callbacks = [_Watch(progress)]
+    callbacks = [Watch(progress)]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
     with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
@@ -87,7 +87,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         lora = peft.get_peft_model(wrapped, config)
         try:
             arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
-            trainer = Trainer(
+            trainer = SealingTrainer(
                 lora,
                 arguments,
                 data_collator=collate,
@@ -105,8 +105,20 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
     return trainer.state, trained
 
 
-class _Watch(TrainerCallback):
-    """Shows a bar with the loss; stops where the loss is no number; seals each checkpoint."""
+class SealingTrainer(Trainer):
+    """transformers' Trainer; it seals each checkpoint, and one that it can't write is one kind of error."""
+
+    def _save_checkpoint(self, *arguments):
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        try:
+            super()._save_checkpoint(*arguments)
+            seal(folder)
+        except Exception as error:  # of safetensors, torch, PEFT or the system
+            raise OSError(f"can't write {folder}: {error}; make room, and run it again to go on") from error
+
+
+class Watch(TrainerCallback):
+    """Shows a bar with the loss; stops where the loss is no number."""
 
     def __init__(self, progress: bool):
         self.progress, self.bar = progress, None
@@ -124,9 +136,6 @@ class _Watch(TrainerCallback):
                     f"learning_rate than {args.learning_rate}"
                 )
             self.bar.set_postfix({name.replace("eval_loss", "held out"): f"{logs[name]:.3f}"}, refresh=False)
-
-    def on_save(self, args, state, control, **kwargs):
-        seal(Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
