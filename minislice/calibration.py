@@ -1,4 +1,4 @@
-"""The calibration set on its way through the network, from one boundary to the next."""
+"""The calibration set (section 3.4): its batches, its signal at one boundary after another, and sums over it."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ class Signal:
             raise IndexError(index)  # ends a loop over the batches
         host = self.batches[index].view(*self.shapes[index], -1)
         if self.device.type == "cuda" and not host.is_pinned():
-            host = host.pin_memory()  # what isn't pinned can't be copied to the card while it computes
+            host = host.pin_memory()  # only pinned memory is copied to the card while it computes
         return host.to(self.device, non_blocking=True)
 
     def __setitem__(self, index: int, x: Tensor) -> None:

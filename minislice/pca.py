@@ -23,10 +23,10 @@ def covariance(
     mask: Bool[Tensor, "*tokens"] | None = None,
     add_to: Float64[Tensor, "D D"] | None = None,
 ) -> Float64[Tensor, "D D"]:
-    """X^T X over the tokens where `mask` is True (eq. 8): not centred, not divided by their number.
+    """X^T X over the tokens where `mask` is True (eq. 8): not centred, not divided by the number of tokens.
 
-    Products are in the signal's precision, float32 at least, and are summed in float64 every `RUN` tokens. For all but
-    the smallest eigenvalues that is as good as float64: one that should be zero is about 1e-8 of the largest.
+    Products are in the signal's precision, at least float32, and are summed in float64 every `RUN` tokens. This is as
+    good as float64 for all but the smallest eigenvalues: a zero one comes out as about 1e-8 of the largest.
 
     Args:
         add_to: the covariance of other tokens; the sum is in place.
@@ -46,7 +46,7 @@ def principal_components(
     """Eigenvalues of C, descending, and its eigenvectors as the columns of Q (eq. 8).
 
     Args:
-        dtype: of the decomposition; float32 is there to repeat the ablation of appendix A.2.
+        dtype: of the decomposition; float32 repeats the ablation of appendix A.2.
 
     Raises:
         ValueError: C is zero or has a NaN or an infinity.
@@ -62,7 +62,7 @@ def principal_components(
 def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: int = 1) -> int:
     """The smallest width that discards at most the share `discard` of the variance (appendix A.4).
 
-    It is a multiple of `multiple`, or D.
+    The width is a multiple of `multiple`, or D.
     """
     kept = eigenvalues.cumsum(0) / eigenvalues.sum()
     width = int((kept < 1 - discard).sum()) + 1
@@ -70,21 +70,21 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
 
 
 def rank_of(eigenvalues: Float64[Tensor, " D"]) -> int:
-    """How many dimensions the signal has: those whose variance is more than rounding in `covariance`."""
+    """The number of dimensions of the signal: eigenvalues that are larger than the rounding of `covariance`."""
     return int((eigenvalues > 2 * torch.finfo(torch.float32).eps * eigenvalues[0]).sum())
 
 
 def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
-    """M C M, for a signal whose rows have mean zero (section 3.2): what C has along their mean is rounding.
+    """M C M, which removes rounding from the covariance of a signal whose rows have mean zero (section 3.2).
 
-    C itself where that is more than rounding, as in a network that was rotated since it was fused.
+    Returns C itself if M C M would remove more than rounding: the network was rotated after it was fused.
     """
     centred = subtract_mean(subtract_mean(C).T)
     return centred if centred.trace() > (1 - 1e-6) * C.trace() else C
 
 
 def discarded_share(C: Float64[Tensor, "D D"], Q: Float64[Tensor, "D D"], k: int) -> float:
-    """The share of the variance that all but the first k columns of Q have."""
+    """The share of the variance in all columns of Q but the first k."""
     deleted = Q[:, k:].T
     return max(0.0, ((deleted @ C * deleted).sum() / C.trace()).item())  # rounding may make it less than zero
 
@@ -97,7 +97,7 @@ def choose_basis(
     orientation: str,
     generator: torch.Generator,
 ) -> Float64[Tensor, "D D"]:
-    """An orthogonal matrix whose first k columns are to be kept: the principal components Q, or a baseline.
+    """An orthogonal matrix whose first k columns are kept: the principal components Q, or another basis to compare with.
 
     Args:
         basis, orientation: see `options.SlicingOptions`.

@@ -1,13 +1,13 @@
-"""Beyond the paper: what to leave of each block, so that the model has a given size at the least sum of costs.
+"""Beyond the paper: what to leave of each block, so that the model has a given size at the least cost.
 
-Of a block all may be left, or all but some of its neurons, or nothing. What is left has a size and a cost (`rulers`);
-both are assumed to add up. With a price for a parameter, each block can be decided by itself,
+A block can stay whole, lose some of its neurons, or be dropped. Each of these parts has a size and a cost (`rulers`),
+and both are assumed to add up. If a parameter has a price, each block can be decided by itself:
 
-    argmin over what may be left of it:    cost + price * size
+    argmin over the parts of a block:    cost + price * size
 
-and no other model as small as the one that this makes costs less: Lagrange's multiplier, without derivatives (Everett
-1963). A higher price leaves less. Bisection finds the two prices next to each other between which the wanted size lies;
-what the one leaves too much, or the other too little, is made up for by single steps of neurons.
+No model of the same size or smaller costs less: this is Lagrange's multiplier, without derivatives (Everett 1963). A
+higher price leaves less. Bisection finds the two neighbouring prices between which the wanted size lies. Single steps
+of neurons make up for what one of them leaves too much, or the other too little.
 """
 
 import math
@@ -42,10 +42,10 @@ class Sizes:
 
 
 def sizes_of(net: Network, options: dict) -> Sizes:
-    """Those of a dense network that is to be sliced so, counted without weights.
+    """The sizes of a dense network after slicing with these options, counted without weights.
 
     Args:
-        options: of `slice_model`, and such that sizes don't depend on the calibration set.
+        options: of `slice_model`; sizes must not depend on the calibration set.
     """
     with torch.device("meta"):
         model = SlicedForCausalLM(sliced_config(net.model.config, **options))
@@ -54,15 +54,15 @@ def sizes_of(net: Network, options: dict) -> Sizes:
 
 
 def _per_neuron(block: Block) -> int:
-    """What a neuron has: its rows in the linears that make it, with their biases, and its column in W_out.
+    """The parameters of a neuron: its columns of W_in, with their biases, and its row of W_out.
 
-    Of a mixture, one neuron of every expert.
+    In a mixture: of one neuron in every expert.
     """
     if not block.neurons:
         return 0
     if experts := block.experts:
-        own = [p for name, p in experts.named_parameters() if name != "down_proj_bias"]
-        return sum(parameter.numel() for parameter in own) // block.neurons
+        matrices = [p for name, p in experts.named_parameters() if name != "down_proj_bias"]
+        return sum(parameter.numel() for parameter in matrices) // block.neurons
     mlp = block.mlp_linears
     made = sum(r.weight.numel() + (0 if r.bias is None else r.bias.numel()) for r in mlp.readers)
     return (made + mlp.writer.weight.numel()) // mlp.neurons
@@ -94,25 +94,24 @@ class Choice:
 
     @property
     def neurons(self) -> list[int]:
-        """Of every MLP that is left, as `slice_model` takes them."""
+        """The neurons left in each MLP, as `slice_model` takes them."""
         return [part.neurons for part in self.parts if part.neurons is not None]
 
     @property
     def dropped(self) -> list[int]:
-        """The numbers of the blocks that are left out."""
+        """The numbers of the dropped blocks."""
         return [number for number, part in enumerate(self.parts) if part.dropped]
 
 
 def cheapest(
     sizes: Sizes, costs: list[Cost], target: float, slack: float, multiple: int, may_drop: Collection[int]
 ) -> Choice | None:
-    """Of all models of at most `target` parameters, and more than `target - slack`, nearly the one that costs least;
-    None where there is none.
+    """A model of at most `target` parameters and more than `target - slack`, at nearly the least cost, or None.
 
     Args:
-        costs: of each block's deletions.
-        multiple: neurons are deleted until a multiple of this is left.
-        may_drop: the numbers of the blocks that may be left out whole.
+        costs: of deleting from each block.
+        multiple: the neurons left in an MLP are a multiple of this.
+        may_drop: the numbers of the blocks that may be dropped.
     """
     tables = [
         _parts(cost, size, each, multiple, number in may_drop)
@@ -129,14 +128,14 @@ def cheapest(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if at(math.exp(middle)).size <= room else (middle, high)
-    # One price has a block more or less than the other, and room, or need of it, for neurons to make up.
+    # The two prices differ in one block; neurons make up for the difference.
     choices = [_fitted(tables, at(price), room) for price in (0.0, math.exp(low), math.exp(high))]
     near = [choice for choice in choices if choice and choice.size > room - slack]
     return min(near, key=lambda choice: choice.cost, default=None)
 
 
 def _parts(cost: Cost, size: int, per_neuron: int, multiple: int, may_drop: bool) -> list[Part]:
-    """All that may be left of a block of this size: with more and more neurons, whole, and perhaps nothing."""
+    """The parts of a block of this size: with more and more neurons, whole, and perhaps nothing."""
     fewer = [
         Part(count, cost.of(count), size - (cost.neurons - count) * per_neuron)
         for count in range(0, cost.neurons, multiple)
@@ -146,8 +145,9 @@ def _parts(cost: Cost, size: int, per_neuron: int, multiple: int, may_drop: bool
 
 
 def _fitted(tables: list[list[Part]], choice: Choice, room: float) -> Choice | None:
-    """The same with fewer neurons until it fits into the room, and then with as many more as fit; each time where it is
-    cheapest for the size. None where it never fits.
+    """The choice with fewer neurons until it fits into the room, then with as many more as fit; None if it never fits.
+
+    Each step is taken in the block where it is cheapest for its size.
     """
     places = [parts.index(part) for parts, part in zip(tables, choice.parts, strict=True)]
 
@@ -175,22 +175,21 @@ def _fitted(tables: list[list[Part]], choice: Choice, room: float) -> Choice | N
 
 
 def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float:
-    """The fraction of every MLP's and expert's neurons without which a share `size` of the model's parameters is left,
-    or just less.
+    """The fraction of every MLP's and expert's neurons to delete, so that a share `size` of the parameters is left.
 
     Raises:
-        ValueError: they haven't so many parameters.
+        ValueError: the neurons don't have so many parameters.
     """
     require_number("size", size, above=0, most=1)
     require_int("multiple", multiple)
     net = network(model)
     counts = common_neurons(net).values()
-    theirs = sum(block.neurons * _per_neuron(block) for block in net.blocks) / parameters(model)
-    fraction = (1 - size) / theirs
+    share = sum(block.neurons * _per_neuron(block) for block in net.blocks) / parameters(model)
+    fraction = (1 - size) / share
     left = [int((1 - fraction) * count + 1e-6) // multiple * multiple for count in counts]
     if min(left) <= 0:
         raise ValueError(
-            f"all {' and '.join(map(str, counts))} neurons of each MLP are {theirs:.0%} of this model's parameters: "
+            f"all {' and '.join(map(str, counts))} neurons of each MLP are {share:.0%} of this model's parameters: "
             f"deleting neurons alone doesn't leave {size:.0%}"
         )
     return max(1 - kept / count for kept, count in zip(left, counts, strict=True))

@@ -1,9 +1,8 @@
-"""Beyond the paper: one budget for all that can be deleted.
+"""Beyond the paper: one budget for everything that can be deleted.
 
-A model of a given size can be reached by a narrower signal (`slicing`), by fewer neurons in each MLP (`neurons`), by
-leaving whole blocks out, and by any mixture. What each costs is measured, as `rulers` says; taken together, the costs
-are assumed to add up. For each width of the signal, `allocation` finds what to leave of the blocks; the width with the
-least sum of costs wins.
+A narrower signal (`slicing`), fewer neurons in each MLP (`neurons`), dropped blocks, or a mixture of these make a
+model of a given size. `rulers` measures what each costs; the costs are assumed to add up. For each width of the
+signal, `allocation` finds what to leave of the blocks. The width with the least total cost wins.
 """
 
 import copy
@@ -25,24 +24,24 @@ from .rulers import LEAST, Cost, block_costs, divergence
 from .slicing import slice_model
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
-WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D, that are weighed
-HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 16  # of the calibration sequences, on which costs are measured
-TOLERANCE = 0.01  # of the dense size, by which less may be left than was asked for
+WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D: candidates
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 16  # calibration sequences on which costs are measured
+TOLERANCE = 0.01  # the model may be smaller than asked for by this share of the dense size
 OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What deleting costs in a model, whatever the size that is wanted; in nats a token."""
+    """What deletions cost in a model, for any wanted size; in nats a token."""
 
     blocks: list[Cost]  # of the dense model
-    widths: dict[int, float]  # of the signal, D among them at no cost: measured on sliced copies
+    widths: dict[int, float]  # of each measured width of the signal; D costs nothing
 
     def of_width(self, k: int) -> float:
-        """A power of the share of the signal that is deleted, through the widths that were measured.
+        """The cost of a width: a power of the share of the signal that is deleted, fitted to the measured widths.
 
         Raises:
-            ValueError: none was.
+            ValueError: none was measured.
         """
         if k in self.widths:
             return self.widths[k]
@@ -57,10 +56,10 @@ class Prices:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to delete, and what that is expected to cost."""
+    """What to delete, and its expected cost."""
 
     options: dict  # of `slice_model`
-    parameters: int  # that will be left
+    parameters: int  # left
     dense_parameters: int
     cost: float  # expected divergence from the dense model's predictions, in nats a token
     prices: Prices
@@ -93,13 +92,12 @@ def prices(
 ) -> Prices:
     """Measure what deleting costs in a dense model, which stays as it is.
 
-    The last calibration sequences measure, a sixteenth of all, but 4 at the least and 16 at the most; the others
-    calibrate. What the dense model predicts for each of their tokens is kept, in float32: as many numbers as there are
-    tokens in them, times the vocabulary.
+    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
+    The dense model's predictions for the tokens that measure are kept, in float32: [tokens, vocabulary].
 
     Args:
         widths: measure what a narrower signal costs, too.
-        batch_size: sequences computed together; with fewer, less memory is needed.
+        batch_size: sequences computed together; fewer need less memory.
 
     Raises:
         ValueError: tokens that don't fit, or too few to hold some out; a model that is fused already.
@@ -118,7 +116,7 @@ def prices(
 
 
 def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """The sequences that calibrate, and the last ones, on which costs are measured."""
+    """The sequences that calibrate, and those on which costs are measured, the last ones."""
     count = sum(len(batch.ids) for batch in batches)
     held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
     if count <= held_out:
@@ -164,13 +162,13 @@ def plan_compression(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Plan:
-    """Decide what to delete of a dense model, which stays as it is, to reach a share `size` of its parameters.
+    """Decide what to delete from a dense model, which stays as it is, to leave a share `size` of its parameters.
 
     Args:
-        widths: of the signal, as shares of D, that may be chosen.
-        drop: whether whole blocks may be left out.
-        multiple: neurons of an MLP, and widths, are multiples of this.
-        known: prices that were measured before, for another size.
+        widths: candidates for the signal's width, as shares of D.
+        drop: whether whole blocks may be dropped.
+        multiple: of the neurons left in an MLP, and of widths.
+        known: prices measured before, for another size.
 
     Raises:
         ValueError: a size that can't be reached within 1%; and as `prices`.
@@ -190,9 +188,9 @@ def plan_compression(
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = sizes_of(net, {**OPTIONS, "width": k})
-        # The last block leads to the head's whole width; without it another would, and have more parameters for it.
-        kept = {len(net.blocks) - 1} if k < D else set()
-        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - kept):
+        # The last block leads to the head's full width; without it another block would, and get a larger adapter.
+        needed = {len(net.blocks) - 1} if k < D else set()
+        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - needed):
             choices.append((choice.cost + known.of_width(k), k, sizes.elsewhere + choice.size, choice))
     if not choices:
         raise ValueError(
@@ -204,7 +202,7 @@ def plan_compression(
 
 
 def rounded(width: float, multiple: int) -> int:
-    """A width, down to a multiple where one is left."""
+    """A width, rounded down to a multiple if one is left."""
     return max(int(width + 1e-6) // multiple * multiple, min(multiple, int(width)))
 
 
@@ -224,8 +222,8 @@ def compress(
         minislice.compress(model, tokens, size=0.8)
 
     Args:
-        plan: what `plan_compression` has decided; decided here without.
-        options: those of `plan_compression`.
+        plan: what `plan_compression` returned; without one it is called.
+        options: of `plan_compression`.
 
     Returns the same model object, a sliced one; ``model.slicing`` is a `SlicingReport`.
 

@@ -1,14 +1,14 @@
-"""Depth removal, a baseline: whole layers deleted, one after the other, each time the one whose absence hurts least.
+"""Depth removal, to compare with: delete whole layers one by one, each time the layer whose absence hurts least.
 
-A layer adds to the signal, so a network goes on without it: X <- X. With f_1 ... f_L the layers that are left, and loss
-the negative log-likelihood of a predicted token of the calibration set,
+A layer adds to the signal, so the network runs without it: X <- X. With f_1 ... f_L the layers that are left, and the
+loss the negative log-likelihood of a token of the calibration set,
 
     hurt_l = loss(f_L ... f_{l+1} f_{l-1} ... f_1),      delete the l that hurts least, and measure again
 
 as SLEB does (Song et al., ICML 2024). ShortGPT's block influence (Men et al., 2024), the mean of 1 - cos(x_l, x_{l+1})
-over tokens, takes one forward pass in all, but doesn't know what the later layers make of the change: on seven small
-trained models the layers that it deletes cost as much or more in every case, for one of babyllama's five layers a
-perplexity of 24.7 in place of 5.5. Nor do losses measured once do as well (notebooks/measure/depth_rulers.py).
+over tokens, takes one forward pass in all, but ignores what later layers make of the change. On seven small trained
+models its choice costs as much or more in every case: without one of babyllama's five layers a perplexity of 24.7 in
+place of 5.5. Losses measured once do worse, too (notebooks/measure/depth_rulers.py).
 """
 
 import math
@@ -28,8 +28,7 @@ from ..perplexity import logits_behind, prediction_losses
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
     """hurt_l: the mean loss without layer l, in nats a predicted token, for every l.
 
-    The signal in front of layer l is the same for every later one that may be left out, so it is computed once: the
-    network runs from l + 1 on, half of its layers on average.
+    The signal before layer l is computed once; then the network runs from l + 1 on, half of its layers on average.
     """
     losses = [[] for _ in net.layers]
     with inference(net.model):
@@ -41,7 +40,7 @@ def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
                 losses[index].append(prediction_losses(logits, batch).double())
                 for block in layer.blocks:
                     x = block(x, **contexts[index])
-    return [torch.cat(own).mean().item() for own in losses]
+    return [torch.cat(of_layer).mean().item() for of_layer in losses]
 
 
 def delete_layers(
@@ -55,23 +54,23 @@ def delete_layers(
     batch_size: int = 8,
     progress: bool = False,
 ) -> PreTrainedModel:
-    """Delete layers of a trained model in place; it is one of its own class still, with fewer.
+    """Delete layers of a trained model in place; it keeps its class.
 
     Args:
         tokens, attention_mask: the calibration set, as in `slicing.slice_model`. Each deletion takes half a forward
-            pass over it for every layer there is.
-        layers: how many to delete; or
-        size: as many as leave at most this fraction of the parameters, 0 < size <= 1.
-        known: the first to delete, not measured again: ``deleted_layers`` of the same model and tokens at another size.
-        batch_size: sequences a forward pass.
+            pass over it for every layer.
+        layers: how many to delete. Give this or `size`.
+        size: delete until at most this fraction of the parameters is left, 0 < size <= 1.
+        known: layers to delete first, without measuring: ``deleted_layers`` of the same model and tokens.
+        batch_size: sequences in a forward pass.
         progress: show a progress bar.
 
-    Returns the same model object; ``model.deleted_layers`` says which, by their numbers in the trained model, in the
-    order in which they were deleted.
+    Returns the same model object; ``model.deleted_layers`` has the layers' numbers in the trained model, in the order
+    of deletion.
 
     Raises:
-        ValueError: nothing would be left, or the size can't be reached; a model that is sliced, or whose layers can't
-            change their places; known layers that it hasn't; tokens that don't fit. The model is then as it was.
+        ValueError: nothing would be left, or the size can't be reached; the model is sliced, or its layers can't change
+            places; it has no such known layers; the tokens don't fit. The model is then unchanged.
     """
     net = network(model)
     require(are_ints(known), "known", "a list of numbers of layers", known)
@@ -93,7 +92,7 @@ def _least_harmful(net: Network, batches: Sequence[Batch]) -> int:
     """The place of the layer whose absence hurts least.
 
     Raises:
-        ValueError: there is no saying.
+        ValueError: no loss is a number.
     """
     hurt = [math.inf if math.isnan(loss) else loss for loss in losses_without_each(net, batches)]
     if min(hurt) == math.inf:

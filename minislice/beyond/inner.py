@@ -1,24 +1,24 @@
-"""Beyond the paper: the inner side of a block, and what its last linears need to be solved for again.
+"""Beyond the paper: the inner side of a block, and all that is needed to solve for its W_out again.
 
-SliceGPT deletes dimensions of the signal: rows of W_in, columns of W_out. The other two sides of these matrices are the
-block's own. With
+SliceGPT deletes dimensions of the signal: rows of W_in, columns of W_out. The other side of these matrices is the
+inner one. With
 
     H = sigma(RMSNorm(X) W_in + b_in)          [tokens, inner]    what W_out reads; its bias reads a column of ones
     Y = X S + H W_out                          [tokens, D]        the signal behind the block
     C = sum_t w_t^2 h_t^T h_t                  [inner, inner]
     B = sum_t w_t^2 h_t^T (x_t - y_t)          [inner, D]         x: the dense network's signal there
 
-any question of least squares about W_out has its answer in C and B, whatever the number of tokens. The next norm
-divides the signal by its rms, so an error counts as much as it is large beside the signal: w_t = 1 / rms. A parallel
-layer's two W_out stand one below the other, and so do their inputs.
+every least-squares problem for W_out is answered by C and B, whatever the number of tokens. The next norm divides the
+signal by its rms, so errors are weighted by w_t = 1 / rms. A parallel layer's two W_out are stacked, and so are their
+inputs.
 
-Repair: the sliced network is walked beside the dense one, and W_out is solved for again, so that a block's output makes
-up for what slicing has lost before it. With x the dense signal behind the block, Z the sliced one before it, and lambda
-the share `REPAIR_RIDGE` of the mean of C's diagonal:
+Repair: the pass walks the dense network beside the sliced one, and solves for W_out again, so that a block makes up
+for what slicing lost before it. With X the dense signal behind the block, Z the sliced one before it, and lambda the
+share `REPAIR_RIDGE` of the mean of C's diagonal:
 
     W_out  <-  argmin_W || diag(w) (X - Z S - H W) ||^2 + lambda || W - W_out ||^2  =  W_out + (C + lambda I)^-1 B
 
-Where nothing is lost B is zero, and W_out stays as it is. The matrix has as many parameters as before.
+If nothing was lost, B is zero and W_out stays as it is. The number of parameters doesn't change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded mo
 
 @contextmanager
 def inputs_of(linears: Sequence[Linear]) -> Iterator[list[Tensor]]:
-    """While it is open, the list has what each linear was last called with, in their order."""
+    """While it is open, the list has the last input of each linear."""
     inputs: list[Tensor] = [None] * len(linears)
 
     def keep(index: int):
@@ -62,13 +62,13 @@ def moments(
     mask: Bool[Tensor, "*tokens"] | None = None,
     add_to: Float64[Tensor, "inner inner_and_D"] | None = None,
 ) -> Float64[Tensor, "inner inner_and_D"]:
-    """[C, B] over the tokens where `mask` is True, side by side; products as in `pca.covariance`.
+    """[C, B] side by side, over the tokens where `mask` is True; products as in `pca.covariance`.
 
     Args:
         h: inputs of W_out, with the column of ones if it has a bias.
-        y: the signal behind the block as it is.
-        x: as it should be; its rms is the weight.
-        add_to: those of other tokens; the sum is in place.
+        y: the signal behind the block.
+        x: the signal that is wanted there; its rms is the weight.
+        add_to: the moments of other tokens; the sum is in place.
     """
     h, y, x = (t[mask] if mask is not None else t.reshape(-1, t.shape[-1]) for t in (h, y, x))
     wide, weight = torch.promote_types(x.dtype, torch.float32), inverse_rms(x)
@@ -88,14 +88,14 @@ def block_moments(
     P: Float64[Tensor, "D k"] | None = None,
     dense: Signal | None = None,
 ) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
-    """C and B of a block over the whole calibration set; its W_out has the trained columns.
+    """C and B of a block over the whole calibration set; its W_out has all D columns.
 
     Args:
-        P: the basis of Z; without, Z is in the trained one.
-        dense: the dense network's signal behind the block; without, the block's own output is what is wanted.
+        P: the basis of Z; without it, Z is in the trained basis.
+        dense: the dense network's signal behind the block; without it, the block's own output is wanted.
 
     Raises:
-        ValueError: the signal has a NaN or an infinity; the message says in which layer, on which sequence.
+        ValueError: the signal has a NaN or an infinity; the message names the layer and the sequence.
     """
     total = None
     for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
@@ -111,7 +111,7 @@ def block_moments(
 
 
 def inverse_rms(x: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens 1"]:
-    """1 / rms of each token's signal, in float32 or wider; large, but finite, where there is none."""
+    """1 / rms of each token's signal, in float32 or wider; large, but finite, where the signal is zero."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x.square().mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
 
@@ -130,9 +130,9 @@ def has_bias(block: Block) -> bool:
 
 
 def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
-    """All that the block multiplies H with: its W_out, one below the other, and the sum of their biases.
+    """The matrix that H is multiplied with: the block's W_out, stacked, and the sum of their biases as a last row.
 
-    Before fusion a branch may be multiplied by a number, too.
+    Before fusion a branch may also be multiplied by a number.
     """
     rows = [linear.weight.T.double() for linear in block.w_out]
     if has_bias(block):
@@ -141,7 +141,7 @@ def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
 
 
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
-    """Give the block's W_out other values, in place; of several biases the last becomes the sum."""
+    """Set the block's W_out, in place; of several biases the last one becomes the sum."""
     biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
     start, W = 0, W / block.scale
     for index, linear in enumerate(block.w_out):
@@ -159,11 +159,11 @@ def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "k
 
 
 def with_ridge(C: Float64[Tensor, "n n"], ridge: float) -> Float64[Tensor, "n n"]:
-    """C + lambda I, lambda the share `ridge` of the mean of C's diagonal: it has an inverse, however singular C is."""
-    floor = torch.finfo(C.dtype).tiny ** 0.5  # where no token has any input at all
+    """C + lambda I, where lambda is the share `ridge` of the mean of C's diagonal: this has an inverse."""
+    floor = torch.finfo(C.dtype).tiny ** 0.5  # C is zero if no token has an input
     return C + max(ridge * C.diagonal().mean().item(), floor) * torch.eye(len(C), dtype=C.dtype, device=C.device)
 
 
 def refit(C: Float64[Tensor, "n n"], B: Float64[Tensor, "n D"], ridge: float | None = None) -> Float64[Tensor, "n D"]:
-    """What to add to W_out: (C + lambda I)^-1 B; lambda by `REPAIR_RIDGE` unless said otherwise."""
+    """What to add to W_out: (C + lambda I)^-1 B; the ridge is `REPAIR_RIDGE` unless given."""
     return torch.cholesky_solve(B, torch.linalg.cholesky(with_ridge(C, REPAIR_RIDGE if ridge is None else ridge)))

@@ -1,16 +1,15 @@
-"""Beyond the paper: fewer neurons in each MLP, and a W_out that makes the best of those that are left.
+"""Beyond the paper: fewer neurons in each MLP, and the best W_out for the neurons that are left.
 
-What an MLP computes inside is nobody else's: neurons can be deleted without rotations and without adapters, and the
-architecture stays what it was, with a smaller intermediate size. With H, C and w of `inner`, deleting the set M and
-keeping K, the best W_out is the least-squares solution, shrunk towards plain deletion by the ridge lambda:
+Nobody else reads what an MLP computes inside. So neurons can be deleted without rotations and adapters, and the
+architecture stays the same, with a smaller intermediate size. With H, C and w of `inner`, deleted neurons M and left
+neurons K, the best W_out is the least-squares solution, shrunk towards plain deletion by the ridge lambda:
 
     W_K  <-  argmin_W || diag(w) (H W_out - H_K W) ||^2 + lambda || W - W_K ||^2
           =  W_K - A_KM A_MM^-1 W_M,          A = (C + lambda I)^-1
 
-and a single neuron i costs ||W_i||^2 / A_ii when it is deleted, the saliency of the optimal brain surgeon (Hassibi and
-Stork 1993). What a neuron costs depends on which others are left, so the cheapest go in rounds, and C's inverse and
-W_out follow. Of a mixture every expert is such an MLP, with a C of its own: over the tokens that it gets, times the
-router's weights.
+To delete a single neuron i costs ||W_i||^2 / A_ii, the saliency of the optimal brain surgeon (Hassibi and Stork 1993).
+The cost depends on the other neurons, so the cheapest go in rounds, and A and W_out are updated after each. In a
+mixture of experts, every expert loses the same number of neurons; which ones is decided for each expert (`experts`).
 """
 
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from ..options import slice_width
 from . import experts, inner
 from .inner import refit, with_ridge
 
-ROUNDS = 32  # in which the neurons are deleted
+ROUNDS = 32  # at most so many, in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (notebooks/measure/ridges.py)
 
 
@@ -43,14 +42,14 @@ def least_harmful(
     ridge: float | None = None,
     lost: list[float] | None = None,
 ) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
-    """Which inner dimensions to keep when `delete` of the candidates go, W_out for them, and what was lost.
+    """The inner dimensions that stay when `delete` of the candidates go, and W_out for them.
 
     Args:
-        candidates: those that may be deleted; the others, attention's and the column of ones, stay.
-        ridge: without, `RIDGE`.
-        lost: gets what each of at most `ROUNDS` rounds has added to what is minimised.
+        candidates: the neurons; attention's inner dimensions and the column of ones stay.
+        ridge: `RIDGE` unless given.
+        lost: a list that gets the error added by each round.
 
-    Returns the kept ones, ascending, and the W that is best for them.
+    Returns the numbers of the dimensions that stay, ascending, and the best W for them.
     """
     A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
     W, gone = W.clone(), torch.zeros(len(C), dtype=torch.bool, device=C.device)
@@ -63,7 +62,7 @@ def least_harmful(
         solved = torch.cholesky_solve(W[M], L)  # A_MM^-1 W_M
         if lost is not None:
             lost.append((W[M] * solved).sum().item())
-        # In place, for all: the rows of M become zero, but for rounding, and copies without them would take longer.
+        # In place, for all rows: those of M become zero up to rounding. Copies without them would take longer.
         W.addmm_(across, solved, alpha=-1)
         A.addmm_(across, torch.cholesky_solve(across.T, L), alpha=-1)
         gone[M] = True
@@ -72,7 +71,7 @@ def least_harmful(
 
 
 def in_rounds(delete: int) -> list[int]:
-    """How many are deleted in each of at most `ROUNDS` rounds."""
+    """How many neurons to delete in each round."""
     rounds = min(ROUNDS, delete)
     return [delete * (i + 1) // rounds - delete * i // rounds for i in range(rounds)]
 
@@ -148,22 +147,22 @@ def delete_neurons(
     progress: bool = False,
     calibration: Callable[[list[Batch]], Calibration] = Calibration,
 ) -> PreTrainedModel:
-    """Delete a fraction of every MLP's and expert's neurons in a trained model, in place; it keeps its own class.
+    """Delete a fraction of every MLP's and expert's neurons in a trained model, in place; it keeps its class.
 
-    Nothing else is touched: no norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary
-    folder. To slice the signal as well, give `neurons` to `slice_model`.
+    Nothing else changes: no norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary
+    folder. To slice the signal too, give `neurons` to `slice_model`.
 
     Args:
         tokens, attention_mask, batch_size, progress, calibration: as in `slice_model`.
-        neurons: the fraction to delete, 0 <= neurons < 1; what is left is rounded down to a multiple of `multiple`.
-        repair: aim each W_out at the dense network's signal behind it (see `repair`), not at its own block's output.
+        neurons: the fraction to delete, 0 <= neurons < 1; the number left is rounded down to a multiple of `multiple`.
+        repair: aim each W_out at the dense network's signal behind it (see `inner`), not at its own block's output.
 
     Returns the same model object.
 
     Raises:
-        ValueError: a fraction that leaves nothing; a model that is fused already, or whose class has one inner width
-            that its config can't say; tokens that don't fit. The model is then as it was.
-            Also a signal with a NaN or an infinity, named by layer and by sequence.
+        ValueError: the fraction leaves nothing; the model is fused already, or its config has no entry for the number
+            of neurons; the tokens don't fit. The model is then unchanged.
+            Also a signal with a NaN or an infinity: the message names the layer and the sequence.
     """
     require_number("neurons", neurons, below=1)
     require_int("multiple", multiple)
@@ -197,7 +196,7 @@ def delete_neurons(
 
 
 def common_neurons(net: Network) -> dict[bool, int]:
-    """The number of neurons of every MLP of the network (False), and of every expert (True), of those that it has.
+    """The number of neurons of every MLP (key False) and of every expert (key True), where the network has such.
 
     Raises:
         ValueError: they differ.
@@ -205,6 +204,6 @@ def common_neurons(net: Network) -> dict[bool, int]:
     counts = {}
     for block in net.blocks:
         if block.neurons and counts.setdefault(block.is_mixture, block.neurons) != block.neurons:
-            found = sorted({block.neurons for block in net.blocks if block.neurons})
-            raise ValueError(f"this model's MLPs have different numbers of neurons: {found}")
+            different = sorted({block.neurons for block in net.blocks if block.neurons})
+            raise ValueError(f"this model's MLPs have different numbers of neurons: {different}")
     return counts

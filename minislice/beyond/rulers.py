@@ -1,21 +1,19 @@
-"""What deleting does to a model's predictions, block by block: measured, where it is only one block that changes.
+"""Beyond the paper: what a deletion costs, measured one block at a time.
 
-A block is changed, and what the model predicts on a few held-out sequences is computed again; what comes before the
-block is computed once. The cost is the Kullback-Leibler divergence from the dense model's predictions p to the new q,
+One block is changed, and the model's predictions on a few held-out sequences are computed again. The cost is the
+Kullback-Leibler divergence from the dense model's predictions p to the new predictions q:
 
     sum_v p_v (log p_v - log q_v)          nats a token
 
-and not the difference of losses, log p_y - log q_y of the one token y that follows: that is as large in the mean, where
-p is right, but it has either sign, so that over a few thousand tokens much of it is chance. What linear algebra alone
-says of the same deletion, the share of the signal's energy that is lost, is `Cost.lost`: it knows how the cost grows
-with each neuron, but not how much the blocks behind it mind, so one measurement for each block gives it its scale, and
-another, with the whole block gone, its power.
+The difference of losses, log p_y - log q_y for the next token y, has the same mean where p is right. But it has either
+sign, so much of it is chance over a few thousand tokens. Linear algebra alone gives the share of the signal's energy
+that a deletion loses, `Cost.lost`. It tells how the cost grows with each neuron, but not how much the blocks behind
+mind. So two measurements for each block, with a third of its neurons gone and with all, give a scale and a power.
 
-Why it is measured and not predicted: of 62 deletions in SmolLM2, each done alone (blocks, neurons, boundaries of the
-signal), the divergence on one other sequence of 512 tokens ranks the losses on two more with a rank correlation of
-0.96, and as well by the parameter. The difference of losses on that sequence has 0.91 and, by the parameter, 0.82; half
-the squared product with the loss's gradient (Fisher), which costs one backward pass for all, 0.84 and 0.81; the energy
-0.77 and 0.67. The means of seven small models are 0.90 and 0.86, 0.84 and 0.80, 0.90 and 0.84, 0.82 and 0.72
+Why measure, and not predict? Of 62 deletions in SmolLM2, the divergence on one sequence of 512 tokens ranks the losses
+on two others with a rank correlation of 0.96, also for each parameter. The difference of losses has 0.91 (0.82 for
+each parameter), half the squared product with the loss's gradient (Fisher) 0.84 and 0.81, the energy 0.77 and 0.67.
+The means of seven small models are 0.90 and 0.86, 0.84 and 0.80, 0.90 and 0.84, 0.82 and 0.72
 (notebooks/measure/rulers.py).
 """
 
@@ -42,16 +40,16 @@ LEAST = 1e-6  # nats a token: below it, a divergence is rounding
 
 @dataclass(frozen=True)
 class Cost:
-    """What it costs to delete a block's neurons, or all of the block; in nats a token."""
+    """The cost of deleting a block's neurons, or the whole block; in nats a token."""
 
     dropped: float  # the whole block gone
-    neurons: int = 0  # that its MLP has
+    neurons: int = 0  # of its MLP
     probed: float = 0.0  # `PROBE` of the neurons gone
     emptied: float = 0.0  # all of the neurons gone
     lost: tuple[float, ...] = ()  # the share of energy lost when 1/n, 2/n, ... n/n of the neurons are gone
 
     def of(self, left: int) -> float:
-        """Of keeping so many neurons: a power of the energy that is lost, through the two that were measured."""
+        """The cost of leaving so many neurons: a power of the energy lost, through the two measurements."""
         if left == self.neurons:
             return 0.0
         here, probe, whole = (self._lost_at(share) for share in (1 - left / self.neurons, PROBE, 1.0))
@@ -70,7 +68,8 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
     """The cost of deleting each block of a dense network, which stays as it is.
 
     Args:
-        calibration: on which W_out is solved for; `held_out`: on which costs are measured.
+        calibration: W_out is solved for on these.
+        held_out: costs are measured on these.
     """
     held, measured = Calibration(calibration), Calibration(held_out)
     tokens = count_tokens(calibration)
@@ -80,7 +79,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
         Z, X = held.embed(net), measured.embed(net)
 
         def predicted(boundary: int, X: Signal) -> Iterator[Tensor]:
-            """Of this signal there, one held-out batch after the other."""
+            """The predictions from the signal X at a boundary, one held-out batch after the other."""
             for x, contexts, batch in zip(X, measured.contexts, held_out, strict=True):
                 yield log_probabilities(logits_behind(net, boundary, x, contexts, batch), batch)
 
@@ -105,17 +104,17 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
 
 
 def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
-    """The mean over all predictions of a few batches, in nats a token.
+    """The mean divergence over all predictions, in nats a token.
 
     Args:
-        dense, changed: of both models, as `perplexity.predictions`.
+        dense, changed: the two models' `perplexity.predictions` of each batch.
     """
     each = zip(dense, changed, strict=True)
     return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()
 
 
 def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
-    """The energy that is lost when more and more of a block's neurons go, over that of the signal behind it."""
+    """The energy lost as more and more of a block's neurons go, as a share of the energy of the signal behind it."""
     rounds = []
     for own, W, places in side_of(block).sides(block, C):
         least_harmful(own, W, block.neurons, places, lost=(lost := []))

@@ -1,11 +1,11 @@
-"""Beyond the paper: what to calibrate on where there is no text like the one that the model is to read.
+"""Beyond the paper: a calibration text for a model whose own kind of text isn't at hand: the model writes it.
 
-A causal language model is a distribution over texts, nearly the one that it was trained on, and can be asked for some:
+A causal language model is a distribution over texts, close to the one that it was trained on. So draw from it:
 
-    t_1 evenly from the vocabulary,        t_i ~ p(t | t_1 ... t_{i-1})        nothing cut off, at temperature 1
+    t_1 uniformly from the vocabulary,        t_i ~ p(t | t_1 ... t_{i-1})        temperature 1, no token excluded
 
-Quantized models have been trained on such text (LLM-QAT, Liu et al. 2023), and quantization and pruning calibrated on
-it (Self-calibration, Williams et al., NAACL 2025).
+LLM-QAT (Liu et al. 2023) trains quantized models on such text; Self-calibration (Williams et al., NAACL 2025)
+calibrates quantization and pruning on it.
 """
 
 import torch

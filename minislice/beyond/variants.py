@@ -1,20 +1,16 @@
-"""Ways to make a model smaller, each told how small: what `compare` compares.
+"""Ways to make a model smaller, which `compare` compares at equal sizes.
 
 A variant is a function of a trained model, calibration tokens, [sequences, tokens], and a size: the fraction of the
-model's parameters that may be left (as `cost.parameters` counts them). It changes the model in place and returns it, at
-most so large, and as near as its granularity allows:
+model's parameters that may be left (`cost.parameters` counts them). It changes the model in place and returns it, with
+at most so many parameters, as near to the size as it can:
 
-- the slicing variants have one width, a multiple of 8: within 8 / D of the parameters that slicing reaches. Where
-  adapters are of low rank, the width is chosen for the highest ranks there can be, and the result may be smaller still
-- neurons are a multiple of 8 in each MLP, the same in all
-- depth removal deletes whole layers: within the parameters of one. It measures on the first 2,048 calibration tokens;
-  with 16,384 it chose the same layers of seven small models (notebooks/measure/depth_rulers.py)
-- the mixture of `budget` lies within 1% of the size
+- slicing has one width, a multiple of 8. It is chosen for the highest ranks that low-rank adapters can have
+- every MLP keeps the same number of neurons, a multiple of 8
+- depth removal deletes whole layers. It measures on the first 2,048 calibration tokens; with 16,384 it chose the same
+  layers of seven small models (notebooks/measure/depth_rulers.py)
+- the mixture of `budget` is within 1% of the size
 
-To add one, add an entry to `VARIANTS`.
-
-Raises:
-    ValueError: the size can't be reached.
+A size that can't be reached is a ValueError. To add a variant, add an entry to `VARIANTS`.
 """
 
 from bisect import bisect_right
@@ -40,7 +36,7 @@ DEPTH_TOKENS = 2048
 
 
 def sliced(**options) -> Variant:
-    """Slicing with these options, at one width for all boundaries that they don't keep whole."""
+    """Slicing with these options; all boundaries that aren't whole have one width."""
 
     def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
         width = width_of_size(model.config, size * parameters(model), **options)
@@ -50,7 +46,7 @@ def sliced(**options) -> Variant:
 
 
 def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
-    """The largest width at which slicing leaves `most` parameters or fewer; no weights are needed to know.
+    """The largest width at which slicing leaves `most` parameters or fewer, found without weights.
 
     Raises:
         ValueError: there is none.
@@ -70,18 +66,18 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
 
 
 def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-    """As many neurons less in every MLP; the architecture stays what it was."""
+    """The same number of neurons deleted from every MLP; the architecture stays the same."""
     return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
 
 
 class Remembering:
-    """A variant that keeps what it has found out about one model on one text, for the next size."""
+    """A variant that remembers what it measured of one model on one text, for the next size."""
 
     def __init__(self):
         self.about, self.known = None, None
 
     def known_about(self, model: PreTrainedModel, tokens: Tensor) -> Any:
-        """None where nothing is."""
+        """What was measured; None if this model and text are new."""
         about = (fingerprint(model), hash_of(tokens))
         if about != self.about:
             self.about, self.known = about, None
@@ -89,7 +85,7 @@ class Remembering:
 
 
 class Shallower(Remembering):
-    """Fewer layers; their order is known as far as it was needed for another size."""
+    """Fewer layers; layers deleted for another size are known."""
 
     def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
         tokens, known = tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], self.known_about(model, tokens) or []
@@ -99,7 +95,7 @@ class Shallower(Remembering):
 
 
 class Mixed(Remembering):
-    """What `compress` chooses; prices are known for all sizes."""
+    """What `compress` chooses; prices serve every size."""
 
     def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
         self.known = self.known_about(model, tokens) or prices(model, tokens)
