@@ -1,4 +1,4 @@
-"""Section 3.2: every norm becomes the RMSNorm without weights; the rest of it moves into its neighbours.
+"""Section 3.2: every norm becomes an RMSNorm without weights; its scale, shift and mean go into its neighbours.
 
 Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^T subtracts a row's mean):
 
@@ -7,8 +7,8 @@ Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^
 - alpha and beta belong to whoever reads the norm:  W_in <- diag(alpha) W_in,  b_in <- b_in + beta W_in
 - M belongs to whoever wrote the signal:            W_embd <- W_embd M,  W_out <- W_out M,  b_out <- b_out M
 
-LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (The sqrt(D) is part of `blocks.RMSNorm`.) Two norms that read
-one signal, as some parallel layers have, are the same RMSNorm once their scales are gone.
+LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (`blocks.RMSNorm` includes the sqrt(D).) In some parallel
+layers two norms read one signal; without their scales they are the same RMSNorm.
 """
 
 import copy
@@ -36,9 +36,9 @@ def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
 
 
 def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> None:
-    """Move the norm's scale and shift into a linear that reads it, in place; products in float64 (section 3.2).
+    """Move a norm's scale and shift into a linear that reads the norm, in place.
 
-    A linear without a bias gets one where the norm has a shift.
+    A linear without a bias gets one if the norm has a shift.
     """
     weight, bias = linear.weight, linear.bias
     scale, shift = kind.scale_of(norm), getattr(norm, "bias", None)
@@ -51,37 +51,37 @@ def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> No
 
 
 def subtract_mean_from_output(linear: Linear) -> None:
-    """W_out <- W_out M and b_out <- b_out M, in place (section 3.2)."""
+    """W_out <- W_out M and b_out <- b_out M, in place."""
     bias = None if linear.bias is None else subtract_mean(linear.bias)
     set_weight(linear, subtract_mean(linear.weight.T).T, bias)
 
 
 def scale_output(linear: Linear, number: float) -> None:
-    """Move a number that the branch is multiplied by into W_out and b_out, in place."""
+    """Move the number that a branch is multiplied by into W_out and b_out, in place."""
     bias = None if linear.bias is None else linear.bias * number
     set_weight(linear, by_rows(lambda rows: rows * number, linear.weight), bias)
 
 
 def bare(norm: nn.Module, net: Network) -> RMSNorm:
-    """What is left of a norm when its scale, shift and mean subtraction are elsewhere."""
+    """The RMSNorm that stands in place of a norm after fusion."""
     return norm if isinstance(norm, RMSNorm) else RMSNorm(net.trained_width, net.family.norm.eps_of(norm))
 
 
 def fuse_embeddings(net: Network, keep_tie: bool = False) -> None:
-    """Subtract the mean from the tables whose rows are summed, in place, if the model's norms would.
+    """W_embd <- W_embd M, in place, if the model's norms subtract the mean.
 
-    A norm of the token embedding alone, which is a table of the same size, becomes part of the table.
+    If a norm follows the token embedding alone, the normalised embedding replaces both.
     """
     if net.embedding_norm is not None:
         set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
         setattr(net.decoder, net.family.embedding_norm, nn.Identity())
     if net.subtracts_mean:
-        for embedding in net.embeddings[keep_tie:]:  # a table that the head shares stays as it is
+        for embedding in net.embeddings[keep_tie:]:  # the matrix that a tied head shares, the first, stays as it is
             set_weight(embedding, subtract_mean(embedding.weight))
 
 
 def fuse_blocks(net: Network, blocks: Iterable[Block]) -> None:
-    """Fuse the norm of each block into its w_in, and mean subtraction into its w_out, in place."""
+    """Fuse the norm of each block into its w_in, and the mean subtraction of the next norm into its w_out, in place."""
     for block in blocks:
         for linear in block.w_out:
             if net.subtracts_mean:
@@ -103,18 +103,18 @@ def fuse_head(net: Network, keep_tie: bool = False) -> None:
 
 
 def fuse_config(net: Network) -> None:
-    """Give the model a config of its own that says what fusion makes of it, in place; the modules come later."""
+    """Give the model a config of its own that describes the fused model, in place; the modules are fused later."""
     model, scale = net.model, net.family.branch_scale
     _give_own_config(model)
     model.head_was_tied = net.head_was_tied
     model.config.tie_word_embeddings = False
-    model.all_tied_weights_keys = {}  # transformers' record of what it tied, from when the model was made
+    model.all_tied_weights_keys = {}  # transformers' record of the tied weights
     if scale is not None:
         setattr(model.config, scale, 1.0)
 
 
 def untie_head(net: Network) -> None:
-    """Give a head that shares the embedding's matrix one of its own, in place."""
+    """Give a tied head a matrix of its own, in place."""
     if net.head.weight is net.embeddings[0].weight:
         net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
 
@@ -122,16 +122,15 @@ def untie_head(net: Network) -> None:
 def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
     """Turn every norm of the model into an `RMSNorm` without weights, in place; its output does not change.
 
-    A head that was tied to the embedding gets weights of its own: it absorbs the final norm's scale, which the
-    embedding must not.
+    A tied head gets weights of its own: it absorbs the final norm's scale, which the embedding must not.
 
     Args:
-        keep_tie: leave the tied matrix as it is instead, see `heads`; such a network can't be rotated at its ends.
+        keep_tie: keep the head tied (see `heads`); such a network can't be rotated at its ends.
 
     Returns the same model object.
 
     Raises:
-        ValueError: the model can't be fused (see `families.network`), or already is, or has no tie to keep.
+        ValueError: the model can't be fused (see `network.network`), is fused already, or has no tie to keep.
     """
     require_flag("keep_tie", keep_tie)
     net = network(model)
@@ -157,7 +156,7 @@ def fuse_network(net: Network, keep_tie: bool = False) -> None:
 
 
 def _give_own_config(model: PreTrainedModel) -> None:
-    """Two models made from one config object share it; what happens to this model must not reach the other."""
+    """Copy the config: another model may share it, and must not change with this one."""
     shared, own = model.config, copy.deepcopy(model.config)
     for module in model.modules():
         if getattr(module, "config", None) is shared:

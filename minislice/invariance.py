@@ -1,8 +1,7 @@
-"""Does a model have the invariance (theorem 1)? Do each step of SliceGPT that must not change it, and measure.
+"""Does a model have the invariance (theorem 1)? Do each step of SliceGPT that must not change the logits, and measure.
 
-`verify` is what `minislice verify` runs. It compares with float64: "loaded" and "fused" with the model as it is, the
-rotations with the fused model. "loaded" is the model merely cast to the dtype, so it shows how much of an error is the
-dtype's alone.
+`verify` compares with float64: the steps "loaded" and "fused" with the model as it is, the rotations with the fused
+model. "loaded" only casts the model to the dtype, and so shows the dtype's own error.
 """
 
 import copy
@@ -25,13 +24,12 @@ from .perplexity import perplexity
 from .rotation import require_whole, rotate
 from .slicing import slice_model
 
-# The largest error of the logits, as a fraction of the largest logit, that rounding alone explains.
+# The largest error of the logits, as a fraction of the largest logit, that rounding alone can explain.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
-# Fusion's, where the model's own norm computes in float32 whatever the dtype (LLaMA's) and so rounds the reference, by
-# 6e-8 at each norm; layers amplify it.
+# For "fused" in models whose own norm computes in float32, whatever the dtype (LLaMA): each norm rounds by 6e-8.
 FLOAT32_NORM_TOLERANCE = 1e-5
-# Of a mixture of experts, at every step: its router's softmax computes in float32 too, and in 16 bits rounding sends
-# some tokens to other experts, which changes their logits altogether: there little but a NaN fails.
+# For mixtures of experts: the router's softmax computes in float32, and in 16 bits rounding sends some tokens to other
+# experts, which changes their logits completely: little but a NaN fails there.
 ROUTED_TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "bfloat16": 2.0, "float16": 2.0}
 
 STEPS = {
@@ -43,7 +41,7 @@ STEPS = {
         model, tokens, mask, **vars(SlicingOptions.paper(slicing=0))
     ),
 }
-UNROTATED = {"loaded", "fused"}  # compared with the model as it is; the others with the fused one
+UNROTATED = {"loaded", "fused"}  # compared with the model as it is; the other steps with the fused model
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found."""
+    """The measurements of `verify`."""
 
     measurements: list[Measurement]
     reference_perplexity: float  # of the model as it is, in float64
@@ -84,7 +82,7 @@ class Verification:
 
 
 def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> Iterator[Tensor]:
-    """The logits of one batch after the other at the tokens that aren't padding, [tokens, vocabulary], on the CPU."""
+    """The logits of each batch at all tokens but padding, [tokens, vocabulary], on the CPU."""
     for batch in token_batches(model, tokens, attention_mask, batch_size):
         mask = None if batch.mask is None else batch.mask.long()
         with inference(model):
@@ -93,7 +91,7 @@ def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, ba
 
 
 def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:
-    """`batch_logits`, all of them, in float64."""
+    """All of `batch_logits`, in float64."""
     return [logits.double() for logits in batch_logits(model, tokens, attention_mask, batch_size)]
 
 
@@ -122,17 +120,17 @@ def verify(
     batch_size: int = 1,
     progress: bool = False,
 ) -> Verification:
-    """Measure what fusing, rotating, rotating per block and rotating onto the principal components change.
+    """Measure how much the logits change when the model is fused, rotated, rotated per block, rotated by PCA.
 
-    The model itself is not touched; each step works on a copy, one at a time. Besides it there are, in float64, the
-    logits at all tokens and those of one batch.
+    The model itself does not change: each step works on a copy, one at a time. Besides the copy, the logits at all
+    tokens are in memory, in float64.
 
     Args:
-        tokens: ids, [sequences, tokens], or an iterable of such batches; both for the PCA and for the comparison.
+        tokens: ids, [sequences, tokens], or an iterable of such batches; for the PCA and for the comparison.
         attention_mask: as the tokens; 0 where padded.
         dtypes: which of float64, float32, bfloat16 and float16.
-        seed: of the random rotations.
-        batch_size: sequences a forward pass.
+        seed: for the random rotations.
+        batch_size: sequences in a forward pass.
 
     Raises:
         ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
@@ -150,7 +148,7 @@ def verify(
     masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
     tolerances = ROUTED_TOLERANCES if net.has_experts else TOLERANCES
     own_norm = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
-    found, reference_perplexity = {}, math.nan
+    measured, reference_perplexity = {}, math.nan
     with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
         for steps in (UNROTATED, STEPS.keys() - UNROTATED):  # one reference at a time
             exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
@@ -165,7 +163,7 @@ def verify(
                 for step in filter(steps.__contains__, STEPS):
                     changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
                     changed = STEPS[step](changed, ids, masks, seed)
-                    found[dtype, step] = Measurement(
+                    measured[dtype, step] = Measurement(
                         dtype=dtype,
                         step=step,
                         error=relative_error(batch_logits(changed, ids, masks, batch_size), reference),
@@ -176,4 +174,4 @@ def verify(
                     del changed
                     bar.update()
             del reference
-    return Verification([found[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)
+    return Verification([measured[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)

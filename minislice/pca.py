@@ -97,7 +97,7 @@ def choose_basis(
     orientation: str,
     generator: torch.Generator,
 ) -> Float64[Tensor, "D D"]:
-    """An orthogonal matrix whose first k columns are kept: the principal components Q, or another basis to compare with.
+    """An orthogonal matrix whose first k columns are kept: the principal components Q, or another basis.
 
     Args:
         basis, orientation: see `options.SlicingOptions`.

@@ -25,15 +25,15 @@ def perplexity(
 ) -> float:
     """The exponential of the mean negative log-likelihood over all predicted tokens.
 
-    Each row of `tokens` is a window of its own: its first token is given, the others are predicted. A prediction from
-    or of padding does not count.
+    Each row of `tokens` is a window: its first token is given, the others are predicted. A prediction from or of
+    padding does not count.
 
     Args:
         tokens: ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded.
-        batch_size: sequences a forward pass.
+        batch_size: sequences in a forward pass.
 
-    Returns infinity where it is beyond a float, NaN where the logits aren't numbers.
+    Returns infinity if the number is too large for a float, NaN if the logits have one.
 
     Raises:
         ValueError: tokens that don't fit the model, or nothing to predict.
@@ -53,12 +53,12 @@ def perplexity(
 
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> Float[Tensor, " predicted"]:
-    """-log p of every token of a batch that is predicted, in nats, in float32 or wider."""
+    """-log p of every predicted token of a batch, in nats, in float32 or wider."""
     return prediction_losses(_logits(model, batch), batch)
 
 
 def predictions(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "predicted vocabulary"]:
-    """The log-probability of every token that may come, wherever one is predicted; in float32 or wider."""
+    """The log-probabilities of all tokens of the vocabulary at every prediction, in float32 or wider."""
     return log_probabilities(_logits(model, batch), batch)
 
 
@@ -70,7 +70,7 @@ def _logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sequences to
 def prediction_losses(
     logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
 ) -> Float[Tensor, " predicted"]:
-    """As `token_losses`, of logits."""
+    """As `token_losses`, from logits."""
     following = batch.ids[:, 1:].flatten().to(logits.device)
     losses = nn.functional.cross_entropy(_wide(logits), following, reduction="none")
     return losses if batch.mask is None else losses[_counted(batch.mask).to(losses.device)]
@@ -79,7 +79,7 @@ def prediction_losses(
 def log_probabilities(
     logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
 ) -> Float[Tensor, "predicted vocabulary"]:
-    """As `predictions`, of logits."""
+    """As `predictions`, from logits."""
     log_p = _wide(logits).log_softmax(-1)
     return log_p if batch.mask is None else log_p[_counted(batch.mask).to(log_p.device)]
 
@@ -92,7 +92,7 @@ def divergences(
 
 
 def _wide(logits: Tensor) -> Tensor:  # [sequences * (tokens - 1), vocabulary]
-    """Those that predict a token of the batch."""
+    """The logits that predict a token of the batch, in float32 or wider."""
     return logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -103,10 +103,10 @@ def _counted(mask: Tensor) -> Tensor:  # [sequences * (tokens - 1)]
 def logits_behind(
     net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
 ) -> Float[Tensor, "sequences tokens vocabulary"]:
-    """What the blocks behind a boundary, the final norm and the head make of the signal x there.
+    """The logits from the signal x at a boundary: the blocks behind it, the final norm and the head.
 
     Args:
-        contexts: of each layer, as `Network.embed` has them.
+        contexts: of each layer, from `Network.embed`.
     """
     blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
     for block, context in blocks[boundary:]:

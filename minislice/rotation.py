@@ -4,9 +4,9 @@ Eq. 2, RMSNorm(X Q) Q^T = RMSNorm(X), holds because ||x Q|| = ||x||. So (theorem
 
     W_embd <- W_embd Q,   W_in <- Q^T W_in,   W_out <- W_out Q,   b_out <- b_out Q,   W_head <- Q^T W_head
 
-every signal in the network is X Q instead of X, and the logits are what they were. A Q_l for each boundary works too,
-if the residual connection of the block between them carries the signal from one basis to the next: S = Q_{l-1}^T Q_l
-(section 3.3). Slicing folds in only the first k columns of Q, which deletes rows and columns of these matrices (eq. 9).
+every signal in the network is X Q instead of X, and the logits stay the same. Each boundary may have a Q_l of its own,
+if the residual connection carries the signal from one basis to the next: S = Q_{l-1}^T Q_l (section 3.3). Slicing
+folds in only the first k columns of Q; this deletes rows and columns of these matrices (eq. 9).
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from .precision import by_rows
 def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor, "D D"]:
     """An orthogonal matrix from the Haar (uniform) distribution, drawn on the CPU.
 
-    QR of a Gaussian matrix gives Q only up to the sign of each column, and LAPACK's signs aren't random; scaling the
-    columns so that R has a positive diagonal makes the decomposition unique and Q Haar (Mezzadri 2007).
+    The QR decomposition of a Gaussian matrix leaves the sign of each column open, and LAPACK's signs aren't random.
+    With a positive diagonal of R the decomposition is unique and Q is Haar (Mezzadri 2007).
     """
     gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(gaussian)
@@ -42,18 +42,18 @@ def times(W: Float[Tensor, "rows D"], P: Float64[Tensor, "D k"]) -> Float[Tensor
 
 
 def fold_reader(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
-    """W_in <- P^T W_in, in place (theorem 1); where k < D, D - k rows of W_in are deleted with it (eq. 9)."""
+    """W_in <- P^T W_in, in place (theorem 1); if k < D, this deletes D - k rows of W_in (eq. 9)."""
     set_weight(linear, times(linear.weight, P))
 
 
 def fold_writer(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
-    """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); where k < D, columns are deleted with it (eq. 9)."""
+    """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); if k < D, this deletes columns (eq. 9)."""
     bias = None if linear.bias is None else times(linear.bias[None], P)[0]
     set_weight(linear, times(linear.weight.T, P).T, bias)
 
 
 def fold_embedding(embedding: nn.Embedding, P: Float64[Tensor, "D k"]) -> None:
-    """W_embd <- W_embd P, in place (theorem 1); where k < D, columns are deleted with it (eq. 9)."""
+    """W_embd <- W_embd P, in place (theorem 1); if k < D, this deletes columns (eq. 9)."""
     set_weight(embedding, times(embedding.weight, P))
 
 
@@ -65,9 +65,9 @@ def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:
 
 
 def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D k"]]) -> None:
-    """Rotate boundary l by rotations[l], in place: theorem 1 where they are all one, section 3.3 where they differ.
+    """Rotate boundary l by rotations[l], in place: theorem 1 if all are the same object, section 3.3 if they differ.
 
-    Matrices of more columns than rows, with orthonormal rows, carry the signal over to a wider space.
+    A matrix with more columns than rows, and orthonormal rows, carries the signal over to a wider space.
     """
     for embedding in net.embeddings:
         fold_embedding(embedding, rotations[0])
@@ -92,10 +92,10 @@ def rotate(
     """Rotate the signal of a model, in place; its output does not change. A model that isn't fused is fused first.
 
     Args:
-        rotation: one orthogonal matrix for the whole network (theorem 1), or one for each boundary, blocks + 1 in all
-            (section 3.3). Without it they are drawn from the Haar distribution.
+        rotation: one orthogonal matrix for the whole network (theorem 1), or a list of one for each boundary,
+            blocks + 1 in all (section 3.3). Without it, random ones are drawn from the Haar distribution.
         per_block: draw one matrix for each boundary instead of one for all.
-        seed: of the generator that draws them.
+        seed: for the random matrices.
 
     Returns the same model object.
 
