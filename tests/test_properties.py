@@ -1,0 +1,128 @@
+"""Every fact that minislice stands on, over random small models: one line for each, with what is drawn besides.
+
+The facts are functions in `properties.py` and its neighbours; `mistakes.py` has a wrong implementation for each.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import adapter_properties as a
+import budget_properties as b
+import depth_properties as d
+import inner_properties as n
+import properties as p
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import Recipe, recipes
+
+one_of = st.sampled_from
+signals, flags = one_of(["normalized", "raw"]), st.booleans()
+forms, exact_forms = one_of(["full", "low-rank", "none"]), one_of(["full", "low-rank"])
+bases = {"basis": one_of(["pca", "random", "column-norm"]), "orientation": one_of(["pca", "random"]), "adapter": forms}
+tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
+seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
+
+
+def a_width(recipe: Recipe) -> st.SearchStrategy:
+    return st.integers(1, recipe.width)
+
+
+def full_width(recipe: Recipe) -> st.SearchStrategy:
+    return st.just(recipe.width)
+
+
+def more_than_half(recipe: Recipe) -> st.SearchStrategy:
+    return st.integers(recipe.width // 2 + 1, recipe.width)
+
+
+def a_width_of_each(recipe: Recipe) -> st.SearchStrategy:
+    boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
+    return st.lists(a_width(recipe), min_size=boundaries, max_size=boundaries)
+
+
+def growing_widths(recipe: Recipe) -> st.SearchStrategy:
+    return a_width_of_each(recipe).map(sorted)
+
+
+def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 25, **options) -> pytest.param:
+    """A fact, the models to try it on, and its options: constants, strategies, or functions of the recipe to one."""
+    return pytest.param(fact, recipes() if models is None else models, examples, options, id=fact.__name__)
+
+
+FACTS = [
+    over(p.layernorm_is_rmsnorm_of_a_signal_without_mean),
+    over(p.rmsnorm_commutes_with_rotations),
+    over(p.fusion_preserves_logits),
+    over(p.one_rotation_preserves_logits),
+    over(p.rotation_per_block_preserves_logits),
+    over(p.random_orthogonal_is_orthogonal_and_seeded),
+    over(p.full_width_preserves_logits, slicing=0, seed=st.integers(0, 99), **bases),
+    over(p.full_width_preserves_logits, width=full_width, **bases),
+    over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_head=flags),
+    over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),
+    over(p.slicing_is_projection, width=a_width_of_each, signal=signals, adapter=exact_forms),
+    over(p.tied_head_is_exact, tied, slicing=0, adapter=forms),
+    over(p.tied_head_is_exact, tied, width=full_width, adapter=forms),
+    over(p.default_head_is_tied_where_it_can_be),
+    over(
+        p.approximate_adapters_carry_close_directions_whole,
+        **{"width": a_width, "signal": signals, "slice_head": flags},
+        **{"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])},
+    ),
+    over(
+        p.approximate_adapters_carry_close_directions_whole,
+        **{"width": a_width, "signal": signals, "slice_head": flags, "slice_embedding": one_of([None, False])},
+    ),
+    over(p.approximate_adapters_carry_close_directions_whole, width=growing_widths, signal=signals),
+    over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_embedding=False),
+    over(p.orientation_does_not_matter, width=a_width, adapter=forms),
+    over(p.earlier_rotation_does_not_matter, width=a_width, adapter=forms),
+    over(p.covariance_is_summed_in_float64, dtype=one_of([torch.float64, torch.float32, torch.bfloat16])),
+    over(p.principal_components_diagonalise),
+    over(p.variance_adds_up, width=a_width, signal=signals, adapter=forms, orientation=bases["orientation"]),
+    over(p.discard_keeps_the_least_that_suffices, discard=st.floats(0.001, 0.9)),
+    over(p.padding_is_not_counted, recipes(paddings=("left", "right"))),
+    over(p.batches_do_not_matter, recipes(paddings=("none",))),
+    over(a.adapter_has_unit_singular_values, width=more_than_half),
+    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
+    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=full_width),
+    over(a.exact_low_rank_equals_full, width=a_width),
+    over(a.rank_is_at_most_what_was_deleted, width=a_width),
+    over(a.none_equals_every_direction_dropped, width=a_width, slice_head=flags),
+    over(a.parameter_counts_follow_the_formulas, width=a_width, adapter=forms, slice_head=flags),
+    over(n.cheapest_neuron_goes_first, seeds),
+    over(n.nearly_the_best_of_all_subsets_is_kept, seeds),
+    over(n.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
+    over(n.refit_is_least_squares, seeds),
+    over(n.moments_are_weighted_sums, seeds),
+    over(n.idle_neurons_can_go, repair=flags),
+    over(n.idle_neurons_can_go, slicing=0, repair=flags, adapter="full"),
+    over(n.dropped_block_adds_nothing, adapter=forms),
+    over(n.nothing_lost_is_nothing_repaired, adapter=forms),
+    over(n.repair_brings_the_signal_nearer, place=one_of([0, -1])),
+    over(b.cost_of_neurons_is_a_power_of_the_energy_lost, seeds),
+    over(b.cost_of_a_width_is_a_power_of_the_share_deleted, seeds),
+    over(b.chosen_mixture_is_nearly_the_cheapest, seeds),
+    over(b.divergence_is_what_is_lost_of_the_log_likelihood, examples=10),
+    over(b.measured_costs_are_those_of_whole_models, examples=5),
+    over(b.sizes_are_those_of_the_sliced_model, examples=10),
+    over(d.deleting_no_layer_changes_nothing, examples=5),
+    over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
+    over(d.each_deleted_layer_hurts_least, examples=5),
+]
+
+
+@pytest.mark.parametrize(("fact", "models", "examples", "options"), FACTS)
+def test_over_random_models(fact, models, examples, options):
+    @settings(max_examples=examples)
+    @given(st.data())
+    def holds(data):
+        recipe, drawn = data.draw(models), {}
+        for name, value in options.items():
+            value = value(recipe) if callable(value) else value
+            drawn[name] = data.draw(value, label=name) if isinstance(value, st.SearchStrategy) else value
+        fact(recipe, **drawn)
+
+    holds()
