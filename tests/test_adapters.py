@@ -3,33 +3,12 @@
 import adapter_properties as properties
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from models import FAMILIES, Recipe, recipes
+from models import FAMILIES, Recipe
 from properties import sliced
 
 from minislice.adapters import align, make_adapter
 from minislice.architecture.blocks import LowRankAdapter
 from minislice.rotation import random_orthogonal
-
-
-@st.composite
-def recipes_and_widths(draw):
-    recipe = draw(recipes())
-    return recipe, draw(st.integers(1, recipe.width))
-
-
-@given(recipes_and_widths())
-def test_adapter_has_at_least_2k_minus_D_unit_singular_values(case):
-    recipe, k = case
-    assume(2 * k > recipe.width)
-    properties.adapter_has_unit_singular_values(recipe, k)
-
-
-@given(recipes_and_widths(), st.integers(0, 31))
-def test_alignment_makes_the_adapter_symmetric_positive_semidefinite(case, more):
-    recipe, k = case
-    properties.alignment_makes_the_adapter_symmetric(recipe, k, min(recipe.width, k + more))
 
 
 @pytest.mark.parametrize("more", [0, 1])
@@ -40,30 +19,6 @@ def test_alignment_is_exact_at_every_angle(cosines, more):
     """Right angles leave the aligned basis undetermined, and angles near them nearly so."""
     recipe = Recipe("llama", hidden=12)
     properties.alignment_makes_the_adapter_symmetric(recipe, 8, 8 + more, cosines)
-
-
-@given(recipes_and_widths())
-def test_exact_low_rank_equals_full(case):
-    recipe, k = case
-    properties.exact_low_rank_equals_full(recipe, k)
-
-
-@given(recipes_and_widths())
-def test_rank_is_at_most_what_was_deleted(case):
-    recipe, k = case
-    properties.rank_is_at_most_what_was_deleted(recipe, k)
-
-
-@given(recipes_and_widths(), st.booleans())
-def test_none_equals_low_rank_with_every_direction_dropped(case, slice_head):
-    recipe, k = case
-    properties.none_equals_every_direction_dropped(recipe, k, slice_head)
-
-
-@given(recipes_and_widths(), st.sampled_from(["full", "low-rank", "none"]), st.booleans())
-def test_parameter_counts_follow_the_formulas(case, adapter, slice_head):
-    recipe, k = case
-    properties.parameter_counts_follow_the_formulas(recipe, k, adapter, slice_head)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,7 +77,7 @@ def assert_aligned(P: torch.Tensor, Q_next: torch.Tensor, k_next: int, tolerance
     assert k == k_next or S[:, k:].abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("k_next", [432, 500, 576])
 def test_isometries_are_aligned(threads, k_next):
     """Hundreds of singular values of 1, to 5e-14: at such, LAPACK's decomposition of S has failed to converge."""

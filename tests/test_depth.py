@@ -6,8 +6,7 @@ import depth_properties as properties
 import pytest
 import torch
 from family_models import FAMILIES, FamilyRecipe
-from hypothesis import given, settings
-from models import Recipe, recipes
+from models import Recipe
 from test_families import CASES, fixed
 
 import minislice
@@ -22,14 +21,6 @@ NUMBERED = {
     ("qwen2_moe", 1): "layers differ in shape by their number",
     ("qwen3_moe", 1): "layers differ in shape by their number",
 }
-
-
-@settings(max_examples=5)
-@given(recipe=recipes())
-def test_what_is_deleted_hurts_least(recipe):
-    properties.deleting_no_layer_changes_nothing(recipe)
-    properties.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing(recipe)
-    properties.each_deleted_layer_hurts_least(recipe)
 
 
 @pytest.mark.parametrize(("family", "variant"), [case for case in CASES if case not in NUMBERED])
@@ -84,7 +75,7 @@ def no_numbers(model):
 REFUSED = {
     "neither": ({}, "one of layers and size"),
     "both": ({"layers": 1, "size": 0.5}, "one of layers and size"),
-    "all": ({"layers": 3}, "from 0 to 2, one less than there are, got 3"),
+    "all": ({"layers": 3}, "from 0 to 2, got 3"),
     "less than none": ({"layers": -1}, "got -1"),
     "nothing": ({"size": 0.0}, "0 < size <= 1, got 0.0"),
     "more than all": ({"size": 1.2}, "got 1.2"),

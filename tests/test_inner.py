@@ -1,6 +1,5 @@
 """Beyond the paper: neurons deleted and W_out solved for again, over random models of all families."""
 
-import copy
 import json
 from dataclasses import replace
 
@@ -8,9 +7,7 @@ import inner_properties as properties
 import pytest
 import torch
 from family_models import FamilyRecipe
-from hypothesis import given
-from hypothesis import strategies as st
-from models import FAMILIES, Recipe, recipes
+from models import FAMILIES, Recipe
 from test_families import CASES, every_variant, fixed
 from transformers import AutoModelForCausalLM
 
@@ -31,52 +28,6 @@ MIXTURES = [
 RMSNORMS = [case for case in CASES if not TABLE[case[0]].norm.subtracts_mean]
 NEURONS_IN_CONFIG = [case for case in CASES if TABLE[case[0]].inner_width]
 REPAIRED = {"slicing": 0, "repair": True, "adapter": "full"}
-cases = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))
-
-
-@given(cases)
-def test_the_neuron_whose_loss_is_least_goes_first(recipe):
-    properties.cheapest_neuron_goes_first(recipe)
-
-
-@given(cases)
-def test_what_is_kept_is_nearly_the_best_of_all_subsets(recipe):
-    properties.nearly_the_best_of_all_subsets_is_kept(recipe)
-
-
-@given(cases, st.integers(0, 8))
-def test_what_is_left_of_w_out_is_solved_for(recipe, delete):
-    properties.solved_output_is_least_squares(recipe, delete)
-
-
-@given(cases)
-def test_repair_solves_for_what_is_lacking(recipe):
-    properties.refit_is_least_squares(recipe)
-
-
-@given(cases)
-def test_moments_are_sums_over_tokens_weighted_by_the_size_of_the_signal(recipe):
-    properties.moments_are_weighted_sums(recipe)
-
-
-@given(recipes(), st.sampled_from([{}, {"repair": True}, {"slicing": 0}, REPAIRED]))
-def test_neurons_without_weight_can_go(recipe, options):
-    properties.idle_neurons_can_go(recipe, **options)
-
-
-@given(recipes(), st.sampled_from([{}, {"adapter": "full"}, {"adapter": "none"}]))
-def test_a_block_that_is_dropped_adds_nothing(recipe, options):
-    properties.dropped_block_adds_nothing(recipe, **options)
-
-
-@given(recipes(), st.sampled_from(["full", "low-rank", "none"]))
-def test_where_nothing_is_lost_nothing_is_repaired(recipe, adapter):
-    properties.nothing_lost_is_nothing_repaired(recipe, adapter=adapter)
-
-
-@given(recipes(), st.sampled_from([0, -1]))
-def test_repair_brings_the_signal_nearer_to_the_dense_networks(recipe, place):
-    properties.repair_brings_the_signal_nearer(recipe, place=place)
 
 
 def small(family: str, variant: int) -> FamilyRecipe:
@@ -138,21 +89,18 @@ def test_no_singular_matrix_stops_a_solve():
 
 
 class Told(Calibration):
-    """Has the results of another process, which differ."""
+    """Another process has found that nothing is to be written."""
 
-    def agreed(self, *results):
-        return tuple(result.flip(0) for result in results)
+    def agreed(self, kept, W):
+        return kept, torch.zeros_like(W)
 
 
 def test_all_processes_go_on_with_one_solution():
     net = network(Recipe("phi").model())
-    block, held = net.layers[0].blocks[-1], Told(token_batches(net.model, Recipe("phi").tokens(), None, 2))
-    told = copy.deepcopy(block)
+    held, block = Told(token_batches(net.model, Recipe("phi").tokens(), None, 2)), net.layers[0].blocks[-1]
     with inference(net.model):
-        Z = held.embed(net)
-        solve_block(held, told, 0, Z, None, None, delete=16)
-        solve_block(Calibration(held.batches), block, 0, Z, None, None, delete=16)
-    assert not torch.equal(told.w_out[0].weight, block.w_out[0].weight)
+        solve_block(held, block, 0, held.embed(net), None, None, delete=16)
+    assert block.neurons == 24 and not any(linear.weight.any() for linear in block.w_out)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,7 +117,7 @@ def test_a_sliced_model_with_fewer_neurons_is_saved_and_loaded(family, options, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neurons": 1.0}, "neurons must be a fraction, 0 <= neurons < 1, got 1.0"),
+        ({"neurons": 1.0}, "neurons must be a fraction, 0 <= neurons < 1, .* got 1.0"),
         ({"neurons": [8]}, r"got 1 numbers of neurons; this model has 2 MLPs"),
         ({"neurons": [8, 41]}, "can't keep 41 neurons of 40"),
         ({"neurons": -0.1}, "neurons must be a fraction"),

@@ -6,56 +6,12 @@ import properties
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
 from minislice import fuse, rotate
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
 from minislice.rotation import random_orthogonal
-
-
-@given(recipes())
-def test_layernorm_is_rmsnorm_of_a_signal_without_mean(recipe):
-    properties.layernorm_is_rmsnorm_of_a_signal_without_mean(recipe)
-
-
-@given(recipes())
-def test_rmsnorm_commutes_with_rotations(recipe):
-    properties.rmsnorm_commutes_with_rotations(recipe)
-
-
-@given(recipes())
-def test_fusion_preserves_logits(recipe):
-    properties.fusion_preserves_logits(recipe)
-
-
-@given(recipes())
-def test_one_rotation_preserves_logits(recipe):
-    properties.one_rotation_preserves_logits(recipe)
-
-
-@given(recipes())
-def test_rotation_per_block_preserves_logits(recipe):
-    properties.rotation_per_block_preserves_logits(recipe)
-
-
-@given(
-    recipes(),
-    st.sampled_from(["pca", "random", "column-norm"]),
-    st.sampled_from(["pca", "random"]),
-    st.sampled_from(["full", "low-rank", "none"]),
-    st.booleans(),
-)
-def test_full_width_preserves_logits_with_any_basis_and_adapter(recipe, basis, orientation, adapter, by_width):
-    size = {"width": recipe.width} if by_width else {"slicing": 0}
-    options = {"basis": basis, "orientation": orientation, "adapter": adapter, "seed": recipe.seed}
-    properties.full_width_preserves_logits(recipe, **size, **options)
-
-
-@given(recipes())
-def test_random_orthogonal_is_orthogonal_and_seeded(recipe):
-    properties.random_orthogonal_is_orthogonal_and_seeded(recipe)
 
 
 @pytest.mark.parametrize("heads", [1, 2])

@@ -18,46 +18,12 @@ from minislice.pca import covariance, width_keeping
 
 signals = st.sampled_from(["normalized", "raw"])
 forms = st.sampled_from(["full", "low-rank", "none"])
-exact_forms = st.sampled_from(["full", "low-rank"])
-tolerances = st.sampled_from([0.0, 0.01, 0.3, 1.0])
 
 
 @st.composite
 def recipes_and_widths(draw, **restrictions):
     recipe = draw(recipes(**restrictions))
     return recipe, draw(st.integers(1, recipe.width))
-
-
-@given(recipes_and_widths(), signals, exact_forms, st.booleans())
-def test_sliced_network_is_the_whole_network_with_its_signal_projected(case, signal, adapter, slice_head):
-    recipe, k = case
-    properties.slicing_is_projection(recipe, width=k, signal=signal, adapter=adapter, slice_head=slice_head)
-
-
-@given(recipes_and_widths(), signals, st.sampled_from(["low-rank", "none"]), tolerances, st.booleans())
-def test_approximate_adapters_carry_close_directions_whole(case, signal, adapter, tolerance, slice_head):
-    recipe, k = case
-    tolerance = 1.0 if adapter == "none" else tolerance
-    options = {"signal": signal, "adapter": adapter, "tolerance": tolerance, "slice_head": slice_head}
-    properties.approximate_adapters_carry_close_directions_whole(recipe, width=k, **options)
-
-
-@given(recipes(), forms, st.booleans())
-def test_a_tied_head_is_exact_at_full_width(recipe, adapter, by_width):
-    size = {"width": recipe.width} if by_width else {"slicing": 0}
-    properties.tied_head_is_exact(dataclasses.replace(recipe, tied=True), adapter=adapter, **size)
-
-
-@given(recipes_and_widths(), signals, exact_forms)
-def test_a_sliced_network_with_a_tied_head_is_the_projected_one(case, signal, adapter):
-    recipe, k = case
-    recipe = dataclasses.replace(recipe, tied=True)
-    properties.slicing_is_projection(recipe, width=k, signal=signal, adapter=adapter, head="tied")
-
-
-@given(recipes())
-def test_a_head_that_was_tied_stays_tied_unless_told_otherwise(recipe):
-    properties.default_head_is_tied_where_it_can_be(recipe)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,11 +53,10 @@ def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(
 
 
 @given(recipes_and_widths(), signals, forms, st.booleans())
-def test_the_embeddings_boundary_may_stay_whole(case, signal, adapter, slice_head):
+def test_the_embedding_stays_as_trained_where_its_boundary_is_whole(case, signal, adapter, slice_head):
     recipe, k = case
     options = {"signal": signal, "adapter": adapter, "tolerance": 1.0 if adapter == "none" else 0.0}
     options |= {"slice_embedding": False, "slice_head": slice_head}
-    properties.approximate_adapters_carry_close_directions_whole(recipe, width=k, **options)
     model = properties.sliced(recipe, width=k, **options)
     embedding = network(properties.fused(recipe)).embeddings[0].weight
     assert model.slicing.widths[0] == recipe.width
@@ -117,43 +82,12 @@ def test_a_tied_head_saves_its_matrix(family):
     assert tied < min(own, parameters(recipe.model()))
 
 
-@given(st.data(), recipes(), signals, exact_forms)
-def test_every_boundary_may_have_a_width_of_its_own(data, recipe, signal, adapter):
-    boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
-    widths = data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries))
-    properties.slicing_is_projection(recipe, width=widths, signal=signal, adapter=adapter)
-
-
-@given(st.data(), recipes(), signals)
-def test_widths_that_grow_need_no_adapters(data, recipe, signal):
-    boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
-    widths = sorted(data.draw(st.lists(st.integers(1, recipe.width), min_size=boundaries, max_size=boundaries)))
-    properties.approximate_adapters_carry_close_directions_whole(recipe, width=widths, signal=signal)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapter", ["full", "low-rank"])
 @pytest.mark.parametrize("slice_head", [False, True])
 def test_one_layer_sliced_to_width_one_is_a_projection(family, adapter, slice_head):
     recipe = Recipe(family, layers=1)
     properties.slicing_is_projection(recipe, width=1, adapter=adapter, slice_head=slice_head)
-
-
-@given(recipes_and_widths(), forms)
-def test_orientation_inside_the_kept_subspace_does_not_matter(case, adapter):
-    recipe, k = case
-    properties.orientation_does_not_matter(recipe, width=k, adapter=adapter)
-
-
-@given(recipes_and_widths(), forms)
-def test_rotating_before_slicing_does_not_matter(case, adapter):
-    recipe, k = case
-    properties.earlier_rotation_does_not_matter(recipe, width=k, adapter=adapter)
-
-
-@given(recipes(), st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
-def test_covariance_is_summed_in_float64(recipe, dtype):
-    properties.covariance_is_summed_in_float64(recipe, dtype)
 
 
 def allow_by(settings: list[str]) -> None:
@@ -185,27 +119,11 @@ def test_covariance_does_not_use_tf32_and_leaves_the_settings_alone(settings, mo
         torch.set_float32_matmul_precision("highest")
 
 
-@given(recipes())
-def test_principal_components_diagonalise_the_covariance(recipe):
-    properties.principal_components_diagonalise(recipe)
-
-
-@given(recipes_and_widths(), signals, forms, st.sampled_from(["pca", "random"]))
-def test_kept_and_discarded_variance_add_up_to_the_total(case, signal, adapter, orientation):
-    recipe, k = case
-    properties.variance_adds_up(recipe, width=k, signal=signal, adapter=adapter, orientation=orientation)
-
-
 @given(recipes_and_widths(), st.sampled_from(["random", "column-norm"]))
 def test_no_other_basis_discards_less_than_the_principal_components(case, basis):
     recipe, k = case
     best, other = (properties.sliced(recipe, width=k, basis=b, seed=recipe.seed).slicing for b in ("pca", basis))
     assert other.discarded[0] >= best.discarded[0] - properties.EXACT  # later boundaries see different signals
-
-
-@given(recipes(), st.floats(0.001, 0.9))
-def test_discard_keeps_the_least_that_suffices(recipe, discard):
-    properties.discard_keeps_the_least_that_suffices(recipe, discard)
 
 
 @given(recipes(), st.sampled_from([2, 4]))
@@ -215,16 +133,6 @@ def test_discard_rounds_widths_up_and_leaves_the_head_whole(recipe, multiple):
     assert all(k % multiple == 0 or k == recipe.width for k in rounded.widths)
     assert 0 <= rounded.widths[0] - exact.widths[0] < multiple
     assert max(rounded.discarded) <= 0.2
-
-
-@given(recipes(paddings=("left", "right")))
-def test_padding_is_not_counted(recipe):
-    properties.padding_is_not_counted(recipe)
-
-
-@given(recipes(paddings=("none",)))
-def test_batches_do_not_matter(recipe):
-    properties.batches_do_not_matter(recipe)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
