@@ -1,52 +1,46 @@
 """minislice: SliceGPT (Ashkboos et al., ICLR 2024), to read, to check and to run."""
 
-from .architecture import families
-from .architecture.configuration import SlicedConfig
-from .architecture.modeling import SlicedForCausalLM
-from .beyond.budget import compress, plan_compression
-from .beyond.compare import compare
-from .beyond.depth import delete_layers
-from .beyond.neurons import delete_neurons
-from .beyond.self_calibration import own_text
-from .beyond.slicing import slice_model
-from .fusion import fuse
-from .invariance import verify
-from .large.streaming import slice_streamed
-from .measuring.comparison import equal_size
-from .measuring.cost import parameters
-from .measuring.propose import propose
-from .measuring.zero_shot import zero_shot
-from .options import SlicingOptions
-from .perplexity import perplexity
-from .recovery.recover import recover
-from .rotation import rotate
-from .storage.checkpoint import export, load, save
+from importlib import import_module
+
 from .version import __version__
 
-__all__ = [
-    "SlicedConfig",
-    "SlicedForCausalLM",
-    "SlicingOptions",
-    "__version__",
-    "compare",
-    "compress",
-    "delete_layers",
-    "delete_neurons",
-    "equal_size",
-    "export",
-    "families",
-    "fuse",
-    "load",
-    "own_text",
-    "parameters",
-    "perplexity",
-    "plan_compression",
-    "propose",
-    "recover",
-    "rotate",
-    "save",
-    "slice_model",
-    "slice_streamed",
-    "verify",
-    "zero_shot",
-]
+# Where each public name is defined. It is imported when it is first used, for torch and transformers take seconds.
+PLACES = {
+    "SlicedConfig": "architecture.modeling",
+    "SlicedForCausalLM": "architecture.modeling",
+    "SlicingOptions": "options",
+    "compare": "beyond.compare",
+    "compress": "beyond.budget",
+    "delete_layers": "beyond.depth",
+    "delete_neurons": "beyond.neurons",
+    "equal_size": "measuring.comparison",
+    "export": "storage.checkpoint",
+    "families": "architecture.families",
+    "fuse": "fusion",
+    "load": "storage.checkpoint",
+    "own_text": "beyond.self_calibration",
+    "parameters": "measuring.cost",
+    "perplexity": "likelihood",
+    "plan_compression": "beyond.budget",
+    "propose": "measuring.propose",
+    "recover": "recovery.recover",
+    "rotate": "rotation",
+    "save": "storage.checkpoint",
+    "slice_model": "beyond.slicing",
+    "slice_streamed": "large.streaming",
+    "verify": "invariance",
+    "zero_shot": "measuring.zero_shot",
+}
+__all__ = ["__version__", *PLACES]
+
+
+def __getattr__(name: str):
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    place = import_module(f".{PLACES[name]}", __name__)
+    globals()[name] = getattr(place, name, place)  # `families` is the file itself
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PLACES})

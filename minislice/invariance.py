@@ -19,8 +19,8 @@ from .architecture.network import inference, network
 from .checks import is_several, require, require_choice, require_seed
 from .corpus.batches import Tokens, token_batches
 from .fusion import fuse
+from .likelihood import perplexity
 from .options import SlicingOptions
-from .perplexity import perplexity
 from .rotation import require_whole, rotate
 from .slicing import slice_model
 

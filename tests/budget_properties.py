@@ -17,7 +17,7 @@ from minislice.beyond.neurons import solve_block
 from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.perplexity import divergences, log_probabilities, prediction_losses, predictions
+from minislice.likelihood import divergences, log_probabilities, prediction_losses, predictions
 
 SLACK = 500  # of a random budget: more than the 8 neurons of any block there
 

@@ -1,4 +1,4 @@
-"""What every test runs under: the shape annotations of the method checked, hypothesis repeatable, no network, no GPU."""
+"""What every test runs under: the method's annotations checked, hypothesis repeatable, no network, no GPU."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not os.environ.get("MINISLICE_TEST_GPU"):  # see test_cuda; everything else is the same wherever it runs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The method's annotations are checked in tests; the hook must be in place before anything imports minislice.
-METHOD = ["fusion", "rotation", "pca", "adapters", "calibration", "slicing", "heads", "precision", "perplexity"]
+METHOD = ["fusion", "rotation", "pca", "adapters", "calibration", "slicing", "heads", "precision", "likelihood"]
 BEYOND = ["beyond.inner", "beyond.experts", "beyond.neurons", "beyond.depth", "beyond.self_calibration"]
 jaxtyping.install_import_hook([f"minislice.{name}" for name in METHOD + BEYOND], "annotations.typechecked")
 torch.set_num_threads(1)  # on matrices this small, two threads wait for each other twenty times as long as they work

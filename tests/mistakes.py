@@ -383,7 +383,7 @@ def not_shifted(right):
     return perplexity
 
 
-@planted("perplexity.token_batches", p.perplexity_is_exp_of_transformers_loss, right)
+@planted("likelihood.token_batches", p.perplexity_is_exp_of_transformers_loss, right)
 def padding_predicted(right):
     return lambda *arguments: [dataclasses.replace(batch, mask=None) for batch in right(*arguments)]
 

@@ -1,10 +1,13 @@
 """The house: the paper at the top level, the rest in wings, and every import one way (README, "Where to read what")."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import minislice
 
 PACKAGE = Path(__file__).parents[1] / "minislice"
 # Lowest first: each may import those before it, and "paper" is the top level.
@@ -86,3 +89,16 @@ def test_architecture_imports_torch_transformers_and_its_siblings_alone():
 )
 def test_an_import_the_wrong_way_is_found(name, line, found):
     assert offences(name, ast.parse(line)) == found
+
+
+def test_importing_minislice_imports_nothing_heavy():
+    """Torch and transformers take seconds; a name that needs them imports them when it is first used."""
+    code = (
+        "import sys, minislice; assert 'torch' not in sys.modules; minislice.slice_model; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    assert all(getattr(minislice, name) is not None for name in minislice.__all__)
+    assert {*minislice.__all__} <= {*dir(minislice)}

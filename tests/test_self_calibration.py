@@ -14,7 +14,7 @@ from minislice.beyond.self_calibration import own_text
 from minislice.command import inputs
 from minislice.command.cli import main
 from minislice.corpus.batches import token_batches
-from minislice.perplexity import predictions
+from minislice.likelihood import predictions
 
 SEQUENCES, LENGTH = 24, 96
 

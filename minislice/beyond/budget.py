@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, kept, token_batches
+from ..likelihood import predictions
 from ..measuring.cost import parameters
-from ..perplexity import predictions
 from .allocation import cheapest, sizes_of
 from .rulers import LEAST, Cost, block_costs, divergence
 from .slicing import slice_model

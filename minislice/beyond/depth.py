@@ -22,7 +22,7 @@ from ..architecture.configuration import shorten
 from ..architecture.network import Network, inference, network
 from ..checks import are_ints, require, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..perplexity import logits_behind, prediction_losses
+from ..likelihood import logits_behind, prediction_losses
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:

@@ -30,7 +30,7 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
-from ..perplexity import divergences, log_probabilities, logits_behind
+from ..likelihood import divergences, log_probabilities, logits_behind
 from .inner import has_bias
 from .neurons import keep_inner, least_harmful, side_of, solve_output
 
@@ -107,7 +107,7 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean divergence over all predictions, in nats a token.
 
     Args:
-        dense, changed: the two models' `perplexity.predictions` of each batch.
+        dense, changed: the two models' `likelihood.predictions` of each batch.
     """
     each = zip(dense, changed, strict=True)
     return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()

@@ -21,9 +21,9 @@ from ..beyond.slicing import slice_model
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import disjoint_streams, sample
 from ..invariance import STEPS, logits_of, relative_error
+from ..likelihood import perplexity
 from ..measuring.cost import parameters
 from ..options import SlicingOptions
-from ..perplexity import perplexity
 from ..storage.checkpoint import load
 from .output import without_nan
 from .parser import add_machine, positive

@@ -13,7 +13,7 @@ from ..corpus.batches import position_limit
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
-from ..perplexity import perplexity
+from ..likelihood import perplexity
 from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN

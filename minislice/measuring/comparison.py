@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..architecture.network import network
 from ..checks import are_ints, require
 from ..corpus.batches import Tokens, kept
-from ..perplexity import perplexity
+from ..likelihood import perplexity
 from ..slicing import slice_model
 from .cost import parameters
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..corpus.batches import Tokens, token_batches
-from ..perplexity import perplexity
+from ..likelihood import perplexity
 
 
 @dataclass(frozen=True)

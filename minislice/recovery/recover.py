@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from ..architecture.network import network
 from ..checks import require_package
 from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
+from ..likelihood import perplexity
 from ..measuring.provenance import fingerprint as model_fingerprint
-from ..perplexity import perplexity
 from .checkpoints import fingerprint, opened
 from .options import RecoveryOptions, RecoveryReport
 from .sequences import require_disjoint, rows, split

@@ -51,8 +51,8 @@ from minislice.beyond.rulers import PROBE, Cost, divergence, lost_shares
 from minislice.calibration import Calibration, Signal
 from minislice.corpus.batches import Batch, token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
+from minislice.likelihood import log_probabilities, logits_behind, prediction_losses
 from minislice.pca import principal_components
-from minislice.perplexity import log_probabilities, logits_behind, prediction_losses
 
 HALF = 0.5  # of an MLP's neurons
 DELETED = (0.1, 0.25)  # of the signal's dimensions

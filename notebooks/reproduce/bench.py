@@ -22,11 +22,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from minislice.checks import require_package
 from minislice.corpus.text import SOURCES, load_text, sample, tokenize, windows
 from minislice.large.streaming import slice_streamed
+from minislice.likelihood import perplexity
 from minislice.measuring.cost import parameters
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.measuring.timing import compare, product_milliseconds
 from minislice.options import SlicingOptions
-from minislice.perplexity import perplexity
 from minislice.slicing import slice_model
 from minislice.storage.checkpoint import load, load_config, load_tokenizer, locate
 
