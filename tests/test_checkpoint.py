@@ -496,7 +496,7 @@ def test_a_folder_with_files_is_replaced_only_with_force(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
-    for action in (model.save_pretrained, lambda f: minislice.save(model, f)):
+    for action in (lambda f: model.save_pretrained(f, force=False), lambda f: minislice.save(model, f)):
         with pytest.raises(ValueError, match="force"):
             action(folder)
     assert files_of(folder) == {"thesis.txt"} and files_of(tmp_path) == {"model"}

@@ -1,5 +1,6 @@
 """Every family of the table, over small random models of transformers' own classes: what holds for OPT and LLaMA."""
 
+import copy
 import itertools
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.family import StockNorm
+from minislice.architecture.mixtures import able_to_compute
 from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.architecture.network import network
 from minislice.fusion import fuse_into
@@ -151,6 +153,42 @@ def test_mixtures_take_every_form_of_adapter_and_head(family):
         streaming_equals_memory(recipe, torch.float32, True, {"width": 8, "head": head})
     tied = properties.sliced(recipe, slicing=0, head="tied")
     properties.assert_same_logits(tied, recipe.model(), recipe, 1e-5)  # its own norms compute in float32
+
+
+@every_family
+def test_an_mlp_may_lose_all_of_its_neurons(family, tmp_path):
+    recipe = fixed(family)
+    model, ids = recipe.model(), recipe.tokens(1)
+    counts = [0] * sum(bool(block.neurons) for block in network(model).blocks)
+    minislice.slice_model(model, recipe.tokens(), width=8, neurons=counts, repair=True)
+    model.save_pretrained(tmp_path / "model")
+    expected = properties.logits(model, ids)
+    assert expected.isfinite().all()
+    assert torch.equal(properties.logits(minislice.load(tmp_path / "model")[0], ids), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_path):
+    """Transformers' product of all experts at once takes widths of a multiple of 16 bytes, and no float64."""
+    recipe = fixed(family, hidden=32)
+    config = recipe.config()
+    setattr(config, "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size", 48)
+    dense = able_to_compute(AutoModelForCausalLM.from_config(config, dtype=dtype)).eval()
+    ids = recipe.tokens()
+    model = minislice.delete_neurons(copy.deepcopy(dense), ids, neurons=0.4, multiple=1)
+    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {24}
+    assert model(ids).logits.isfinite().all()
+    model.save_pretrained(tmp_path / "fewer")
+    assert minislice.load(tmp_path / "fewer")[0](ids).logits.isfinite().all()
+    for name, model in {
+        "compressed": minislice.compress(copy.deepcopy(dense), ids.repeat(2, 1), size=0.8, multiple=1),
+        "sliced": minislice.slice_model(dense, ids, width=9, neurons=0.4, multiple=1),
+    }.items():
+        model.save_pretrained(tmp_path / name)
+        loaded = minislice.load(tmp_path / name)[0]
+        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        assert loaded.generate(ids[:1, :5], max_new_tokens=2).shape == (1, 7)
 
 
 def test_experts_have_no_place_for_a_norms_shift():

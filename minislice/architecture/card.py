@@ -38,21 +38,22 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
     return record | recovered
 
 
-CARD = """---
+TAGS = "tags: [minislice, slicegpt]"
+CARD = f"""---
 library_name: transformers
 pipeline_tag: text-generation
-tags: [minislice, slicegpt]
-{base_model}---
+{TAGS}
+{{base_model}}---
 
-# {title}
+# {{title}}
 
-A {family} language model sliced with SliceGPT (Ashkboos et al., ICLR 2024), by minislice.
+A {{family}} language model sliced with SliceGPT (Ashkboos et al., ICLR 2024), by minislice.
 
 | | |
 | --- | --- |
-{rows}
+{{rows}}
 
-{usage}
+{{usage}}
 """
 
 USAGE = """```python

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .families import find_family
+from .families import find_family, register_fields
 
 FORMAT_VERSION = 3  # raised when an older minislice could not read a new folder, or would read it wrongly
 
@@ -39,6 +39,7 @@ class SlicedConfig(PreTrainedConfig):
         head_bias: bool = False,
         head_shift: bool = False,  # of a tied one
         head_was_tied: bool = False,  # before fusion
+        family: dict | None = None,  # of a type that a user has registered: its entry
         slicing: dict | None = None,  # how it was made, for people; nothing depends on it
         format_version: int = FORMAT_VERSION,
         **kwargs,
@@ -54,13 +55,17 @@ class SlicedConfig(PreTrainedConfig):
             self.base = copy.deepcopy(base)  # `super().__init__` would reset a live model's attention implementation
         else:
             raise ValueError("a SlicedConfig needs `base`, the config of the dense model")
+        if family is not None:
+            register_fields(self.base.model_type, family)
+        self.family = family
         self.widths, self.adapters, self.norm_eps, self.biases = widths, adapters, norm_eps, biases
         if format_version == 1 and head == "tied":
             head = "fitted"  # as it is called since
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
         self.head_shift, self.neurons, self.dropped = head_shift, neurons, [] if dropped is None else dropped
         self.slicing, self.format_version = slicing, format_version
-        super().__init__(**{**kwargs, "tie_word_embeddings": head != "linear"})
+        others = {name: value for name, value in kwargs.items() if name not in self.sizes}
+        super().__init__(**{**others, "tie_word_embeddings": head != "linear"})
         self._check()
 
     def _check(self) -> None:
@@ -103,10 +108,28 @@ class SlicedConfig(PreTrainedConfig):
             raise ValueError(f"a tied head needs 'widths' of {D} at both ends, got {self.widths}")
 
     def to_dict(self) -> dict:
+        """Everything, and the sizes under the names at which other libraries look: PEFT makes prompts of them."""
+        return self.to_diff_dict() | self.sizes
+
+    def to_diff_dict(self) -> dict:
+        """What config.json says."""
         output = super().to_dict()
         output["base"].pop("_name_or_path", None)  # a folder of the machine that sliced the model
         output["base"].pop("dtype", None)  # it is this config's own
         return output
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Layers, heads, and the width of the embedding, which isn't the trained one if boundary 0 is sliced."""
+        base = self.base
+        heads = base.num_attention_heads
+        return {
+            "hidden_size": self.widths[0],
+            "num_hidden_layers": base.num_hidden_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": getattr(base, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(base, "head_dim", None) or base.hidden_size // heads,
+        }
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
         """What transformers asks for layers, heads and vocabulary."""

@@ -7,7 +7,8 @@ Everything else in minislice is written over blocks. To add a family, say where 
 A saved model takes this file with it, as it does `blocks`.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -296,7 +297,7 @@ FAMILIES |= {
         inner_width="n_inner",
     ),
 }
-
+OWN = dict(FAMILIES)
 
 _BEHIND = (
     "behind each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
@@ -323,9 +324,43 @@ REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
 def register(model_type: str, family: Family) -> None:
     """Add a family to the table, or put another in its place; `minislice.verify` says whether it is right.
 
-    It is known to this process alone: register it wherever such a model is loaded.
+    A saved sliced model takes it along. A dense one doesn't: register it in every process that loads one.
     """
     FAMILIES[model_type] = family
+
+
+def registered_fields(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """The entry of a family that a user has registered, in JSON's types; None for minislice's own.
+
+    Raises:
+        ValueError: `blocks` is a function that gives different blocks to different layers.
+    """
+    family = FAMILIES[config.model_type]
+    if family is OWN.get(config.model_type):
+        return None
+    first, *others = (family.blocks_of(config, layer) for layer in range(config.num_hidden_layers))
+    if any(blocks != first for blocks in others):
+        raise ValueError(
+            f"the entry that was registered for {config.model_type!r} has a function for `blocks`, with other blocks "
+            "for other layers, and a saved model can't take a function along"
+        )
+    fields = asdict(replace(family, blocks=first))
+    del fields["obstacle"]  # this config has none
+    return fields
+
+
+def register_fields(model_type: str, fields: dict[str, Any]) -> None:
+    """Register what `registered_fields` returned, unless the type is known."""
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    blocks = [
+        {name: tuple(value) if isinstance(value, list) else value for name, value in block.items()}
+        for block in fields["blocks"]
+    ]
+    fields["blocks"] = tuple(BlockSpec(**block) for block in blocks)
+    fields["norm"] = NormKind(**fields["norm"])
+    if isinstance(fields["stock_norm"], dict):
+        fields["stock_norm"] = StockNorm(**fields["stock_norm"])
+    FAMILIES.setdefault(model_type, Family(**fields))
 
 
 def find_family(config: PreTrainedConfig) -> Family:

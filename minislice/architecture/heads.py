@@ -20,12 +20,19 @@ class SharingHead(nn.Module):
     weight: nn.Parameter  # E, under the name at which transformers looks for a head's matrix
     bias: nn.Parameter | None
 
-    def share(self, embedding: nn.Embedding) -> None:
-        """Share this embedding's matrix from now on; a token that is new has a bias of 0."""
-        self.weight = embedding.weight
-        if self.bias is not None:
-            new = nn.functional.pad(self.bias.detach(), (0, len(self.weight) - len(self.bias)))
-            self.bias = nn.Parameter(new, requires_grad=self.bias.requires_grad)
+    def fit_bias(self) -> None:
+        """Give the bias an entry for each token, also after transformers has resized E; a new token's is 0."""
+        if self.bias is not None and len(self.bias) != len(self.weight):
+            fitted = nn.functional.pad(self.bias.detach(), (0, len(self.weight) - len(self.bias)))
+            self.bias = nn.Parameter(fitted, requires_grad=self.bias.requires_grad)
+
+    def _save_to_state_dict(self, *args) -> None:
+        self.fit_bias()
+        super()._save_to_state_dict(*args)
+
+    def logits(self, x: Tensor) -> Tensor:  # [..., width of E] -> [..., vocabulary]
+        self.fit_bias()
+        return nn.functional.linear(x, self.weight, self.bias)
 
 
 class TiedHead(SharingHead):
@@ -52,8 +59,7 @@ class TiedHead(SharingHead):
         return len(self.alpha)
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
-        x = x * self.alpha if self.beta is None else x * self.alpha + self.beta
-        return nn.functional.linear(x, self.weight, self.bias)
+        return self.logits(x * self.alpha if self.beta is None else x * self.alpha + self.beta)
 
 
 class FittedHead(SharingHead):
@@ -73,7 +79,7 @@ class FittedHead(SharingHead):
         return self.H.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
-        return nn.functional.linear(x @ self.H, self.weight, self.bias)
+        return self.logits(x @ self.H)
 
 
 class Padding(nn.Module):

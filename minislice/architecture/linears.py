@@ -51,6 +51,15 @@ class TransposedLinear(StoredLinear):
     def weight(self, weight: Tensor) -> None:
         self.store("weight", weight.T)
         self.module.nx, self.module.nf = self.module.weight.shape
+        if not self.module.nx:
+            self.module.__class__ = EmptyConv1D
+
+
+class EmptyConv1D(Conv1D):
+    """A `Conv1D` that reads nothing, where an MLP has no neurons left; transformers' own can't compute that."""
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., 0] -> [..., nf]
+        return x.new_zeros(*x.shape[:-1], self.nf) + self.bias
 
 
 class Router(StoredLinear):

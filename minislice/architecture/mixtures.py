@@ -89,7 +89,8 @@ def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
 
 def able_to_compute(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, with experts that compute in its dtype; those that transformers chooses don't in float64."""
-    if model.dtype == torch.float64:
+    experts = [module for module in model.modules() if is_experts(module)]
+    if model.dtype == torch.float64 and any(each.config._experts_implementation != ANY_WIDTH for each in experts):
         model.set_experts_implementation("eager")
     return model
 

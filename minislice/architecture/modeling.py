@@ -9,20 +9,32 @@ it needs torch and transformers alone.
 """
 
 import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from .blocks import Block, LowRankAdapter, RMSNorm
-from .card import made_by, model_card
+from .card import TAGS, made_by, model_card
 from .configuration import SlicedConfig
-from .folder import whole_folder
+from .families import registered_fields
+from .folder import contents, whole_folder
 from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
 from .linears import Linear, set_weight
 from .network import Network, network
@@ -54,6 +66,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
             self.base, self.generation_config = base, base.generation_config
             for module in base.modules():
                 module._is_hf_initialized = True  # or `post_init` would draw adapters and heads anew
+        self.config.base = self.base.config  # one config: what changes in the one is saved with the other
         self._tied_weights_keys = _tied(self.base)
         self.post_init()
 
@@ -125,9 +138,12 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(self, *args, **kwargs) -> dict[str, Any]:
-        """The dense model's own: a static cache's masks depend on its attention, and may be of its own making."""
-        return self.base.prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs):
+        """The dense model's own: a static cache's masks depend on its attention, and may be of its own making.
+
+        `inputs_embeds` has a name here, for that is how transformers sees that they can be generated from.
+        """
+        return self.base.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.base.get_input_embeddings()
@@ -135,7 +151,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base.set_input_embeddings(value)
         if isinstance(head := self.get_output_embeddings(), SharingHead):
-            head.share(value)
+            head.weight = value.weight
 
     def get_output_embeddings(self) -> nn.Module:
         return self.base.get_output_embeddings()
@@ -148,37 +164,48 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         save_directory,
         *args,
         tokenizer: Any = None,
-        force: bool = False,
+        force: bool | None = None,
         notes: dict[str, Any] | None = None,
         **kwargs,
     ) -> None:
-        """Write a folder that `from_pretrained` loads: weights, config, code, model card; whole or not at all.
+        """Write a folder that `from_pretrained` loads: weights, config, code, model card.
+
+        A new folder appears whole or not at all. Into one that has files the model is written as transformers does it:
+        over a saved model's files, beside all others. So a `Trainer` can save beside its checkpoints, and a script
+        can run again.
 
         Args:
             tokenizer: saved with it.
-            force: replace a folder that has files in it.
+            force: True replaces all of a folder that has files in it; False refuses such a folder.
             notes: what else is known about the model ("calibration", "perplexity" ...), for config and model card.
             args, kwargs: transformers' own, such as `max_shard_size`.
 
         Raises:
-            ValueError: the folder has files in it and no `force` is given; push_to_hub, which is a method of its own.
+            ValueError: files in the folder that aren't a saved model's would be overwritten; see also `force`. Or
+                push_to_hub, which is a method of its own. Or `from_pretrained` couldn't load the folder.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) isn't supported; call model.push_to_hub(name) instead")
+        _require_loadable(self.base)
         self.describe(notes)
-        with whole_folder(save_directory, force) as folder:
+        target = Path(save_directory)
+        beside = force is None and target.is_dir() and contents(target)
+        with _model_inside(target) if beside else whole_folder(target, bool(force)) as folder:
             super().save_pretrained(folder, *args, **kwargs)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
+            self._save_rest(folder, tokenizer)
 
     def save_description(self, folder: Path, tokenizer: Any = None) -> None:
         """Write what `save_pretrained` does except the weights; whoever calls this has written them already."""
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.architectures = [type(self).__name__]
+        _require_loadable(self.base)
         custom_object_save(self, folder, config=self.config)
         self.config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
+        self._save_rest(folder, tokenizer)
+
+    def _save_rest(self, folder: Path, tokenizer: Any) -> None:
+        """The tokenizer and the model card."""
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
@@ -300,6 +327,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
             biases[place] = names
     return {
         "base": model.config,
+        "family": registered_fields(model.config),
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
@@ -311,6 +339,47 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "head_shift": getattr(net.head, "beta", None) is not None,
         "head_was_tied": net.head_was_tied,
     }
+
+
+def _require_loadable(base: PreTrainedModel) -> None:
+    """Raise a ValueError unless transformers' Auto classes make this model of its config."""
+    config = base.config
+    if config.model_type not in CONFIG_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"a saved model couldn't be loaded again: transformers' Auto classes don't know {type(base).__name__}. "
+            f"Call AutoConfig.register({config.model_type!r}, {type(config).__name__}) and AutoModelForCausalLM."
+            f"register({type(config).__name__}, {type(base).__name__}) before saving, and wherever it is loaded"
+        )
+
+
+@contextmanager
+def _model_inside(folder: Path) -> Iterator[Path]:
+    """A new folder inside; its files move up when the block ends, over those of the model that is there, if one is.
+
+    Raises:
+        ValueError: files that aren't a saved model's would be overwritten. A README.md that somebody wrote stays.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        kind = None
+    weights = [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]
+    strangers = [] if kind else [*weights, *folder.glob("*config.json")]
+    strangers += [] if kind == "minislice" else [folder / path.name for path in Path(__file__).parent.glob("*.py")]
+    if taken := [path.name for path in strangers if path.exists()]:
+        raise ValueError(
+            f"{folder} has files that aren't a saved model's: {', '.join(taken)}; save to another folder, or replace "
+            "all of this one with force=True"
+        )
+    with TemporaryDirectory(dir=folder, prefix=f".{folder.name}.partial-") as new:
+        yield Path(new)
+        for path in weights:
+            path.unlink()
+        for path in [path for path in Path(new).rglob("*") if path.is_file()]:
+            place = folder / path.relative_to(new)
+            if place.name != "README.md" or not place.exists() or TAGS in place.read_text(errors="replace"):
+                place.parent.mkdir(exist_ok=True)
+                path.replace(place)
 
 
 def form_of(block: Block) -> str | int | None:

@@ -353,8 +353,12 @@ def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callabl
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; afterwards the model is in the mode it was in."""
+    """No gradients, no dropout, experts of any width; afterwards the model is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
+    grouped = [module.config for module in model.modules() if is_experts(module)]
+    grouped = [config for config in grouped if config._experts_implementation == "grouped_mm"]
+    for config in grouped:
+        config._experts_implementation = ANY_WIDTH
     model.eval()
     try:
         with torch.no_grad():
@@ -362,3 +366,5 @@ def inference(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in training.items():
             module.training = mode
+        for config in grouped:
+            config._experts_implementation = "grouped_mm"

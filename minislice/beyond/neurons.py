@@ -12,6 +12,7 @@ The cost depends on the other neurons, so the cheapest go in rounds, and A and W
 mixture of experts, every expert loses the same number of neurons; which ones is decided for each expert (`experts`).
 """
 
+import math
 from collections.abc import Callable
 from types import ModuleType
 
@@ -178,7 +179,9 @@ def delete_neurons(
                 f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
                 "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
             )
-        left[of_experts] = slice_width(count, neurons, multiple)
+        # transformers multiplies all experts at once where their widths are multiples of 8; these stay such ones.
+        step = math.lcm(multiple, math.gcd(count, 8)) if of_experts else multiple
+        left[of_experts] = slice_width(count, neurons, step)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
         Z = held.embed(net)
