@@ -158,7 +158,7 @@ def test_mixtures_take_every_form_of_adapter_and_head(family):
 @every_family
 def test_an_mlp_may_lose_all_of_its_neurons(family, tmp_path):
     recipe = fixed(family)
-    model, ids = recipe.model(), recipe.tokens(1)
+    model, ids = recipe.model().float(), recipe.tokens(1)
     counts = [0] * sum(bool(block.neurons) for block in network(model).blocks)
     minislice.slice_model(model, recipe.tokens(), width=8, neurons=counts, repair=True)
     model.save_pretrained(tmp_path / "model")

@@ -109,14 +109,14 @@ class SlicedConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict:
         """Everything, and the sizes under the names at which other libraries look: PEFT makes prompts of them."""
-        return self.to_diff_dict() | self.sizes
-
-    def to_diff_dict(self) -> dict:
-        """What config.json says."""
         output = super().to_dict()
         output["base"].pop("_name_or_path", None)  # a folder of the machine that sliced the model
         output["base"].pop("dtype", None)  # it is this config's own
-        return output
+        return output | self.sizes
+
+    def to_diff_dict(self) -> dict:
+        """What config.json says: all but the sizes, which follow from the rest."""
+        return {name: value for name, value in super().to_diff_dict().items() if name not in self.sizes}
 
     @property
     def sizes(self) -> dict[str, int]:
