@@ -1,6 +1,6 @@
 """The calibration set (section 3.4): its batches, its signal at one boundary after another, and sums over it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float64
@@ -121,3 +121,10 @@ def not_finite(x: Tensor, batch: Batch, where: str) -> str:
     rows = bad.any(-1).nonzero().flatten().tolist()
     which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
     return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"
+
+
+def require_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise a ValueError for weights, given by name, with a NaN or an infinity; the signal may not show it."""
+    for name, parameter in parameters:
+        if not (parameter.is_meta or torch.isfinite(parameter).all()):
+            raise ValueError(f"{name} has a NaN or an infinity; check the weights, or use a wider dtype")

@@ -28,7 +28,7 @@ from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, inference, network
-from .calibration import Calibration, Signal
+from .calibration import Calibration, Signal, require_finite
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse_network
 from .heads import fit_head
@@ -79,7 +79,6 @@ class Slicer:
         if 0 not in self.whole:
             for embedding in self.net.embeddings:
                 fold_embedding(embedding, self.P)  # W_embd <- W_embd P             [vocabulary, k]
-        self.require_finite(*self.net.embeddings)
         self.Z = self.calibration.project(X, self.P)  # Z = X~ P                    [tokens, k]
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
@@ -106,7 +105,6 @@ class Slicer:
             self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over besides S
         self.Q = torch.cat([P_next, Q_next[:, k_next:]], dim=1)  # [D, D]
         self.report.ranks.append(rank(block.adapter))
-        self.require_finite(block)
 
     def solve(self, block: Block, layer: int) -> None:
         """Change W_out before its output is seen: nothing in the paper; `beyond.slicing` does."""
@@ -115,18 +113,8 @@ class Slicer:
         """The last boundary, which the head reads."""
         if self.boundary not in self.whole:
             fold_reader(self.net.head, self.P)  # W_head <- P^T W_head              [k, vocabulary]
-        self.require_finite(self.net.head)
         if self.options.head == "fitted":
             self.net.head = fit_head(self.net.head, self.net.embeddings[0])
-
-    def require_finite(self, *modules: nn.Module) -> None:
-        """Raise a ValueError for weights with a NaN or an infinity that no calibration token has met."""
-        names = {parameter: name for name, parameter in self.net.model.named_parameters()}
-        for parameter in nn.ModuleList(modules).parameters():
-            if not (parameter.is_meta or torch.isfinite(parameter).all()):
-                raise ValueError(
-                    f"{names[parameter]} has a NaN or an infinity; check the weights, or use a wider dtype"
-                )
 
     def turns(self, boundary: int) -> bool:
         """Whether the block behind a boundary leads from the model's own basis to another one, or back."""
@@ -202,6 +190,7 @@ def slice_model(
         steps.slice_embeddings()
         for index, layer in enumerate(tqdm(net.layers, desc="slicing", disable=not progress, leave=False)):
             steps.slice_layer(layer, index)
+        require_finite(model.named_parameters())
         steps.slice_head()
     steps.report.warn_of_missing_rank()
     model.slicing = steps.report

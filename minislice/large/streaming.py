@@ -28,7 +28,7 @@ from ..architecture.heads import SharingHead
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
-from ..calibration import Signal
+from ..calibration import Signal, require_finite
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
 from ..heads import tie_embedding
@@ -188,11 +188,18 @@ class StreamedRun:
             fuse_head(self.net, self.keep_tie)
             if self.slicer.options.head == "fitted":
                 self._read_back(self.net.embeddings[0])
+        if index > len(self.net.layers):
+            self._require_finite(index)
         yield
+        self._require_finite(index)
         if self.processes.index == 0:
             self._write(index)
         for module in self._modules(index).values():
             module.to("meta")
+
+    def _require_finite(self, index: int) -> None:
+        for name, module in self._modules(index).items():
+            require_finite((f"{name}.{key}", parameter) for key, parameter in module.named_parameters())
 
     def _save_state(self, done: int) -> None:
         """Have the state after so many parts on the disk, then let the one before go."""
