@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minislice.checks import require_package
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question
 
 
@@ -91,11 +92,9 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
     Raises:
         ValueError: nbgrader is not installed, there is no course, no such assignment in it, or the gradebook is locked.
     """
-    try:
-        from nbgrader.api import Gradebook
-        from nbgrader.coursedir import CourseDirectory
-    except ImportError:
-        raise ValueError('grading needs nbgrader: pip install "minislice[grading]"') from None
+    require_package("nbgrader", "grading", "grading")
+    from nbgrader.api import Gradebook
+    from nbgrader.coursedir import CourseDirectory
     from sqlalchemy.exc import SQLAlchemyError
     from traitlets.config import Config, PyFileConfigLoader
 
