@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from assignment import ANSWERS, as_json, build, function_source, released, source
 
+from minislice.command.cli import run_script
 from minislice.teaching.assignments import catalogue
 from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
 from minislice.teaching.assignments.exercise import MutationQuestion, Question, examine, raised
@@ -483,7 +484,7 @@ def test_without_it_every_check_fails_kindly(printed, key):
 
 
 def run(*arguments):
-    return builder.main(list(map(str, arguments)))
+    return run_script(builder, list(map(str, arguments)))
 
 
 def test_the_command_lists_and_builds(tmp_path, capsys):

@@ -191,10 +191,8 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
 def called(line: list[str]) -> int:
     """Run a command, or a script of the repository."""
     name, *options = line
-    scripts = {"reproduce": reproduce, "report": report}
-    if name in scripts:
-        return run_script(scripts[name], options)
-    return assignment.main(options) if name == "assignment" else main(line)
+    scripts = {"reproduce": reproduce, "report": report, "assignment": assignment}
+    return run_script(scripts[name], options) if name in scripts else main(line)
 
 
 # What is no output of ours: a user's file, a folder, a device.

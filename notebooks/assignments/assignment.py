@@ -6,20 +6,23 @@ none, and is what nbgrader makes of the source. The same assignment gives the sa
 """
 
 import argparse
-import ast
 import inspect
 import json
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from minislice.architecture.folder import require_file, whole_file
+from minislice.command.cli import run_script
 from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
+HELP = "list the assignments, or write the notebook of one"
 ANSWERS = Path(__file__).parent / "answers"
+_NOT_EXECUTED = {"execution_count": None, "outputs": []}
 
 
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
@@ -50,31 +53,27 @@ def as_json(notebook: dict[str, Any]) -> str:
 
 def source(given: Assignment) -> dict[str, Any]:
     """The notebook with answers."""
-    setup = "\n".join(
-        [
-            "import numpy as np",
-            "",
-            f"from minislice.teaching.assignments.{given.name} import {given.tool}",
-            "",
-            "rng = np.random.default_rng(0)  # for trials of your own",
-        ]
-    )
+    setup = f"""import numpy as np
+
+from minislice.teaching.assignments.{given.name} import {given.tool}
+
+rng = np.random.default_rng(0)  # for trials of your own"""
     cells = [
-        _cell("markdown", _title(given), f"{given.name}_title", locked=True),
-        _cell("code", setup, f"{given.name}_setup", locked=True),
+        _cell("markdown", _title(given), f"{given.name}_title"),
+        _cell("code", setup, f"{given.name}_setup"),
     ]
     for question in given.questions:
         answer, test = given.answer_id(question), given.test_id(question)
         cells += [
-            _cell("markdown", _heading(question), f"{answer}_text", locked=True),
+            _cell("markdown", _heading(question), f"{answer}_text"),
             _cell("code", function_source(given.name, question.name), answer, solution=True),
-            _cell("code", f"{given.tool}({question.name});", test, locked=True, points=question.points),
+            _cell("code", f"{given.tool}({question.name});", test, question.points),
         ]
     for question in given.written:
         answer = given.answer_id(question)
         cells += [
-            _cell("markdown", _heading(question), f"{answer}_text", locked=True),
-            _cell("markdown", _written(given.name, question.name), answer, solution=True, points=question.points),
+            _cell("markdown", _heading(question), f"{answer}_text"),
+            _cell("markdown", _written(given.name, question.name), answer, question.points, solution=True),
         ]
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
@@ -83,33 +82,22 @@ def source(given: Assignment) -> dict[str, Any]:
 
 def released(notebook: dict[str, Any]) -> dict[str, Any]:
     """The notebook without answers."""
-    return {**notebook, "cells": [_released(cell) for cell in notebook["cells"]]}
+
+    def without_answer(cell: dict[str, Any]) -> dict[str, Any]:
+        code = cell["cell_type"] == "code"
+        gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()" if code else "YOUR ANSWER HERE"
+        text = re.sub(r"( *)### BEGIN SOLUTION\n.*?### END SOLUTION", gap, "".join(cell["source"]), flags=re.DOTALL)
+        return {**cell, "source": text.splitlines(keepends=True)}
+
+    return {**notebook, "cells": [without_answer(cell) for cell in notebook["cells"]]}
 
 
-def _released(cell: dict[str, Any]) -> dict[str, Any]:
-    text = "".join(cell["source"])
-    gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()" if cell["cell_type"] == "code" else "YOUR ANSWER HERE"
-    text = re.sub(r"([ ]*)### BEGIN SOLUTION\n.*?### END SOLUTION", gap, text, flags=re.DOTALL)
-    return {**cell, "source": text.splitlines(keepends=True)}
-
-
-def _cell(
-    kind: str, text: str, grade_id: str, solution: bool = False, locked: bool = False, points: int | None = None
-) -> dict[str, Any]:
-    nbgrader = {
-        "schema_version": 3,
-        "grade_id": grade_id,
-        "solution": solution,
-        "grade": points is not None,
-        "locked": locked,
-        "task": False,
-    }
-    if points is not None:
-        nbgrader["points"] = points
-    cell = {"cell_type": kind, "id": grade_id.replace("_", "-"), "metadata": {"nbgrader": nbgrader}}
-    if kind == "code":
-        cell |= {"execution_count": None, "outputs": []}
-    return {**cell, "source": text.splitlines(keepends=True)}
+def _cell(kind: str, text: str, grade_id: str, points: int | None = None, solution: bool = False) -> dict[str, Any]:
+    """A cell with nbgrader's tags; what isn't for an answer is locked."""
+    tags = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "locked": not solution, "task": False}
+    tags |= {"grade": False} if points is None else {"grade": True, "points": points}
+    cell = {"cell_type": kind, "id": grade_id.replace("_", "-"), "metadata": {"nbgrader": tags}}
+    return cell | {"source": text.splitlines(keepends=True)} | (_NOT_EXECUTED if kind == "code" else {})
 
 
 def _title(given: Assignment) -> str:
@@ -159,10 +147,7 @@ def stars(difficulty: int) -> str:
 
 def function_source(name: str, function: str) -> str:
     """The right answer to a question, as `answers/` has it: signature, docstring and body."""
-    text = (ANSWERS / f"{name}.py").read_text(encoding="utf-8")
-    starts = [node.lineno - 1 for node in ast.parse(text).body] + [None]
-    index = next(i for i, node in enumerate(ast.parse(text).body) if getattr(node, "name", "") == function)
-    return "\n".join(text.split("\n")[starts[index] : starts[index + 1]]).strip()
+    return inspect.getsource(runpy.run_path(str(ANSWERS / f"{name}.py"))[function]).strip()
 
 
 def _written(name: str, question: str) -> str:
@@ -172,9 +157,8 @@ def _written(name: str, question: str) -> str:
     return f"### BEGIN SOLUTION\n{answers[question]}\n### END SOLUTION"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do what was asked for. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="List the assignments, or write the notebook of one.")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the script's parser."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
     make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
@@ -182,14 +166,13 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument("--to", required=True, type=Path, metavar="FILE", help="the notebook to write")
     make.add_argument("--release", action="store_true", help="write what students get, without answers")
     make.add_argument("--force", action="store_true", help="overwrite the file")
-    arguments = parser.parse_args(argv)
-    if arguments.what == "build":
-        try:
-            build(arguments.name, arguments.to, arguments.release, arguments.force)
-        except (ValueError, OSError) as error:
-            print("assignment.py:", " ".join(str(error).split()), file=sys.stderr)
-            return 2
-        print(f"wrote {arguments.to}")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Do what was asked for. Returns the exit status."""
+    if asked.what == "build":
+        build(asked.name, asked.to, asked.release, asked.force)
+        print(f"wrote {asked.to}")
         return 0
     for given in ASSIGNMENTS.values():
         functions = ", ".join(question.name for question in given.questions)
@@ -199,4 +182,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(sys.modules[__name__]))

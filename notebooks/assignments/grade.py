@@ -9,11 +9,11 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from grading.book import Entry, opened
+from grading.book import opened
 from grading.marking import Mark, mark
 from grading.sandbox import Limits, Sandbox
 from grading.submission import given, submission
@@ -21,15 +21,16 @@ from tqdm.auto import tqdm
 
 import minislice
 from minislice.architecture.folder import require_file, whole_file
+from minislice.command.cli import run_script
 from minislice.teaching.assignments.catalogue import assignment as assignment_of
 
-COLUMNS = ("student", "assignment", "question", "points", "max", "status", "message")
+HELP = "grade the submissions of an assignment in an nbgrader course"
 REMEDY = "on Linux as root, or where the kernel allows user namespaces, it can"
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One question of one student's: a line of the table, its columns those of `COLUMNS`."""
+    """One question of one student's: a line of the table, with these columns."""
 
     student: str
     assignment: str
@@ -48,7 +49,6 @@ def grade(
     strict: bool = False,
     limits: Limits | None = None,
     progress: bool = True,
-    warn=print,
 ) -> list[Row]:
     """Grade an assignment of an nbgrader course. Every score is overwritten, or none.
 
@@ -59,7 +59,6 @@ def grade(
         course: the folder with nbgrader_config.py.
         strict: refuse to run students' code where the system can't isolate it completely.
         limits: for each call of a student's function.
-        warn: told in one line what the isolation lets through.
 
     Raises:
         ValueError: anything that is wrong but a single submission, which just gets no points.
@@ -67,8 +66,8 @@ def grade(
     assignment = assignment_of(name)
     secret = _secret(seed_file)
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
+        cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         reference = submission(book.source, book.source.parent).answers
-        own = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         hidden = [Path(course), Path(seed_file), Path(__file__).parent, Path(minislice.__file__).parent]
         sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
         if sandbox.holes:
@@ -76,26 +75,21 @@ def grade(
             warning = f"this computer can't keep a submission from: {', '.join(sandbox.holes)}{reason}; {REMEDY}"
             if strict:
                 raise ValueError(warning)
-            warn(warning)
-        work = []
-        for student, folder in book.folders.items():
-            handed_in = submission(folder / f"{assignment.name}.ipynb", folder)
-            work += [
-                ((student, question), (assignment, question, handed_in, own, sandbox, secret, reference))
-                for question in assignment.questions
-            ]
-        marks = dict(_marked(work, progress))
-        entries, rows = [], []
-        for (student, question), _ in work:
-            found, most = marks[student, question.name], book.most[question.name]
+            print(f"minislice: {warning}", file=sys.stderr)
+        handed_in = {student: submission(folder / book.source.name, folder) for student, folder in book.folders.items()}
+        work = {
+            (student, question.name): (assignment, question, handed_in[student], cells, sandbox, secret, reference)
+            for student in handed_in
+            for question in assignment.questions
+        }
+        marks, rows = _marked(work, progress), []
+        for student, question in work:
+            found, most = marks[student, question], book.most[question]
             points = round(found.share * most, 2)
-            comment = "\n".join("    " + line for line in found.lines)  # Markdown's code: shown as it is, HTML or not
-            entries.append(Entry(student, question, points, comment))
-            message = "; ".join(found.lines)
-            rows.append(Row(student, assignment.name, question.name, points, most, found.status, message))
+            rows.append(Row(student, assignment.name, question, points, most, found.status, "; ".join(found.lines)))
+            book.write(student, assignment.question(question), points, found.lines)
         _write(unfinished, rows)
         require_file(table)  # which may have appeared meanwhile
-        book.write(entries)
     return rows
 
 
@@ -109,13 +103,13 @@ def _secret(file: Path) -> bytes:
     return secret
 
 
-def _marked(work: list, progress: bool) -> Iterator[tuple[tuple[str, str], Mark]]:
+def _marked(work: Mapping[tuple[str, str], tuple], progress: bool) -> dict[tuple[str, str], Mark]:
     """The marks by student and question, as many at a time as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {pool.submit(mark, *what): (student, question.name) for (student, question), what in work}
+        futures = {pool.submit(mark, *what): key for key, what in work.items()}
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc="grade", disable=not progress):
-                yield futures[future], future.result()
+            done = tqdm(as_completed(futures), total=len(futures), desc="grade", disable=not progress)
+            return {futures[future]: future.result() for future in done}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -123,40 +117,24 @@ def _marked(work: list, progress: bool) -> Iterator[tuple[tuple[str, str], Mark]
 
 def _write(file: Path, rows: list[Row]) -> None:
     with open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow(COLUMNS)
-        writer.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+        writer = csv.DictWriter(out, [column.name for column in dataclasses.fields(Row)])
+        writer.writeheader()
+        writer.writerows(map(dataclasses.asdict, rows))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Grade, and print each student's points. Returns the exit status."""
-    parser = argparse.ArgumentParser(description="Grade the submissions of an assignment in an nbgrader course.")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the script's parser."""
     parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a7, m1 to m3")
     parser.add_argument("--seed-file", required=True, type=Path, metavar="FILE", help="the secret of the hidden cases")
-    parser.add_argument(
-        "--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line for each question"
-    )
-    parser.add_argument(
-        "--course", default=Path("."), type=Path, metavar="DIR", help="nbgrader's folder (default: here)"
-    )
+    parser.add_argument("--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line a question")
+    parser.add_argument("--course", default=".", type=Path, metavar="DIR", help="nbgrader's folder (default: here)")
     parser.add_argument("--strict", action="store_true", help="stop where submissions can't be isolated completely")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    arguments = parser.parse_args(argv)
-    try:
-        rows = grade(
-            arguments.name,
-            arguments.seed_file,
-            arguments.csv,
-            arguments.course,
-            arguments.strict,
-            progress=not arguments.quiet,
-            warn=lambda warning: print(f"grade.py: {warning}", file=sys.stderr),
-        )
-    except (ValueError, OSError) as error:
-        print("grade.py:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    if arguments.json:
+
+
+def run(given: argparse.Namespace) -> int:
+    """Grade, and print each student's points. Returns the exit status."""
+    rows = grade(given.name, given.seed_file, given.csv, given.course, given.strict, progress=not given.quiet)
+    if given.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return 0
     for student in dict.fromkeys(row.student for row in rows):
@@ -167,4 +145,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(sys.modules[__name__]))

@@ -1,5 +1,3 @@
-"""Answers to assignment A1."""
-
 import numpy as np
 
 

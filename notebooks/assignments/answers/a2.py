@@ -1,5 +1,3 @@
-"""Answers to assignment A2."""
-
 import numpy as np
 
 

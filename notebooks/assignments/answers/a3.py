@@ -1,5 +1,3 @@
-"""Answers to assignment A3."""
-
 import numpy as np
 
 

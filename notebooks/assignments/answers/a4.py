@@ -1,5 +1,3 @@
-"""Answers to assignment A4."""
-
 import numpy as np
 
 

@@ -1,5 +1,3 @@
-"""Answers to assignment A5."""
-
 import numpy as np
 
 

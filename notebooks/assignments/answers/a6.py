@@ -1,5 +1,3 @@
-"""Answers to assignment A6."""
-
 import numpy as np
 
 

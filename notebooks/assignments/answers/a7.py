@@ -1,5 +1,3 @@
-"""Answers to assignment A7."""
-
 import numpy as np
 
 

@@ -1,5 +1,3 @@
-"""Answers to assignment M1."""
-
 import numpy as np
 
 

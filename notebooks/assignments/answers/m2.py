@@ -1,5 +1,3 @@
-"""Answers to assignment M2."""
-
 import numpy as np
 
 

@@ -1,5 +1,3 @@
-"""Answers to assignment M3."""
-
 import numpy as np
 
 

@@ -2,22 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minislice.checks import require_package
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is written for one question of a student's: points, and the comment below the answer."""
-
-    student: str
-    question: Question | MutationQuestion
-    points: float
-    comment: str
 
 
 class Book:
@@ -30,56 +18,48 @@ class Book:
     """
 
     def __init__(self, gradebook: Any, course: Any, assignment: Assignment):
-        self.gradebook, self.course, self.assignment = gradebook, course, assignment
-        self.source = self._folder(course.source_directory, ".") / f"{assignment.name}.ipynb"
+        self.gradebook, self.assignment, name = gradebook, assignment, assignment.name
+        self.source = Path(course.format_path(course.source_directory, ".", name)) / f"{name}.ipynb"
         self.most = self._points()
-        self.folders = self._submissions()
+        students = {submission.student.id for submission in gradebook.assignment_submissions(name)}
+        submitted = Path(course.root) / course.submitted_directory
+        if absent := sorted({path.parent.name for path in submitted.glob(f"*/{name}")} - students):
+            remedy = f"run `nbgrader autograde {name} --no-execute` first"
+            raise ValueError(f"not in the gradebook: {', '.join(absent)}; {remedy}")
+        if not students:
+            raise ValueError(f"nobody has handed in {name}")
+        self.folders = {
+            student: Path(course.format_path(course.submitted_directory, student, name)) for student in sorted(students)
+        }
         gradebook.db.rollback()  # grading takes long: others may write meanwhile
-
-    def _folder(self, step: str, student: str) -> Path:
-        return Path(self.course.format_path(step, student, self.assignment.name))
 
     def _points(self) -> Mapping[str, float]:
         from nbgrader.api import MissingEntry
 
         name = self.assignment.name
-        again = f"run `nbgrader generate_assignment {name} --force`"
+        remedy = f"run `nbgrader generate_assignment {name} --force`"
         try:
             notebook = self.gradebook.find_notebook(name, name)
         except MissingEntry:
-            raise ValueError(f"the gradebook has no assignment {name}: {again}") from None
+            raise ValueError(f"the gradebook has no assignment {name}: {remedy}") from None
         written = {cell.name for cell in notebook.solution_cells}
         cells = {cell.name: cell.max_score for cell in notebook.grade_cells if cell.name not in written}
         tests = {self.assignment.test_id(question): question.name for question in self.assignment.questions}
         if unknown := sorted(cells.keys() ^ tests.keys()):
-            raise ValueError(f"gradebook and assignment {name} differ in {', '.join(unknown)}: {again}")
+            raise ValueError(f"gradebook and assignment {name} differ in {', '.join(unknown)}: {remedy}")
         return {tests[cell]: points for cell, points in cells.items()}
 
-    def _submissions(self) -> Mapping[str, Path]:
-        name = self.assignment.name
-        booked = {submission.student.id for submission in self.gradebook.assignment_submissions(name)}
-        submitted = Path(self.course.root) / self.course.submitted_directory
-        placed = {path.parent.name for path in submitted.glob(f"*/{name}")}
-        if absent := sorted(placed - booked):
-            raise ValueError(
-                f"not in the gradebook: {', '.join(absent)}; run `nbgrader autograde {name} --no-execute` first"
-            )
-        if not booked:
-            raise ValueError(f"nobody has handed in {name}")
-        return {student: self._folder(self.course.submitted_directory, student) for student in sorted(booked)}
-
-    def write(self, entries: Sequence[Entry]) -> None:
-        """Write every score and comment, to be committed by `opened`.
+    def write(self, student: str, question: Question | MutationQuestion, points: float, lines: Sequence[str]) -> None:
+        """Write a score, and the comment below the answer, to be committed by `opened`.
 
         A score that a person gave (`manual_score`) is kept and goes before ours in nbgrader's sums.
         """
         name = self.assignment.name
-        for entry in entries:
-            grade = self.gradebook.find_grade(self.assignment.test_id(entry.question), name, name, entry.student)
-            grade.auto_score = entry.points
-            grade.needs_manual_grade = grade.manual_score is not None
-            cell = self.assignment.answer_id(entry.question)
-            self.gradebook.find_comment(cell, name, name, entry.student).auto_comment = entry.comment
+        grade = self.gradebook.find_grade(self.assignment.test_id(question), name, name, student)
+        grade.auto_score = points
+        grade.needs_manual_grade = grade.manual_score is not None
+        comment = self.gradebook.find_comment(self.assignment.answer_id(question), name, name, student)
+        comment.auto_comment = "\n".join("    " + line for line in lines)  # Markdown shows code as it is, also HTML
 
 
 @contextmanager
@@ -92,34 +72,43 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
     Raises:
         ValueError: nbgrader is not installed, there is no course, no such assignment in it, or the gradebook is locked.
     """
-    require_package("nbgrader", "grading", "grading")
-    from nbgrader.api import Gradebook
-    from nbgrader.coursedir import CourseDirectory
-    from sqlalchemy.exc import SQLAlchemyError
-    from traitlets.config import Config, PyFileConfigLoader
-
-    course = Path(course).resolve()
-    if not (course / "nbgrader_config.py").is_file():
-        raise ValueError(f"{course} is no course: there is no nbgrader_config.py (give its folder with --course)")
-    try:  # the config is a program, which may raise anything, also where nbgrader first uses what it says
-        config = Config({"CourseDirectory": {"root": str(course)}})
-        config.merge(PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config())
-        directory = CourseDirectory(config=config)
-        directory.format_path(directory.source_directory, ".", assignment.name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{course / 'nbgrader_config.py'} has an error: {type(error).__name__}: {error}") from None
-    file = Path(directory.db_url.removeprefix("sqlite:///"))
-    if directory.db_url.startswith("sqlite:///") and not file.is_file():
-        raise ValueError(f"there is no gradebook {file}: run `nbgrader generate_assignment {assignment.name}` first")
     try:
-        gradebook = Gradebook(directory.db_url, directory.course_id)
+        from nbgrader.api import Gradebook
+    except ImportError:
+        raise ValueError('grading needs nbgrader: pip install -e ".[grading]" in the checkout of minislice') from None
+    from sqlalchemy.exc import SQLAlchemyError
+
+    directory = _directory(Path(course).resolve(), assignment)
+    url = directory.db_url
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        raise ValueError(f"there is no gradebook {url}: run `nbgrader generate_assignment {assignment.name}` first")
+    try:
+        gradebook = Gradebook(url, directory.course_id)
     except (SQLAlchemyError, ImportError) as error:  # a database whose driver isn't installed
-        raise ValueError(f"the gradebook {directory.db_url} can't be read: {error}") from None
+        raise ValueError(f"the gradebook {url} can't be read: {error}") from None
     try:
         yield Book(gradebook, directory, assignment)
         gradebook.db.commit()
     except SQLAlchemyError as error:
-        raise ValueError(f"nothing was written, the gradebook {file} said: {error}") from None
+        raise ValueError(f"nothing was written, the gradebook {url} said: {error}") from None
     finally:
         gradebook.db.rollback()  # no effect after a commit
         gradebook.close()
+
+
+def _directory(course: Path, assignment: Assignment) -> Any:
+    """Nbgrader's description of a course, as its config says."""
+    from nbgrader.coursedir import CourseDirectory
+    from traitlets.config import Config, PyFileConfigLoader
+
+    file = course / "nbgrader_config.py"
+    if not file.is_file():
+        raise ValueError(f"{course} is no course: there is no {file.name} (give its folder with --course)")
+    try:  # the config is a program, which may raise anything, also where nbgrader first uses what it says
+        config = Config({"CourseDirectory": {"root": str(course)}})
+        config.merge(PyFileConfigLoader(file.name, path=str(course)).load_config())
+        directory = CourseDirectory(config=config)
+        directory.format_path(directory.source_directory, ".", assignment.name)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{file} has an error: {type(error).__name__}: {error}") from None
+    return directory

@@ -1,18 +1,17 @@
 """The program that runs one call of a student's function, in a fresh process for each: `python -I -S child.py`.
 
 It imports NumPy from the folder it is told, takes that folder off the path, gives up what `isolation` takes away, reads
-one request from its standard input and answers on what was its standard output. Both descriptors are moved before, so
-that nothing that the student's code prints gets there. Of the grader it knows two files: values as bytes, and the
-isolation. The request has cells, the name of a function and its arguments: no expected value, and no seed but that of
-a generator which a student's check is given.
+one request from its standard input and answers on what was its standard output. Both are moved before, so that nothing
+that the student's code prints gets there. Of the grader it knows two files, `wire` and `isolation`. The request has
+cells, the name of a function and its arguments: no expected value, and no seed but the one of the generator that a
+student's check is given.
 
 Its messages, in this order. The student's code could have written any: they are a claim, which the grader judges.
 
     True                                 ready; or a text, why not
-    ("executed",)                        the cells are, the function comes next
     ("call", arguments)                  any number, by a check of its candidate, each answered by
                                          ("returned", result) or ("raised", exception)
-    ("returned", result, arguments after), ("raised", exception, line), ("missing",) or ("unsendable", why)
+    ("returned", result, arguments after), ("raised", exception, line), ("missing",) or ("unsendable",)
 """
 
 import builtins
@@ -31,13 +30,15 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
     import wire
 
     sys.path[:] = [path for path in sys.path if path not in (here, packages)]
-    inbox, outbox = os.dup(0), os.dup(1)
+    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nowhere, descriptor)
     try:
         if isolated == "True":
-            isolation.enter(folder, _visible(numpy), (inbox, outbox), int(wall))
+            visible = [os.path.dirname(os.path.abspath(module.__file__)) for module in (os, numpy)]
+            visible += filter(os.path.isdir, [visible[1] + ".libs"])
+            isolation.enter(folder, visible, (inbox, outbox), int(wall))
         else:  # where root becomes nobody, nobody may not be allowed to read the standard library
             for name in ("dataclasses", "fractions", "numpy.random", "socket", "statistics", "typing"):
                 __import__(name)
@@ -53,44 +54,39 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
             wire.send(outbox, ("call", arguments))
         except wire.WireError as error:
             raise TypeError(f"a candidate takes plain values, not {error}") from None
-        kind, *answer = wire.receive(inbox)
+        kind, answer = wire.receive(inbox)
         if kind == "raised":
-            raise getattr(builtins, answer[0], RuntimeError)("raised by the candidate")
-        return answer[0]
+            raise getattr(builtins, answer, RuntimeError)("raised by the candidate")
+        return answer
 
+    if request["seed"] is not None:
+        request["arguments"] = [candidate, numpy.random.default_rng(request["seed"])]
     try:
-        wire.send(outbox, run(request, lambda: wire.send(outbox, ("executed",)), candidate))
-    except wire.WireError as error:
-        wire.send(outbox, ("unsendable", str(error)))
+        wire.send(outbox, run(**request))
+    except wire.WireError:
+        wire.send(outbox, ("unsendable",))
     os._exit(0)  # at once: nothing of the student's runs any more
 
 
-def run(request: dict, executed, candidate) -> tuple:
+def run(cells: list, function: str, arguments: list, seed: int | None) -> tuple:
     """Execute the cells, the last of which must succeed, and call the function. Returns the last message."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
-    cells = request["cells"]
+    last = cells[-1][0]
     for name, source in cells:
         try:
             exec(_compiled(name, source), module.__dict__)
         except BaseException as error:
-            if name == cells[-1][0]:
-                return _raised(error, name)
-    executed()
-    function = getattr(module, request["function"], None)
-    if not callable(function):
+            if name == last:
+                return _raised(error, last)
+    call = getattr(module, function, None)
+    if not callable(call):
         return ("missing",)
-    arguments = request["arguments"]
-    check = request["seed"] is not None
-    if check:
-        import numpy
-
-        arguments = [candidate, numpy.random.default_rng(request["seed"])]
     try:
-        result = function(*arguments)
+        result = call(*arguments)
     except BaseException as error:
-        return _raised(error, cells[-1][0])
-    return ("returned", None, []) if check else ("returned", result, arguments)
+        return _raised(error, last)
+    return ("returned", result, arguments) if seed is None else ("returned", None, [])
 
 
 def _compiled(name: str, source: str):
@@ -111,14 +107,6 @@ def _raised(error: BaseException, cell: str) -> tuple:
             line = trace.tb_lineno
         trace = trace.tb_next
     return ("raised", type(error).__name__, line)
-
-
-def _visible(numpy) -> list[str]:
-    """The folders that a NumPy program reads while it runs."""
-    package = os.path.dirname(os.path.abspath(numpy.__file__))
-    standard = os.path.dirname(os.path.abspath(os.__file__))
-    folders = [standard, package, package + ".libs"]
-    return [folder for folder in folders if os.path.isdir(folder)]
 
 
 if __name__ == "__main__":

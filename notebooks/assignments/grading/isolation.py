@@ -8,9 +8,11 @@ every Unix: root becomes nobody, no process can be started, and memory, processo
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
+from typing import BinaryIO
 
 NOBODY = 65534
 WORK = "/submission"  # in the new file system, where nothing else is called so
@@ -23,15 +25,15 @@ DETACH = 2
 SET_PDEATHSIG, SET_NO_NEW_PRIVS, CAPABILITY_VERSION_3 = 1, 38, 0x20080522
 
 
-def enter(folder: str, visible: list[str], pipes: tuple[int, ...], wall: int) -> None:
+def enter(folder: str, visible: list[str], pipes: tuple[BinaryIO, ...], wall: int) -> None:
     """Move into namespaces; returns in a new process, the first one there.
 
-    The calling process stays outside and ends as the new one ended, which it kills at SIGTERM or when the time is up.
+    The calling process stays outside. It kills the new one at SIGTERM or when the time is up, and ends as that ended.
 
     Args:
         folder: an empty folder, from which the new file system is built.
         visible: the folders that it shows, at the paths they have.
-        pipes: descriptors for the new process alone.
+        pipes: for the new process alone.
         wall: seconds.
 
     Raises:
@@ -42,9 +44,9 @@ def enter(folder: str, visible: list[str], pipes: tuple[int, ...], wall: int) ->
     root, uid, gid = os.geteuid() == 0, os.geteuid(), os.getegid()
     _call("unshare", NEWNS | NEWPID | NEWNET | NEWIPC | (0 if root else NEWUSER))
     if not root:  # the same user inside as outside
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"{uid} {uid} 1")
-        _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        for name, text in {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}.items():
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
     _build(folder, visible)
     _fork(pipes, wall)
     os.setsid()  # a signal to its own process group must not reach the one outside
@@ -75,26 +77,25 @@ def _build(folder: str, visible: list[str]) -> None:
                 _mount("tmpfs", f"{place}/{packages}", "tmpfs", NOSUID | NODEV, "size=64k,mode=755")
 
 
-def _fork(pipes: tuple[int, ...], wall: int) -> None:
+def _fork(pipes: tuple[BinaryIO, ...], wall: int) -> None:
+    def kill(*_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
     signals = {signal.SIGTERM, signal.SIGALRM}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may come between the fork and the handler
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return
-    for descriptor in pipes:  # the grader reads until every copy is closed
-        os.close(descriptor)
+    for pipe in pipes:  # the grader reads until every copy is closed
+        pipe.close()
     for number in signals:
-        signal.signal(number, lambda *_: _kill(child))
+        signal.signal(number, kill)
     signal.alarm(wall)  # the grader is quicker, unless it was itself killed
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     _, status = os.waitpid(child, 0)
     os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
-
-
-def _kill(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
 
 
 def _become_nobody() -> None:
@@ -137,36 +138,20 @@ def drop(memory: int, cpu: int) -> None:
     if sys.platform.startswith("linux"):
         _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _drop_capabilities()
+        _call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
     limits = {"NPROC": (0, 0), "AS": (memory, memory), "CPU": (cpu, cpu), "FSIZE": (FILES, FILES)}
     for name, values in {**limits, "NOFILE": (64, 64), "CORE": (0, 0)}.items():
         with contextlib.suppress(ValueError, OSError):  # a limit that this system doesn't know, or has lower
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), values)
 
 
-def _drop_capabilities() -> None:
-    import ctypes
-
-    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
-    _call("capset", header, (ctypes.c_uint32 * 6)())
-
-
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
-    import ctypes
-
     _call("mount", *texts[:3], ctypes.c_ulong(flags), texts[3])
 
 
 def _call(name: str, *arguments: object) -> None:
     """Call a function of the C library that returns 0, or raise its OSError."""
-    import ctypes
-
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)

@@ -18,7 +18,6 @@ from minislice.teaching.assignments.exercise import (
     raised,
 )
 
-from .conversation import Answer
 from .sandbox import Sandbox
 from .submission import Submission
 
@@ -32,8 +31,7 @@ class Mark:
 
     Args:
         share: of the question's points, 0 to 1.
-        status: "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or
-            "unreadable".
+        status: "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or "unreadable".
         lines: for the student, without a number of the hidden cases.
     """
 
@@ -49,15 +47,17 @@ def mark(
     given: Sequence[tuple[str, str]],
     sandbox: Sandbox,
     secret: bytes,
-    reference: Mapping[str, str] | None = None,
+    reference: Mapping[str, str],
 ) -> Mark:
     """Mark one question of a submission.
+
+    A function may call those of the questions before it. If it fails after the student's answers to them, it is tried
+    again after right ones: a slip in one function costs its own points alone.
 
     Args:
         given: the source's own cells, which are executed before the student's.
         secret: what the hidden cases are drawn from.
-        reference: right answers by grade_id. A function that fails is tried again after the right answers to the
-            questions before it: a slip in one function costs its own points alone.
+        reference: right answers by grade_id.
     """
     name, title = assignment.answer_id(question), f"{assignment.name.upper()}.{question.name}"
     if submission.unreadable:
@@ -66,16 +66,17 @@ def mark(
         return Mark(0.0, "duplicate", (f"{title}  there is more than one cell for this answer (grade_id {name})",))
     if name not in submission.answers:
         return Mark(0.0, "missing", (f"{title}  the cell for this answer is not there (grade_id {name})",))
-    answer = _Answer(assignment, question, submission, given, sandbox, reference or {})
-    judge = _mark_check if isinstance(question, MutationQuestion) else _mark_function
-    share, failure, heading = judge(answer, question, lambda *trial: _seed(secret, name, *trial))
-    if share == 1:
-        return Mark(1.0, "passed", (f"{title}  {heading}",))
-    lines = failure.lines(values=False) if failure else []
-    if failure and failure.kind == "missing":
-        return Mark(share, "unanswered", (f"{title}  {failure.what}",))
-    status = "partial" if share else "stopped" if failure and failure.kind == "stopped" else "failed"
-    return Mark(share, status, (f"{title}  {heading}", *lines))
+    answers = [assignment.answer_id(other) for other in assignment.questions]
+    earlier = answers[: answers.index(name)]
+    own = [(other, submission.answers[other]) for other in earlier if other in submission.answers]
+    right = [(f"right {other}", reference[other]) for other in earlier]
+    marks = []
+    for before in (own, [*own, *right], right) if earlier else ([],):
+        trial = _Trial(question, [*given, *before, (name, submission.answers[name])], sandbox)
+        marks.append(trial.mark(title, lambda *words: _seed(secret, name, *words)))
+        if marks[-1].share == 1:
+            break
+    return max(marks, key=lambda mark: mark.share)
 
 
 def _seed(secret: bytes, *names: str) -> int:
@@ -83,100 +84,76 @@ def _seed(secret: bytes, *names: str) -> int:
     return int.from_bytes(hashlib.sha256(b"\0".join([secret, *map(str.encode, names)])).digest()[:8], "big") >> 1
 
 
-def _mark_function(
-    answer: "_Answer", question: Question, seed: Callable[..., int]
-) -> tuple[float, Failure | None, str]:
-    cases = question.cases(np.random.default_rng(seed()))
-    first = _mark_cases(answer, question, cases)
-    if first[0] < 1 and answer.helped:
-        answer.cells = answer.helped
-        return max(first, _mark_cases(answer, question, cases), key=lambda found: found[0])
-    return first
+@dataclass(frozen=True)
+class _Trial:
+    """Cells, the last of which is the answer to a question, and where they are executed."""
 
+    question: Question | MutationQuestion
+    cells: Sequence[tuple[str, str]]
+    sandbox: Sandbox
 
-def _mark_cases(answer: "_Answer", question: Question, cases: Sequence[Case]) -> tuple[float, Failure | None, str]:
-    failures = []
-    for case in cases:
-        failures.append(answer.try_case(case))
-        if failures[-1] and not question.parts:
-            break
-    for index, (case, failure) in enumerate(zip(cases, failures, strict=False), 1):
-        if failure:
-            return question.share(failures), failure, f"FAILED at case {index} of {len(cases)}  ({case})"
-    return 1.0, None, f"ok, {len(cases)} cases"
+    def mark(self, title: str, seed: Callable[..., int]) -> Mark:
+        judge = self._judge_check if isinstance(self.question, MutationQuestion) else self._judge_function
+        share, failure, heading = judge(seed)
+        if failure and failure.kind == "missing":
+            return Mark(share, "unanswered", (f"{title}  {failure.what}",))
+        status = "passed" if share == 1 else "partial" if share else "failed"
+        if status == "failed" and failure and failure.kind == "stopped":
+            status = "stopped"
+        return Mark(share, status, (f"{title}  {heading}", *(failure.lines(values=False) if failure else ())))
 
+    def _judge_function(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
+        cases = self.question.cases(np.random.default_rng(seed()))
+        failures: list[Failure | None] = []
+        for case in cases:
+            failures.append(self._try(case))
+            if failures[-1] and not self.question.parts:
+                break
+        for index, (case, failure) in enumerate(zip(cases, failures, strict=False), 1):
+            if failure:
+                heading = f"FAILED at case {index} of {len(cases)}  ({case})"
+                return self.question.share(failures), failure, heading
+        return 1.0, None, f"ok, {len(cases)} cases"
 
-def _mark_check(
-    answer: "_Answer", question: MutationQuestion, seed: Callable[..., int]
-) -> tuple[float, Failure | None, str]:
-    order = np.random.default_rng(seed("order"))
-    kills = question.try_out(lambda candidate, trial: answer.rejects(candidate, seed(str(trial))), order)
-    if kills.rejected:
-        return 0.0, kills.rejected, "FAILED  it raises on the right function"
-    shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
-    heading = f"kills {shown} of {len(question.shown)} shown and {hidden} of {len(question.hidden)} hidden mutants"
-    return kills.share, None, heading
-
-
-class _Answer:
-    """The answer to one question, ready to be called."""
-
-    def __init__(
-        self,
-        assignment: Assignment,
-        question: Question | MutationQuestion,
-        submission: Submission,
-        given: Sequence[tuple[str, str]],
-        sandbox: Sandbox,
-        reference: Mapping[str, str],
-    ):
-        self.question, self.sandbox = question, sandbox
-        own = assignment.answer_id(question)
-        before = [assignment.answer_id(other) for other in assignment.questions]
-        before = [name for name in before[: before.index(own)] if name in submission.answers]
-        self.source = submission.answers[own]
-        self.alone = [*given, (own, self.source)]
-        self.cells = [*given, *((name, submission.answers[name]) for name in before), (own, self.source)]
-        right = [(f"right {name}", reference[name]) for name in before if name in reference]
-        self.helped = [*self.cells[:-1], *right, self.cells[-1]] if right else []
-
-    def try_case(self, case: Case) -> Failure | None:
+    def _try(self, case: Case) -> Failure | None:
         """What is wrong with the function on one case, or None."""
-        answer = self._call(arguments=list(case.arguments.values()))
-        if answer.kind != "returned":
-            return self._failure(answer)
-        if len(answer.after) != len(case.arguments):
-            return Failure("type", "the result", PLAIN)
+        answer = self.sandbox.call(self.cells, self.question.name, list(case.arguments.values()))
+        if answer[0] != "returned":
+            return self._failure(*answer)
+        _, result, after = answer
         try:
-            after = dict(zip(case.arguments, answer.after, strict=True))
-            return examine(self.question, case.arguments, answer.result, after)
+            return examine(self.question, case.arguments, result, dict(zip(case.arguments, after, strict=True)))
         except Exception as error:  # a result that was made to break the comparison costs its own question alone
             return Failure("values", "the result", f"it can't be examined ({type(error).__name__})")
 
-    def rejects(self, candidate: Callable[..., Any], seed: int) -> Failure | None:
+    def _judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
+        question, order = self.question, np.random.default_rng(seed("order"))
+        kills = question.try_out(lambda candidate, trial: self._rejects(candidate, seed(str(trial))), order)
+        if kills.rejected:
+            return 0.0, kills.rejected, "FAILED  it raises on the right function"
+        shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
+        heading = f"kills {shown} of {len(question.shown)} shown and {hidden} of {len(question.hidden)} hidden mutants"
+        return kills.share, None, heading
+
+    def _rejects(self, candidate: Callable[..., Any], seed: int) -> Failure | None:
         """How a check raised on a candidate, or None. One that was stopped hasn't raised: only the reference minds."""
-        answer = self._call(candidate=lambda *arguments: candidate(*self.question.allowed(arguments)), seed=seed)
-        if answer.kind == "returned" or (answer.kind == "stopped" and candidate is not self.question.reference):
+
+        def asked(*arguments: Any) -> Any:
+            return candidate(*self.question.allowed(arguments))
+
+        answer = self.sandbox.call(self.cells, self.question.name, candidate=asked, seed=seed)
+        if answer[0] == "returned" or (answer[0] == "stopped" and candidate is not self.question.reference):
             return None
-        return self._failure(answer)
+        return self._failure(*answer)
 
-    def _call(self, **what: Any) -> Answer:
-        """Call the function, after the earlier answers, which it may use, or without, if they don't come to an end."""
-        answer = self.sandbox.call(self.cells, self.question.name, **what)
-        if answer.kind == "stopped" and not answer.executed and self.cells != self.alone:
-            self.cells = self.alone
-            return self._call(**what)
-        return answer
-
-    def _failure(self, answer: Answer) -> Failure:
-        if answer.kind == "raised":
-            lines = re.split(r"\r\n|\r|\n", self.source)
-            code = lines[answer.line - 1][:100] if 0 < answer.line <= len(lines) else ""
+    def _failure(self, kind: str, what: str = "", line: int = 0) -> Failure:
+        if kind == "raised":
+            lines = re.split(r"\r\n|\r|\n", self.cells[-1][1])
+            code = lines[line - 1][:100] if 0 < line <= len(lines) else ""
             code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
-            name = answer.name if NAMEABLE.fullmatch(answer.name) else "an exception"
-            return raised(name, "", answer.line or None, code)
-        if answer.kind == "missing":
+            return raised(what if NAMEABLE.fullmatch(what) else "an exception", "", line or None, code)
+        if kind == "missing":
             return Failure("missing", "", f"the cell defines no function {self.question.name}")
-        if answer.kind == "unsendable":
+        if kind == "unsendable":
             return Failure("type", "the result", PLAIN)
-        return Failure("stopped", "", answer.why)
+        return Failure("stopped", "", what)

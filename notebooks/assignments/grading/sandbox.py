@@ -1,31 +1,41 @@
 """Run one call of a student's function in a process that can do nothing else, and take what it says as a claim.
 
-A new process for each call, killed when it has answered or when a limit is reached: nothing is left from one call to
-the next. Starting Python and NumPy takes about a tenth of a second; a process kept warm, to fork for each call, would
-be quicker and would have to be protected from its children.
+A new process for each call, killed when it has answered or when a limit is reached. Starting Python and NumPy takes
+about a tenth of a second; a process kept warm, to fork for each call, would be quicker and would have to be protected
+from its children. What is said to the process, and what it may answer, is in `child`.
 """
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .conversation import Answer, converse
+from . import wire
 from .isolation import NOBODY
-from .process import Limits, Process
 
 CHILD = Path(__file__).parent / "child.py"
 PACKAGES = Path(np.__file__).parents[1]
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment: what Python may need to start
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may take: bytes of memory, seconds of processor time, seconds by the clock."""
+
+    memory: int = 2 << 30
+    cpu: int = 10
+    wall: int = 60  # much more than cpu: a busy machine is no reason for a student to lose points
 
 
 @dataclass
@@ -37,7 +47,7 @@ class Sandbox:
         refused: the system's reason, where it doesn't allow namespaces.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits
     isolated: bool = True
     refused: str = ""
     holes: tuple[str, ...] = ()
@@ -67,8 +77,11 @@ class Sandbox:
         arguments: Sequence[Any] = (),
         candidate: Callable[..., Any] | None = None,
         seed: int | None = None,
-    ) -> Answer:
+    ) -> tuple:
         """Execute cells, the last of which must succeed, and call a function that they define.
+
+        Returns ("returned", result, arguments after the call), ("raised", name of the exception, line of the last cell
+        or 0), ("missing",) for no such function, ("unsendable",) for a result that is not plain, or ("stopped", why).
 
         Args:
             cells: names and sources.
@@ -79,17 +92,28 @@ class Sandbox:
             OSError: the process can't be set up as asked, before it saw anything of the student's.
         """
         request = {"cells": list(cells), "function": function, "arguments": list(arguments), "seed": seed}
+        started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="minislice-", ignore_cleanup_errors=True) as folder:
-            if hasattr(os, "geteuid") and os.geteuid() == 0:
-                with contextlib.suppress(OSError):  # see isolation: nobody may not exist
-                    os.chown(folder, NOBODY, NOBODY)
-            with self._process(folder) as process:
-                return converse(process, request, candidate)
+            process = self._start(folder)
+            clock = threading.Timer(self.limits.wall, self._kill, [process])
+            clock.start()
+            try:
+                return _converse(process, request, candidate)
+            except (EOFError, BrokenPipeError):
+                return "stopped", self._why(process, time.monotonic() - started)
+            finally:
+                clock.cancel()
+                self._kill(process)
+                for pipe in (process.stdin, process.stdout):
+                    with contextlib.suppress(OSError):
+                        pipe.close()
 
-    @contextlib.contextmanager
-    def _process(self, folder: str):
+    def _start(self, folder: str) -> subprocess.Popen:
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            with contextlib.suppress(OSError):  # see isolation: nobody may not exist
+                os.chown(folder, NOBODY, NOBODY)
         settings = (PACKAGES, folder, self.isolated, self.limits.memory, self.limits.cpu, self.limits.wall + 10)
-        started = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-I", "-S", str(CHILD), *map(str, settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -99,27 +123,82 @@ class Sandbox:
             | {name: os.environ[name] for name in KEPT if name in os.environ},
             start_new_session=True,
         )
-        process = Process(started, self.isolated, self.limits)
-        clock = threading.Timer(self.limits.wall, process.kill)
-        clock.start()
-        try:
-            yield process
-        finally:
-            clock.cancel()
-            process.kill()
-            for pipe in (started.stdin, started.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+
+    def _kill(self, process: subprocess.Popen) -> None:
+        """Kill a process, and whatever it started; no harm if it has ended."""
+        if self.isolated:  # what we started is the one outside, which kills the one inside
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+                return
+        if hasattr(os, "killpg") and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+
+    def _why(self, process: subprocess.Popen, lasted: float) -> str:
+        """Why a process ended without an answer, in words for the student."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)  # a moment passes between the last of the pipe and the end
+        status = process.returncode or 0
+        if lasted >= self.limits.wall:
+            return f"stopped: it took more than {self.limits.wall} s"
+        if status in (-9, 128 + 9) and lasted >= self.limits.cpu:  # SIGKILL, here or inside the namespaces
+            return f"stopped: it took more than {self.limits.cpu} s of processor time"
+        if status < 0 or status > 128:
+            return "stopped: the process crashed"
+        return "stopped: the process ended before the function returned"
 
     def _probe(self, hidden: Sequence[Path]) -> tuple[str, ...]:
         """What a submission could do here, tried by a function in a submission's place."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             arguments = [[str(path) for path in hidden], server.getsockname()[1], 2 * self.limits.memory]
             answer = self.call([("probe", _PROBE)], "probe", arguments)
-        if answer.kind != "returned":
+        if answer[0] != "returned":
             raise ValueError(f"a process for the students' code doesn't work here: {answer}")
         names = ("read your files", "use the network", "start processes", "take all memory")
-        return tuple(name for name, possible in zip(names, answer.result, strict=True) if possible)
+        return tuple(name for name, possible in zip(names, answer[1], strict=True) if possible)
+
+
+def _converse(process: subprocess.Popen, request: dict, candidate: Callable[..., Any] | None) -> tuple:
+    """Hand a request over and listen until there is an answer."""
+    try:
+        ready = wire.receive(process.stdout)
+    except (EOFError, wire.WireError):
+        ready = "it ended before it was ready"
+    if ready is not True:
+        raise OSError(f"a process for students' code can't be started: {ready}")
+    try:
+        wire.send(process.stdin, request)
+    except wire.WireError:
+        return "stopped", "the cells are too large"
+    try:
+        while True:
+            message = wire.receive(process.stdout)
+            match message:  # str(...) looks at the type before it compares: a message may be anything
+                case (str("call"), tuple(arguments)) if candidate:
+                    wire.send(process.stdin, _asked(candidate, arguments))
+                case (str("returned"), _, list()) | (str("raised"), str(), int()) | (str("missing" | "unsendable"),):
+                    return message
+                case _:
+                    raise wire.WireError("not one of the messages in `child`")
+    except wire.WireError:
+        return "stopped", "stopped: it wrote to the pipe for the result what is no result"
+
+
+def _asked(candidate: Callable[..., Any], arguments: tuple) -> tuple:
+    """The answer to a student's question to a candidate; all that goes wrong is the question's fault.
+
+    An exception crosses without its message: that could name the candidate ("fuse_block() missing 6 ...").
+    """
+    try:
+        with np.errstate(all="ignore"):
+            answer = ("returned", candidate(*arguments))
+        wire.encode(answer)
+        return answer
+    except Exception as error:
+        return ("raised", type(error).__name__)
 
 
 _PROBE = """
