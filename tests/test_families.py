@@ -177,7 +177,9 @@ def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_p
     dense = able_to_compute(AutoModelForCausalLM.from_config(config, dtype=dtype)).eval()
     ids = recipe.tokens()
     model = minislice.delete_neurons(copy.deepcopy(dense), ids, neurons=0.4, multiple=1)
-    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {24}
+    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {
+        24 if dtype == torch.bfloat16 else 28
+    }
     assert model(ids).logits.isfinite().all()
     model.save_pretrained(tmp_path / "fewer")
     assert minislice.load(tmp_path / "fewer")[0](ids).logits.isfinite().all()

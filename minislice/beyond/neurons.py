@@ -179,8 +179,9 @@ def delete_neurons(
                 f"the config of {net.model.config.model_type!r} can't say how many neurons there are, so with fewer it "
                 "can't be saved; give `neurons` to slice_model, with slicing=0 if nothing else is to be deleted"
             )
-        # transformers multiplies all experts at once where their widths are multiples of 8; these stay such ones.
-        step = math.lcm(multiple, math.gcd(count, 8)) if of_experts else multiple
+        # transformers multiplies all experts at once, and then their rows must be multiples of 16 bytes.
+        row = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}.get(model.dtype, 1) if of_experts else 1
+        step = math.lcm(multiple, math.gcd(count, row))
         left[of_experts] = slice_width(count, neurons, step)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
