@@ -8,10 +8,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array, Form, Gone, Maybe
 from .judging import Places, close
+from .markdown import read
 
 
 def _center_cases(rng: Generator) -> list[Case]:
@@ -192,100 +193,15 @@ def _judge_fuse(arguments: Mapping[str, Any], fused: dict) -> Failure | None:
     return failure
 
 
-A1 = Assignment(
-    name="a1",
-    title="Fusion",
-    goal="take a LayerNorm apart and move its pieces into their neighbours, until a norm is nothing but a division",
-    before="matrix products in NumPy; what a LayerNorm and a transformer block are (notebook 01)",
-    difficulty=2,
-    notation=r"""Rows are tokens: a linear layer is $x W + b$ with `W` of shape `[in, out]`. Everything is float64.
-A LayerNorm of a row $x$ of $D$ numbers, scale $\alpha$, shift $\beta$, is eq. 1 of the paper
-
-$$\mathrm{LayerNorm}(x) = \mathrm{RMSNorm}(x M)\,\mathrm{diag}(\alpha) + \beta,
-\qquad \mathrm{RMSNorm}(x) = x \Big/ \sqrt{\tfrac1D \textstyle\sum_i x_i^2 + \epsilon}$$
-
-where $x M$ is $x$ minus its mean. No function may change its arguments.""",
-    questions=(
-        Question(
-            name="center",
-            points=5,
-            minutes=5,
-            difficulty=1,
-            text=r"""Subtracting the mean is a linear map. Write its matrix $M$:
-
-$$x M = x - \tfrac1D \textstyle\sum_i x_i \; (1, \dots, 1)$$""",
-            hints=(
-                "The mean of x, repeated D times, is x times a matrix whose entries are all the same number.",
-                "The identity leaves x as it is; subtract the matrix that repeats the mean.",
-            ),
-            cases=_center_cases,
-            returns=lambda arguments: Array("M", (arguments["D"], arguments["D"])),
-            judge=_judge_center,
-        ),
-        Question(
-            name="fuse_reader",
-            points=5,
-            minutes=15,
-            difficulty=2,
-            text=r"""A linear layer reads a norm. Find $W'$ and $b'$ that read the bare RMSNorm instead, for every $x$:
-
-$$\mathrm{RMSNorm}(x)\, W' + b' = \big(\mathrm{RMSNorm}(x)\,\mathrm{diag}(\alpha) + \beta\big) W + b$$
-
-A layer without a bias has `b = None`; LLaMA's norm has no shift, `beta = None`.""",
-            hints=(
-                "Multiply the right side out: what stands before x, and what doesn't depend on x?",
-                "diag(alpha) W multiplies every row of W by one number. The shift goes through W as it was.",
-            ),
-            cases=_reader_cases,
-            returns=_reader_form,
-            judge=_judge_reader,
-        ),
-        Question(
-            name="fuse_writer",
-            points=5,
-            minutes=10,
-            difficulty=1,
-            text=r"""A linear layer writes to the signal. Later norms subtract the signal's mean; let the writer do it:
-
-$$h W' + b' = (h W + b) M \quad\text{for every } h$$""",
-            hints=(
-                "W M: M acts on every row of W as it acts on a row of the signal.",
-                "The bias is a row too.",
-            ),
-            cases=_writer_cases,
-            returns=lambda arguments: (
-                Array("W", arguments["W"].shape),
-                Array("b", arguments["b"].shape),
-            ),
-            judge=_judge_writer,
-        ),
-        Question(
-            name="fuse",
-            points=10,
-            minutes=20,
-            difficulty=2,
-            text=r"""Now a whole network, in a dictionary: `W_embd [V, D]`, `W_pos [T, D]`, and for $B$ blocks
-`W_in [B, D, H]`, `b_in [B, H]`, `W_out [B, H, D]`, `b_out [B, D]`, then `W_head [D, V]`,
-`b_head [V]`. Its norms, one before each block and one before the head: `norm`, which is
-`"LayerNorm"` or `"RMSNorm"`, `alpha [B + 1, D]`, `beta [B + 1, D]`.
-
-$$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
-X \leftarrow X + \sigma\big(\mathrm{norm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out} + b_\mathrm{out},
-\qquad \text{logits} = \mathrm{norm}(X)\, W_\mathrm{head} + b_\mathrm{head}$$
-
-What a network doesn't have is `None`: LLaMA has no positions, no biases and no `beta`, and its RMSNorm subtracts no
-mean. Where `W_head` is `None` the head is tied: it is the transpose of `W_embd`. The fused network has a head of its
-own. It is run with bare RMSNorms; any weights will do that give the same logits.""",
-            hints=(
-                "Every weight either reads a norm (the head does, too) or writes to the signal.",
-                "Embeddings, positions, W_out and b_out write. With RMSNorms they stay as they are.",
-                "A tied head takes alpha and beta, the embedding must not: copy the matrix first.",
-            ),
-            cases=_fuse_cases,
-            returns=_fuse_form,
-            judge=_judge_fuse,
-        ),
+A1 = read(
+    "a1",
+    center=(_center_cases, lambda arguments: Array("M", (arguments["D"],) * 2), _judge_center),
+    fuse_reader=(_reader_cases, _reader_form, _judge_reader),
+    fuse_writer=(
+        _writer_cases,
+        lambda arguments: (Array("W", arguments["W"].shape), Array("b", arguments["b"].shape)),
+        _judge_writer,
     ),
+    fuse=(_fuse_cases, _fuse_form, _judge_fuse),
 )
-
 check = checker(A1)

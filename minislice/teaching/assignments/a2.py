@@ -7,10 +7,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array
 from .judging import close, orthonormal
+from .markdown import read
 
 
 def _rms_cases(rng: Generator) -> list[Case]:
@@ -125,76 +126,14 @@ def _judge_counterexample(arguments: Mapping[str, Any], result: tuple[np.ndarray
     )
 
 
-A2 = Assignment(
-    name="a2",
-    title="Invariance",
-    goal="say why an RMSNorm network can be rotated and a LayerNorm network cannot, and draw a fair rotation",
-    before="orthogonal matrices, the QR decomposition (notebook 02)",
-    difficulty=1,
-    notation=r"""Rows are tokens. Everything is float64. No function may change its arguments.
-Eq. 2 of the paper, for every orthogonal $Q$:
-
-$$\mathrm{RMSNorm}(X Q)\, Q^\top = \mathrm{RMSNorm}(X)$$""",
-    questions=(
-        Question(
-            name="rms",
-            points=5,
-            minutes=10,
-            difficulty=1,
-            text=r"""Write the norm that is left after fusion. Each row $x$ by itself:
-
-$$\mathrm{RMSNorm}(x) = x \Big/ \sqrt{\tfrac1D \textstyle\sum_i x_i^2 + \epsilon}$$
-
-It has to satisfy eq. 2; try it with a rotation of your own.""",
-            hints=(
-                "The mean of the squares of each row: over which axis, and with which shape, so that x can be divided?",
-                "np.mean(..., axis=1, keepdims=True) keeps the rows apart. eps is added before the root is taken.",
-            ),
-            cases=_rms_cases,
-            returns=lambda arguments: Array("rms(x)", arguments["x"].shape),
-            judge=_judge_rms,
-        ),
-        Question(
-            name="haar",
-            points=5,
-            minutes=15,
-            difficulty=2,
-            text=r"""A fair rotation has no favourite direction: $O Q$ is as likely as $Q$, for every orthogonal $O$
-(the Haar distribution). A Gaussian $G$ is like that, but not orthogonal. Its decomposition $G = Q R$ gives an
-orthogonal $Q$. But with $Q R$, also $(Q\, \mathrm{diag}(s))\,(\mathrm{diag}(s) R)$ is one, for any signs $s$, and the
-signs that NumPy returns are no accident: `Q[0, 0]` is never positive. Choose the $Q$ for which
-
-$$G = Q R, \qquad R \text{ is triangular}, \qquad R_{ii} > 0$$""",
-            hints=(
-                "np.linalg.qr, then look at the diagonal of R.",
-                "If R[i, i] is negative, turn row i of R round, and what it is multiplied by: which part of Q is that?",
-            ),
-            cases=_haar_cases,
-            returns=lambda arguments: Array("Q", arguments["G"].shape),
-            judge=_judge_haar,
-        ),
-        Question(
-            name="counterexample",
-            points=5,
-            minutes=15,
-            difficulty=1,
-            text=r"""Eq. 2 fails for a LayerNorm. Find $x$ and an orthogonal $Q$ for which
-
-$$\max \big| \mathrm{LayerNorm}(x Q)\, Q^\top - \mathrm{LayerNorm}(x) \big| > 0.1$$
-
-with $\alpha = 1$, $\beta = 0$, $\epsilon = 10^{-3}$, in any width $D \ge 2$.""",
-            hints=(
-                "LayerNorm subtracts the mean. Which direction does it delete?",
-                "A rotation that takes part of x into the direction (1, 1, ..., 1) lets LayerNorm delete that part.",
-            ),
-            cases=_counterexample_cases,
-            returns=lambda arguments: (
-                Array("x", ("N", arguments["D"])),
-                Array("Q", (arguments["D"], arguments["D"])),
-            ),
-            judge=_judge_counterexample,
-        ),
+A2 = read(
+    "a2",
+    rms=(_rms_cases, lambda arguments: Array("rms(x)", arguments["x"].shape), _judge_rms),
+    haar=(_haar_cases, lambda arguments: Array("Q", arguments["G"].shape), _judge_haar),
+    counterexample=(
+        _counterexample_cases,
+        lambda arguments: (Array("x", ("N", arguments["D"])), Array("Q", (arguments["D"],) * 2)),
+        _judge_counterexample,
     ),
 )
-
 check = checker(A2)

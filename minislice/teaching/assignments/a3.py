@@ -7,10 +7,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array, Form
 from .judging import Places, close
+from .markdown import read
 
 
 def _cases(rng: Generator) -> list[Case]:
@@ -112,59 +113,7 @@ def _add_reader(
     places.add(f"b{which}", b_wanted, b_got, hint="it is added behind W, where the signal's basis is left behind.")
 
 
-A3 = Assignment(
-    name="a3",
-    title="Rotation",
-    goal="rotate a network, another way at every boundary, without changing what it computes",
-    before="A1 and A2; einsum or batched matrix products (notebook 02)",
-    difficulty=2,
-    notation=r"""Rows are tokens, everything is float64, no function may change its
-arguments, and the network is fused: its norms have no weights. With $B$
-blocks it has $B + 1$ boundaries; boundary $l$ is before block $l$, the last one before the head:
+PARTS = {"W_embd": 2, "W_pos": 2, "W_in b_in": 2, "W_out W_out2": 2, "b_out b_out2": 2, "S": 3, "W_head b_head": 2}
 
-$$X = W_\mathrm{embd}[\text{tokens}] + W_\mathrm{pos}, \qquad
-X \leftarrow X + \sigma\big(\mathrm{RMSNorm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out} + b_\mathrm{out},
-\qquad \text{logits} = \mathrm{RMSNorm}(X)\, W_\mathrm{head} + b_\mathrm{head}$$
-
-A parallel block (Phi-2's) writes to the signal twice, by $W_\mathrm{out}$ and by $W_\mathrm{out2}$.""",
-    questions=(
-        Question(
-            name="rotate",
-            points=15,
-            minutes=60,
-            difficulty=2,
-            text=r"""Change all weights so that the signal at boundary $l$ is $X Q_l$ instead of $X$, and the logits are
-what they were. RMSNorm lets rotations through (eq. 2), $\sigma$ does not: it must get the numbers that it got before.
-The residual connection has to change the basis as well, by an adapter $S_l$ of each block:
-
-$$X Q_{l+1} \leftarrow (X Q_l)\, S_l
-+ \sigma\big(\mathrm{RMSNorm}(X Q_l)\, W'_\mathrm{in} + b'_\mathrm{in}\big) W'_\mathrm{out} + b'_\mathrm{out}$$
-
-Find $W'_\mathrm{embd}$, $W'_\mathrm{pos}$, and for each block $W'_\mathrm{in}$, $b'_\mathrm{in}$, $W'_\mathrm{out}$,
-$b'_\mathrm{out}$, $S_l$, then $W'_\mathrm{head}$, $b'_\mathrm{head}$. Some don't change. What a network doesn't have is
-`None`; keep it so.
-
-Points: 3 for $S$, 2 each for $W'_\mathrm{embd}$, $W'_\mathrm{pos}$, what reads ($W'_\mathrm{in}$ and
-$b'_\mathrm{in}$), the matrices that write, the biases that write, and the head.""",
-            hints=(
-                "Who reads the signal has to turn it back first; who writes it has to turn what they write.",
-                "Block l reads boundary l and writes to boundary l + 1. The embeddings write to boundary 0.",
-                "b_out and W_out2 write, too. S[l] takes a row from Q[l] back to X and on to Q[l + 1].",
-            ),
-            cases=_cases,
-            returns=_form,
-            judge=_judge,
-            parts={
-                "W_embd": 2,
-                "W_pos": 2,
-                "W_in b_in": 2,
-                "W_out W_out2": 2,
-                "b_out b_out2": 2,
-                "S": 3,
-                "W_head b_head": 2,
-            },
-        ),
-    ),
-)
-
+A3 = read("a3", rotate=(_cases, _form, _judge, PARTS))
 check = checker(A3)

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array, Number
 from .judging import Places, close, orthonormal
+from .markdown import read
 
 
 def _moment_cases(rng: Generator) -> list[Case]:
@@ -133,102 +134,18 @@ def _judge_width(arguments: Mapping[str, Any], k: int) -> Failure | None:
     return None
 
 
-A4 = Assignment(
-    name="a4",
-    title="Principal components",
-    goal="find the directions that carry the signal, and say how many of them carry enough",
-    before="symmetric matrices and their eigenvectors (notebook 03)",
-    difficulty=2,
-    notation=r"""Rows are tokens. Everything is float64. No function may change its arguments.
-Eq. 8 of the paper, over all tokens $x$ of the calibration set:
-
-$$C = \sum_x x^\top x, \qquad C = Q\, \mathrm{diag}(\lambda)\, Q^\top, \qquad \lambda_1 \ge \lambda_2 \ge \dots$$""",
-    questions=(
-        Question(
-            name="second_moment",
-            points=5,
-            minutes=15,
-            difficulty=1,
-            text=r"""The calibration set comes in batches of different length, padded. Compute
-
-$$C = \sum_{\text{batches}} \; \sum_{x \text{ not padding}} x^\top x$$
-
-It must not matter how the tokens are divided into batches, nor what stands in the padding.""",
-            hints=(
-                "x[mask] takes the rows where mask is True.",
-                "For one batch, the sum of x^T x over its rows is one matrix product. Add these up; divide by nothing.",
-            ),
-            cases=_moment_cases,
-            returns=lambda arguments: Array("C", (arguments["batches"][0].shape[1],) * 2),
-            judge=_judge_moment,
-        ),
-        Question(
-            name="pca",
-            points=5,
-            minutes=10,
-            difficulty=1,
-            text=r"""The principal components are the columns of $Q$, the one with the largest eigenvalue first:
-
-$$C\, Q = Q\, \mathrm{diag}(\lambda), \qquad Q^\top Q = I, \qquad \lambda_1 \ge \dots \ge \lambda_D$$""",
-            hints=(
-                "C is symmetric: np.linalg.eigh. In which order does it return the eigenvalues?",
-                "Turn round the eigenvalues, and the eigenvectors along the axis that counts them.",
-            ),
-            cases=_pca_cases,
-            returns=lambda arguments: (
-                Array("lambda", (len(arguments["C"]),)),
-                Array("Q", arguments["C"].shape),
-            ),
-            judge=_judge_pca,
-        ),
-        Question(
-            name="width",
-            points=5,
-            minutes=10,
-            difficulty=1,
-            text=r"""The smallest $k$ with
-
-$$\lambda_1 + \dots + \lambda_k \;\ge\; \text{share} \cdot (\lambda_1 + \dots + \lambda_D)$$""",
-            hints=("np.cumsum. The first index where it reaches the share is one less than the number of components.",),
-            cases=_width_cases,
-            returns=lambda arguments: Number("k", int),
-            judge=_judge_width,
-        ),
+A4 = read(
+    "a4",
+    second_moment=(
+        _moment_cases,
+        lambda arguments: Array("C", (arguments["batches"][0].shape[1],) * 2),
+        _judge_moment,
     ),
-    written=(
-        WrittenQuestion(
-            name="ky_fan",
-            points=5,
-            minutes=15,
-            difficulty=2,
-            text=r"""Prove (Ky Fan): of all $P$ with $k$ orthonormal columns, $P = [q_1 \dots q_k]$, the first
-columns of $Q$, loses least of the signal: it makes $\sum_x \|x - x P P^\top\|^2$ smallest. Three lines are enough.""",
-        ),
-        WrittenQuestion(
-            name="noise",
-            points=5,
-            minutes=10,
-            difficulty=2,
-            text="""Slice a trained network, calibrated once on text and once on tokens drawn at random:
-
-```python
-import minislice
-import torch
-from minislice.teaching import lecture
-
-for calibration in ("text", "noise"):
-    model, tokenizer = minislice.load("mini-opt", dtype=torch.float32)
-    tokens, evaluation = lecture.token_sets("embedded", tokenizer)
-    if calibration == "noise":
-        tokens = torch.randint(model.config.vocab_size, tokens.shape, generator=torch.Generator().manual_seed(0))
-    dense = minislice.perplexity(model, evaluation)
-    minislice.slice_model(model, tokens, slicing=0.25, head="own")
-    print(calibration, f"{dense:.2f} -> {minislice.perplexity(model, evaluation):.2f}")
-```
-
-Why does calibrating on noise cost so little? Propose a measurement that would tell whether you are right.""",
-        ),
+    pca=(
+        _pca_cases,
+        lambda arguments: (Array("lambda", (len(arguments["C"]),)), Array("Q", arguments["C"].shape)),
+        _judge_pca,
     ),
+    width=(_width_cases, lambda arguments: Number("k", int), _judge_width),
 )
-
 check = checker(A4)

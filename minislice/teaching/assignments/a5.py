@@ -8,10 +8,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array
 from .judging import Places, close
+from .markdown import read
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
 GROWING = ((3, 1, 2), (5, 3, 4), (4, 2, 4))
@@ -141,86 +142,10 @@ def _judge_low_rank(arguments: Mapping[str, Any], A: np.ndarray) -> Failure | No
     return None
 
 
-A5 = Assignment(
-    name="a5",
-    title="Residual adapters",
-    goal="say how two subspaces lie to each other, and store the way from one to the other in few numbers",
-    before="A3, A4; the singular value decomposition (notebook 04)",
-    difficulty=3,
-    notation=r"""$P$ (`[D, k]`) and $R$ (`[D, k_next]`, $k \le k_\mathrm{next}$) have orthonormal columns: what two
-neighbouring boundaries keep. $S = P^\top R$ is the residual adapter between them, and $S = U C V^\top$ its singular
-value decomposition. The columns of $R$ may be replaced by others with the same span: the sliced network computes the
-same. No function may change its arguments.""",
-    questions=(
-        Question(
-            name="cosines",
-            points=5,
-            minutes=15,
-            difficulty=2,
-            text=r"""The cosines $c_1 \ge \dots \ge c_k$ of the principal angles: $c_1$ is the largest $x \cdot y$ of a
-unit vector $x$ in the span of $P$ and a unit vector $y$ in the span of $R$; $c_2$ the largest among those orthogonal
-to the first pair, and so on. They depend on the spans only. Here $k_\mathrm{next} = k$.""",
-            hints=(
-                "Write x = P u and y = R v with unit vectors u and v. What is x . y?",
-                "u^T (P^T R) v is largest at the first singular vectors; the value there is the first singular value.",
-            ),
-            cases=_cosine_cases,
-            returns=lambda arguments: Array("c", (arguments["P"].shape[1],)),
-            judge=_judge_cosines,
-        ),
-        Question(
-            name="align",
-            points=10,
-            minutes=30,
-            difficulty=3,
-            text=r"""Find the $R'$ with the span of $R$ that lies as near to $P$ as it can:
-
-$$R' R'^\top = R R^\top, \qquad P^\top R' = \big[\, U C U^\top, \; 0 \,\big]$$
-
-The first $k$ columns of $P^\top R'$ are symmetric, with the cosines as eigenvalues; the other $k_\mathrm{next} - k$,
-for which $P$ has no partner, are zero. If $k_\mathrm{next} = k$, there are none of these.""",
-            hints=(
-                "R' = R T with an orthogonal T [k_next, k_next]. P^T R T = U C V^T T: which T leaves U C U^T?",
-                "For k = k_next, T = V U^T. NumPy returns V^T.",
-                "For k < k_next the full V has k_next columns; only its first k have a partner in U.",
-            ),
-            cases=_align_cases,
-            returns=lambda arguments: Array("R'", arguments["R"].shape),
-            judge=_judge_align,
-        ),
-        Question(
-            name="low_rank",
-            points=10,
-            minutes=20,
-            difficulty=3,
-            text=r"""Two $k$-dimensional subspaces of $D$ dimensions meet in at least $2k - D$ dimensions, so at most
-$D - k$ of the cosines are below 1. With an aligned $R'$, find $A$ (`[k, r]`) with
-
-$$P^\top R' = \big[\, I - A A^\top, \; 0 \,\big], \qquad r \le \min(k, D - k_\mathrm{next})$$
-
-The adapter is then $x - (x A) A^\top$: $k r$ numbers in place of $k^2$. A cosine may come out as
-$1 + 10^{-13}$; that is rounding.""",
-            hints=(
-                "The eigenvectors of the symmetric part with cosine 1 contribute nothing to I - P^T R'.",
-                "A A^T = U (1 - C) U^T: scale each column of U by a root, and drop the columns that are zero.",
-                "np.linalg.eigh is ascending: the smallest cosines come first. Clip 1 - c at zero before taking roots.",
-            ),
-            cases=_low_rank_cases,
-            returns=lambda arguments: Array("A", (arguments["P"].shape[1], "r")),
-            judge=_judge_low_rank,
-        ),
-    ),
-    written=(
-        WrittenQuestion(
-            name="rank_47",
-            points=5,
-            minutes=10,
-            difficulty=2,
-            text=r"""Sliced with `minislice.slice_model(model, tokens, width=144, head="own")`, mini-opt, whose
-width is $D = 192$, has adapters of rank 47 (`model.slicing.ranks`), not $D - k = 48$. Why? What would you expect of a
-LLaMA?""",
-        ),
-    ),
+A5 = read(
+    "a5",
+    cosines=(_cosine_cases, lambda arguments: Array("c", (arguments["P"].shape[1],)), _judge_cosines),
+    align=(_align_cases, lambda arguments: Array("R'", arguments["R"].shape), _judge_align),
+    low_rank=(_low_rank_cases, lambda arguments: Array("A", (arguments["P"].shape[1], "r")), _judge_low_rank),
 )
-
 check = checker(A5)

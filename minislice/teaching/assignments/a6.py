@@ -7,10 +7,11 @@ import numpy as np
 from numpy.random import Generator
 
 from . import toy
-from .exercise import Assignment, Case, Failure, Question, WrittenQuestion
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array, Form
 from .judging import Places, close, orthonormal
+from .markdown import read
 
 
 def _normalised(x: np.ndarray, width: int, eps: float = toy.EPS) -> np.ndarray:
@@ -145,75 +146,9 @@ def _span(Y: np.ndarray, k: int) -> np.ndarray:
     return directions[:k].T @ directions[:k]
 
 
-A6 = Assignment(
-    name="a6",
-    title="Slicing",
-    goal="delete rows and columns of a network, and choose them where the deletions before have already been made",
-    before="A3, A4 (notebook 05)",
-    difficulty=3,
-    notation=r"""Rows are tokens, everything is float64, no function may change its
-arguments, and the network is fused. $P_l$ (`[D, k]`) has orthonormal
-columns: what boundary $l$ keeps. The sliced network carries $Z = X P_l$, which stands for $X P_l P_l^\top$. Its norms
-still divide by the width they were trained at: a row $z$ of $k$ numbers becomes
-
-$$z \Big/ \sqrt{\tfrac1D \textstyle\sum_i z_i^2 + \epsilon}$$
-
-Every block is $X \leftarrow X + \tanh\big(\mathrm{RMSNorm}(X) W_\mathrm{in} + b_\mathrm{in}\big) W_\mathrm{out}
-+ b_\mathrm{out}$.""",
-    questions=(
-        Question(
-            name="slice_block",
-            points=10,
-            minutes=30,
-            difficulty=2,
-            text=r"""Slice one block: with $Z = X P$, it must compute what the full-width block makes of $X P P^\top$,
-in the basis $P_\mathrm{next}$ of the boundary behind it:
-
-$$Z S + \tanh\big(\mathrm{RMSNorm}(Z) W'_\mathrm{in} + b'_\mathrm{in}\big) W'_\mathrm{out} + b'_\mathrm{out}
-= \big(X P P^\top + \tanh(\mathrm{RMSNorm}(X P P^\top) W_\mathrm{in} + b_\mathrm{in}) W_\mathrm{out} +
-b_\mathrm{out}\big) P_\mathrm{next}$$""",
-            hints=(
-                "As in A3, with P in place of Q: P^T takes Z back to D dimensions.",
-                "Which of the five live in the signal's basis, on which side? The neurons stay as they are.",
-            ),
-            cases=_block_cases,
-            returns=_block_form,
-            judge=_judge_block,
-        ),
-        Question(
-            name="interleave",
-            points=15,
-            minutes=45,
-            difficulty=3,
-            text=r"""Now find the $P_l$ of a whole network. At boundary $l$, $P_l$ has as columns the first `widths[l]`
-principal components of the norm's *output*, for the signal as it arrives there when everything before is sliced:
-
-$$C_l = \sum \mathrm{RMSNorm}(X)^\top \mathrm{RMSNorm}(X), \qquad P_l = [q_1 \dots q_{k_l}], \qquad
-X \leftarrow \text{block}_l(X P_l P_l^\top)$$
-
-The head reads the last boundary. Its width may be $D$: then nothing is deleted there. Any $P_l$ with the right span
-will do.""",
-            hints=(
-                "A loop over the boundaries: normalise, take the components, delete (x P P^T), run the block.",
-                "You can stay in D dimensions all the time: X P P^T has D columns, and its norm divides by D.",
-                "There is one boundary more than blocks: the last one has components, but no block behind it.",
-            ),
-            cases=_interleave_cases,
-            returns=_interleave_form,
-            judge=_judge_interleave,
-        ),
-    ),
-    written=(
-        WrittenQuestion(
-            name="table_6",
-            points=5,
-            minutes=15,
-            difficulty=2,
-            text=r"""Table 6 of the paper compares slicing every layer by 25% with slicing by layer. Do its "constant
-25%" rows fit table 5 (`data/paper`)? What follows for the claim that varying the slicing helps OPT and hurts
-LLaMA-2?""",
-        ),
-    ),
+A6 = read(
+    "a6",
+    slice_block=(_block_cases, _block_form, _judge_block),
+    interleave=(_interleave_cases, _interleave_form, _judge_interleave),
 )
-
 check = checker(A6)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from .exercise import Assignment, Case, Failure, Question
+from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Number
 from .judging import Places, close
+from .markdown import read
 
 FORMS = ("full", "low-rank", "none")
 
@@ -151,78 +152,11 @@ def _judge_even(arguments: Mapping[str, Any], deleted: float) -> Failure | None:
     return Failure("values", "break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
 
 
-A7 = Assignment(
-    name="a7",
-    title="Cost",
-    goal="count what a sliced network costs, honestly: head, adapters and biases included",
-    before="A6 (notebook 06)",
-    difficulty=1,
-    notation=r"""A fused network is sliced to width $k$ at every boundary but the last, which keeps $D$: the head is not
-sliced. Positions `[T, k]` are added to the embeddings `[V, k]`, and the head `[D, V]` has a matrix of its own, since
-fusion unties it. Block $i$ has $W_\mathrm{in}$ with $H_\mathrm{in}$ columns, $W_\mathrm{out}$ with $H_\mathrm{out}$
-rows, and an adapter from its boundary to the next, in one of three forms:
-
-- `"full"`: the matrix $S$
-- `"low-rank"`: $A$ with $k$ rows and $\min(k, D - k_\mathrm{next})$ columns, for $x - (x A) A^\top$
-- `"none"`: nothing
-
-If there are biases, every block has $b_\mathrm{in}$ and $b_\mathrm{out}$; the head has none. No function may change its
-arguments.""",
-    questions=(
-        Question(
-            name="parameters",
-            points=5,
-            minutes=15,
-            difficulty=1,
-            text="Count the parameters of the sliced network: the numbers in all its arrays.",
-            hints=(
-                "Write down the shape of every array. Which have a side that is a boundary, and of which width?",
-                "The last block writes D columns, its adapter is k x D or, low-rank, nothing at all.",
-            ),
-            cases=_cost_cases,
-            returns=lambda arguments: Number("parameters", int),
-            judge=_judge_parameters,
-        ),
-        Question(
-            name="flops",
-            points=5,
-            minutes=10,
-            difficulty=1,
-            text=r"""Count the floating-point operations of all matrix products for one token. The product of a row
-with an $m \times n$ matrix is $2 m n$: a multiplication and an addition for each number. Looking up an embedding,
-adding a bias, norms and $\sigma$ are not counted.""",
-            hints=("Almost twice the parameters. Which arrays aren't multiplied with, and which one twice?",),
-            cases=_cost_cases,
-            returns=lambda arguments: Number("flops", int),
-            judge=_judge_flops,
-        ),
-        Question(
-            name="gib",
-            points=2,
-            minutes=5,
-            difficulty=1,
-            text="How much memory is that? In GiB: $2^{30}$ bytes of 8 bits.",
-            hints=("A parameter of 16 bits takes two bytes.",),
-            cases=_gib_cases,
-            returns=lambda arguments: Number("gib", float),
-            judge=_judge_gib,
-        ),
-        Question(
-            name="break_even",
-            points=3,
-            minutes=10,
-            difficulty=2,
-            text=r"""A block has $n D^2$ parameters in $W_\mathrm{in}$ and $W_\mathrm{out}$ (on average 6 in a
-transformer with an MLP of width $4D$), biases aside. Sliced to $k$, it gets a full adapter of $k^2$. Which share of
-$D$ must be deleted for it to have as many parameters as before?
-
-$$n\, k D + k^2 = n D^2, \qquad \text{share} = 1 - \tfrac kD$$""",
-            hints=("Divide by D^2: a quadratic equation for q = k / D, with one positive solution.",),
-            cases=_even_cases,
-            returns=lambda arguments: Number("break_even", float),
-            judge=_judge_even,
-        ),
-    ),
+A7 = read(
+    "a7",
+    parameters=(_cost_cases, lambda arguments: Number("parameters", int), _judge_parameters),
+    flops=(_cost_cases, lambda arguments: Number("flops", int), _judge_flops),
+    gib=(_gib_cases, lambda arguments: Number("gib", float), _judge_gib),
+    break_even=(_even_cases, lambda arguments: Number("break_even", float), _judge_even),
 )
-
 check = checker(A7)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .exercise import Assignment, MutationQuestion
 from .feedback import checker
+from .markdown import read
 
 
 def fuse_block(W_in, b_in, W_out, b_out, alpha, beta):
@@ -54,52 +54,15 @@ def _done_twice(W_in, b_in, W_out, b_out, alpha, beta):
     return fuse_block(*fuse_block(W_in, b_in, W_out, b_out, alpha, beta), alpha, beta)
 
 
-M1 = Assignment(
-    name="m1",
-    title="Catch it: fusion",
-    goal="write a test of fusion that a wrong fusion does not pass",
-    before="A1",
-    difficulty=2,
-    notation="""A test that passes is worth what it would catch. Here you don't write the function, but its test.""",
-    questions=(
-        MutationQuestion(
-            name="check",
-            points=8,
-            minutes=30,
-            difficulty=2,
-            text=r"""Write `check(candidate, rng)`. It calls the candidate with arguments of your choice, drawn from
-the NumPy generator `rng`, and raises an exception (an `assert` will do) if what comes back is wrong. The right
-function takes `W_in [D, H]`, `b_in [H]` or `None`, `W_out [H, D]`, `b_out [D]`, `alpha [D]`, `beta [D]`, and returns
-four arrays $W'_\mathrm{in}, b'_\mathrm{in}, W'_\mathrm{out}, b'_\mathrm{out}$ such that, for every normalised row $x$
-and all neurons $h$,
-
-$$x W'_\mathrm{in} + b'_\mathrm{in} = (x\,\mathrm{diag}(\alpha) + \beta)\, W_\mathrm{in} + b_\mathrm{in}, \qquad
-h W'_\mathrm{out} + b'_\mathrm{out} = (h W_\mathrm{out} + b_\mathrm{out})\, M$$
-
-where $M$ subtracts a row's mean.""",
-            hints=(
-                "Write the two equations down with random x and h, and compare both sides with np.allclose.",
-                "Try all the arguments that the function allows: what may be None, which sizes may be equal?",
-                "A matrix whose rows have mean zero need not be W_out M: compare values, not means.",
-            ),
-            takes={"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "alpha": "D", "beta": "D"},
-            reference=fuse_block,
-            shown={
-                function.__name__: function
-                for function in (scale_forgotten, shift_through_scaled_weights, output_bias_keeps_its_mean)
-            },
-            hidden={
-                function.__name__.strip("_"): function
-                for function in (
-                    _mean_of_the_wrong_axis,
-                    _mean_of_the_whole_matrix,
-                    _shift_lost_where_there_is_no_bias,
-                    _scale_on_the_output_side_of_a_square,
-                    _done_twice,
-                )
-            },
-        ),
-    ),
+TAKES = {"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "alpha": "D", "beta": "D"}
+SHOWN = (scale_forgotten, shift_through_scaled_weights, output_bias_keeps_its_mean)
+HIDDEN = (
+    _mean_of_the_wrong_axis,
+    _mean_of_the_whole_matrix,
+    _shift_lost_where_there_is_no_bias,
+    _scale_on_the_output_side_of_a_square,
+    _done_twice,
 )
 
+M1 = read("m1", check=(TAKES, fuse_block, SHOWN, HIDDEN))
 score = checker(M1)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .exercise import Assignment, MutationQuestion
 from .feedback import checker
+from .markdown import read
 
 
 def components(X, mask, k):
@@ -57,49 +57,15 @@ def _products_in_float32(X, mask, k):
     return eigenvalues[::-1], Q[:, ::-1][:, :k]
 
 
-M3 = Assignment(
-    name="m3",
-    title="Catch it: components",
-    goal="write a test of a result that is not unique, and say how exact it must be",
-    before="A4",
-    difficulty=2,
-    notation="""Eigenvectors have no sign, and equal eigenvalues no basis: a test can't compare with values
-that somebody once wrote down. It has to ask for what every right answer has.""",
-    questions=(
-        MutationQuestion(
-            name="check",
-            points=8,
-            minutes=40,
-            difficulty=2,
-            text=r"""Write `check(candidate, rng)`. It calls the candidate with arguments of your choice, drawn from
-the NumPy generator `rng`, and raises an exception (an `assert` will do) if what comes back is wrong. The right
-function takes `X [N, D]`, `mask [N]` of bools (False: padding, not to be counted) and an int `k`, $1 \le k \le D$. It
-returns, of
-
-$$C = \sum_{x \text{ not padding}} x^\top x$$
-
-all eigenvalues `[D]`, the largest first, and the first $k$ eigenvectors as the columns of $P$ (`[D, k]`), of length 1.
-Signs are free. Everything is computed in float64.""",
-            hints=(
-                "C P = P diag(lambda), P^T P = I, lambda descending, and their sum is the trace of C.",
-                "Draw X so that its mean isn't zero, mask some rows, and take more tokens than a handful.",
-                "float64 keeps 15 digits, float32 seven. np.allclose is content with five: give it a smaller rtol.",
-            ),
-            takes={"X": "ND", "mask": "N", "k": ""},
-            reference=components,
-            shown={function.__name__: function for function in (ascending, only_eigenvalues_turned_round, centred)},
-            hidden={
-                function.__name__.strip("_"): function
-                for function in (
-                    _columns_of_largest_norm,
-                    _mask_ignored,
-                    _last_tokens_left_out,
-                    _eigenvectors_not_normalised,
-                    _products_in_float32,
-                )
-            },
-        ),
-    ),
+TAKES = {"X": "ND", "mask": "N", "k": ""}
+SHOWN = (ascending, only_eigenvalues_turned_round, centred)
+HIDDEN = (
+    _columns_of_largest_norm,
+    _mask_ignored,
+    _last_tokens_left_out,
+    _eigenvectors_not_normalised,
+    _products_in_float32,
 )
 
+M3 = read("m3", check=(TAKES, components, SHOWN, HIDDEN))
 score = checker(M3)

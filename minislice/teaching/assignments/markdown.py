@@ -1,0 +1,37 @@
+"""Assignments are written in Markdown, `texts/NAME.md`: goal, notation, questions, hints. Code adds the judges."""
+
+import re
+from pathlib import Path
+
+from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
+
+HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
+SECTION = re.compile(
+    r"(\w+)\n\n(\d+) points, (\d+) minutes, difficulty (\d)(?:, in words)?\n\n((?s:.*?))(?:\nHints:\n\n((?s:.*)))?"
+)
+
+
+def read(name: str, **functions: tuple) -> Assignment:
+    """The assignment of `texts/NAME.md`.
+
+    Args:
+        functions: what a question has besides its text: `cases`, `returns`, `judge` (and `parts`) of a `Question`,
+            or `takes`, `reference`, `shown` and `hidden` of a `MutationQuestion`. A question in words has nothing.
+    """
+    text = (Path(__file__).parent / "texts" / f"{name}.md").read_text(encoding="utf-8")
+    head, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    title, difficulty, goal, before, notation = HEAD.fullmatch(head).groups()
+    questions, written = [], []
+    for section in sections:
+        asked, *effort, task, hints = SECTION.fullmatch(section.strip()).groups()
+        about = (asked, *map(int, effort), task.strip())
+        hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
+        if asked not in functions:
+            written.append(WrittenQuestion(*about))
+        elif isinstance(functions[asked][0], dict):
+            takes, reference, *mutants = functions[asked]
+            mutants = [{function.__name__.strip("_"): function for function in some} for some in mutants]
+            questions.append(MutationQuestion(*about, hints, takes, reference, *mutants))
+        else:
+            questions.append(Question(*about, hints, *functions[asked]))
+    return Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
