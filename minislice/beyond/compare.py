@@ -1,8 +1,8 @@
 """The judge: ways to make a model smaller, at equal numbers of parameters, on one text.
 
-Each variant (see `variants`) starts from a freshly loaded dense model, is calibrated on the calibration text alone, and
-is measured on the evaluation text: perplexity, its ratio to the dense model's with a paired standard error (see
-`paired`), and accuracy on zero-shot tasks where these are asked for. Nothing is tuned on the evaluation text.
+Each variant (see `variants`) starts from a freshly loaded dense model and is calibrated on the calibration text alone.
+On the evaluation text it gets a perplexity, the ratio to the dense model's with a paired standard error (see `paired`),
+and, if tasks are given, zero-shot accuracy. Nothing is tuned on the evaluation text.
 """
 
 import copy
@@ -57,14 +57,14 @@ def compare(
         print(table(rows))  # of `measuring.rows`
 
     Args:
-        model: a function that loads the dense model; or the model, of which every variant gets a copy.
-        evaluation: windows, at least two, that share no token with the calibration set.
-        variants: by the names that rows, table and plot show.
+        model: a function that loads the dense model; or the model, and every variant gets a copy.
+        evaluation: at least two windows, from other text than the calibration set.
+        variants: the variants by name, as rows, table and plot show them.
         sizes: fractions of the dense model's parameters.
-        out: a file, one row a line. Rows that it has are not measured again; failed ones are.
-        name: of the model, for the rows.
+        out: a file with a row on each line. Its rows are not measured again, unless they failed.
+        name: the model's, for the rows.
         tasks, tokenizer, tasks_from, limit: see `zero_shot`; without tasks no accuracy is measured.
-        say: is given a line for each row.
+        say: called with a line for each row.
 
     Returns the rows, the dense one first, each with the fields of `rows.FIELDS`.
 
@@ -105,7 +105,7 @@ def compare(
 
 
 class Bench:
-    """One dense model, both texts, and what is asked for: all that the rows have in common."""
+    """What all rows share: the dense model, both texts, and the tasks."""
 
     def __init__(
         self, load: Callable[[], PreTrainedModel], calibration: Tensor, evaluation: Tensor, tasks: dict | None
@@ -118,21 +118,25 @@ class Bench:
         self.hardware = provenance.hardware(str(dense.device))
 
     def key(self, variant: str, size: float) -> str:
-        """What makes two rows the same; minislice's commit doesn't, it is in the row."""
+        """Equal for two rows if they measure the same; minislice's commit doesn't count."""
         tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": self.items}
         texts = [provenance.hash_of(ids) for ids in (self.calibration, self.evaluation)]
-        told = [variant, float(size), self.fingerprint, texts, tasks]
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        measured = [variant, float(size), self.fingerprint, texts, tasks]
+        return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
-        """The row of one variant at one size but for its names, whatever happens; `dense` is the dense model's row."""
+        """The row of one variant at one size, without its names; it tells if the variant failed.
+
+        Args:
+            dense: the dense model's row.
+        """
         began, values, status, reason = datetime.datetime.now(datetime.timezone.utc), {}, "done", None
         try:
             values = self._values(variant, size, dense)
-        except Exception as error:  # of any library, in any variant: the others don't depend on it
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # its message says all
+        except Exception as error:  # whatever fails in one variant, the others are measured
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             status, reason = "failed", " ".join(f"{kind}{error}".split())[:500]
-        gc.collect()  # outside the `except`, which holds on to the model
+        gc.collect()  # here the exception, which refers to the model, is gone
         return {
             **{"status": status, "reason": reason, "dense_parameters": self.dense_parameters},
             **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "widths")),
@@ -167,7 +171,7 @@ class Bench:
 
 
 def unchanged(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-    """The dense model's own variant."""
+    """The dense model's variant."""
     return model
 
 
