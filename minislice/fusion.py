@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm
 from .architecture.family import LAYERNORM, NormKind
-from .architecture.linears import Linear, set_weight
+from .architecture.linears import Linear, set_linear, set_weight
 from .architecture.modeling import SavesSliced
 from .architecture.network import Network, network
 from .checks import require_flag
@@ -47,19 +47,19 @@ def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> No
         bias = added + (0.0 if bias is None else bias.double())  # b_in + beta W_in
     if scale is not None:
         weight = by_rows(lambda rows: rows * scale.double(), weight)  # diag(alpha) W_in
-    set_weight(linear, weight, bias)
+    set_linear(linear, weight, bias)
 
 
 def subtract_mean_from_output(linear: Linear) -> None:
     """W_out <- W_out M and b_out <- b_out M, in place."""
     bias = None if linear.bias is None else subtract_mean(linear.bias)
-    set_weight(linear, subtract_mean(linear.weight.T).T, bias)
+    set_linear(linear, subtract_mean(linear.weight.T).T, bias)
 
 
 def scale_output(linear: Linear, number: float) -> None:
     """Move the number that a branch is multiplied by into W_out and b_out, in place."""
     bias = None if linear.bias is None else linear.bias * number
-    set_weight(linear, by_rows(lambda rows: rows * number, linear.weight), bias)
+    set_linear(linear, by_rows(lambda rows: rows * number, linear.weight), bias)
 
 
 def bare(norm: nn.Module, net: Network) -> RMSNorm:

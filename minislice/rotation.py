@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture.linears import Linear, set_weight
+from .architecture.linears import Linear, set_linear, set_weight
 from .architecture.network import Network, network
 from .checks import is_several, require, require_flag, require_seed
 from .fusion import fuse_network
@@ -49,7 +49,7 @@ def fold_reader(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
 def fold_writer(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
     """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); if k < D, this deletes columns (eq. 9)."""
     bias = None if linear.bias is None else times(linear.bias[None], P)[0]
-    set_weight(linear, times(linear.weight.T, P).T, bias)
+    set_linear(linear, times(linear.weight.T, P).T, bias)
 
 
 def fold_embedding(embedding: nn.Embedding, P: Float64[Tensor, "D k"]) -> None:

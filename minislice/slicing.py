@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
-from .architecture.linears import Linear, set_weight
+from .architecture.linears import Linear, set_linear
 from .architecture.network import Network, inference, network
 from .calibration import Calibration, Signal, require_finite
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
@@ -205,4 +205,4 @@ def folded(linears: Sequence[Linear], Q: Float64[Tensor, "D D"]) -> Iterator[Non
         fold_writer(linear, Q)
     yield
     for linear, weight, bias in trained:
-        set_weight(linear, weight, bias)
+        set_linear(linear, weight, bias)

@@ -9,7 +9,7 @@ import torch
 from models import VOCABULARY, Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
-from minislice.architecture.linears import set_weight
+from minislice.architecture.linears import set_linear
 from minislice.architecture.network import inference, network
 from minislice.beyond.allocation import Sizes, cheapest, sizes_of
 from minislice.beyond.budget import Prices
@@ -87,7 +87,7 @@ def silenced(model, number: int):
     model = copy.deepcopy(model)
     for linear in network(model).blocks[number].w_out:
         bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-        set_weight(linear, torch.zeros_like(linear.weight), bias)
+        set_linear(linear, torch.zeros_like(linear.weight), bias)
     return model
 
 

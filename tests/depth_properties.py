@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from minislice import perplexity
-from minislice.architecture.linears import set_weight
+from minislice.architecture.linears import set_linear
 from minislice.architecture.network import network
 from minislice.beyond.depth import delete_layers, losses_without_each
 from minislice.corpus.batches import token_batches
@@ -28,7 +28,7 @@ def silenced(model: nn.Module, index: int) -> nn.Module:
     for block in network(model).layers[index].blocks:
         for linear in block.w_out:
             bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-            set_weight(linear, torch.zeros_like(linear.weight), bias)
+            set_linear(linear, torch.zeros_like(linear.weight), bias)
     return model
 
 

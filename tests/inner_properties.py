@@ -9,7 +9,7 @@ from properties import EXACT, assert_same_logits, fused, relative_error, sliced
 from torch import Tensor
 
 from minislice import fuse
-from minislice.architecture.linears import ExpertsWriter, set_weight
+from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
 from minislice.beyond import experts
 from minislice.beyond.inner import block_moments, moments, refit
@@ -232,7 +232,7 @@ def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     number = optional[recipe.seed % len(optional)]
     for linear in net.blocks[number].w_out:
         bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-        set_weight(linear, torch.zeros_like(linear.weight), bias)
+        set_linear(linear, torch.zeros_like(linear.weight), bias)
     model = sliced(recipe, slicing=0, drop=[number], **options)
     assert network(model).dropped == [number]
     assert_same_logits(model, fuse(dense), recipe, 1e-8)

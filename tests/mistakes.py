@@ -22,7 +22,7 @@ from models import VOCABULARY, Recipe
 from torch import nn
 
 from minislice.architecture.blocks import LowRankAdapter, RMSNorm
-from minislice.architecture.linears import set_weight
+from minislice.architecture.linears import set_linear, set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.beyond import experts as inner_experts
 from minislice.beyond.inner import output_matrix
@@ -144,7 +144,7 @@ def output_bias_keeps_its_mean(right):
 
 @planted("fusion.subtract_mean_from_output", p.fusion_preserves_logits, OPT)
 def mean_of_the_wrong_axis(right):
-    return lambda linear: set_weight(linear, subtract_mean(linear.weight), subtract_mean(linear.bias))
+    return lambda linear: set_linear(linear, subtract_mean(linear.weight), subtract_mean(linear.bias))
 
 
 @planted("fusion.fuse_into", p.fusion_preserves_logits, OPT)
@@ -162,7 +162,7 @@ def shift_not_folded_into_the_head(right):
 def shift_folded_through_scaled_weights(right):
     def fuse_into(norm, linear, kind):
         weight = linear.weight * norm.weight
-        set_weight(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
+        set_linear(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
 
     return fuse_into
 
@@ -708,7 +708,7 @@ def gate_left_whole_rows(right):
         right(mlp, kept)
         for reader in readers:
             bias = None if reader.bias is None else reader.bias[: len(kept)]
-            set_weight(reader, reader.weight[: len(kept)], bias)
+            set_linear(reader, reader.weight[: len(kept)], bias)
 
     return keep_neurons
 

@@ -25,11 +25,8 @@ class StoredLinear:
         return getattr(self.module, "bias", None)
 
     @bias.setter
-    def bias(self, bias: Tensor | None) -> None:
-        if bias is None or self.bias is None:
-            self.module.bias = bias
-        else:
-            self.store("bias", bias)
+    def bias(self, bias: nn.Parameter | None) -> None:
+        self.module.bias = bias
 
     def store(self, name: str, tensor: Tensor) -> None:
         """Give the module another parameter in place of one that it has."""
@@ -182,13 +179,18 @@ def _is_router(module: nn.Module) -> bool:
     return isinstance(getattr(module, "weight", None), nn.Parameter) and hasattr(module, "top_k")
 
 
-def set_weight(module: Linear | nn.Embedding, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Give a module a new matrix, of any shape, in its own dtype; without `bias` it keeps the one it has."""
+def set_weight(module: Linear | nn.Embedding, weight: Tensor) -> None:
+    """Give a module a new matrix, of any shape, in its own dtype; a bias stays as it is."""
     old = module.weight
     module.weight = nn.Parameter(weight.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
     if isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = weight.shape
     elif not isinstance(module, StoredLinear):  # which has set its sizes itself
         module.out_features, module.in_features = weight.shape
-    if bias is not None:
-        module.bias = nn.Parameter(bias.to(old.dtype).contiguous(), requires_grad=old.requires_grad)
+
+
+def set_linear(linear: Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a linear a new matrix and a new bias, or none, in its own dtype."""
+    set_weight(linear, weight)
+    like = linear.weight
+    linear.bias = bias if bias is None else nn.Parameter(bias.to(like.dtype).contiguous(), like.requires_grad)

@@ -250,17 +250,18 @@ class Network:
         raise RuntimeError("the model never called its last layer")
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """What the model makes of the signal x at its last boundary; [sequences, tokens, vocabulary]."""
-        theirs = list(self.their_layers)
-        for index, layer in enumerate(self.layers):
-            self.their_layers[index] = _Recorder(layer, theirs[index], [], count=2)  # which hands the signal on
+        """What the model makes of the signal x at its last boundary; [sequences, tokens, vocabulary].
+
+        The model runs without its layers, and its final norm reads x.
+        """
+        layers = self.their_layers
         hook = self.final_norm.register_forward_pre_hook(lambda module, args: (x,))
+        setattr(self.decoder, self.family.layers, nn.ModuleList())
         try:
             return self.model(input_ids=ids, use_cache=False).logits
         finally:
+            setattr(self.decoder, self.family.layers, layers)
             hook.remove()
-            for index, layer in enumerate(theirs):
-                self.their_layers[index] = layer
 
 
 def network(model: PreTrainedModel) -> Network:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, cat, nn, stack
 
-from .linears import ExpertsReader, ExpertsWriter, Linear, is_experts, set_weight
+from .linears import ExpertsReader, ExpertsWriter, Linear, is_experts, set_linear, set_weight
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
     count = mlp.neurons
     for linear in mlp.readers:
         rows = cat([kept + start for start in range(0, linear.out_features, count)])
-        set_weight(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+        set_linear(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
     set_weight(mlp.writer, mlp.writer.weight[:, kept])
 
 

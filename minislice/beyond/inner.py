@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from ..architecture.blocks import Block
-from ..architecture.linears import Linear, set_weight
+from ..architecture.linears import Linear, set_linear
 from ..architecture.neurons import keep_neurons
 from ..calibration import Calibration, Signal, not_finite
 from ..pca import RUN
@@ -147,7 +147,7 @@ def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     for index, linear in enumerate(block.w_out):
         stop = start + linear.in_features
         bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])
-        set_weight(linear, W[start:stop].T, bias)
+        set_linear(linear, W[start:stop].T, bias)
         start = stop
 
 
