@@ -9,8 +9,6 @@ slicing changes is around it: the norm, the weights, and the residual adapter S.
 A *boundary* is the place between two blocks, and the signal there: boundary 0 is what the embeddings write and the
 first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
 Each boundary has a *width*, the number of its columns: D in a trained model, and k after slicing.
-
-A saved model takes this file with it, and loads without minislice; it needs torch and transformers alone.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""How a sliced model's folder is written: whole or not at all, with a record of how it was made and a model card.
-
-A saved model takes this file with it, as it does `blocks`; it needs torch and transformers alone.
-"""
+"""What a sliced model's folder says to people: how the model was made, and its model card."""
 
 import dataclasses
 import sys

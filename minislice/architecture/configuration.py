@@ -1,7 +1,4 @@
-"""What a sliced network's config.json says: the dense model's own config, and every size that slicing changed.
-
-A saved model takes this file with it, as it does `blocks`; it needs transformers alone.
-"""
+"""What a sliced network's config.json says: the dense model's own config, and every size that slicing changed."""
 
 import copy
 import math

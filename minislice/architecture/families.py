@@ -3,8 +3,6 @@
 Everything else in minislice is written over blocks. To add a family, say where its norms and linears are:
 
     minislice.families.register("my-type", Family(...))
-
-A saved model takes this file with it, as it does `blocks`.
 """
 
 from dataclasses import asdict, replace
@@ -351,16 +349,15 @@ def registered_fields(config: PreTrainedConfig) -> dict[str, Any] | None:
 
 def register_fields(model_type: str, fields: dict[str, Any]) -> None:
     """Register what `registered_fields` returned, unless the type is known."""
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    blocks = [
-        {name: tuple(value) if isinstance(value, list) else value for name, value in block.items()}
-        for block in fields["blocks"]
-    ]
-    fields["blocks"] = tuple(BlockSpec(**block) for block in blocks)
-    fields["norm"] = NormKind(**fields["norm"])
-    if isinstance(fields["stock_norm"], dict):
-        fields["stock_norm"] = StockNorm(**fields["stock_norm"])
-    FAMILIES.setdefault(model_type, Family(**fields))
+    kinds = {"norm": NormKind, "stock_norm": StockNorm}
+    fields = {name: kinds[name](**value) if isinstance(value, dict) else value for name, value in fields.items()}
+    fields["blocks"] = tuple(BlockSpec(**_with_tuples(block)) for block in fields["blocks"])
+    FAMILIES.setdefault(model_type, Family(**_with_tuples(fields)))
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same fields with tuples for JSON's lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def find_family(config: PreTrainedConfig) -> Family:

@@ -1,7 +1,4 @@
-"""How a model family is described: where its norms and linears are, and what its norms compute.
-
-The table of families is in `families`. A saved model takes this file with it, as it does `blocks`.
-"""
+"""How `families` describes a model family: where its norms and linears are, and what its norms compute."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

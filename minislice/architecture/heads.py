@@ -1,7 +1,4 @@
-"""Heads that share their matrix with the embedding, and what stands beside them.
-
-Where their weights come from is said in `minislice.heads`. A saved model takes this file with it, as it does `blocks`.
-"""
+"""Heads that share their matrix with the embedding; where their weights come from is said in `minislice.heads`."""
 
 from torch import Tensor, nn
 

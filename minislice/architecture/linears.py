@@ -1,9 +1,8 @@
-"""A linear that reads or writes the signal, whatever it is stored as: what has the attributes of an `nn.Linear`.
+"""A linear that reads or writes the signal: every kind is given the attributes of an `nn.Linear`.
 
-`nn.Linear` and its subclasses are taken as they are. What stores its matrix in another way is seen through a
-`StoredLinear`: transformers' `Conv1D` has it transposed; the experts of a mixture have theirs in one parameter of three
-dimensions, to read and another to write; their router has it, but not its sizes, where an `nn.Linear` has them. A saved
-model takes this file with it, as it does `blocks`.
+An `nn.Linear` needs nothing. Other modules are seen through a `StoredLinear`: transformers' `Conv1D` stores its matrix
+transposed; the experts of a mixture store all of theirs in one parameter of three dimensions; a router has a matrix,
+but no attributes for its sizes.
 """
 
 from torch import Tensor, cat, nn

@@ -2,7 +2,7 @@
 
 transformers' mixtures return what has the shape of their input. So inside one the signal is as wide as it was trained,
 whatever the widths before and behind the block: zeros fill the input up and are dropped where something reads it, and
-the same at the output. The matrices have none. A saved model takes this file with it, as it does `blocks`.
+the same at the output. The matrices have none.
 """
 
 from functools import partial

@@ -3,9 +3,6 @@
 transformers' own classes can't describe a sliced network: its widths differ from its attention's, its norms divide by
 a width that is no longer there, and its residual connections have adapters. So the model is a wrapper: ``base`` is
 transformers' own model (OPT, LLaMA, Phi ...) with its layers replaced by blocks and its matrices cut to size.
-
-A saved model takes this file with it, and the files that it imports, so that it loads where minislice isn't installed;
-it needs torch and transformers alone.
 """
 
 import dataclasses

@@ -1,12 +1,9 @@
-"""A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
-
-A saved model takes this file with it, as it does `blocks`; it needs torch and transformers alone.
-"""
+"""A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them."""
 
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,20 +53,17 @@ class DecoderForward:
         config, decoder = self.model.config, self.model.get_submodule(find_family(self.model.config).decoder)
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
-        states, attentions, hooks = [], [], []
-        if want_states:
-            note = lambda _, args: states.append(args[0])  # noqa: E731
-            hooks += [layer.register_forward_pre_hook(note) for layer in network(self.model).layers]
-        if want_attentions:
-            note = lambda _, args, output: attentions.append(output[1])  # noqa: E731
-            blocks = network(self.model).blocks
-            hooks += [block.attention.register_forward_hook(note) for block in blocks if block.attention is not None]
         kwargs |= {"output_hidden_states": want_states, "output_attentions": want_attentions, "return_dict": True}
-        try:
+        states, attentions = [], []
+        with ExitStack() as hooks:
+            for layer in network(self.model).layers if want_states else ():
+                note = lambda _, args: states.append(args[0])  # noqa: E731
+                hooks.enter_context(layer.register_forward_pre_hook(note))
+            for block in network(self.model).blocks if want_attentions else ():
+                if block.attention is not None:
+                    note = lambda _, args, output: attentions.append(output[1])  # noqa: E731
+                    hooks.enter_context(block.attention.register_forward_hook(note))
             outputs = type(decoder).forward(decoder, *args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if want_states:
             outputs.hidden_states = (*states, outputs.last_hidden_state)
         if want_attentions:
@@ -237,16 +231,13 @@ class Network:
         Layers may differ in it: sliding attention has another mask than full attention, and may have another RoPE.
         `ids` and the bool `mask` (False where padded) are [sequences, tokens], the signal [sequences, tokens, k].
         """
-        theirs, contexts = list(self.their_layers), []
-        for index, layer in enumerate(self.layers):
-            self.their_layers[index] = _Recorder(layer, theirs[index], contexts, len(theirs))
-        try:
-            self.model(input_ids=ids, attention_mask=None if mask is None else mask.long(), use_cache=False)
-        except _LastLayerReached as reached:
-            return reached.args[0][..., : self.widths[0]], contexts
-        finally:
-            for index, layer in enumerate(theirs):
-                self.their_layers[index] = layer
+        contexts, count = [], len(self.layers)
+        pairs = zip(self.layers, self.their_layers, strict=True)
+        with self._stand_in([_Recorder(layer, theirs, contexts, count) for layer, theirs in pairs]):
+            try:
+                self.model(input_ids=ids, attention_mask=None if mask is None else mask.long(), use_cache=False)
+            except _LastLayerReached as reached:
+                return reached.args[0][..., : self.widths[0]], contexts
         raise RuntimeError("the model never called its last layer")
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
@@ -254,14 +245,18 @@ class Network:
 
         The model runs without its layers, and its final norm reads x.
         """
-        layers = self.their_layers
-        hook = self.final_norm.register_forward_pre_hook(lambda module, args: (x,))
-        setattr(self.decoder, self.family.layers, nn.ModuleList())
-        try:
+        with self._stand_in([]), self.final_norm.register_forward_pre_hook(lambda module, args: (x,)):
             return self.model(input_ids=ids, use_cache=False).logits
+
+    @contextmanager
+    def _stand_in(self, layers: list[nn.Module]) -> Iterator[None]:
+        """The model runs these in place of its layers."""
+        theirs = self.their_layers
+        setattr(self.decoder, self.family.layers, nn.ModuleList(layers))
+        try:
+            yield
         finally:
-            setattr(self.decoder, self.family.layers, layers)
-            hook.remove()
+            setattr(self.decoder, self.family.layers, theirs)
 
 
 def network(model: PreTrainedModel) -> Network:

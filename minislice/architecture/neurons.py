@@ -1,7 +1,4 @@
-"""The neurons of a block's MLP, or of each expert of a mixture: what makes them, and what reads them.
-
-A saved model takes this file with it, as it does `blocks`.
-"""
+"""The neurons of a block's MLP, or of each expert of a mixture: what makes them, and what reads them."""
 
 from dataclasses import dataclass
 
