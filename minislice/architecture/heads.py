@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class CentredEmbedding(nn.Embedding):
-    """ids -> E[ids] M: an embedding that subtracts the mean when it is read, for a head that needs E as it is."""
+    """ids -> E[ids] M: an embedding that subtracts each row's mean when it is read; a tied head needs E unchanged."""
 
     def forward(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
         x = super().forward(ids)
@@ -35,7 +35,7 @@ class SharingHead(nn.Module):
 class TiedHead(SharingHead):
     """x -> (x diag(alpha) + beta) E^T + b: a head that shares its matrix E with the embedding, exactly as trained.
 
-    E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift. Where it comes from: `heads`.
+    E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class TiedHead(SharingHead):
 
 
 class FittedHead(SharingHead):
-    """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix, fitted to what it was.
+    """x -> (x H) E^T + b: a head that shares the sliced embedding's matrix; H makes it nearly the trained head.
 
-    E is [vocabulary, k], H is [width of the last boundary, k]. Where H comes from: `heads`.
+    E is [vocabulary, k], H is [width of the last boundary, k].
     """
 
     def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
@@ -80,9 +80,9 @@ class FittedHead(SharingHead):
 
 
 class Padding(nn.Module):
-    """What a module returns, with zeros appended up to the width that the head reads.
+    """A module's output, with zeros appended up to the width that the head reads.
 
-    Some models give their last signal the shape of their first, and the last boundary may be wider.
+    Some models reshape their last signal as their first one, and the last boundary may be wider.
     """
 
     def __init__(self, module: nn.Module, model: nn.Module):

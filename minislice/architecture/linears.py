@@ -59,7 +59,7 @@ class EmptyConv1D(Conv1D):
 
 
 class Router(StoredLinear):
-    """What chooses among experts: it reads the signal as they do."""
+    """Chooses the experts of a token; it reads the signal too."""
 
     in_features = property(lambda self: self.module.weight.shape[1])
     out_features = property(lambda self: self.module.weight.shape[0])
@@ -75,7 +75,7 @@ class Router(StoredLinear):
 
 
 class Experts(StoredLinear):
-    """One side of all experts; `side` is the name of its parameter: [experts, out, in], or transposed."""
+    """One side of all experts; `side` names the parameter, [experts, out, in] or transposed."""
 
     side: str
 
@@ -88,7 +88,7 @@ class Experts(StoredLinear):
 
     @property
     def bias(self) -> None:
-        """None that is the same for all; `ExpertsWriter` has each expert's own."""
+        """None: experts have no bias in common. `ExpertsWriter` counts their biases among its columns."""
 
     @bias.setter
     def bias(self, bias: Tensor | None) -> None:
@@ -114,7 +114,7 @@ class ExpertsReader(Experts):
 class ExpertsWriter(Experts):
     """The matrices of all experts side by side: [out, experts * hidden].
 
-    An expert's bias is one column more: that of a hidden unit which is always 1.
+    An expert's bias is one more column, read from a hidden unit that is always 1.
     """
 
     side = "down_proj"
@@ -140,31 +140,31 @@ Linear = nn.Module | StoredLinear  # a module, for PEFT wraps an `nn.Linear` in 
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether it is all the experts of a mixture, as transformers describes them."""
+    """Whether a module holds all experts of a mixture."""
     return isinstance(getattr(module, ExpertsWriter.side, None), nn.Parameter) and hasattr(module, "is_transposed")
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it can read or write the signal."""
+    """Whether a module can read or write the signal."""
     return isinstance(module, (nn.Linear, Conv1D)) or is_experts(module) or _is_router(module)
 
 
 def reader(module: nn.Module) -> Linear:
-    """The linear by which a module reads the signal: itself, or what shows it as one."""
+    """The linear with which a module reads the signal: the module itself, or a `StoredLinear`."""
     if is_experts(module):
         return ExpertsReader(module)
     return Router(module) if _is_router(module) else writer(module)
 
 
 def writer(module: nn.Module) -> Linear:
-    """The linear by which a module writes to the signal."""
+    """The linear with which a module writes to the signal."""
     if is_experts(module):
         return ExpertsWriter(module)
     return TransposedLinear(module) if isinstance(module, Conv1D) else module
 
 
 def check_linear(name: str, module: nn.Module, layer: nn.Module) -> None:
-    """Raise a ValueError for what isn't a linear of floating-point weights, as quantization and PEFT leave it."""
+    """Raise a ValueError unless a module is a linear with floating-point weights, neither quantized nor PEFT's."""
     known = type(module) in (nn.Linear, Conv1D)
     of_the_model = is_linear(module) and type(module).__module__ == type(layer).__module__
     if not (known or of_the_model) or not next(module.parameters()).is_floating_point():

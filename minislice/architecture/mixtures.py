@@ -1,8 +1,8 @@
 """Mixtures of experts where a block reads one width and writes another.
 
-transformers' mixtures return what has the shape of their input. So inside one the signal is as wide as it was trained,
-whatever the widths before and behind the block: zeros fill the input up and are dropped where something reads it, and
-the same at the output. The matrices have none.
+A mixture of transformers returns a tensor of the shape of its input. So inside a mixture the signal keeps the trained
+width: zeros are appended to the input and cut off again before a linear reads it; the output is treated in the same
+way. The matrices have no zeros.
 """
 
 from functools import partial
@@ -19,9 +19,9 @@ ANY_WIDTH = "minislice"  # what transformers calls `experts_of_any_width`
 
 
 def allow_any_width(block: nn.Module, trained_width: int) -> None:
-    """Have the mixture of a `blocks.Block`, if its mlp is one, read and write as many columns as its linears, in place.
+    """Let the mixture of a `blocks.Block` read and write as many columns as its linears have, in place.
 
-    The model must use `experts_of_any_width`.
+    A block without a mixture stays as it is. The model must use `experts_of_any_width`.
     """
     mixture = block.mlp
     if mixture is None or not any(is_experts(module) for module in mixture.modules()):
@@ -59,14 +59,14 @@ def _filled(x: Tensor, width: int) -> Tensor:
 
 
 def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of what each token's experts make of it: [tokens, k] -> [tokens, k_next].
+    """The weighted sum of the outputs of each token's experts: [tokens, k] -> [tokens, k_next].
 
     `index` and `weights`, [tokens, experts a token], are the router's.
     """
     k, k_next, neurons = x.shape[-1], *ExpertsWriter(experts).matrices().shape[1:]
     aligned = neurons and not any(columns * x.element_size() % 16 for columns in (k, neurons))
     if k == k_next and x.dtype != torch.float64 and aligned:
-        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x, index, weights)  # transformers' fastest takes no other
+        return ALL_EXPERTS_FUNCTIONS["grouped_mm"](experts, x, index, weights)  # the fastest; it has these limits
     y = x.new_zeros(len(x), k_next)
     for expert in index.unique().tolist():
         token, place = (index == expert).nonzero(as_tuple=True)
@@ -77,7 +77,7 @@ def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: 
 
 
 def neurons_of(experts: nn.Module, expert: int, x: Tensor) -> Tensor:
-    """What the neurons of one expert make of its tokens: [tokens, k] -> [tokens, neurons]."""
+    """The activations of one expert's neurons: [tokens, k] -> [tokens, neurons]."""
     return experts._apply_gate(_product(experts, "gate_up_proj", expert, x))
 
 
@@ -88,7 +88,7 @@ def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
 
 
 def able_to_compute(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model, with experts that compute in its dtype; those that transformers chooses don't in float64."""
+    """The same model, whose experts now compute in its dtype; transformers' default for experts knows no float64."""
     experts = [module for module in model.modules() if is_experts(module)]
     if model.dtype == torch.float64 and any(each.config._experts_implementation != ANY_WIDTH for each in experts):
         model.set_experts_implementation("eager")

@@ -9,14 +9,14 @@ from .linears import ExpertsReader, ExpertsWriter, Linear, is_experts, set_linea
 
 @dataclass(frozen=True)
 class MLPLinears:
-    """What makes the neurons of an MLP, and what reads them.
+    """The linears that make the neurons of an MLP, and the linear that reads them.
 
-    A gated MLP has two linears that make them, or one with both their matrices, one below the other.
+    A gated MLP makes its neurons with two linears, or with one that has both matrices, one below the other.
     """
 
     readers: list[Linear]
     writer: Linear
-    first: int  # where the neurons are among all that the block's writers read, one after the other
+    first: int  # the number of the first neuron among all inputs of the block's writers
 
     @property
     def neurons(self) -> int:
@@ -24,21 +24,21 @@ class MLPLinears:
 
 
 class HasMLP:
-    """A block, for it is one, seen from its MLP."""
+    """The part of a block that knows about its MLP."""
 
     @property
     def experts(self) -> nn.Module | None:
-        """All experts, if the block is a mixture."""
+        """The module with all experts, if the block is a mixture."""
         return next((module for module in map(self.get_submodule, self._w_out) if is_experts(module)), None)
 
     @property
     def is_mixture(self) -> bool:
-        """Whether experts are among what writes."""
+        """Whether experts write the block's output."""
         return self.experts is not None
 
     @property
     def mlp_linears(self) -> MLPLinears | None:
-        """Those of the MLP, if the block has one that is no mixture."""
+        """The linears of the block's MLP; None without an MLP, and for a mixture."""
         first = 0
         for name, w_out in ({} if self.is_mixture else self.writers).items():
             if name.startswith("mlp."):
@@ -49,37 +49,37 @@ class HasMLP:
 
     @property
     def has_neurons(self) -> bool:
-        """Whether it has an MLP or experts, though they may have lost all of their neurons."""
+        """Whether the block has an MLP or experts, even if no neuron is left in them."""
         return self.is_mixture or self.mlp_linears is not None
 
     @property
     def neurons(self) -> int:
-        """How many its MLP has, or each of its experts but one that all tokens share; 0 without."""
+        """The number of neurons of its MLP, or of each expert (a shared expert isn't counted); 0 without."""
         if self.is_mixture:
             return ExpertsWriter(self.experts).matrices().shape[2]
         return mlp.neurons if (mlp := self.mlp_linears) else 0
 
 
-def keep_neurons(mlp: MLPLinears, kept: Tensor) -> None:
-    """Delete all neurons but those with these numbers, in place."""
+def keep_neurons(mlp: MLPLinears, left: Tensor) -> None:
+    """Delete all neurons except the ones with these numbers, in place."""
     count = mlp.neurons
     for linear in mlp.readers:
-        rows = cat([kept + start for start in range(0, linear.out_features, count)])
+        rows = cat([left + start for start in range(0, linear.out_features, count)])
         set_linear(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
-    set_weight(mlp.writer, mlp.writer.weight[:, kept])
+    set_weight(mlp.writer, mlp.writer.weight[:, left])
 
 
-def keep_experts_neurons(experts: nn.Module, kept: Tensor) -> None:
-    """Delete of each expert all neurons but those with these numbers, [experts, left], in place."""
+def keep_experts_neurons(experts: nn.Module, left: Tensor) -> None:
+    """Delete all neurons of each expert except the ones with these numbers, [experts, left], in place."""
     reader, writer = ExpertsReader(experts), ExpertsWriter(experts)
     made, read = reader.matrices(), writer.matrices()
     count = read.shape[2]
-    each = range(made.shape[1] // count)  # rows that make a neuron: two where there is a gate
+    each = range(made.shape[1] // count)  # the rows that make a neuron: two with a gate, else one
     if experts.is_concatenated:
-        rows = cat([kept + row * count for row in each], dim=1)
+        rows = cat([left + row * count for row in each], dim=1)
     else:
-        rows = stack([kept * len(each) + row for row in each], dim=2).flatten(1)
+        rows = stack([left * len(each) + row for row in each], dim=2).flatten(1)
     reader.store_matrices(made.gather(1, rows[..., None].expand(-1, -1, made.shape[2])))
     if experts.has_bias:
         reader.store(f"{reader.side}_bias", getattr(experts, f"{reader.side}_bias").gather(1, rows))
-    writer.store_matrices(read.gather(2, kept[:, None].expand(-1, read.shape[1], -1)))
+    writer.store_matrices(read.gather(2, left[:, None].expand(-1, read.shape[1], -1)))
