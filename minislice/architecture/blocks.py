@@ -3,8 +3,8 @@
     X  <-  X S  +  sigma( RMSNorm(X) W_in + b_in ) W_out + b_out          one block
 
 X is the signal, [tokens, D]: row vectors, as in the paper. `nn.Linear` stores its matrix transposed ([out, in]), so
-the paper's W_in is ``linear.weight.T``. sigma is transformers' own attention or MLP module, called as it is; what
-slicing changes is around it: the norm, the weights, and the residual adapter S.
+the paper's W_in is ``linear.weight.T``. sigma is transformers' own attention or MLP module, which slicing never
+rewrites; slicing changes the norm, the weights, and the residual adapter S around it.
 
 A *boundary* is the place between two blocks, and the signal there: boundary 0 is what the embeddings write and the
 first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
@@ -24,8 +24,8 @@ from .neurons import HasMLP
 class RMSNorm(nn.Module):
     """x / sqrt(||x||^2 / D + eps): eq. 1's RMSNorm times sqrt(D), with eps where the trained model had it.
 
-    It has no weights (fusion moved them into the linears) and it divides by the width D that the model was *trained*
-    at. A sliced signal has fewer columns, but what its norm stands for is still the norm of the whole row.
+    It has no weights (fusion moved them into the linears), and it divides by the width D of the *trained* model: a
+    sliced signal has fewer columns, but stands for the whole row.
     """
 
     def __init__(self, trained_width: int, eps: float):
@@ -75,9 +75,8 @@ class Block(HasMLP, nn.Module):
     blocks with one each. `w_in` and `w_out` are the linears inside them that read and write the signal. `adapter` is S,
     a module; None stands for the identity.
 
-    As trained, a parallel layer may have a norm of its own for the mlp, and a branch a number that it is multiplied by;
-    fusion leaves one norm and no number. `residual` names an argument of both modules that they would add to what they
-    return, where there is one: they get 0.
+    Before fusion a parallel layer may have a second norm for the mlp (`mlp_norm`), and a branch may be multiplied by a
+    number (`scale`). `residual` names an argument that both modules add to their output; here they get 0.
     """
 
     def __init__(
@@ -148,11 +147,10 @@ class Block(HasMLP, nn.Module):
 
 
 class BlockLayer(GradientCheckpointingLayer):
-    """Stands where a transformers decoder layer stood, and runs its blocks in turn.
+    """Stands in the place of a transformers layer, and runs its blocks in turn.
 
-    It is called as the layer was, and returns what the layer returned: `arguments` are the names of the layer's, in
-    order. One that could be asked for attentions returned a tuple that they were in. `places` are those of its blocks
-    among the blocks of a whole layer, in which none is left out.
+    It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
+    tuple if the layer could return attentions. `places` has the position of each block in a layer without dropped ones.
     """
 
     def __init__(self, blocks: Sequence[Block], arguments: Sequence[str]):
@@ -168,14 +166,14 @@ class BlockLayer(GradientCheckpointingLayer):
         return self.result(hidden_states)
 
     def drop(self, dropped: Sequence[Block]) -> None:
-        """Leave blocks out, in place: what they read goes on to the next one as it is."""
-        kept = [(place, block) for place, block in zip(self.places, self.blocks, strict=True) if block not in dropped]
-        self.places, self.blocks = [place for place, _ in kept], nn.ModuleList(block for _, block in kept)
+        """Leave blocks out, in place: the signal passes them unchanged."""
+        left = [(place, block) for place, block in zip(self.places, self.blocks, strict=True) if block not in dropped]
+        self.places, self.blocks = [place for place, _ in left], nn.ModuleList(block for _, block in left)
 
     def context(self, positional: Sequence, named: dict) -> dict:
-        """What a call says besides the signal, all by name."""
+        """The arguments of a call besides the signal, by name."""
         return {**named, **dict(zip(self.arguments[1:], positional, strict=False))}
 
     def result(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
-        """What a call returns."""
+        """The result of a call, as transformers' layer returns it."""
         return (hidden_states, None) if "output_attentions" in self.arguments else hidden_states

@@ -12,10 +12,10 @@ FORMAT_VERSION = 3  # raised when an older minislice could not read a new folder
 
 
 class SlicedConfig(PreTrainedConfig):
-    """Everything that decides the shapes and the function of a sliced network, besides its weights.
+    """Everything but the weights that decides the shapes and the function of a sliced network.
 
     Raises:
-        ValueError: a newer `format_version`, or sizes that don't fit together; it says which.
+        ValueError: a newer `format_version`, or sizes that don't fit together; the message names them.
     """
 
     model_type = "minislice"
@@ -25,19 +25,19 @@ class SlicedConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        base: dict | PreTrainedConfig | None = None,  # of the dense model, after fusion
-        widths: list[int] | None = None,  # of every boundary, blocks + 1 of them
-        adapters: list | None = None,  # of every block: "full", the rank of a low-rank one, None for the identity
-        norm_eps: list[float] | None = None,  # of the norm behind every boundary
-        neurons: list[int] | None = None,  # of every MLP that is left; None where they are the dense model's
-        dropped: list[int] | None = None,  # the numbers of the blocks that are left out, among the dense model's
-        biases: list[list[str]] | None = None,  # the linears that have one, in each block of a whole layer
+        base: dict | PreTrainedConfig | None = None,  # the dense model's, after fusion
+        widths: list[int] | None = None,  # the width of every boundary, blocks + 1 numbers
+        adapters: list | None = None,  # for every block: "full", the rank of a low-rank one, None for the identity
+        norm_eps: list[float] | None = None,  # the eps of the norm that reads each boundary
+        neurons: list[int] | None = None,  # the number of neurons of every MLP; None: as in the dense model
+        dropped: list[int] | None = None,  # the dense model's numbers of the blocks that are left out
+        biases: list[list[str]] | None = None,  # the linears with a bias, for each block of a layer
         head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
         head_bias: bool = False,
-        head_shift: bool = False,  # of a tied one
+        head_shift: bool = False,  # whether a tied head has one
         head_was_tied: bool = False,  # before fusion
-        family: dict | None = None,  # of a type that a user has registered: its entry
-        slicing: dict | None = None,  # how it was made, for people; nothing depends on it
+        family: dict | None = None,  # the entry of a model type that a user has registered
+        slicing: dict | None = None,  # how the model was made, for people; nothing depends on it
         format_version: int = FORMAT_VERSION,
         **kwargs,
     ):
@@ -117,7 +117,7 @@ class SlicedConfig(PreTrainedConfig):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Layers, heads, and the width of the embedding, which isn't the trained one if boundary 0 is sliced."""
+        """Numbers of layers and heads, and the width of the embedding: narrower than D where boundary 0 is sliced."""
         base = self.base
         heads = base.num_attention_heads
         return {
@@ -129,7 +129,7 @@ class SlicedConfig(PreTrainedConfig):
         }
 
     def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
-        """What transformers asks for layers, heads and vocabulary."""
+        """The config from which transformers reads layers, heads and vocabulary."""
         return self.base
 
     @property
@@ -151,7 +151,7 @@ class SlicedConfig(PreTrainedConfig):
 
 
 def _are_sizes(values: object, least: int, most: int) -> bool:
-    """Whether it is a list of whole numbers in this range; a bool isn't one, although Python says that it is an int."""
+    """Whether `values` is a list of whole numbers in this range; True and False aren't numbers here."""
     return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
 
 

@@ -23,7 +23,7 @@ class _LastLayerReached(Exception):
 
 
 class _Recorder(nn.Module):
-    """Stands for a layer: notes what it is called with, and hands the signal on as it is."""
+    """Stands in for a layer: it records the arguments of its call, and hands the signal on unchanged."""
 
     def __init__(self, layer: BlockLayer, stands_for: nn.Module, contexts: list[dict], count: int):
         super().__init__()
@@ -40,10 +40,10 @@ class _Recorder(nn.Module):
 
 
 class DecoderForward:
-    """`forward` of a decoder of blocks: it also returns the signals and the attentions, where it is asked for them.
+    """The `forward` of a decoder that runs blocks: it returns hidden states and attentions too, if they are asked for.
 
-    transformers knows the modules whose outputs it returns by class and name, and blocks have others. An object and
-    not a closure, so that a model can be copied and pickled.
+    transformers finds the modules whose outputs to return by their class and name, and blocks have others. This is an
+    object and not a closure, so that a model can be copied and pickled.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -92,12 +92,12 @@ class Network:
 
     @property
     def blocks_per_layer(self) -> int:
-        """Of the trained model."""
+        """The number of blocks in a layer of the trained model."""
         return len(self.family.blocks_of(self.model.config, 0))
 
     @property
     def dropped(self) -> list[int]:
-        """The numbers of the blocks that are left out, among all that the trained model has."""
+        """The numbers of the blocks that are left out; the trained model's blocks are counted from 0."""
         count = self.blocks_per_layer
         return [
             index * count + place
@@ -113,11 +113,11 @@ class Network:
             layer.drop(blocks)
 
     def numbered(self, numbers: Collection[int]) -> list[Block]:
-        """The blocks with these numbers, of a network that has all of its blocks.
+        """The blocks with these numbers, in a network that has all of its blocks.
 
         Raises:
-            ValueError: there is no such block, or it is one that has to stay: transformers reads the length of a cache
-                of keys and values off the first layer of each kind of attention.
+            ValueError: there is no such block; or it has to stay, because transformers reads the length of a cache of
+                keys and values off the first layer of each kind of attention.
         """
         blocks = self.blocks
         for number in numbers:
@@ -141,7 +141,7 @@ class Network:
         }
 
     def install(self) -> None:
-        """Put the block layers where transformers' layers are; the model computes what it did.
+        """Put the block layers in the place of transformers' layers; the model computes the same as before.
 
         The config must be the model's own. Whoever installs blocks gives the model `modeling.SavesSliced`, for
         transformers' own `save_pretrained` can't describe it.
@@ -226,9 +226,9 @@ class Network:
         return set(self.widths) != {self.trained_width}
 
     def embed(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, list[dict]]:
-        """The signal at boundary 0, and for each layer the context (mask, RoPE ...) that transformers would hand to it.
+        """The signal at boundary 0, and the context (mask, RoPE ...) that transformers would give to each layer.
 
-        Layers may differ in it: sliding attention has another mask than full attention, and may have another RoPE.
+        Contexts may differ: sliding attention has another mask than full attention, and sometimes another RoPE.
         `ids` and the bool `mask` (False where padded) are [sequences, tokens], the signal [sequences, tokens, k].
         """
         contexts, count = [], len(self.layers)
@@ -241,7 +241,7 @@ class Network:
         raise RuntimeError("the model never called its last layer")
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """What the model makes of the signal x at its last boundary; [sequences, tokens, vocabulary].
+        """The logits, [sequences, tokens, vocabulary], for a signal x at the last boundary.
 
         The model runs without its layers, and its final norm reads x.
         """
@@ -335,7 +335,7 @@ def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module
 
 
 def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callable[[nn.Module], Linear]) -> nn.Module:
-    """A module of the layer, whose `side`, as a reader or a writer of the signal, has the signal's width."""
+    """A linear of the layer, checked: as `side`, a reader or a writer, it has the signal's width."""
     module = _module(layer, name, config)
     check_linear(name, module, layer)
     does, width = ("reads", "in_features") if side is reader else ("writes", "out_features")
