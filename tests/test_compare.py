@@ -16,12 +16,12 @@ from properties import assert_same_logits
 import minislice
 from minislice.architecture.network import network
 from minislice.beyond.compare import compare, unchanged
+from minislice.beyond.rows import FIELDS, faults, losses_of, table
 from minislice.beyond.variants import VARIANTS, width_of_size
 from minislice.command.cli import main
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.paired import perplexity_ratio, window_losses
 from minislice.measuring.records import read
-from minislice.measuring.rows import FIELDS, faults, losses_of, table
 
 TINY = Recipe("llama", layers=3, tied=False, seed=5)
 EMBEDDED = ("mini-opt", "mini-llama", "mini-phi")

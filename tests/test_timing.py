@@ -149,7 +149,7 @@ def test_the_command_takes_a_sliced_models_folder_without_its_weights(capsys, tm
         (["opt-125m", "--slicing", "a lot"], "comma-separated"),
         (["opt-125m", "--adapter", "round"], "adapter must be one of"),
         (["opt-125m", "--device", "auto"], "one device"),
-        (["opt-125m", "--slicing", "1.5"], "slicing must be a fraction"),
+        (["opt-125m", "--slicing", "1.5"], "slicing must be a number"),
     ],
 )
 def test_bad_input_is_one_line(capsys, arguments, said):

@@ -28,8 +28,8 @@ from ..measuring.cost import parameters
 from ..measuring.local_tasks import read_items
 from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
-from ..measuring.rows import SCHEMA, faults, in_words, losses_of
 from ..measuring.zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
+from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
 
 DENSE = "dense"
@@ -54,7 +54,7 @@ def compare(
     """Measure every variant at every size, beside the dense model.
 
         rows = minislice.compare(model, calibration, evaluation, sizes=[0.9, 0.8])
-        print(table(rows))  # of `measuring.rows`
+        print(table(rows))  # of `beyond.rows`
 
     Args:
         model: a function that loads the dense model; or the model, and every variant gets a copy.

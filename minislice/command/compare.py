@@ -5,9 +5,9 @@ from pathlib import Path
 
 from ..architecture.folder import require_apart, whole_file
 from ..beyond.compare import SIZES, compare
+from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
 from ..measuring.records import require_results
-from ..measuring.rows import table
 from ..storage.checkpoint import load
 from .inputs import dtype_of, files_read, load_both, texts_of, token_sets
 from .output import print_result

@@ -4,17 +4,15 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import datasets
-import pyarrow.parquet
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..checks import require_int, require_seed
 from .embedded import stdlib_documents
-from .hub import require_hub
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
@@ -50,11 +48,7 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
 
 
 def require_source(source: str) -> None:
-    """Told before anything else is done: the source is there, or the hub that has it can be reached.
-
-    Raises:
-        ValueError: it isn't.
-    """
+    """Raise a ValueError unless the source is there, or the hub that has it can be reached; nothing is loaded."""
     if source not in SOURCES:
         _require_file(Path(source))
     elif source != "embedded":
@@ -63,7 +57,32 @@ def require_source(source: str) -> None:
             load_text(source)
 
 
+def require_hub(name: str, otherwise: str) -> None:
+    """The Hugging Face hub answers, whatever it says; or HF_HUB_OFFLINE is set, so that nobody may ask it.
+
+    The hub's own libraries ask five times, for half a minute.
+
+    Args:
+        name: what is wanted from the hub.
+        otherwise: what the user can give in its place.
+
+    Raises:
+        ValueError: it can't be reached.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as error:  # of whatever library the hub's client is made with
+        raise ValueError(
+            f"can't get {name} from the hub: {constants.ENDPOINT} can't be reached ({error}); give {otherwise}, or set "
+            "HF_HUB_OFFLINE=1 if it was fetched before"
+        ) from error
+
+
 def _from_hub(source: str, split: str) -> list[str]:
+    import datasets  # takes a second, which nothing else waits for
+
     require_hub(source, OTHERWISE)
     try:
         if source == "wikitext2":
@@ -87,25 +106,27 @@ def _read_file(path: Path) -> list[str]:
     _require_file(path)
     kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
     try:
-        if kind == "parquet":
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        else:
-            text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
-            rows = [text]
-            if kind == "json":
-                rows = json.loads(text)
-                rows = rows if isinstance(rows, list) else [rows]
-            elif kind == "json lines":
-                rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = _rows(path, kind)
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"can't read {path} as {kind}: {error}") from error
     try:
-        documents = [_document(row) for row in rows]
-        for document in documents:
-            require_unicode(document)
-        return documents
+        return [require_unicode(_document(row)) for row in rows]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _rows(path: Path, kind: str) -> list:
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+    if kind == "json":
+        rows = json.loads(text)
+        return rows if isinstance(rows, list) else [rows]
+    if kind == "json lines":
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return [text]
 
 
 def _document(row: object) -> str:
@@ -118,17 +139,15 @@ def _document(row: object) -> str:
     if {"instruction", "output"} <= fields.keys():
         parts = {"Instruction": row["instruction"], "Input": row.get("input"), "Response": row["output"]}
         return "\n\n".join(f"### {title}:\n{text}" for title, text in parts.items() if text)
-    if text in ("", None):  # a row of nothing, as WikiText has many
+    if text in ("", None):  # an empty row, as WikiText-2 has many
         return ""
     found = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items()) or type(row).__name__
-    raise ValueError(
-        f"a document is a string, or has a string in a field 'text', or Alpaca's 'instruction' and 'output'; "
-        f"found {found}"
-    )
+    what = "a document is a string, or has a string in a field 'text', or Alpaca's 'instruction' and 'output'"
+    raise ValueError(f"{what}; found {found}")
 
 
-def require_unicode(text: str) -> None:
-    """No lone surrogates, which a JSON escape or a command line can make, and which no tokenizer takes.
+def require_unicode(text: str) -> str:
+    """The same text. A JSON escape or a command line can make lone surrogates, which no tokenizer takes.
 
     Raises:
         ValueError: there is one.
@@ -137,6 +156,7 @@ def require_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"no valid text: {error}") from error
+    return text
 
 
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Int64[Tensor, " tokens"]:

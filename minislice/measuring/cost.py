@@ -56,19 +56,15 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     """
     total = 0
     for module in model.modules():
-        if isinstance(module, (nn.Linear, Conv1D)):
-            total += 2 * module.weight.numel()
-        elif is_experts(module):
+        if is_experts(module):
             matrices = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 3)
             total += 2 * matrices * module.config.num_experts_per_tok // module.num_experts
-        elif isinstance(reader(module), Router):
+        elif isinstance(module, (nn.Linear, Conv1D, TiedHead, FittedHead)) or isinstance(reader(module), Router):
             total += 2 * module.weight.numel()
-        elif isinstance(module, LowRankAdapter):
+        if isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
-        elif isinstance(module, TiedHead):
-            total += 2 * module.weight.numel()
-        elif isinstance(module, FittedHead):
-            total += 2 * (module.H.numel() + module.weight.numel())
+        if isinstance(module, FittedHead):
+            total += 2 * module.H.numel()
     attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
 

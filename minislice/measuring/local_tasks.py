@@ -1,9 +1,8 @@
 """Local copies of zero-shot tasks, so that they run without a hub: FOLDER/TASK.jsonl, one item a line.
 
-The task stays the harness's own (its prompt, its metrics); only where the items come from is changed. An item has the
-fields of the task's data set on the hub, or those that the harness of 2021 made of them, as several published copies
-have them: `query`, `choices` and `gold`, the index of the right choice; for WinoGrande `context_options`,
-`continuation`, `gold`.
+The task stays the harness's own, with its prompt and its metrics; only the items come from the file. An item has the
+fields of the task's data set on the hub. Several published copies have the fields of the harness of 2021 instead:
+`query`, `choices` and `gold`, the index of the right choice; for WinoGrande `context_options`, `continuation`, `gold`.
 """
 
 import json
@@ -11,91 +10,68 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+Item = tuple[dict, list, list]  # with the fields on the hub; its choices; what its last field says for each of them
+
 
 @dataclass(frozen=True)
 class LocalTask:
-    """One of the harness's tasks: the file that defines it, the fields of an item, and what the choices are."""
+    """One of the harness's tasks."""
 
-    file: str  # below lm_eval/tasks
-    fields: tuple[str, ...]  # the last one says which choice is right
-    choices: Callable[[dict], tuple[list, list]]  # of an item: the texts, and what the last field says for each
-    converted: tuple[str, ...]  # fields of the harness of 2021; "gold" counts the choices from 0
-    restore: Callable[[dict], dict]  # from those
+    file: str  # that defines it, below lm_eval/tasks
+    fields: tuple[str, ...]  # of an item on the hub; the last one says which choice is right
+    read: Callable[[dict], Item]  # an item with the fields on the hub, or with those of 2021
 
 
-def _piqa(item: dict) -> dict:
-    first, second = item["choices"]
-    return {"goal": _question(item), "sol1": first, "sol2": second, "label": item["gold"]}
+def _piqa(item: dict) -> Item:
+    if "query" in item:
+        first, second = item["choices"]
+        item = {"goal": _question(item), "sol1": first, "sol2": second, "label": item["gold"]}
+    return item, [item["sol1"], item["sol2"]], [0, 1]
 
 
-def _arc(item: dict) -> dict:
-    labels = [str(number) for number, _ in enumerate(item["choices"])]
-    choices = {"text": item["choices"], "label": labels}
-    return {"question": _question(item), "choices": choices, "answerKey": str(item["gold"])}
+def _winogrande(item: dict) -> Item:
+    if "continuation" in item:  # each option with what stands before it, so the sentence begins at the gap
+        first, second = item["context_options"]
+        sentence = f"_ {item['continuation']}"
+        item = {"sentence": sentence, "option1": first, "option2": second, "answer": item["gold"] + 1}
+    if "_" not in item["sentence"]:
+        raise ValueError("the sentence has no _, which stands for the missing words")
+    return item, [item["option1"], item["option2"]], ["1", "2"]
 
 
-def _winogrande(item: dict) -> dict:
-    first, second = item["context_options"]  # each with what stands before it, so the sentence begins at the gap
-    sentence = f"_ {item['continuation']}"
-    return {"sentence": sentence, "option1": first, "option2": second, "answer": item["gold"] + 1}
+def _hellaswag(item: dict) -> Item:
+    if "query" in item:
+        activity, context = item["query"].split(": ", 1)
+        fields = {"activity_label": activity, "ctx_a": context, "ctx_b": ""}
+        item = {**fields, "endings": item["choices"], "label": item["gold"]}
+    return item, item["endings"], [str(number) for number in range(len(item["endings"]))]
 
 
-def _hellaswag(item: dict) -> dict:
-    activity, context = item["query"].split(": ", 1)
-    fields = {"activity_label": activity, "ctx_a": context, "ctx_b": ""}
-    return {**fields, "endings": item["choices"], "label": item["gold"]}
+def _arc(item: dict) -> Item:
+    if "query" in item:
+        labels = [str(number) for number in range(len(item["choices"]))]
+        choices = {"text": item["choices"], "label": labels}
+        item = {"question": _question(item), "choices": choices, "answerKey": item["gold"]}
+    choices = item["choices"]
+    if not isinstance(choices, dict) or len(choices["text"]) != len(choices["label"]):
+        raise ValueError('choices must have a text and a label for each, {"text": [...], "label": [...]}')
+    return item, choices["text"], choices["label"]
 
 
 def _question(item: dict) -> str:
-    """What stands between "Question: ", and "Answer:" if that is there; the harness writes both itself."""
+    """The text between "Question: " and "Answer:", if that is there; the harness writes both itself."""
     return item["query"].removeprefix("Question: ").removesuffix("Answer:").removesuffix("\n")
 
 
-def _options(item: dict) -> tuple[list, list]:
-    if "_" not in item["sentence"]:
-        raise ValueError("the sentence has no _, which stands for the missing words")
-    return [item["option1"], item["option2"]], ["1", "2"]
-
-
-def _endings(item: dict) -> tuple[list, list]:
-    endings = item["endings"]
-    if not isinstance(endings, list):
-        raise ValueError(f"endings must be a list, got {endings!r}")
-    return endings, [str(number) for number, _ in enumerate(endings)]
-
-
-def _lettered(item: dict) -> tuple[list, list]:
-    choices = item["choices"]
-    if not isinstance(choices, dict) or len(choices["text"]) != len(choices["label"]):
-        raise ValueError('choices must have a "text" and a "label" for each choice, {"text": [...], "label": [...]}')
-    return choices["text"], choices["label"]
-
-
-_QUERY = ("query", "choices", "gold")
+_ARC = ("question", "choices", "answerKey")
 LOCAL = {
-    "piqa": LocalTask(
-        "piqa/piqa.yaml",
-        ("goal", "sol1", "sol2", "label"),
-        lambda item: ([item["sol1"], item["sol2"]], ["0", "1"]),
-        _QUERY,
-        _piqa,
-    ),
-    "winogrande": LocalTask(
-        "winogrande/default.yaml",
-        ("sentence", "option1", "option2", "answer"),
-        _options,
-        ("context_options", "continuation", "gold"),
-        _winogrande,
-    ),
+    "piqa": LocalTask("piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), _piqa),
+    "winogrande": LocalTask("winogrande/default.yaml", ("sentence", "option1", "option2", "answer"), _winogrande),
     "hellaswag": LocalTask(
-        "hellaswag/hellaswag.yaml",
-        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-        _endings,
-        _QUERY,
-        _hellaswag,
+        "hellaswag/hellaswag.yaml", ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _hellaswag
     ),
-    "arc_easy": LocalTask("arc/arc_easy.yaml", ("question", "choices", "answerKey"), _lettered, _QUERY, _arc),
-    "arc_challenge": LocalTask("arc/arc_challenge.yaml", ("question", "choices", "answerKey"), _lettered, _QUERY, _arc),
+    "arc_easy": LocalTask("arc/arc_easy.yaml", _ARC, _arc),
+    "arc_challenge": LocalTask("arc/arc_challenge.yaml", _ARC, _arc),
 }
 
 
@@ -107,59 +83,38 @@ def read_items(task: str, folder: Path) -> list[dict]:
     """
     if task not in LOCAL:
         raise ValueError(f"no local copy of {task} can be read; there are {', '.join(LOCAL)}")
-    known, file = LOCAL[task], folder / f"{task}.jsonl"
+    file = folder / f"{task}.jsonl"
     if not file.is_file():
         raise ValueError(f"{file} doesn't exist: the items of {task}, one JSON object a line")
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")  # without the mark that some editors put first
     except UnicodeDecodeError as error:
         raise ValueError(f"can't read {file} as utf-8 text: {error}; save it as utf-8") from error
-    items = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            given = json.loads(line)
-            item, answer = _item(known, given)
-            _, answers = _choices(known, item)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-            raise ValueError(
-                f"{file}, line {number}: an item of {task} has the fields {', '.join(known.fields)}, or "
-                f"{', '.join(known.converted)}; {error}"
-            ) from error
-        right = item[known.fields[-1]]
-        if not isinstance(right, (int, str)) or str(right) not in answers:
-            raise ValueError(
-                f"{file}, line {number}: no right answer ({answer} {given[answer]!r}); a test split has none, take the "
-                "validation split"
-            )
-        item[known.fields[-1]] = int(right) if task == "piqa" else str(right)  # as on the hub
-        items.append(item)
+    items = [_item(LOCAL[task], line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise ValueError(f"{file} has no items in it")
     return items
 
 
-def _item(task: LocalTask, given: dict) -> tuple[dict, str]:
-    """An item as on the hub, and the field of the given one that says which choice is right."""
-    if set(task.fields) <= given.keys():
-        return {name: given[name] for name in task.fields}, task.fields[-1]
-    if set(task.converted) <= given.keys():
-        return task.restore(given), task.converted[-1]
-    raise ValueError(f"it has {', '.join(given) or 'nothing'}")
-
-
-def _choices(task: LocalTask, item: dict) -> tuple[list, list]:
-    """As `LocalTask.choices`; every text is one, and no choice is empty."""
-    questions = {name: item[name] for name in task.fields[:-1] if name not in ("choices", "endings")}
-    for name, value in questions.items():
-        if not isinstance(value, str):
-            raise ValueError(f"{name} must be a text, got {value!r}")
-    choices, answers = task.choices(item)
-    for choice in choices:
-        if not isinstance(choice, str) or not choice.strip():
-            raise ValueError(f"a choice must be a text, got {choice!r}")
-    return choices, answers
+def _item(task: LocalTask, line: str, place: str) -> dict:
+    *fields, answer = task.fields
+    try:
+        item, choices, answers = task.read(json.loads(line))
+        item = {name: item[name] for name in task.fields}
+        texts = [item[name] for name in fields if name not in ("choices", "endings")]
+        if not isinstance(choices, list) or not all(isinstance(text, str) for text in (*texts, *choices)):
+            raise ValueError("what should be a text, or a list of texts, is something else")
+        if not all(choice.strip() for choice in choices):
+            raise ValueError("a choice is empty")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{place}: an item has the fields {', '.join(task.fields)}; {what}") from error
+    right = [known for known in answers if str(known) == str(item[answer])]
+    if not right:
+        raise ValueError(
+            f"{place}: no right answer ({answer} {item[answer]!r}); a test split has none, take the validation split"
+        )
+    return {**item, answer: right[0]}
 
 
 def definition(task: str) -> Path:
@@ -177,8 +132,7 @@ def write_tasks(tasks: list[str], source: Path, folder: Path) -> None:
     """
     for task in tasks:
         data = folder / f"{task}.jsonl"
-        items = read_items(task, source)
-        data.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+        data.write_text("".join(json.dumps(item) + "\n" for item in read_items(task, source)), encoding="utf-8")
         changed = {
             "include": str(definition(task)),
             "task": task,
@@ -188,5 +142,4 @@ def write_tasks(tasks: list[str], source: Path, folder: Path) -> None:
             "training_split": None,
             "test_split": None,
         }
-        # JSON is YAML.
-        (folder / f"{task}.yaml").write_text(json.dumps(changed), encoding="utf-8")
+        (folder / f"{task}.yaml").write_text(json.dumps(changed), encoding="utf-8")  # JSON is YAML

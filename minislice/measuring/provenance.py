@@ -18,16 +18,14 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft"
 @functools.cache
 def commit() -> str:
     """Of the checkout that minislice runs from, with "+changes" where files differ from it; else its version."""
-    package = Path(__file__).parents[1]
+    git = ["git", "-C", str(Path(__file__).parents[1])]
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def output(*arguments: str) -> str:
+        return subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if git("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
-            return git("rev-parse", "HEAD")[:12] + ("+changes" if git("status", "--porcelain", "--", ".") else "")
+        if output("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
+            return output("rev-parse", "HEAD")[:12] + ("+changes" if output("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         pass
     return __version__

@@ -1,7 +1,7 @@
-"""A file of results, one JSON record a line: appended and on the disk before the next is measured.
+"""A file of results, one JSON record a line: each is on the disk before the next is measured.
 
-A kill loses one result. A line that was cut off counts as never written. Every record has a "key", which says what was
-measured, and a "status"; of each key the last record counts, and what is "done" needn't be measured again.
+Every record has a "key", which says what was measured, and a "status". The last record of a key counts. What is "done"
+needn't be measured again. A kill loses one result: a line that it cut off counts as never written.
 """
 
 import json
@@ -25,22 +25,19 @@ def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
         ValueError: a line is no record, and isn't what a killed run has left of its last one.
     """
     path = Path(path)
-    if not path.is_file():
-        return []
-    lines, records = path.read_bytes().split(b"\n"), {}
+    lines, records = path.read_bytes().split(b"\n") if path.is_file() else [b""], {}
     if _is_torn(lines[-1]):
         lines.pop()
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            found = faults(record)
-        except Exception as error:  # of whatever stands where a record should
-            found = [f"{type(error).__name__}: {error}"]
-        if found:
-            raise ValueError(f"{path} is not a results file of minislice: line {number}: {found[0][:200]}")
-        records[record["key"]] = record
+        if line.strip():
+            try:
+                record = json.loads(line)
+                found = faults(record)
+            except Exception as error:  # of whatever stands where a record should
+                found = [f"{type(error).__name__}: {error}"]
+            if found:
+                raise ValueError(f"{path} is not a results file of minislice: line {number}: {found[0][:200]}")
+            records[record["key"]] = record
     return list(records.values())
 
 
@@ -52,9 +49,9 @@ def require_results(path: str | os.PathLike, reads: Iterable[Path] = ()) -> Path
 class Records:
     """A file that this process alone appends to (see `opened`), or, without a path, a list in memory."""
 
-    def __init__(self, path: Path | None = None, found: list[dict[str, Any]] | None = None):
+    def __init__(self, path: Path | None = None, found: Iterable[dict[str, Any]] = ()):
         self.path = path
-        self.finished = {record["key"]: record for record in found or [] if record["status"] == "done"}
+        self.finished = {record["key"]: record for record in found if record["status"] == "done"}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record, and have it on the disk."""
@@ -95,7 +92,7 @@ def _cut(path: Path) -> None:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether it is the beginning of a line that a killed run was writing: it begins as ours do, and isn't JSON."""
+    """Whether a killed run was writing this line: it begins as ours do, and isn't JSON."""
     try:
         json.loads(line)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What inference costs, dense beside sliced: time, memory and the largest batch, as ratios that one run has measured.
+"""What inference costs, dense beside sliced: time, memory and the largest batch.
 
-Both models take a turn in every round, so that what disturbs the machine disturbs both; a ratio is taken within its
-round, and the median of the rounds counts. On a GPU short work is timed by CUDA events, memory is what torch's
-allocator says; on Linux it is the process's resident set.
+Both models take a turn in every round, so that whatever disturbs the machine disturbs both. A ratio is taken within
+its round, and the median of the rounds counts. On a GPU, short work is timed by CUDA events, and memory is what torch's
+allocator reports; on Linux, memory is the resident set of the process.
 """
 
 import statistics
@@ -44,7 +44,7 @@ def compare(
     rounds: int = 5,
     batch_size: int | None = None,
 ) -> dict[str, Pair]:
-    """What two models on one device cost: size and FLOPs counted, time and memory measured.
+    """What two models on one device cost: size and FLOPs are counted, time and memory are measured.
 
     Args:
         prompt: tokens of the prefill, one pass that writes the cache and gives the last token's logits.
@@ -52,79 +52,105 @@ def compare(
         batch_size: for the throughput (table 11). By default, on a GPU, the largest that fits, of each model alone; on
             a CPU, where nothing says what fits, 8.
     """
-    for name, value in {"prompt": prompt, "length": length, "rounds": rounds}.items():
+    for name, value in {"prompt": prompt, "length": length, "rounds": rounds, "batch_size": batch_size or 8}.items():
         require_int(name, value)
-    if batch_size is not None:
-        require_int("batch_size", batch_size)
-    models, device = {"dense": dense, "sliced": sliced}, _device(dense)
     require_positions(dense, max(prompt, length))
-    found = {
-        "parameters": _pair(*map(parameters, models.values())),
-        "weights, bytes": _pair(*map(size_in_bytes, models.values())),
-        "FLOPs a token": _pair(*(flops_per_token(model, length) for model in models.values())),
-    }
-    found["prefill, ms"] = _in_ms({name: _prefill(model, prompt) for name, model in models.items()}, device, rounds)
-    found["decoding, ms a token"] = _in_ms(
-        {name: lambda model=model: step_seconds(model, length=length) for name, model in models.items()}, None, rounds
-    )
-    working = {}
-    for name, model in models.items():
-        with peak_memory(device) as peak:
-            step_seconds(model, length=length)
-        working[name] = peak.added
-    found["working memory, bytes"] = _pair(**working)
-    if device.type == "cuda" and batch_size is None:
-        sizes, speeds = {}, {}
-        for name, model in models.items():
-            other = models["sliced" if name == "dense" else "dense"].to("cpu")
-            torch.cuda.empty_cache()
-            sizes[name] = largest_batch(lambda size, model=model: _fits(model, size, length))
-            seconds = min(step_seconds(model, batch_size=sizes[name], length=length) for _ in range(rounds))
-            speeds[name] = sizes[name] / seconds
-            other.to(device)
-    else:
-        sizes = dict.fromkeys(models, batch_size or 8)
-        clocks = {
-            name: lambda model=model: step_seconds(model, batch_size=batch_size or 8, length=length)
+    models, device = {"dense": dense, "sliced": sliced}, dense.device
+
+    def clocks(batch_size: int) -> dict[str, Callable[[], float]]:
+        return {
+            name: lambda model=model: step_seconds(model, batch_size=batch_size, length=length)
             for name, model in models.items()
         }
-        seconds = in_turns(clocks, None, rounds)
-        speeds = {name: sizes[name] / statistics.median(seconds[name]) for name in models}
-    found["batch"], found["tokens a second"] = _pair(**sizes), _pair(**speeds)
-    return found
 
-
-def seconds_of(work: Callable[[], object], device: torch.device | None) -> float:
-    """How long it takes, by CUDA events on a GPU. Without a device, `work` measures itself and returns seconds."""
-    if device is None:
-        return work()
-    if device.type == "cuda":
-        with torch.cuda.device(device):  # whose stream the events are put into
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
+    prefills = in_turns({name: _prefill(model, prompt) for name, model in models.items()}, device, rounds)
+    steps = in_turns(clocks(1), None, rounds)
+    memory = []
+    for work in clocks(1).values():
+        with peak_memory(device) as peak:
             work()
-            end.record()
-            end.synchronize()
-        return start.elapsed_time(end) / 1000
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+        memory.append(peak.added)
+    if device.type == "cuda" and batch_size is None:
+        pairs = ((dense, sliced), (sliced, dense))
+        sizes, speeds = zip(*(_largest_throughput(*pair, length, rounds) for pair in pairs), strict=True)
+    else:
+        sizes = (batch_size or 8,) * 2
+        seconds = in_turns(clocks(sizes[0]), None, rounds)
+        speeds = [sizes[0] / statistics.median(measured) for measured in seconds.values()]
+    return {
+        "parameters": pair_of(*map(parameters, models.values())),
+        "weights, bytes": pair_of(*map(size_in_bytes, models.values())),
+        "FLOPs a token": pair_of(*(flops_per_token(model, length) for model in models.values())),
+        "prefill, ms": _milliseconds(**prefills),
+        "decoding, ms a token": _milliseconds(**steps),
+        "working memory, bytes": pair_of(*memory),
+        "batch": pair_of(*sizes),
+        "tokens a second": pair_of(*speeds),
+    }
+
+
+def pair_of(dense: float | None, sliced: float | None) -> Pair:
+    """The two numbers, and their ratio where there is one."""
+    return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
 
 
 def in_turns(
     works: Mapping[Name, Callable[[], object]], device: torch.device | None, rounds: int
 ) -> dict[Name, list[float]]:
-    """The seconds of each, one after the other in every round; a first round warms up and doesn't count."""
+    """The seconds of each, one after the other in every round; a first round warms up and doesn't count.
+
+    Without a device, each work measures itself and returns seconds.
+    """
     seconds = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
-            seconds[name].append(seconds_of(work, device))
+            seconds[name].append(work() if device is None else _seconds(work, device))
     return {name: measured[1:] for name, measured in seconds.items()}
 
 
-def median_ratio(own: list[float], reference: list[float]) -> float:
-    """The median over rounds of own / reference."""
-    return statistics.median(a / b for a, b in zip(own, reference, strict=True))
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    with torch.cuda.device(device):  # whose stream the events are put into
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def median_ratio(seconds: list[float], reference: list[float]) -> float:
+    """The median over rounds of seconds / reference."""
+    return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
+
+
+def _milliseconds(dense: list[float], sliced: list[float]) -> Pair:
+    medians = (1000 * statistics.median(seconds) for seconds in (dense, sliced))
+    return Pair(*medians, median_ratio(sliced, dense))
+
+
+def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: int, rounds: int) -> tuple[int, float]:
+    """The largest batch that fits on the GPU while the other model is elsewhere, and its tokens a second."""
+
+    def fits(size: int) -> bool:
+        try:
+            step_seconds(model, batch_size=size, length=length)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+        return True
+
+    device = other.device
+    other.to("cpu")
+    torch.cuda.empty_cache()
+    size = largest_batch(fits)
+    seconds = min(step_seconds(model, batch_size=size, length=length) for _ in range(rounds))
+    other.to(device)
+    return size, size / seconds
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int:
@@ -176,34 +202,36 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.most = _resident("VmHWM")
 
 
+def _resident(name: str) -> int:
+    """Bytes, as the kernel has them: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
 def product_milliseconds(
     models: Mapping[str, PreTrainedModel], *, tokens: int = 2048, repeats: int = 1000
 ) -> dict[str, dict[str, float]]:
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
-    "adapter" is what the layer's residual adapters take together; "total" is the sum without it, as in the paper.
-    The experts of a mixture are left out.
+    "adapter" is the sum of the layer's residual adapters; "total" is the sum without it, as in the paper. The experts
+    of a mixture are left out.
     """
-    works, device = {}, _device(next(iter(models.values())))
+    works = {}
     for model_name, model in models.items():
         layers = network(model).layers
         for index, block in enumerate(layers[len(layers) // 2].blocks):
             for name, linear in block.linears.items():
-                if isinstance(linear, Experts):
-                    continue  # the router says how much they multiply
-                works[model_name, name.rsplit(".", 1)[-1]] = _product(
-                    getattr(linear, "module", linear), linear.in_features, linear.weight, tokens
-                )
+                if not isinstance(linear, Experts):  # the router decides how much they multiply
+                    module = getattr(linear, "module", linear)
+                    key = (model_name, name.rpartition(".")[2], index)
+                    works[key] = _product(module, linear.in_features, linear.weight, tokens)
             if block.adapter is not None:
                 weight = next(block.adapter.parameters())
-                works[model_name, f"adapter {index}"] = _product(
-                    block.adapter, block.w_in[0].in_features, weight, tokens
-                )
-    seconds = in_turns(works, device, repeats)
+                key = (model_name, "adapter", index)
+                works[key] = _product(block.adapter, block.w_in[0].in_features, weight, tokens)
     found = {name: {} for name in models}
-    for (model_name, name), measured in seconds.items():
-        name = "adapter" if name.startswith("adapter ") else name
-        found[model_name][name] = found[model_name].get(name, 0.0) + 1000 * statistics.median(measured)
+    for (model_name, name, _), seconds in in_turns(works, next(iter(models.values())).device, repeats).items():
+        found[model_name][name] = found[model_name].get(name, 0.0) + 1000 * statistics.median(seconds)
     for products in found.values():
         products["total"] = sum(milliseconds for name, milliseconds in products.items() if name != "adapter")
     return found
@@ -221,40 +249,10 @@ def _product(module: torch.nn.Module, width: int, like: torch.Tensor, tokens: in
 
 def _prefill(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
     vocabulary = model.get_input_embeddings().num_embeddings
-    prompt = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(_device(model))
+    prompt = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
 
     def work() -> None:
         with inference(model):
             model(input_ids=prompt, use_cache=True, logits_to_keep=1)
 
     return work
-
-
-def _fits(model: PreTrainedModel, batch_size: int, length: int) -> bool:
-    try:
-        step_seconds(model, batch_size=batch_size, length=length)
-    except torch.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True
-
-
-def _in_ms(works: Mapping[str, Callable], device: torch.device | None, rounds: int) -> Pair:
-    seconds = in_turns(works, device, rounds)
-    dense, sliced = (1000 * statistics.median(seconds[name]) for name in ("dense", "sliced"))
-    return Pair(dense, sliced, median_ratio(seconds["sliced"], seconds["dense"]))
-
-
-def _pair(dense: float | None, sliced: float | None) -> Pair:
-    return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    return model.get_input_embeddings().weight.device
-
-
-def _resident(name: str) -> int:
-    """Bytes, as the kernel has them: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))

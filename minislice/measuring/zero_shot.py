@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import inference
@@ -116,6 +115,7 @@ def require_harness() -> None:
 
 
 def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
+    import datasets
     from lm_eval import evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -24,7 +24,7 @@ from ..architecture.folder import require_utf8, whole_folder
 from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM
 from ..corpus.embedded import EMBEDDED, data_folder
-from ..corpus.hub import require_hub
+from ..corpus.text import require_hub
 from .checks import (
     require_buildable,
     require_fit,

@@ -18,9 +18,9 @@ import torch
 
 import minislice
 from minislice.architecture.network import network
+from minislice.beyond.equal_size import ADAPTERS, TIED_ADAPTERS, equal_size, perplexity_at
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize
-from minislice.measuring.comparison import TIED_VARIANTS, VARIANTS, equal_size, perplexity_at
 from minislice.options import slice_width
 
 SLICING = 0.25
@@ -55,7 +55,7 @@ def measure(model, calibration, evaluation) -> dict:
         "bytes": bytes_on_disk(model),
     }
     result = {"at 25%": {"dense": dense}}
-    variants = VARIANTS | (TIED_VARIANTS if network(model).head_was_tied else {})
+    variants = ADAPTERS | (TIED_ADAPTERS if network(model).head_was_tied else {})
     for variant, options in variants.items():
         sliced = minislice.slice_model(copy.deepcopy(model), calibration, slicing=SLICING, **options)
         result["at 25%"][variant] = {
@@ -79,7 +79,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results))
         return
-    columns = ["dense", *VARIANTS, *TIED_VARIANTS]
+    columns = ["dense", *VARIANTS, *TIED_ADAPTERS]
     print("| model, 25% | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
     for name, result in results.items():
         cells = []

@@ -17,17 +17,17 @@ from ..architecture.network import network
 from ..checks import are_ints, require
 from ..corpus.batches import Tokens, kept
 from ..likelihood import perplexity
+from ..measuring.cost import parameters
 from ..slicing import slice_model
-from .cost import parameters
 
 # What is compared unless the caller says otherwise: options of `slice_model`, by the name that tables and plots show.
-VARIANTS = {
+ADAPTERS = {
     "full": {"adapter": "full", "head": "own"},
     "low-rank": {"adapter": "low-rank", "head": "own"},
     "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1, "head": "own"},
     "none": {"adapter": "none", "head": "own"},
 }
-TIED_VARIANTS = {
+TIED_ADAPTERS = {
     "none, fitted head": {"adapter": "none", "head": "fitted"},
     "low-rank, tied head": {"head": "tied"},
 }  # besides, where the head was tied
@@ -58,12 +58,12 @@ def equal_size(
     Args:
         calibration: ids, [sequences, tokens], for the principal components.
         evaluation: ids, for the perplexity.
-        variants: options of `slice_model` by name; `VARIANTS`, and `TIED_VARIANTS` for a model with a tied head.
+        variants: options of `slice_model` by name; by default `ADAPTERS`, and `TIED_ADAPTERS` for a tied head.
         widths: by default nine from 60% to 100% of D.
     """
     net = network(model)
     if variants is None:
-        variants = VARIANTS | (TIED_VARIANTS if net.head_was_tied else {})
+        variants = ADAPTERS | (TIED_ADAPTERS if net.head_was_tied else {})
     if widths is None:
         widths = sorted({round(net.trained_width * percent / 100) for percent in range(60, 101, 5)})
     are_options = isinstance(variants, Mapping) and all(isinstance(options, Mapping) for options in variants.values())

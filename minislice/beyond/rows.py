@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .paired import WindowLosses, perplexity_ratio
+from ..measuring.paired import WindowLosses, perplexity_ratio
 
 SCHEMA = 1
 FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
@@ -42,23 +42,23 @@ def losses_of(row: dict[str, Any]) -> WindowLosses:
 
 
 def faults(row: dict[str, Any]) -> list[str]:
-    """What keeps a row from being one, in words."""
+    """What keeps a row from being one, in words; or an error, where a number or a list of numbers is something else."""
     found = [
-        f"{name} is {row.get(name)!r}"
-        for name, kind in FIELDS.items()
-        if name not in row or not isinstance(row[name], kind)
+        f"{name} is {row.get(name)!r}" for name, kind in FIELDS.items() if not isinstance(row.get(name, ...), kind)
     ]
-    if not found and row["schema"] != SCHEMA:
-        found.append(f"schema {row['schema']}, this minislice writes and reads {SCHEMA}")
-    if not found and (row["status"] == "done") == (row["perplexity"] is None):
-        found.append(f"{row['status']} with a perplexity of {row['perplexity']}")
-    if not found:
-        table([row])  # raises an error of its own where a number, or a list of them, is something else
-    if not found and row["status"] == "done":
-        perplexity = perplexity_ratio(losses_of(row), losses_of(row)).ratio * losses_of(row).perplexity
+    if found:
+        return found
+    if row["schema"] != SCHEMA:
+        return [f"schema {row['schema']}, this minislice writes and reads {SCHEMA}"]
+    if (row["status"] == "done") == (row["perplexity"] is None):
+        return [f"{row['status']} with a perplexity of {row['perplexity']}"]
+    table([row])
+    if row["status"] == "done":
+        losses = losses_of(row)
+        perplexity = losses.perplexity * perplexity_ratio(losses, losses).ratio
         if not math.isclose(perplexity, row["perplexity"], rel_tol=1e-6):
-            found.append(f"the windows' losses give a perplexity of {perplexity}, not {row['perplexity']}")
-    return found
+            return [f"the windows' losses give a perplexity of {perplexity}, not {row['perplexity']}"]
+    return []
 
 
 def in_words(row: dict[str, Any]) -> str:
@@ -78,13 +78,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["variant"], f"{row['size']:.0%}"]
         if row["status"] == "done":
-            cells += [f"{row['parameters']:,}", f"{row['parameters'] / row['dense_parameters']:.1%}"]
             cells += [
+                f"{row['parameters']:,}",
+                f"{row['parameters'] / row['dense_parameters']:.1%}",
                 f"{row['perplexity']:.2f}",
                 f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}",
                 f"{row['seconds']:.1f}",
+                *(_accuracy(**row["tasks"][task]) if task in row["tasks"] else "-" for task in tasks),
             ]
-            cells += [_accuracy(**row["tasks"][task]) if task in row["tasks"] else "-" for task in tasks]
         lines.append("| " + " | ".join(cells + ["-"] * (len(heads) - len(cells))) + " |")
     failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
     return "\n".join(lines + (["", *failed] if failed else []))
