@@ -1,4 +1,4 @@
-"""What a model costs: size and FLOPs, counted from the modules as they are; latency and throughput, by a clock."""
+"""What a model costs: size and FLOPs are counted from its modules, latency and throughput are measured."""
 
 import time
 
@@ -36,10 +36,9 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
     if adapters := sum(parameters(block.adapter) for block in net.blocks if block.adapter is not None):
         causes.append(f"residual adapters take {adapters:,}")
     if net.head_was_tied and isinstance(net.head, nn.Linear):
-        own = f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own"
-        remedy = ' (head="tied", --head tied, keeps it shared)'
         can_tie = net.family.embedding_norm is None  # else fusion puts that norm into the matrix
-        causes.append(own + (remedy if can_tie else ""))
+        remedy = ' (head="tied", --head tied, keeps it shared)' if can_tie else ""
+        causes.append(f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own{remedy}")
     cause = " and ".join(causes) or "nothing was deleted"
     return f"The sliced model is not smaller: {now:,} parameters against {dense:,}, because {cause}."
 

@@ -1,8 +1,8 @@
 """Where the loss comes from: the signal of a sliced network beside the dense one's, boundary by boundary.
 
-A sliced signal lies in a basis of its own, so what is compared is what no rotation changes: the inner products of the
-tokens' rows, X X^T. The rows are the norm's output, which is what a block reads, without the mean row: in real language
-models the same direction in every token carries half of the energy, and no slicing touches it.
+A sliced signal has another basis, so the comparison is of what no rotation changes: the inner products of the tokens'
+rows, X X^T. The rows are the norm's output, which a block reads, without their mean: in real language models half of
+the energy has the same direction in every token, and slicing doesn't touch it.
 """
 
 from jaxtyping import Float, Int64

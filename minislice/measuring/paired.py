@@ -8,9 +8,9 @@ With nll_i the negative log-likelihood of window i, summed over its n_i predicte
     standard error of d  =  sqrt( m / (m - 1)  sum (d_i - n_i d)^2 ) / N
     standard error of the ratio  =  ratio * standard error of d
 
-For windows of one length this is the textbook s / sqrt(m) of the differences; otherwise it is that of a ratio
-estimator (Cochran, Sampling Techniques, section 6.4). It is the error of having drawn these windows and not others of
-the same text; it says nothing of another text, another calibration set or another seed.
+For windows of one length this is the textbook s / sqrt(m) of the differences; otherwise it is the standard error of a
+ratio estimator (Cochran, Sampling Techniques, section 6.4). It is the error of having drawn these windows and not
+others of the same text; it says nothing about another text, another calibration set or another seed.
 """
 
 import math

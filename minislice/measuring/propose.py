@@ -5,10 +5,10 @@ float64, and every module's input and output is kept. Then, in the order of the 
 
 - a norm is what gives the same for x and 2 x, and a LayerNorm what gives the same for x + 1 too
 - a linear reads the signal if its input is the output of a norm that reads the signal
-- what is added to the signal between two norms is a sum of outputs, found by least squares: those of the writers, or of
-  something that a rotation does not pass through
+- what is added to the signal between two norms is a sum of outputs, found by least squares: of linears that write to
+  the signal, or of something that does not commute with a rotation
 
-What it can't explain it says. Whether the entry is right is for `verify` to say, in float64.
+What can't be explained is an obstacle. `verify` decides in float64 whether the entry is right.
 """
 
 import dataclasses
@@ -90,15 +90,13 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
         family = _Observed(model, ids).family()
     except Obstacle as obstacle:
         return Proposal(model_type, obstacle=str(obstacle))
-    known = FAMILIES.get(model_type)
+    known = dict(FAMILIES)
     FAMILIES[model_type] = family
     try:
-        verification = verify(model, ids, dtypes=["float64"])
+        return Proposal(model_type, family, verification=verify(model, ids, dtypes=["float64"]))
     finally:
-        del FAMILIES[model_type]
-        if known is not None:
-            FAMILIES[model_type] = known
-    return Proposal(model_type, family, verification=verification)
+        FAMILIES.clear()
+        FAMILIES.update(known)
 
 
 class _Observed:
@@ -122,19 +120,18 @@ class _Observed:
             Obstacle: none describes the model.
         """
         embeddings, embedding_norm = self._embeddings()
-        layers = [self._blocks(self.names[layer]) for layer in self.layers]
-        for index, blocks in enumerate(layers):
-            if blocks != layers[0]:
-                raise Obstacle(
-                    f"layer {index} is made of other blocks than layer 0, and what decides that can't be seen: "
-                    "`blocks` has to be a function of the config and the layer's index"
-                )
+        first, *others = [self._blocks(self.names[layer]) for layer in self.layers]
+        if different := [index for index, blocks in enumerate(others, 1) if blocks != first]:
+            raise Obstacle(
+                f"layer {different[0]} is made of other blocks than layer 0, and what decides that can't be seen: "
+                "`blocks` has to be a function of the config and the layer's index"
+            )
         final_norm, head = self._end()
         return Family(
             decoder=self.decoder,
             embeddings=embeddings,
             final_norm=final_norm,
-            blocks=layers[0],
+            blocks=first,
             norm=self.kind,
             stock_norm=NOT_KNOWN,
             layers=self.layers_name.rpartition(".")[2],
@@ -152,33 +149,31 @@ class _Observed:
         return max(called, key=lambda m: sum(parameter.numel() for parameter in m.parameters()))
 
     def _embeddings(self) -> tuple[tuple[str, ...], str | None]:
-        """The tables that the first layer's input is a sum of, and a norm of the token embedding."""
+        """The tables whose sum the first layer reads, and a norm of that sum."""
         start = self.by_name[self.names[self.layers[0]]].input
         tables = [call for call in self.calls if isinstance(call.module, nn.Embedding)]
-        found = [call for call in tables if call.output.shape[-1] == start.shape[-1]]
-        weights, explained = explain(start, [call.output.expand_as(start) for call in found])
+        fitting = [call for call in tables if call.output.shape[-1] == start.shape[-1]]
+        outputs = [call.output.expand_as(start) for call in fitting]
+        weights, explained = explain(start, outputs)
         norm = None
         if not explained:
-            before = self.calls[: self.calls.index(self.by_name[self._first_in_layers()])]
-            for call in before:
+            for call in self.calls:
+                if call.name.startswith(f"{self.layers_name}."):
+                    break
                 if norm_kind(call.module, start.shape[-1]) and equal(call.output, start):
-                    norm = call.name.removeprefix(f"{self.decoder}.")
-                    weights, explained = explain(call.input, [call.output.expand_as(start) for call in found])
-        if not explained or not found:
+                    norm = self._short(call)
+                    weights, explained = explain(call.input, outputs)
+        if not explained:
             raise Obstacle(
                 "what the first layer reads is not a sum of embeddings "
                 f"({', '.join(call.name for call in tables)}), nor a norm of one"
             )
-        used = [call for call, weight in zip(found, weights, strict=True) if abs(weight) > SAME]
-        if self.model.get_input_embeddings() in [call.module for call in used]:  # the token's comes first
-            used.sort(key=lambda call: call.module is not self.model.get_input_embeddings())
-        return tuple(call.name.removeprefix(f"{self.decoder}.") for call in used), norm
-
-    def _first_in_layers(self) -> str:
-        return next(call.name for call in self.calls if call.name.startswith(f"{self.layers_name}.0."))
+        used = [call for call, weight in zip(fitting, weights, strict=True) if abs(weight) > SAME]
+        used.sort(key=lambda call: call.module is not self.model.get_input_embeddings())  # the tokens' table first
+        return tuple(map(self._short, used)), norm
 
     def _between_embeddings_and_layers(self) -> str | None:
-        """Some decoders give their last signal the shape of what this module returns."""
+        """The module, if there is one, whose output gives the decoder's last signal its shape."""
         source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
         drop = self.by_name.get(f"{self.decoder}.drop")
         return "drop" if drop is not None and ".view(output_shape)" in source else None
@@ -192,7 +187,7 @@ class _Observed:
         for call in inside:
             kind = norm_kind(call.module, width)
             if is_linear(call.module) and equal(call.input, signal):
-                raise Obstacle(f"{self._said(call)} reads the signal, and no norm stands before it")
+                raise Obstacle(f"{self._short(call)} reads the signal, and no norm stands before it")
             if kind is not None and not equal(call.input, signal):
                 writers = self._writers(signal, call.input, added, optional=True)
                 if writers is not None:  # a new boundary
@@ -200,7 +195,7 @@ class _Observed:
                     signal, norms, added = call.input, [], []
             if kind is not None and equal(call.input, signal):
                 if self.kind not in (None, kind):
-                    raise Obstacle(f"{self._said(call)} is another kind of norm than the others: {kind}")
+                    raise Obstacle(f"{self._short(call)} is another kind of norm than the others: {kind}")
                 self.kind = kind
                 norms.append(call)
             added.append(call)
@@ -235,11 +230,11 @@ class _Observed:
         if explained and abs(weights[0]) < SAME:
             first = next(c for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
             raise Obstacle(
-                f"the residual connection carries the scaled output of {self._said(first)}, not the signal, and a "
+                f"the residual connection carries the scaled output of {self._short(first)}, not the signal, and a "
                 "scale does not commute with a rotation"
             )
         if explained:
-            names = [self._said(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME]
+            names = [self._short(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME]
             raise Obstacle(
                 f"a norm with a scale stands behind the branch ({', '.join(names)}): what it adds to the signal is "
                 "RMSNorm(f W_out) diag(w), and diag(w) does not commute with a rotation"
@@ -247,36 +242,39 @@ class _Observed:
         raise Obstacle("what is added to the signal is not a sum of linears' outputs")
 
     def _spec(self, layer: str, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
+        def short(call: Call) -> str:
+            return call.name[len(layer) + 1 :]
+
+        def child(call: Call) -> str:
+            return short(call).split(".")[0]
+
         readers = {n.name: [c for c in inside if is_linear(c.module) and equal(c.input, n.output)] for n in norms}
-        members = [*(c for n in norms for c in readers[n.name]), *writers]
+        members = [*(reader for norm in norms for reader in readers[norm.name]), *writers]
         if not norms or not members:
             raise Obstacle(f"a branch of {layer} has no norm that reads the signal")
-        own = len(layer) + 1
-        children = {c.name[own:].split(".")[0]: None for c in members}
-        parts = {name: self.by_name.get(f"{layer}.{name}") for name in children}
-        attention = next((name for name, c in parts.items() if c and "attention_mask" in c.arguments), None)
+        parts = {child(call): self.by_name.get(f"{layer}.{child(call)}") for call in members}
+        attention = next((name for name, call in parts.items() if call and "attention_mask" in call.arguments), None)
         mlp = [name for name in parts if name != attention]
         if len(mlp) > 1:  # several in turn: all that is called from the first to the last
-            called = [c.name[own:] for c in inside if "." not in c.name[own:]]
+            called = [short(call) for call in inside if "." not in short(call)]
             mlp = called[called.index(mlp[0]) : called.index(mlp[-1]) + 1]
-        by_part = {name: n for n in norms for c in readers[n.name] for name in [c.name[own:].split(".")[0]]}
-        norm = by_part[attention or mlp[0]]
-        mlp_norm = by_part[mlp[0]] if mlp and by_part[mlp[0]] is not norm else None
-        signal = norms[0].input
+        norm_of = {child(reader): norm for norm in norms for reader in readers[norm.name]}
+        norm = norm_of[attention or mlp[0]]
+        mlp_norm = norm_of[mlp[0]] if mlp and norm_of[mlp[0]] is not norm else None
         residual = [
             argument
-            for c in parts.values()
-            if c is not None
-            for argument, value in c.arguments.items()
-            if isinstance(value, Tensor) and equal(value, signal)
+            for call in parts.values()
+            if call is not None
+            for argument, value in call.arguments.items()
+            if isinstance(value, Tensor) and equal(value, norms[0].input)
         ]
         return BlockSpec(
-            norm=norm.name[own:],
-            w_in=tuple(c.name[own:] for n in (norm, mlp_norm) if n is not None for c in readers[n.name]),
-            w_out=tuple(c.name[own:] for c in writers),
+            norm=short(norm),
+            w_in=tuple(short(reader) for n in (norm, mlp_norm) if n is not None for reader in readers[n.name]),
+            w_out=tuple(map(short, writers)),
             attention=attention,
             mlp=tuple(mlp),
-            mlp_norm=mlp_norm and mlp_norm.name[own:],
+            mlp_norm=mlp_norm and short(mlp_norm),
             residual=residual[0] if residual else None,
         )
 
@@ -286,11 +284,16 @@ class _Observed:
         head = self.by_name.get(self.names.get(self.model.get_output_embeddings(), ""))
         if head is None:
             raise Obstacle("it has no language-model head")
-        norms = [c for c in self.calls if norm_kind(c.module, last.output.shape[-1]) and equal(c.input, last.output)]
-        norms = [c for c in norms if c.name.startswith(f"{self.decoder}.")]
+        norms = [
+            call
+            for call in self.calls
+            if call.name.startswith(f"{self.decoder}.")
+            and norm_kind(call.module, last.output.shape[-1])
+            and equal(call.input, last.output)
+        ]
         if not norms or not equal(norms[-1].output, head.input):
             raise Obstacle(f"what the head ({head.name}) reads is not a norm of what the last layer writes")
-        return norms[-1].name.removeprefix(f"{self.decoder}."), head.name
+        return self._short(norms[-1]), head.name
 
     def _config_name_of(self, number: float) -> str:
         names = [name for name, value in vars(self.model.config).items() if value == number]
@@ -298,5 +301,5 @@ class _Observed:
             raise Obstacle(f"every branch is multiplied by {number:g}, which no field of the config says")
         return names[0]
 
-    def _said(self, call: Call) -> str:
+    def _short(self, call: Call) -> str:
         return call.name.removeprefix(f"{self.decoder}.")

@@ -1,8 +1,7 @@
-"""Models that are only there to be timed: the paper's shapes, dense and as slicing would leave them, random weights.
+"""Models to be timed: the paper's shapes, dense and as slicing would leave them, with random weights.
 
-Times and memory depend on shapes alone, so no weights are needed, no hub, and no slicing. In random weights no two
-bases share more than they must: the low-rank adapters have the highest rank there is, which trained models reach too
-unless a tolerance drops some of it.
+Times and memory depend on shapes alone, so they need no trained weights, no hub and no slicing. The low-rank adapters
+have the highest rank there can be; trained models reach it too, unless a tolerance drops some of it.
 """
 
 import torch
@@ -86,8 +85,8 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
     widths = options.boundary_widths(config.hidden_size, len(known.widths))
     forms = options.largest_adapters(dimensions, widths)
     neurons = options.neurons_of(known.neurons)
-    kept = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")
-    fields = {name: getattr(known, name) for name in kept}
+    unchanged = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")
+    fields = {name: getattr(known, name) for name in unchanged}
     head = "linear" if options.head == "own" else options.head
     return SlicedConfig(widths=widths, adapters=forms, neurons=neurons, head=head, **fields)
 

@@ -1,10 +1,10 @@
-"""Zero-shot accuracy (section 4, tables 7 to 10), by EleutherAI's LM Evaluation Harness; minislice only asks it.
+"""Zero-shot accuracy (section 4, tables 7 to 10), measured by EleutherAI's LM Evaluation Harness.
 
 The paper's five tasks are multiple choice: the answer is the choice that the model finds likeliest. `acc` compares the
-log-likelihoods as they are, `acc_norm` each divided by the length of its choice in bytes. The paper says "default
-parameters" and names no metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande, which has
-no other: the authors' released evaluation script takes them so, and LLaMA-2-7B's printed 74.58 on ARC-e and 46.25 on
-ARC-c are what the harness is known to give as acc_norm (its acc is near 76 and 43).
+log-likelihoods of the choices, `acc_norm` divides each by the length of its choice in bytes first. The paper says
+"default parameters" and names no metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande:
+the authors' released evaluation script takes these, and LLaMA-2-7B's printed 74.58 on ARC-e and 46.25 on ARC-c are
+what the harness is known to give as acc_norm (its acc is near 76 and 43).
 """
 
 import contextlib
@@ -88,8 +88,7 @@ def zero_shot(
     require_harness()
     if tokenizer is None:
         raise ValueError("zero-shot tasks are texts: they need the model's tokenizer")
-    if limit is not None:
-        require_int("limit", limit)
+    require_int("limit", 1 if limit is None else limit)
     require_int("batch_size", batch_size)
     tasks = require_tasks([tasks] if isinstance(tasks, str) else tasks)
     if not tasks or len(set(tasks)) < len(tasks):
