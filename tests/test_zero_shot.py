@@ -115,26 +115,36 @@ def asked(task: str, folder: Path, place: Path) -> list[tuple]:
     return [(text, choices, int(target) if str(target).isdigit() else target) for text, choices, target in found]
 
 
-# ---- the harness's numbers ----
+# The harness's numbers
 
 
-def numbers_are_the_harness_own(model, tokenizer, folder: Path, place: Path) -> None:
-    """Accuracy, standard error and every single item, against the harness called directly."""
+@pytest.fixture(scope="module")
+def direct(models, originals, tmp_path_factory):
+    """What the harness gives when it is called directly, as its guide says, with hand-written tasks; by model."""
     from lm_eval.models.huggingface import HFLM
 
-    place.mkdir()
-    for task, local in LOCAL.items():
-        if task in ORIGINAL:  # as the harness's guide says, by hand
-            lines = [
-                f"include: {Path(HARNESS.__file__).parent / local.file}",
-                *("dataset_path: json", "dataset_name: null", "training_split: null", "test_split: null"),
-                f"dataset_kwargs: {{data_files: {{validation: {folder / task}.jsonl}}, cache_dir: {place / 'cache'}}}",
-                f"task: {task}",
-            ]
-            (place / f"{task}.yaml").write_text("\n".join(lines))
-    manager = HARNESS.TaskManager(include_path=str(place), include_defaults=False)
-    language = HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=1)
-    direct = lm_eval.simple_evaluate(language, tasks=list(ORIGINAL), task_manager=manager, num_fewshot=0)
+    place = tmp_path_factory.mktemp("direct")
+    for task in ORIGINAL:
+        lines = [
+            f"include: {Path(HARNESS.__file__).parent / LOCAL[task].file}",
+            *("dataset_path: json", "dataset_name: null", "training_split: null", "test_split: null"),
+            f"dataset_kwargs: {{data_files: {{validation: {originals / task}.jsonl}}, cache_dir: {place / 'cache'}}}",
+            f"task: {task}",
+        ]
+        (place / f"{task}.yaml").write_text("\n".join(lines))
+    manager, (both, tokenizer) = HARNESS.TaskManager(include_path=str(place), include_defaults=False), models
+    languages = {
+        name: HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=1)
+        for name, model in both.items()
+    }
+    return {
+        name: lm_eval.simple_evaluate(language, tasks=list(ORIGINAL), task_manager=manager, num_fewshot=0)
+        for name, language in languages.items()
+    }
+
+
+def numbers_are_the_harness_own(direct: dict, model, tokenizer, folder: Path) -> None:
+    """Accuracy, standard error and every single item."""
     ours = minislice.zero_shot(model, tokenizer, list(ORIGINAL), tasks_from=folder)
     assert [score.task for score in ours.scores] == list(ORIGINAL)
     differ = 0
@@ -152,32 +162,27 @@ def numbers_are_the_harness_own(model, tokenizer, folder: Path, place: Path) -> 
 
 
 @pytest.mark.parametrize("which", ["dense", "sliced"])
-def test_numbers_are_the_harness_own_item_by_item(which, models, originals, tmp_path):
-    numbers_are_the_harness_own(models[0][which], models[1], originals, tmp_path / "direct")
+def test_numbers_are_the_harness_own_item_by_item(which, models, originals, direct):
+    numbers_are_the_harness_own(direct[which], models[0][which], models[1], originals)
 
 
-def another_metric(task, results):
-    return dataclasses.replace(RIGHT(task, results), accuracy=100 * results["results"][task]["acc,none"])
-
-
-def in_another_order(task, results):
-    score = RIGHT(task, results)
-    return dataclasses.replace(score, correct=score.correct[1:] + score.correct[:1])
-
-
-def share_for_percent(task, results):
-    score = RIGHT(task, results)
-    return dataclasses.replace(score, stderr=score.stderr / 100)
-
-
+MISTAKES = {
+    "another metric": lambda score, found: {"accuracy": 100 * found["acc,none"]},
+    "another order": lambda score, found: {"correct": score.correct[1:] + score.correct[:1]},
+    "a share for a percentage": lambda score, found: {"stderr": score.stderr / 100},
+}
 RIGHT = zero_shot._score
 
 
-@pytest.mark.parametrize("mistake", [another_metric, in_another_order, share_for_percent])
-def test_other_numbers_are_found(mistake, models, originals, tmp_path, monkeypatch):
-    monkeypatch.setattr(zero_shot, "_score", mistake)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_other_numbers_are_found(mistake, models, originals, direct, monkeypatch):
+    def wrong(task, results):
+        score = RIGHT(task, results)
+        return dataclasses.replace(score, **MISTAKES[mistake](score, results["results"][task]))
+
+    monkeypatch.setattr(zero_shot, "_score", wrong)
     with pytest.raises(AssertionError):
-        numbers_are_the_harness_own(models[0]["dense"], models[1], originals, tmp_path / "direct")
+        numbers_are_the_harness_own(direct["dense"], models[0]["dense"], models[1], originals)
 
 
 def test_measuring_changes_neither_model_nor_tokenizer(models, originals):
@@ -227,27 +232,30 @@ def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, 
     assert max(sizes) == 8 and found["piqa"].correct == expected["piqa"].correct
 
 
-# ---- local copies ----
+# Local copies
+
+
+def copy_asks_what_the_original_asks(task, originals, copies, place: Path) -> None:
+    expected = asked(task, originals, place / "originals")
+    assert len(expected) == len(NOUNS)
+    assert asked(task, copies, place / "copies") == expected
 
 
 @pytest.mark.parametrize("task", ORIGINAL)
 def test_a_converted_copy_asks_what_the_original_asks(task, originals, copies, tmp_path):
-    expected = asked(task, originals, tmp_path / "originals")
-    assert len(expected) == len(NOUNS)
-    assert asked(task, copies, tmp_path / "copies") == expected
+    copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
 
 
 @pytest.mark.parametrize("task", ORIGINAL)
 def test_a_copy_converted_wrongly_is_found(task, originals, copies, tmp_path, monkeypatch):
-    restore = LOCAL[task].restore
+    read = LOCAL[task].read
 
     def wrong(item):  # the next choice is the right one
-        choices = len(item.get("choices", "12"))
-        return restore({**item, "gold": (item["gold"] + 1) % choices})
+        return read({**item, "gold": (item["gold"] + 1) % len(item.get("choices", "12"))} if "gold" in item else item)
 
-    monkeypatch.setitem(local_tasks.LOCAL, task, dataclasses.replace(LOCAL[task], restore=wrong))
+    monkeypatch.setitem(local_tasks.LOCAL, task, dataclasses.replace(LOCAL[task], read=wrong))
     with pytest.raises(AssertionError):
-        test_a_converted_copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
+        copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
 
 
 def test_the_prompt_is_the_harness_own(copies, tmp_path):
@@ -263,7 +271,50 @@ def test_published_copies_are_read_whole(assets):
         assert len(items) == size and set(items[0]) == set(LOCAL[task].fields)
 
 
-# ---- bad input ----
+# Bad input
+
+NO_TEXT = "what should be a text, or a list of texts, is something else"
+BAD_ITEMS = {
+    "piqa": [
+        ({"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
+        ({"label": 5}, r"no right answer \(label 5\)"),
+        ({"label": True}, r"no right answer \(label True\)"),
+        ({"sol1": None}, NO_TEXT),
+        ({"sol2": " "}, "a choice is empty"),
+    ],
+    "winogrande": [
+        ({"answer": ""}, r"no right answer \(answer ''\)"),
+        ({"answer": 0}, r"no right answer \(answer 0\)"),
+        ({"sentence": "No gap."}, "the sentence has no _"),
+    ],
+    "hellaswag": [
+        ({"label": ""}, r"no right answer \(label ''\)"),
+        ({"endings": "abc"}, NO_TEXT),
+        ({"ctx_b": 1}, NO_TEXT),
+    ],
+    "arc_easy": [
+        ({"choices": ["a", "b"]}, "choices must have a text and a label"),
+        ({"choices": {"text": ["a"], "label": ["1", "2"]}}, "choices must have a text and a label"),
+        ({"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "message"), [(task, *case) for task, cases in BAD_ITEMS.items() for case in cases]
+)
+def test_an_item_without_a_right_answer_is_told_by_its_line(task, change, message, tmp_path):
+    items = [ORIGINAL[task][0], {**ORIGINAL[task][1], **change}]
+    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 2: .*{message}"):
+        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
+
+
+@pytest.mark.parametrize("gold", [-1, 9, None, "1.0"])
+@pytest.mark.parametrize("task", ORIGINAL)
+def test_a_converted_item_without_a_right_answer_is_told(task, gold, tmp_path):
+    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
+        items = [{**converted(task, ORIGINAL[task][0]), "gold": gold}]
+        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
 
 
 def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
@@ -273,7 +324,11 @@ def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
     (tmp_path / "winogrande.jsonl").write_text("\n")
     (tmp_path / "hellaswag.jsonl").write_text('{"query": "no activity", "choices": ["a"], "gold": 3}\n')
     for tasks, options, message in (
-        ("piqa", {"tasks_from": tmp_path}, r"piqa.jsonl, line 1: an item of piqa has the fields goal, sol1, sol2, lab"),
+        (
+            "piqa",
+            {"tasks_from": tmp_path},
+            r"line 1: an item has the fields goal, sol1, sol2, label; it has no 'label'",
+        ),
         ("arc_easy", {"tasks_from": tmp_path}, r"arc_easy.jsonl, line 1: .*Expecting value"),
         ("hellaswag", {"tasks_from": tmp_path}, r"hellaswag.jsonl, line 1: "),
         ("winogrande", {"tasks_from": tmp_path}, "winogrande.jsonl has no items in it"),
@@ -287,45 +342,6 @@ def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
             minislice.zero_shot(dense, tokenizer, tasks, **options)
     with pytest.raises(ValueError, match="need the model's tokenizer"):
         minislice.zero_shot(dense, None, "piqa", tasks_from=originals)
-
-
-ANSWERLESS = {
-    "piqa": [
-        ({"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
-        ({"label": 5}, r"no right answer \(label 5\)"),
-        ({"label": True}, r"no right answer \(label True\)"),
-        ({"sol1": None}, "sol1 must be a text, got None"),
-        ({"sol2": " "}, "a choice must be a text, got ' '"),
-    ],
-    "winogrande": [
-        ({"answer": ""}, r"no right answer \(answer ''\)"),
-        ({"answer": 0}, r"no right answer \(answer 0\)"),
-        ({"sentence": "No gap."}, "the sentence has no _"),
-    ],
-    "hellaswag": [({"label": ""}, r"no right answer \(label ''\)"), ({"endings": "abc"}, "endings must be a list")],
-    "arc_easy": [
-        ({"choices": ["a", "b"]}, 'choices must have a "text" and a "label"'),
-        ({"choices": {"text": ["a"], "label": ["1", "2"]}}, 'choices must have a "text" and a "label"'),
-        ({"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("task", "change", "message"), [(task, *case) for task, cases in ANSWERLESS.items() for case in cases]
-)
-def test_an_item_without_a_right_answer_is_told_by_its_line(task, change, message, tmp_path):
-    items = [ORIGINAL[task][0], {**ORIGINAL[task][1], **change}]
-    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 2: .*{message}"):
-        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
-
-
-@pytest.mark.parametrize("gold", [-1, 3, None, "1.0"])
-@pytest.mark.parametrize("task", ORIGINAL)
-def test_a_converted_item_without_a_right_answer_is_told(task, gold, tmp_path):
-    items = [{**converted(task, ORIGINAL[task][0]), "gold": 9 if gold == 3 else gold}]
-    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
-        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
 
 
 def test_labels_may_be_numbers_and_a_mark_of_bytes_is_no_text(tmp_path):
@@ -359,7 +375,7 @@ def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
         minislice.zero_shot(dense, tokenizer, "piqa")
 
 
-# ---- the command ----
+# The command
 
 
 def test_the_command_prints_what_the_library_measures(models, copies, capsys):
