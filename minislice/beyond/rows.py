@@ -55,6 +55,8 @@ def faults(row: dict[str, Any]) -> list[str]:
     table([row])
     if row["status"] == "done":
         losses = losses_of(row)
+        if losses.nll.shape != losses.tokens.shape:
+            return [f"losses of shape {tuple(losses.nll.shape)} for windows of shape {tuple(losses.tokens.shape)}"]
         perplexity = losses.perplexity * perplexity_ratio(losses, losses).ratio
         if not math.isclose(perplexity, row["perplexity"], rel_tol=1e-6):
             return [f"the windows' losses give a perplexity of {perplexity}, not {row['perplexity']}"]
