@@ -306,7 +306,6 @@ def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
         weight.copy_(weight.flip(0))  # every sum is as it was
     with pytest.raises(ValueError, match="other model"):
         minislice.recover(permuted, tokens, folder=tmp_path / "run", **QUICK)
-    assert checkpoints.fingerprint([tokens]) != checkpoints.fingerprint([tokens.flip(0)])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What recovery fine-tuning can be told, and what it reports; both in plain types."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from ..checks import require_flag, require_int, require_number, require_seed
 
@@ -32,17 +33,15 @@ class RecoveryOptions:
 
     def __post_init__(self):
         require_flag("train_adapters", self.train_adapters)
-        checked = {"seed": require_seed(self.seed)}
-        for name in ("rank", "accumulation", "every", "patience"):
-            checked[name] = require_int(name, getattr(self, name))
-        for name in ("alpha", "learning_rate", "epochs"):
-            checked[name] = require_number(name, getattr(self, name), above=0)
-        for name in ("dropout", "held_out"):
-            checked[name] = require_number(name, getattr(self, name), below=1)
-        if self.steps is not None:
-            checked["steps"] = require_int("steps", self.steps)
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        checks = {
+            require_int: ("rank", "accumulation", "every", "patience", *(["steps"] if self.steps is not None else [])),
+            partial(require_number, above=0): ("alpha", "learning_rate", "epochs"),
+            partial(require_number, below=1): ("dropout", "held_out"),
+            lambda name, seed: require_seed(seed): ("seed",),
+        }
+        for check, names in checks.items():
+            for name in names:
+                object.__setattr__(self, name, check(name, getattr(self, name)))  # as Python's own number
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ LoRA adds to a matrix W the product of two thin ones, W + (alpha / r) B A with B
 these; in the end the product is added into W, and the network is a sliced network as before, of the same size.
 """
 
-import contextlib
 import dataclasses
 import math
 import tempfile
@@ -18,10 +17,10 @@ from ..architecture.network import network
 from ..checks import require_package
 from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
 from ..likelihood import perplexity
-from ..measuring.provenance import fingerprint as model_fingerprint
-from .checkpoints import fingerprint, opened
+from ..measuring.provenance import fingerprint, hash_of
+from .checkpoints import opened
 from .options import RecoveryOptions, RecoveryReport
-from .sequences import require_disjoint, rows, split
+from .sequences import collate, require_disjoint, rows, split
 
 
 def recover(
@@ -43,10 +42,9 @@ def recover(
 
     Args:
         tokens: training ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
-        attention_mask: as the tokens; 0 where padded. No prediction from or of padding is trained.
+        attention_mask: shaped as the tokens; 0 where padded. No prediction from or of padding is trained.
         evaluation: ids to measure perplexity on, before and after; nothing else depends on them.
-        folder: for checkpoints. Called again with the same model, tokens and options after an interruption, training
-            goes on from the last one. The folder is the caller's to delete.
+        folder: for checkpoints. After an interruption, the same call goes on from the last one. The folder stays.
         batch_size: sequences a forward pass; where a GPU's memory isn't enough, fewer, and more passes a step.
         bf16: compute in bfloat16 (autocast); by default on a GPU that has it.
         gradient_checkpointing: compute each layer's activations twice instead of keeping them; by default on a GPU.
@@ -75,8 +73,8 @@ def recover(
     settings = {
         "options": dataclasses.asdict(chosen),
         "sequences a step": passes,
-        "tokens": fingerprint([row[name] for row in (*training, *held_out) for name in ("input_ids", "labels")]),
-        "model": model_fingerprint(model),
+        "tokens": hash_of(torch.stack([*collate([*training, *held_out]).values()])),
+        "model": fingerprint(model),
     }
     arguments = {
         "bf16": on_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
@@ -84,18 +82,15 @@ def recover(
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
     began = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
-        folder = Path(folder).resolve()
-        checkpoint = stack.enter_context(opened(folder, settings))
-        arguments |= {"output_dir": str(folder)}
-        state, trained = with_what_fits(
-            lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),
-            batch_size,
-        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary if folder is None else folder).resolve()
+        with opened(folder, settings) as checkpoint:
+            arguments["output_dir"] = str(folder)
+            state, trained = with_what_fits(
+                lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),
+                batch_size,
+            )
     seconds = time.perf_counter() - began
-    after = None if before is None else perplexity(model, evaluation, batch_size=batch_size, progress=progress)
     report = RecoveryReport(
         options=chosen,
         sequences=len(training),
@@ -104,7 +99,7 @@ def recover(
         losses=[entry["loss"] for entry in state.log_history if "loss" in entry],
         held_out=[(e["step"], math.exp(min(e["eval_loss"], 700.0))) for e in state.log_history if "eval_loss" in e],
         before=before,
-        after=after,
+        after=None if before is None else perplexity(model, evaluation, batch_size=batch_size, progress=progress),
         seconds=seconds,
     )
     network(model).model.recovery = model.recovery = report

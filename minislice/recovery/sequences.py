@@ -41,11 +41,7 @@ def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def split(sequences: list[dict[str, Tensor]], share: float) -> tuple[list, list]:
-    """What to train on, and the last `share` of the sequences, which is held out.
-
-    Raises:
-        ValueError: nothing is left of one of them.
-    """
+    """What to train on, and the last `share` of the sequences, which is held out; a ValueError if nothing is left."""
     held_out = max(1, round(share * len(sequences))) if share else 0
     if held_out >= len(sequences):
         raise ValueError(
@@ -57,14 +53,9 @@ def split(sequences: list[dict[str, Tensor]], share: float) -> tuple[list, list]
 
 
 def require_disjoint(training: list[dict[str, Tensor]], evaluation: list[dict[str, Tensor]]) -> None:
-    """Refuse to measure on what is trained on.
-
-    Raises:
-        ValueError: a sequence is in both.
-    """
-    known = {_tokens(row) for row in training}
-    common = sum(_tokens(row) in known for row in evaluation)
-    if common:
+    """Raise a ValueError where a sequence is both trained on and measured on."""
+    known = set(map(_tokens, training))
+    if common := sum(tokens in known for tokens in map(_tokens, evaluation)):
         raise ValueError(
             f"{common} of the {len(evaluation)} evaluation sequences are among the {len(training)} to train on; what a "
             "model was trained on says nothing of what was recovered: evaluate on another text"

@@ -51,10 +51,10 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         task_type="CAUSAL_LM",
     )
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / passes))
-    accumulation = -(-passes // batch_size)
     callbacks = [Watch(progress)]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
+        arguments = arguments | {"metric_for_best_model": "eval_loss", "greater_is_better": False}
     with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
         # Of transformers' own calls; and of names that it has renamed, for the old ones are right in every release.
         warnings.simplefilter("ignore", FutureWarning)
@@ -63,7 +63,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
             max_steps=steps,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=-(-passes // batch_size),
             learning_rate=chosen.learning_rate,
             warmup_steps=round(0.05 * steps),
             lr_scheduler_type="linear",
@@ -74,8 +74,6 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
             save_steps=chosen.every,
             save_total_limit=2,  # the best and the last
             load_best_model_at_end=bool(held_out),
-            metric_for_best_model="eval_loss" if held_out else None,
-            greater_is_better=False if held_out else None,
             seed=chosen.seed,
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type == "cuda",
@@ -84,17 +82,11 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
             report_to="none",
             disable_tqdm=True,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
         lora = peft.get_peft_model(wrapped, config)
+        data = {"data_collator": collate, "train_dataset": training, "eval_dataset": held_out or None}
         try:
-            arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
-            trainer = SealingTrainer(
-                lora,
-                arguments,
-                data_collator=collate,
-                train_dataset=training,
-                eval_dataset=held_out or None,
-                callbacks=callbacks,
-            )
+            trainer = SealingTrainer(lora, arguments, **data, callbacks=callbacks)
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except BaseException:
@@ -121,12 +113,11 @@ class Watch(TrainerCallback):
     """Shows a bar with the loss; stops where the loss is no number."""
 
     def __init__(self, progress: bool):
-        self.progress, self.bar = progress, None
+        self.bar = tqdm(desc="recovery", disable=not progress, leave=False)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="recovery", disable=not self.progress, leave=False
-        )
+        self.bar.reset(state.max_steps)
+        self.bar.update(state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for name in {"loss", "eval_loss"} & logs.keys():
@@ -145,10 +136,11 @@ class Watch(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
+def _as_it_was(model: SlicedForCausalLM) -> Iterator[None]:
     """Afterwards: which parameters ask for gradients, the mode, and what the Trainer writes into configs."""
-    training, cached = model.training, [(config, config.use_cache) for config in _configs(model)]
-    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    configs = (model.config, model.config.base, model.base.config, model.generation_config)
+    cached = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
+    training, wanted = model.training, {name: part.requires_grad for name, part in model.named_parameters()}
     try:
         yield
     finally:
@@ -160,11 +152,6 @@ def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
         # "gradient" was its name until transformers 5.24
         getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
         model.train(training)
-
-
-def _configs(model: SlicedForCausalLM) -> list:
-    configs = [model.config, model.config.base, model.base.config, model.generation_config]
-    return [config for config in configs if hasattr(config, "use_cache")]
 
 
 @contextlib.contextmanager
