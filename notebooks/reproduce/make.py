@@ -44,13 +44,12 @@ CELLS: list[tuple[str, str]] = [
         "code",
         """from pathlib import Path
 
-import cells
 import datasets
 import preflight
 import protocol
 import report
+import reproduce
 import results
-import runner
 
 from minislice.teaching import lecture, plots""",
     ),
@@ -60,7 +59,7 @@ from minislice.teaching import lecture, plots""",
 datasets.disable_progress_bars()
 profile = protocol.profile_for(FAMILY, PROFILE)
 rows = protocol.rows(FAMILY, profile, TABLES, MODELS)
-dtype = runner.dtype_on(lesson.device)
+dtype = preflight.dtype_on(lesson.device)
 settings = protocol.settings_of(rows, dtype)
 print(f"{len(rows)} rows of tables {sorted({row.table for row in rows})}: {len(settings)} measurements in {dtype}")""",
     ),
@@ -106,7 +105,7 @@ about |= {"command": f"notebooks/reproduce/{FAMILY}.ipynb, PROFILE = {PROFILE!r}
     (
         "code",
         """dense = [row for row in rows if row.percent == 0 and not row.dense]
-print(runner.reproduce(dense, OUT, **about))""",
+print(reproduce.reproduce(dense, OUT, **about))""",
     ),
     (
         "markdown",
@@ -117,7 +116,7 @@ begins. Its key is the model's revision, minislice's commit, and the whole setti
 dtype, seed); what has a record isn't run again, and a row that failed has its reason in the file and doesn't stop the
 others.""",
     ),
-    ("code", "print(runner.reproduce(rows, OUT, limit=ROWS, **about))"),
+    ("code", "print(reproduce.reproduce(rows, OUT, limit=ROWS, **about))"),
     (
         "markdown",
         """## Tables 1 and 5: perplexity
@@ -127,14 +126,14 @@ signal of eq. 8, "raw" the norm's input, which the authors' code takes.""",
     ),
     (
         "code",
-        """every = cells.cells(FAMILY, profile, results.read(OUT))
+        """every = report.cells(FAMILY, profile, results.read(OUT))
 
 
 def show(*tables):
     for number in tables:
-        if own := [cell for cell in every if cell.row.table == number]:
+        if lines := report.table_rows(number, every):
             print(f"\\n{report.title_of(number, profile)}")
-            lecture.show(report.table_rows(number, own))
+            lecture.show(lines)
 
 
 show(1, 5)""",

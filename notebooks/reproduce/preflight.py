@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from bench import Bench
-from protocol import Row, Setting, settings_of
-from provenance import hash_of, revision_of
+from protocol import COST, Row, Setting, settings_of
+from results import revision_of
 from transformers import AutoModelForCausalLM
 
 from minislice.measuring.cost import parameters
+from minislice.measuring.provenance import hash_of
 from minislice.measuring.shapes import SHAPES
 from minislice.storage.checkpoint import load_tokenizer, locate
 
@@ -32,7 +33,7 @@ class Machine:
 
     @classmethod
     def here(cls, device: str, folder: Path) -> "Machine":
-        """Those of the machine that this runs on; `folder` is where the results go."""
+        """The machine that this runs on; `folder` is where the results go."""
         host, disk = _host_memory(), shutil.disk_usage(folder).free
         if torch.device(device).type != "cuda":
             return cls(device, host, host, host, disk)
@@ -40,26 +41,36 @@ class Machine:
         return cls(device, cards[torch.device(device).index or 0], sum(cards), host, disk)
 
 
+def dtype_on(device: str) -> str:
+    """What "auto" stands for: the paper's float16 on a GPU, float32 where a CPU computes."""
+    return "float16" if torch.device(device).type == "cuda" else "float32"
+
+
 def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
-    if setting.source.lower() not in SHAPES and setting.model.lower() not in SHAPES:
-        return None  # a stand-in, which was chosen to fit
-    weights, signal = needs(setting)
-    if setting.measure == "products":
+    if not _is_known(setting) or setting.measure == "products":
         return None
+    weights, signal = needs(setting)
     if setting.measure == "inference":
-        return _too_much(2 * weights, machine.device_memory, "the dense and the sliced model on one device")
-    if stream and setting.percent and setting.measure != "time":
-        on_disk = _too_much(weights + 3 * signal, machine.disk, "the sliced model and the signal on the disk")
-        return on_disk or _too_much(weights, machine.all_devices, "the sliced model, to measure it, on all devices")
-    room = machine.all_devices if stream else machine.device_memory
-    where = "the dense model on all devices" if stream else "slicing in memory"
-    if setting.measure != "time" and not stream:
-        where += " (--stream needs one layer at a time)"
-    needed = weights * (MARGIN if setting.percent else 1.0)
-    return _too_much(needed, room, where) or _too_much(
-        SIGNALS * signal, machine.host_memory, "the signal in host memory"
-    )
+        wanted = [(2 * weights, machine.device_memory, "the dense and the sliced model on one device")]
+    elif stream and setting.percent and setting.measure != "time":
+        wanted = [
+            (weights + 3 * signal, machine.disk, "the sliced model and the signal on the disk"),
+            (weights, machine.all_devices, "the sliced model, to measure it, on all devices"),
+        ]
+    else:
+        room = machine.all_devices if stream else machine.device_memory
+        where = "the dense model on all devices" if stream else "slicing in memory"
+        if setting.measure != "time" and not stream:
+            where += " (--stream needs one layer at a time)"
+        wanted = [
+            (weights * (MARGIN if setting.percent else 1.0), room, where),
+            (SIGNALS * signal, machine.host_memory, "the signal in host memory"),
+        ]
+    for needed, there, what in wanted:
+        if needed > there:
+            return f"{what} takes about {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}"
+    return None
 
 
 def needs(setting: Setting) -> tuple[int, int]:
@@ -77,13 +88,13 @@ def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> lis
     for model in dict.fromkeys(setting.model for setting in settings):
         own = [setting for setting in settings if setting.model == model]
         reasons = [reason for setting in own if (reason := why_not(setting, machine, stream))]
-        known = [needs(setting) for setting in own if setting.model.lower() in SHAPES]
-        weights, signal = (max(values) / 1e9 for values in zip(*known, strict=True)) if known else (None, None)
+        sizes = [needs(setting) for setting in own if _is_known(setting)]
+        weights, signal = (f"{max(bytes) / 1e9:.1f}" for bytes in zip(*sizes, strict=True)) if sizes else ["small"] * 2
         lines.append(
             {
                 "model": model,
-                "weights, GB": "small" if weights is None else f"{weights:.1f}",
-                "signal, GB": "small" if signal is None else f"{signal:.1f}",
+                "weights, GB": weights,
+                "signal, GB": signal,
                 "can run": f"{len(own) - len(reasons)} of {len(own)}",
                 "fetched": _access(own),
                 "why not": reasons[0] if reasons else "",
@@ -98,13 +109,9 @@ def token_sets(setting: Setting) -> list[dict]:
     Raises:
         ValueError: a window is in both.
     """
-    bench = Bench("cpu")
-    tokenizer = load_tokenizer(locate(setting.source))
-    cut = {
-        "calibration": bench.calibration(setting, tokenizer),
-        "evaluation": bench.evaluation(setting, tokenizer),
-    }
-    if shared := len(set(map(tuple, cut["calibration"].tolist())) & set(map(tuple, cut["evaluation"].tolist()))):
+    bench, tokenizer = Bench("cpu"), load_tokenizer(locate(setting.source))
+    sets = {"calibration": bench.calibration(setting, tokenizer), "evaluation": bench.evaluation(setting, tokenizer)}
+    if shared := len(set.intersection(*(set(map(tuple, tokens.tolist())) for tokens in sets.values()))):
         raise ValueError(f"{shared} windows of {setting.evaluation} are both calibrated and measured on")
     return [
         {
@@ -114,31 +121,28 @@ def token_sets(setting: Setting) -> list[dict]:
             "tokens of each": tokens.shape[1],
             "sha256": hash_of(tokens),
         }
-        for name, tokens in cut.items()
+        for name, tokens in sets.items()
     ]
+
+
+def _is_known(setting: Setting) -> bool:
+    """Whether its size is known without its files; a stand-in was chosen to fit."""
+    return setting.source.lower() in SHAPES or setting.model.lower() in SHAPES
 
 
 def _access(settings: list[Setting]) -> str:
     """Whether the weights can be had: the revision, or what the hub says."""
+    with_weights = [setting for setting in settings if setting.measure not in COST.values()]
     try:
-        return next((revision_of(setting)[:12] for setting in settings if setting.measure in _OF_WEIGHTS), "not needed")
+        return revision_of(with_weights[0])[:12] if with_weights else "not needed"
     except ValueError as error:
         return f"no: {' '.join(str(error).split())[:80]}"
-
-
-_OF_WEIGHTS = ("perplexity", "zero-shot")
 
 
 @functools.cache
 def _parameters(shape: str) -> int:
     with torch.device("meta"):
         return parameters(AutoModelForCausalLM.from_config(SHAPES[shape]))
-
-
-def _too_much(needed: float, there: int, what: str) -> str | None:
-    if needed <= there:
-        return None
-    return f"{what} takes about {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}"
 
 
 def _host_memory() -> int:

@@ -7,6 +7,7 @@ signals), and tables share some: the dense model is measured once for tables 1 a
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from minislice.checks import require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
@@ -15,15 +16,24 @@ PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
 ZERO_SHOT = {7: ("wikitext2", False), 8: ("alpaca", False), 9: ("wikitext2", True), 10: ("alpaca", True)}
 COST = {2: "inference", 3: "time", 11: "inference", 12: "products"}
 TABLES = tuple(sorted((*PERPLEXITY, *ZERO_SHOT, *COST)))
-# The paper's columns of tables 7 to 10, which are the LM Evaluation Harness's names.
-TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")
-PRODUCTS = ("down_proj", "up_or_gate_proj", "k_or_v", "q", "out", "total")
-# Slips in print: (table, model, slicing, column).
-SLIPS = {
+TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")  # as the LM Evaluation Harness calls them
+METRICS = {  # the columns of each table
+    **dict.fromkeys(PERPLEXITY, ("perplexity",)),
+    **dict.fromkeys(ZERO_SHOT, (*TASKS, "average")),
+    2: ("ms_per_token", "ms_per_token_ratio"),
+    3: ("slicing_minutes", "rft_minutes"),
+    11: ("tokens_per_second", "batch_size", "tokens_per_second_ratio"),
+    12: ("down_proj", "up_or_gate_proj", "k_or_v", "q", "out", "total", "total_ratio"),
+}
+COMPARED = {2: "ms_per_token", 11: "tokens_per_second", 12: "total"}  # table: the cost that is given as a ratio too
+SLIPS = {  # in print: (table, model, slicing, column)
     (8, "Phi-2", 30, "average"): "slip in print: the five tasks average 59.23",
     (10, "LLAMA-2-13B", 30, "average"): "slip in print: the five tasks average 66.25",
 }
 GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
+ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
+MOST_SEEDS = 100
+ORDER = ("perplexity", "zero-shot", "products", "inference", "time", None)  # of measures, for one model
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,13 @@ class Family:
         return [number for number in TABLES if any(row["model"] in self.sources for row in paper_table(number))]
 
 
-_OPT_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B")
+OPT_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B")
 FAMILIES = {
     "opt": Family(
         "OPT",
         {
             f"OPT-{size}": f"facebook/opt-{size.lower()}"
-            for size in ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B")
+            for size in ["125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B"]
         },
         "mini-opt",
         "OPT's licence allows research, not commerce",
@@ -59,8 +69,6 @@ FAMILIES = {
     ),
     "phi-2": Family("Phi-2", {"Phi-2": "microsoft/phi-2"}, "mini-phi", "MIT"),
 }
-MOST_SEEDS = 100
-ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
 
 
 @dataclass(frozen=True)
@@ -95,18 +103,18 @@ class Profile:
         """Whether what it measures may stand beside what the paper printed."""
         return self.model is None
 
-    @classmethod
-    def from_json(cls, fields: dict) -> "Profile":
-        """What `dataclasses.asdict` and JSON have made of one."""
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        fields["texts"] = {name: tuple(sources) for name, sources in fields["texts"].items()}
-        fields["samples"] = {int(papers): ours for papers, ours in fields["samples"].items()}
-        return cls(**fields)
-
     @property
     def stand_in(self) -> str:
         """The name of the stand-in in rows and report."""
         return Path(self.model).name
+
+    @classmethod
+    def from_json(cls, fields: dict) -> "Profile":
+        """What `dataclasses.asdict` and JSON have made of one."""
+        fields = _with_tuples(fields)
+        fields["texts"] = {name: tuple(sources) for name, sources in fields["texts"].items()}
+        fields["samples"] = {int(papers): ours for papers, ours in fields["samples"].items()}
+        return cls(**fields)
 
 
 PROFILES = {
@@ -163,6 +171,11 @@ class Setting:
     length: int | None = None
     rounds: int | None = None
 
+    @classmethod
+    def from_json(cls, fields: dict) -> "Setting":
+        """What `dataclasses.asdict` and JSON have made of one."""
+        return cls(**_with_tuples(fields))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -178,6 +191,7 @@ class Row:
 
     @property
     def signals(self) -> list[str | None]:
+        """The signals that its settings are sliced by."""
         return list(dict.fromkeys(setting.signal for setting in self.settings))
 
 
@@ -195,9 +209,8 @@ def profile_for(family: str, name: str = "paper", **changes) -> Profile:
             f"no family {family!r} with a profile {name!r}; families are {', '.join(FAMILIES)}, profiles "
             f"{', '.join(PROFILES)}"
         )
-    if name == "ci":
-        changes = {"model": FAMILIES[family].stand_in, **{k: v for k, v in changes.items() if v is not None}}
-    return replace(PROFILES[name], **{field: value for field, value in changes.items() if value is not None})
+    stand_in = {"model": FAMILIES[family].stand_in} if name == "ci" else {}
+    return replace(PROFILES[name], **stand_in | {field: value for field, value in changes.items() if value is not None})
 
 
 def rows(
@@ -210,27 +223,23 @@ def rows(
         models: the paper's names, or their ends ("7B"); by default all.
 
     Raises:
-        ValueError: no such family, table or model.
+        ValueError: no such table or model.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"no family {family!r}: there are {', '.join(FAMILIES)}")
     known = FAMILIES[family]
     tables = known.tables() if tables is None else list(tables)
     if missing := [number for number in tables if number not in known.tables()]:
         numbers = ", ".join(map(str, known.tables()))
         raise ValueError(f"{known.title} isn't in table {missing[0]}; minislice runs its rows of tables {numbers}")
-    if profile.is_papers:
-        names = [_full_name(known, name) for name in (known.sources if models is None else models)]
-    else:
+    names = list(known.sources) if models is None else [_full_name(known, name) for name in models]
+    if not profile.is_papers:
         names = [profile.stand_in]
-    found = [row for number in tables for row in _table(known, profile, number)]
-    order = {"perplexity": 0, "zero-shot": 1, "products": 2, "inference": 3, "time": 4, None: 5}
 
     def place(row: Row) -> tuple:
         measure = row.settings[0].measure if row.settings else None
-        return names.index(row.model), order[measure], row.percent, row.table
+        return names.index(row.model), ORDER.index(measure), row.percent, row.table
 
-    return sorted((row for row in found if row.model in names), key=place)
+    every = (row for number in tables for row in _table(known, profile, number))
+    return sorted((row for row in every if row.model in names), key=place)
 
 
 def settings_of(rows: Iterable[Row], dtype: str) -> list[Setting]:
@@ -252,91 +261,81 @@ def _full_name(family: Family, name: str) -> str:
 
 
 def _table(family: Family, profile: Profile, number: int) -> Iterator[Row]:
-    printed = [row for row in paper_table(number) if row["model"] in family.sources]
-    if not profile.is_papers:  # the levels of one model, and nobody else's numbers
-        printed = [{**row, "model": profile.stand_in} for row in printed if row["model"] == printed[0]["model"]]
-        printed = [row for row in printed if row.get("gpu", "A100-40GB") == "A100-40GB"]
+    printed = [line for line in paper_table(number) if line["model"] in family.sources]
+    if not profile.is_papers:  # the levels of one model
+        printed = [line for line in printed if line["model"] == printed[0]["model"]]
+        printed = [line for line in printed if line.get("gpu", "A100-40GB") == "A100-40GB"]
+    dense = None  # the row that those behind it are compared with
     for line in printed:
-        model = line["model"]
-        percent = int(line.get("slicing_percent", 30 if number == 3 else 0))
-        label, dense = "", False
-        if number in PERPLEXITY:
-            paper, label = {"perplexity": line["wikitext2_perplexity"]}, line["method"]
-        elif number in ZERO_SHOT:
-            asked = [name for name in TASKS if name in profile.tasks]
-            paper = {name: line[name] for name in (*asked, *(["average"] if len(asked) == len(TASKS) else []))}
-        elif number == 12:
-            paper, label = {name: line[name] for name in PRODUCTS}, line["method"]
-            percent = int(label.removeprefix("slicegpt_")) if label.startswith("slicegpt_") else 0
-        elif number == 3:
-            paper = {name: line[name] for name in ("slicing_minutes", "rft_minutes")}
-            label = f"{line['slicing_gpus']}, {line['rft_gpus']}"
-        else:
-            metric = {2: "ms_per_token", 11: "tokens_per_second"}[number]
-            paper, label = {metric: line[metric]}, line.get("gpu", "H100-80GB")
-            if number == 11:
-                paper["batch_size"] = line["batch_size"]
-        if number in (2, 11, 12):
-            dense = percent == 0
-            of_dense = next(other for other in printed if _is_dense_of(other, line))
-            metric = {2: "ms_per_token", 11: "tokens_per_second", 12: "total"}[number]
-            if not dense:
-                paper = {**paper, f"{metric}_ratio": line[metric] / of_dense[metric]}
+        label, percent = _label(number, line), _percent(number, line)
+        paper = {metric: value for metric in METRICS[number] if (value := _printed(line, metric)) is not None}
         if label.startswith("sparsegpt"):
             if profile.is_papers:
-                yield Row(number, model, percent, paper, label)
+                yield Row(number, line["model"], percent, paper, label)
             continue
+        if number in ZERO_SHOT:
+            asked = (*profile.tasks, *(["average"] if set(TASKS) <= set(profile.tasks) else []))
+            paper = {metric: value for metric, value in paper.items() if metric in asked}
+        is_dense = number in COMPARED and percent == 0
+        if is_dense:
+            dense = line
+        elif number in COMPARED:
+            metric = COMPARED[number]
+            paper[f"{metric}_ratio"] = line[metric] / dense[metric]
+        model = line["model"] if profile.is_papers else profile.stand_in
         settings = tuple(_settings(family, profile, number, model, percent))
-        if not profile.is_papers:
-            paper, label = {}, ""
-        yield Row(number, model, percent, paper, label, settings, dense)
+        yield Row(number, model, percent, *((paper, label) if profile.is_papers else ({}, "")), settings, is_dense)
 
 
-def _is_dense_of(other: dict, line: dict) -> bool:
-    """Whether it is the dense row that another row of the same table of costs is compared with."""
-    same = all(other.get(name) == line.get(name) for name in ("model", "gpu"))
-    return same and (other.get("method") == "dense" or other.get("slicing_percent") == 0)
+def _label(number: int, line: dict) -> str:
+    if number == 3:
+        return f"{line['slicing_gpus']}, {line['rft_gpus']}"
+    return "" if number in ZERO_SHOT else line.get("method") or line.get("gpu", "H100-80GB")
+
+
+def _percent(number: int, line: dict) -> int:
+    if number == 12:
+        return int(line["method"].removeprefix("slicegpt_")) if line["method"].startswith("slicegpt_") else 0
+    return int(line.get("slicing_percent", 30))  # table 3 is at 30%
+
+
+def _printed(line: dict, metric: str) -> float | None:
+    return line.get("wikitext2_perplexity" if metric == "perplexity" else metric)
 
 
 def _settings(family: Family, profile: Profile, number: int, model: str, percent: int) -> Iterator[Setting]:
-    source = profile.model or family.sources[model]
+    text, recovered = ZERO_SHOT.get(number, ("alpaca", True) if number == 3 else ("wikitext2", False))
+    samples = PERPLEXITY.get(number, 2048 if (model, text) == ("Phi-2", "alpaca") else 1024)  # as table 3 says
+    of_slicing = {"samples": profile.samples[samples], "seqlen": profile.seqlen}
+    if recovered:
+        of_slicing |= {
+            "recovery": profile.texts[text][0],
+            "recovery_samples": profile.recovery_samples[text],
+            "recovery_seqlen": profile.recovery_seqlen,
+            "recovery_steps": profile.recovery_steps,
+        }
     if number in COST:
         shape = profile.model or model.lower()
         base = Setting(model, shape, COST[number], percent or 25, profile.dtype, adapter=profile.adapter)
-        if number == 3:
-            samples = 2048 if model == "Phi-2" else 1024  # as table 3 says
-            yield replace(
-                base,
-                **{"signal": profile.signals[0], "samples": profile.samples[samples], "seqlen": profile.seqlen},
-                **_recovery(profile, "alpaca"),
-            )
-        else:
-            yield replace(base, length=profile.length, rounds=profile.repeats if number == 12 else profile.rounds)
+        rounds = profile.repeats if number == 12 else profile.rounds
+        of_time = {"length": profile.length, "rounds": rounds}
+        yield replace(base, **({"signal": profile.signals[0], **of_slicing} if number == 3 else of_time))
         return
-    text, recovered = ("wikitext2", False) if number in PERPLEXITY else ZERO_SHOT[number]
-    base = Setting(model, source, "perplexity", percent, profile.dtype)
-    signals = profile.signals
+    base = Setting(model, profile.model or family.sources[model], "perplexity", percent, profile.dtype)
     if number in PERPLEXITY:
+        signals = profile.signals
         base = replace(base, evaluation=profile.texts["wikitext2"][1], windows=profile.windows, seqlen=profile.seqlen)
-        samples = PERPLEXITY[number]
     else:
-        tasks = {"tasks": profile.tasks, "tasks_from": profile.tasks_from, "limit": profile.limit}
-        base = replace(base, measure="zero-shot", **tasks)
-        samples, signals = (2048 if (model, text) == ("Phi-2", "alpaca") else 1024), signals[:1]
+        signals, tasks = profile.signals[:1], {"tasks": profile.tasks, "tasks_from": profile.tasks_from}
+        base = replace(base, measure="zero-shot", **tasks, limit=profile.limit)
     if percent == 0:
         yield base
         return
-    calibration = {"calibration": profile.texts[text][0], "samples": profile.samples[samples], "seqlen": profile.seqlen}
-    recovery = _recovery(profile, text) if recovered else {}
+    base = replace(base, adapter=profile.adapter, calibration=profile.texts[text][0], **of_slicing)
     for signal in signals:
         for seed in range(1 if model in ONE_SEED else profile.seeds):
-            yield replace(base, signal=signal, adapter=profile.adapter, seed=seed, **calibration, **recovery)
+            yield replace(base, signal=signal, seed=seed)
 
 
-def _recovery(profile: Profile, text: str) -> dict:
-    return {
-        "recovery": profile.texts[text][0],
-        "recovery_samples": profile.recovery_samples[text],
-        "recovery_seqlen": profile.recovery_seqlen,
-        "recovery_steps": profile.recovery_steps,
-    }
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

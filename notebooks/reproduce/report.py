@@ -1,5 +1,7 @@
 """The report of a results file: Markdown for people, CSV for machines; the paper's values are labelled as the paper's.
 
+    python notebooks/reproduce/report.py results.jsonl --out report.md
+
 Every row of the family's tables is in it. What has no finished result says "not run", and why if that is known.
 """
 
@@ -7,14 +9,13 @@ import argparse
 import csv
 import dataclasses
 import io
-import math
 import os
+import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cells import METRICS, NOT_RUN, Cell, cells
-from protocol import FAMILIES, PROFILES, Profile, Setting
+from protocol import FAMILIES, METRICS, PROFILES, SLIPS, Profile, Row, Setting, rows
 from results import read
 
 from minislice.architecture.folder import require_file, whole_file
@@ -22,7 +23,9 @@ from minislice.command.cli import run_script
 from minislice.command.output import print_result
 from minislice.version import __version__
 
+HELP = "write the report of a results file: Markdown, and a CSV beside it"
 TITLE = "# Reproduction of SliceGPT's tables"
+NOT_RUN = "not run"
 TITLES = {
     1: "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2",
     2: "milliseconds a token, one sequence, 128 tokens generated",
@@ -35,6 +38,80 @@ TITLES = {
     11: "tokens a second, 128 tokens generated, the largest batch that fits",
     12: "milliseconds of each matrix product of one layer, 2048 tokens",
 }
+COLUMNS = (
+    *("family", "profile", "table", "model", "slicing_percent", "row", "signal", "metric"),
+    *("paper_value", "our_value", "difference", "spread_over_seeds", "standard_error", "seeds", "status"),
+    "keys",  # of the records in the results file, where everything else stands
+)
+# Fields of a profile that decide no value, or are shown beside it.
+SHOWN_ELSEWHERE = ("name", "seeds", "signals", "adapter", "tasks_from", "length", "rounds", "repeats")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, ours beside the paper's."""
+
+    row: Row
+    signal: str | None
+    metric: str
+    paper: float | None
+    ours: float | None  # the mean over seeds
+    difference: float | None  # ours minus the paper's
+    spread: float | None  # standard deviation over seeds; None for fewer than two
+    error: float | None  # standard error of an accuracy, of the first seed
+    keys: list[str]  # of the records that have the number
+    status: str  # "done", "2 of 3 seeds", "not run", "printed only"; and why
+    slip: str  # what is wrong with the paper's value, in its own table
+
+
+def cells(family: str, profile: Profile, records: list[dict]) -> list[Cell]:
+    """Every cell of a family's tables; `records` are of this family and profile."""
+    by_setting = {_without_dtype(Setting.from_json(record["setting"])): record for record in records}
+    found = []
+    for row in sorted(rows(family, profile), key=lambda row: row.table):
+        for signal in row.signals or [None]:
+            asked = [_without_dtype(setting) for setting in row.settings if setting.signal == signal]
+            own = [by_setting[setting] for setting in asked if setting in by_setting]
+            for metric in METRICS[row.table]:
+                if metric in row.paper if profile.is_papers else _has(row, metric, own):
+                    found.append(_cell(row, signal, metric, own, len(asked)))
+    return found
+
+
+def _cell(row: Row, signal: str | None, metric: str, records: list[dict], asked: int) -> Cell:
+    name, paper = _name(row, metric), row.paper.get(metric)
+    done = [record for record in records if name in record["values"]]
+    values = [record["values"][name] for record in done]
+    ours = statistics.fmean(values) if values else None
+    difference = None if paper is None or ours is None else ours - paper
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    error = done[0]["errors"].get(name) if done else None
+    status = "done" if len(done) == asked else f"{len(done)} of {asked} seeds" if done else NOT_RUN
+    if reasons := [f"{record['status']}: {record['reason']}" for record in records if record["reason"]]:
+        status += f" ({'; '.join(dict.fromkeys(reasons))})"
+    slip = SLIPS.get((row.table, row.model, row.percent, metric), "")
+    keys = [record["key"] for record in done]
+    status = status if asked else "printed only"
+    return Cell(row, signal, metric, paper, ours, difference, spread, error, keys, status, slip)
+
+
+def _name(row: Row, metric: str) -> str:
+    """A metric's name in a record: a dense model's costs are measured beside the sliced one's."""
+    return f"dense_{metric}" if row.dense else metric
+
+
+def _without_dtype(setting: Setting) -> Setting:
+    """The setting, whatever dtype "auto" stood for."""
+    return dataclasses.replace(setting, dtype="auto")
+
+
+def _has(row: Row, metric: str, records: list[dict]) -> bool:
+    """Whether a stand-in's row, which has no printed values to go by, has such a column."""
+    tasks = row.settings[0].tasks
+    if (row.dense and metric.endswith("_ratio")) or (tasks and metric not in (*tasks, "average")):
+        return False
+    measured = [record["values"] for record in records if record["status"] == "done"]
+    return not measured or any(_name(row, metric) in values for values in measured)
 
 
 def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]:
@@ -61,9 +138,9 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
 def _use(record: dict) -> None:
     """Raise some error for a record that somebody else wrote or edited."""
     Profile.from_json(record["profile"])
-    Setting(**record["setting"])
+    Setting.from_json(record["setting"])
     list(map(float, [*record["values"].values(), *record["errors"].values()]))
-    _how([record], {})
+    _how(record)
     FAMILIES[record["family"]]
 
 
@@ -85,36 +162,21 @@ def markdown(records: list[dict]) -> str:
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
         "accuracy, its standard error (the CSV has both). ! is a slip in print.",
     ]
-    machines: dict[tuple, str] = {}
     for family, profile, own in _runs(records):
-        title = (
-            FAMILIES[family].title if profile.is_papers else f"{profile.stand_in}, in {FAMILIES[family].title}'s place"
-        )
-        lines += ["", f"## {title}"]
-        if not profile.is_papers:
-            lines += [
-                "",
-                f"A stand-in ({profile.name} profile): these are not the paper's models, and none of its values.",
-            ]
+        title = FAMILIES[family].title
+        if profile.is_papers:
+            lines += ["", f"## {title}", "", f"Not as in the paper: {_changed(profile) or 'nothing'}."]
+        else:
+            lines += ["", f"## {profile.stand_in}, in {title}'s place", ""]
+            lines.append(f"A stand-in ({profile.name} profile): not the paper's models, and none of its values.")
         every = cells(family, profile, own)
         for table in dict.fromkeys(cell.row.table for cell in every):
             lines += ["", f"### {title_of(table, profile)}", ""]
-            lines += _table(table, [cell for cell in every if cell.row.table == table])
-        lines += _how(own, machines)
-    lines += ["", "## Where it was measured", ""]
-    for (hardware, commit, versions), name in machines.items():
-        lines.append(f"- {name}: {hardware}; minislice at {commit}; {versions}")
+            lines += _table(table_rows(table, every))
+            slips = [cell for cell in every if cell.row.table == table and cell.slip]
+            lines += ["", *(f"- {cell.row.model}, {cell.row.percent}%, {cell.metric}: {cell.slip}" for cell in slips)]
+        lines += ["", "### How each was measured", "", *_table([_how(record) for record in own])]
     return "\n".join(lines) + "\n"
-
-
-def _changed(profile: Profile) -> str:
-    """What decides a value and isn't as in the paper."""
-    free = ("name", "seeds", "signals", "adapter", "tasks_from", "length", "rounds", "repeats")
-    return ", ".join(
-        f"{field.name} {getattr(profile, field.name)!r}"
-        for field in dataclasses.fields(Profile)
-        if field.name not in free and getattr(profile, field.name) != getattr(PROFILES["paper"], field.name)
-    )
 
 
 def title_of(number: int, profile: Profile) -> str:
@@ -124,30 +186,27 @@ def title_of(number: int, profile: Profile) -> str:
     return f"On {profile.stand_in}, the rows of table {number} (in the paper: {TITLES[number]})"
 
 
+def _changed(profile: Profile) -> str:
+    """What decides a value and isn't as in the paper."""
+    ours, papers = vars(profile), vars(PROFILES["paper"])
+    return ", ".join(f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_ELSEWHERE and ours[n] != papers[n])
+
+
 def table_rows(number: int, every: list[Cell]) -> list[dict[str, str]]:
-    """A table's rows as text by column; `every` are the cells of this table."""
+    """A table's rows as text by column; of `every` cell, those of this table."""
+    every = [cell for cell in every if cell.row.table == number]
     metrics = [metric for metric in METRICS[number] if any(cell.metric == metric for cell in every)]
-    found = []
-    for place in dict.fromkeys((id(cell.row), cell.signal) for cell in every):
-        own = {cell.metric: cell for cell in every if (id(cell.row), cell.signal) == place}
-        first = next(iter(own.values()))
-        found.append(
-            {
-                "model": first.row.model,
-                "slicing": f"{first.row.percent}%",
-                "row": ", ".join(filter(None, (first.row.label, first.signal))),
-                **{metric: _shown(own[metric]) if metric in own else "" for metric in metrics},
-                "status": first.status + (f" ({first.reason})" if first.reason else ""),
-            }
-        )
-    return found
-
-
-def _table(number: int, every: list[Cell]) -> list[str]:
-    found = table_rows(number, every)
-    lines = [_line(list(found[0])), "|---" * len(found[0]) + "|", *(_line(list(row.values())) for row in found)]
-    slips = [f"- {cell.row.model}, {cell.row.percent}%, {cell.metric}: {cell.slip}" for cell in every if cell.slip]
-    return [*lines, *(["", *slips] if slips else [])]
+    lines: dict[tuple, dict[str, str]] = {}
+    for cell in every:
+        line = {
+            "model": cell.row.model,
+            "slicing": f"{cell.row.percent}%",
+            "row": ", ".join(filter(None, (cell.row.label, cell.signal))),
+            **dict.fromkeys(metrics, ""),
+            "status": cell.status,
+        }
+        lines.setdefault((id(cell.row), cell.signal), line)[cell.metric] = _shown(cell)
+    return list(lines.values())
 
 
 def _shown(cell: Cell) -> str:
@@ -164,145 +223,59 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _how(records: list[dict], machines: dict[tuple, str]) -> list[str]:
-    """How each setting was measured."""
-    lines = ["", "### How each was measured", ""]
-    columns = "model revision", "slicing", "of parameters", "calibration", "evaluation", "dtype", "seed", "seconds"
-    lines += [f"| {' | '.join(columns)} | peak memory | where | command |", "|---" * 11 + "|"]
-    for record in records:
-        row = _provenance(record)
-        where = machines.setdefault(
-            (record["hardware"], record["commit"], row["versions"]), f"machine {len(machines) + 1}"
-        )
-        peak = f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if row["peak_memory_bytes"] else "-"
-        result = "" if record["status"] == "done" else f" **{record['status']}**: {record['reason']}"
-        words = [
-            f"{record['setting']['model']} {record['revision']}, {record['setting']['measure']}{result}",
-            f"{record['setting']['percent']}%",
-            "-" if row["parameter_ratio"] is None else f"{row['parameter_ratio']:.3f}",
-            *(row[name] or "-" for name in ("calibration", "evaluation")),
-            record["setting"]["dtype"],
-            str(record["setting"]["seed"]),
-            f"{row['seconds']:.0f}",
-            peak,
-            where,
-            f"`{record['command']}`",
-        ]
-        lines.append(_line(words))
-    return lines
-
-
-def _line(words: list[str]) -> str:
-    return "| " + " | ".join(word.replace("|", "\\|") for word in words) + " |"
-
-
-def _provenance(record: dict) -> dict[str, Any]:
-    """What a report says of a record besides its values."""
+def _how(record: dict) -> dict[str, str]:
+    """How a setting was measured; the rest is in the results file, under the record's key."""
     facts, setting = record["facts"], record["setting"]
-    dense, own = facts.get("dense parameters"), facts.get("parameters")
-    evaluation = _tokens(facts.get("evaluation"))
-    if "metrics" in facts:
-        evaluation = "; ".join(f"{task} {metric}" for task, metric in facts["metrics"].items())
+    dense, own, peak = (facts.get(name) for name in ("dense parameters", "parameters", "peak memory, bytes"))
+    result = "" if record["status"] == "done" else f" **{record['status']}**: {record['reason']}"
+    what = f"{setting['model']} {record['revision']}, {setting['percent']}%, seed {setting['seed']}"
     return {
-        "revision": record["revision"],
-        "commit": record["commit"],
+        "key": record["key"],
+        "what": f"{what}, {setting['measure']} in {setting['dtype']}{result}",
+        "of parameters": f"{own / dense:.3f}" if own and dense else "-",
         "calibration": _tokens(facts.get("calibration")),
-        "recovery": _tokens(facts.get("recovery")),
-        "evaluation": evaluation,
-        "dtype": setting["dtype"],
-        "adapter": setting["adapter"],
-        "parameter_ratio": own / dense if own and dense else None,
-        "seconds": facts["seconds"]["all"],
-        "peak_memory_bytes": facts.get("peak memory, bytes"),
-        "hardware": record["hardware"],
-        "versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "command": record["command"],
-        "when": record["when"],
+        "evaluation": _tokens(facts.get("evaluation")),
+        "seconds": f"{facts['seconds']['all']:.0f}",
+        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "-",
+        "where": f"{record['hardware']}; minislice at {record['commit']}, torch {record['versions']['torch']}",
+        "command": f"`{record['command']}`",
     }
 
 
 def _tokens(described: dict | None) -> str:
     if described is None:
-        return ""
+        return "-"
     return f"{described['text']} {described['sequences']} x {described['seqlen']} ({described['tokens']})"
 
 
-CELL_COLUMNS = (
-    *("family", "profile", "table", "model", "slicing_percent", "row", "signal", "metric"),
-    *(
-        "paper_value",
-        "our_value",
-        "spread_over_seeds",
-        "standard_error",
-        "seeds",
-        "difference",
-        "status",
-        "reason",
-        "note",
-    ),
-)
-PROVENANCE_COLUMNS = (
-    *("revision", "commit", "calibration", "recovery", "evaluation", "dtype", "adapter", "parameter_ratio", "seconds"),
-    *("peak_memory_bytes", "hardware", "versions", "command", "when"),
-)
-COLUMNS = (*CELL_COLUMNS, *PROVENANCE_COLUMNS)
+def _table(lines: list[dict[str, str]]) -> list[str]:
+    """Markdown of rows that have the same columns."""
+    words = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
+    return ["| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in words]
 
 
 def as_csv(records: list[dict]) -> str:
     """Every cell in a line of its own; `paper_value` is the paper's, `our_value` was measured."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
     for family, profile, own in _runs(records):
         for cell in cells(family, profile, own):
-            line = {
-                "family": family,
-                "profile": profile.name,
-                "table": cell.row.table,
-                "model": cell.row.model,
-                "slicing_percent": cell.row.percent,
-                "row": cell.row.label,
-                "signal": cell.signal,
-                "metric": cell.metric,
-                "paper_value": cell.paper,
-                "our_value": cell.ours,
-                "spread_over_seeds": cell.spread,
-                "standard_error": cell.error,
-                "seeds": len(cell.records),
-                "difference": cell.difference,
-                "status": cell.status,
-                "reason": cell.reason,
-                "note": cell.slip,
-            }
-            if cell.records:
-                line |= _merged([_provenance(record) for record in cell.records])
-            writer.writerow({name: "" if value is None else value for name, value in line.items()})
+            row = cell.row
+            where = (family, profile.name, row.table, row.model, row.percent, row.label, cell.signal, cell.metric)
+            numbers = (cell.paper, cell.ours, cell.difference, cell.spread, cell.error, len(cell.keys))
+            writer.writerow([*where, *numbers, cell.status, " ".join(cell.keys)])
     return text.getvalue()
 
 
-def _merged(several: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of several seeds: seconds in all, memory at most, and each different word once."""
-    merged = {}
-    for name in PROVENANCE_COLUMNS:
-        values = [one[name] for one in several if one[name] not in (None, "")]
-        if name == "seconds":
-            merged[name] = math.fsum(values)
-        elif name == "peak_memory_bytes":
-            merged[name] = max(values, default=None)
-        else:
-            merged[name] = "; ".join(dict.fromkeys(map(str, values)))
-    return merged
-
-
-HELP = "write the report of a results file: Markdown, and a CSV beside it"
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this script's own."""
     parser.add_argument("results", metavar="FILE", help="what `reproduce.py --out FILE` wrote, finished or not")
     parser.add_argument("--out", metavar="REPORT", required=True, help="such as report.md; the CSV is report.csv")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write both files."""
     written = write(arguments.results, arguments.out)
     print_result(arguments, {name: str(path) for name, path in written.items()})
     return 0

@@ -1,28 +1,189 @@
-"""The paper's tables, row by row, into a results file that can be gone on with."""
+"""The paper's tables, row by row, into a results file that can be gone on with.
+
+    python notebooks/reproduce/reproduce.py llama-2 --tables 1,5,7 --models 7B --out results.jsonl
+
+Finished rows are skipped, a failed one is recorded and the rest goes on. It can be killed at any time; the same command
+goes on behind the last row that was finished.
+"""
 
 import argparse
 import dataclasses
+import datetime
+import gc
+import math
 import os
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from preflight import Machine, overview
-from protocol import FAMILIES, PROFILES, TABLES, profile_for, rows
-from runner import dtype_on, reproduce
+import results
+import torch
+from bench import Bench, Outcome
+from preflight import Machine, dtype_on, overview, why_not
+from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, in_dtype, profile_for, rows, settings_of
 
 from minislice.adapters import FORMS
+from minislice.checks import require_choice
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read
 from minislice.command.output import print_result
 from minislice.command.parser import DTYPES, MODEL_HELP, positive
-from minislice.measuring.records import require_results
+from minislice.corpus.batches import with_what_fits
+from minislice.measuring import provenance
+from minislice.measuring.records import Records, require_results
+from minislice.measuring.timing import peak_memory
 from minislice.pca import SIGNALS
 
-SHOWN = "model", "weights, GB", "signal, GB", "can run", "fetched", "why not"
-
-
 HELP = "run the paper's tables again; finished rows are skipped"
+
+
+class ProtocolDiffers(ValueError):
+    """The dense model doesn't have the paper's value, so nothing that is sliced from it can be compared."""
+
+
+def reproduce(
+    rows: list[Row],
+    out: str | os.PathLike,
+    *,
+    family: str,
+    profile: Profile,
+    device: str = "cpu",
+    batch_size: int = 8,
+    stream: bool = False,
+    process_count: int = 1,
+    limit: int | None = None,
+    command: str = "reproduce.reproduce",
+    say: Callable[[str], None] = print,
+) -> dict[str, int]:
+    """Measure what isn't in the file yet, and append it.
+
+    Args:
+        rows: of `protocol.rows`, for this family and profile.
+        out: the results file, one JSON record a line.
+        batch_size: sequences a forward pass; where a GPU's memory isn't enough, fewer.
+        stream: slice from disk, one layer in memory, and measure on all devices together.
+        process_count: with `stream`, processes that share the calibration set, each on a GPU of its own.
+        limit: stop behind so many settings that weren't finished yet.
+        command: recorded beside each result.
+        say: is given a line for each setting.
+
+    Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
+    here, or are "left" beyond the limit.
+
+    Raises:
+        ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
+        ValueError: another run writes into the file; the file holds something else.
+    """
+    out = Path(out)
+    settings = settings_of(rows, dtype_on(device))
+    count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
+    about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
+    with results.opened(out) as file:
+        bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
+        machine = Machine.here(device, out.resolve().parent)
+        for index, setting in enumerate(settings, 1):
+            if record := finished(file, setting):
+                count["finished before"] += 1
+            elif limit is not None and count["done"] + count["failed"] >= limit:
+                count["left"] += 1
+                continue
+            else:
+                record = measure(bench, machine, setting, batch_size) | about
+                file.append(record)
+                count[record["status"]] += 1
+                say(f"[{index}/{len(settings)}] {_line(setting, record)}")
+            check_gate(rows, setting, record)
+        bench.forget()  # not after an error: what was sliced by streaming is there to go on with
+    return dict(count)
+
+
+def finished(file: Records, setting: Setting) -> dict | None:
+    """The record of a setting that needn't be measured again."""
+    try:
+        return file.finished.get(results.key_of(setting, results.revision_of(setting), provenance.commit()))
+    except ValueError:  # no such model: running it will say so
+        return None
+
+
+def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
+    """A dense model must be what the paper printed, or tokenizer, data or protocol are not the paper's.
+
+    Raises:
+        ProtocolDiffers: it isn't.
+    """
+    if setting.percent or setting.limit is not None or setting.measure not in GATES or record["status"] != "done":
+        return
+    metric, tolerance = GATES[setting.measure]
+    for row in rows:
+        if setting in [in_dtype(own, setting.dtype) for own in row.settings] and metric in row.paper:
+            ours, papers = record["values"][metric], row.paper[metric]
+            if not abs(ours - papers) <= tolerance + 1e-9:  # a NaN is off, too
+                raise ProtocolDiffers(
+                    f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
+                    f"{papers:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing sliced "
+                    "from it could be compared; see that the tokenizer adds what it did in the paper, and that text, "
+                    f"windows and versions are those of the record ({record['facts'].get('evaluation')})"
+                )
+
+
+def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -> dict:
+    """Measure one setting; its record, whatever happens."""
+    outcome, reason, revision = Outcome(), why_not(setting, machine, bench.stream), "unknown"
+    status = "skipped" if reason else "done"
+    began, tried = datetime.datetime.now(datetime.timezone.utc), []
+
+    def attempt(size: int) -> Outcome:
+        tried.append(size)
+        try:
+            return bench.measure(setting, size)
+        except torch.OutOfMemoryError:
+            bench.forget()  # a model that was being sliced is neither dense nor sliced
+            raise
+
+    if status == "done":
+        try:
+            revision = results.revision_of(setting)
+            with peak_memory(torch.device(bench.device)) as peak:
+                outcome = with_what_fits(attempt, batch_size)
+            outcome.facts["peak memory, bytes"] = peak.most
+            if bad := [name for name, value in outcome.values.items() if not math.isfinite(value)]:
+                outcome.values, status, reason = {}, "failed", f"{', '.join(bad)} is no finite number"
+        except Exception as error:  # of any library, on any row: the others don't depend on it
+            outcome, status = Outcome(), "failed"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            bench.forget()
+            gc.collect()
+    outcome.facts["batch sizes"] = tried
+    seconds = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
+    outcome.facts.setdefault("seconds", {})["all"] = round(seconds, 3)
+    return {
+        "schema": results.SCHEMA,
+        "key": results.key_of(setting, revision, provenance.commit()),
+        "status": status,
+        "reason": reason,
+        "setting": dataclasses.asdict(setting),
+        "revision": revision,
+        "commit": provenance.commit(),
+        "values": outcome.values,
+        "errors": {name: error for name, error in outcome.errors.items() if math.isfinite(error)},
+        "facts": outcome.facts,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(bench.device),
+        "when": began.isoformat(timespec="seconds"),
+    }
+
+
+def _line(setting: Setting, record: dict) -> str:
+    what = f"{setting.model} " + (f"{setting.percent}%, seed {setting.seed}" if setting.percent else "dense")
+    what += f", {setting.signal}" if setting.signal else ""
+    what += ", recovered" if setting.recovery else ""
+    if record["status"] != "done":
+        return f"{what}: {setting.measure} {record['status']}: {record['reason']}"
+    values = record["values"]
+    shown = next(name for name in ("perplexity", "average", "ms_per_token", "total", *values) if name in values)
+    return f"{what}: {shown} {values[shown]:.2f}"
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -65,6 +226,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run the rows, or only say which could be."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
     if arguments.device == "auto":
@@ -78,28 +240,25 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.preflight:
         machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
         lines = overview(chosen, machine, profile.dtype.replace("auto", dtype_on(arguments.device)), arguments.stream)
-        text = "\n".join("; ".join(f"{name}: {line[name]}" for name in SHOWN if line[name]) for line in lines)
+        text = "\n".join("; ".join(f"{name}: {value}" for name, value in line.items() if value) for line in lines)
         print_result(arguments, {"models": lines}, text)
         return 0
-    summary = reproduce(
+    same = ("family", "device", "batch_size", "stream", "process_count")
+    count = reproduce(
         chosen,
         arguments.out,
-        family=arguments.family,
+        **{name: getattr(arguments, name) for name in same},
         profile=profile,
-        device=arguments.device,
-        batch_size=arguments.batch_size,
-        stream=arguments.stream,
-        process_count=arguments.process_count,
         limit=arguments.rows,
         command=shlex.join(["python", "notebooks/reproduce/reproduce.py", *sys.argv[1:]]),
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
     )
-    print_result(arguments, {**dataclasses.asdict(summary), "results": arguments.out})
+    print_result(arguments, {**count, "results": arguments.out})
     return 0
 
 
 def _table(word: str) -> int:
-    if not word.strip().isdigit():
+    if not word.strip().isdecimal():
         raise ValueError(f"--tables takes numbers, comma-separated, got {word!r}")
     return int(word)
 
@@ -107,23 +266,17 @@ def _table(word: str) -> int:
 def _changes(arguments: argparse.Namespace) -> dict:
     """The fields of the profile that the command line changes."""
     same = ("dtype", "seeds", "adapter", "tasks_from", "limit", "model", "seqlen", "recovery_seqlen", "recovery_steps")
-    changes = {name: getattr(arguments, name) for name in same}
-    changes["windows"] = arguments.eval_samples
-    changes["signals"] = tuple(arguments.signals.split(",")) if arguments.signals else None
-    changes["tasks"] = tuple(arguments.tasks.split(",")) if arguments.tasks else None
-    if bad := [signal for signal in changes["signals"] or () if signal not in SIGNALS]:
-        raise ValueError(f"--signals takes {', '.join(SIGNALS)}, got {bad[0]!r}")
-    if arguments.samples:
-        changes["samples"] = {papers: max(1, papers * arguments.samples // 1024) for papers in (128, 1024, 2048)}
-    if arguments.recovery_samples:
-        changes["recovery_samples"] = {
-            "wikitext2": arguments.recovery_samples,
-            "alpaca": 5 * arguments.recovery_samples,
-        }
-    if arguments.wikitext2 or arguments.alpaca:
-        texts = PROFILES[arguments.profile].texts
-        given = {name: getattr(arguments, name) for name in texts}
-        changes["texts"] = {name: (file, file) if (file := given[name]) else texts[name] for name in texts}
+    changes = {name: getattr(arguments, name) for name in same} | {"windows": arguments.eval_samples}
+    for name in ("signals", "tasks"):
+        changes[name] = tuple(words.split(",")) if (words := getattr(arguments, name)) else None
+    for signal in changes["signals"] or ():
+        require_choice("--signals", signal, SIGNALS)
+    if samples := arguments.samples:
+        changes["samples"] = {papers: max(1, papers * samples // 1024) for papers in (128, 1024, 2048)}
+    if samples := arguments.recovery_samples:
+        changes["recovery_samples"] = {"wikitext2": samples, "alpaca": 5 * samples}
+    files = {name: getattr(arguments, name) for name in ("wikitext2", "alpaca")}
+    changes["texts"] = PROFILES[arguments.profile].texts | {name: (file,) * 2 for name, file in files.items() if file}
     return changes
 
 

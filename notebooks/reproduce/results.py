@@ -1,9 +1,10 @@
-"""What a line of results.jsonl says (see `measuring.records`).
+"""The results file: what a record says, and what makes two measurements the same (see `measuring.records`).
 
 A record says what was measured (`setting`), of what (`revision`, `commit`), what came out (`values`, or `reason`) and
-on which machine; `read` gives them back. A line that was cut off counts as never written.
+on which machine.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -13,30 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from protocol import Setting
+from protocol import COST, Setting
 
 from minislice.measuring import records
+from minislice.storage.checkpoint import load_config, locate
+from minislice.storage.files import checksum
 
 SCHEMA = 1
-# What every record has, and of what type.
-FIELDS: dict[str, type | tuple] = {
-    "schema": int,
-    "key": str,
-    "status": str,  # "done", "failed", or "skipped": not tried, since it can't run here
-    "reason": (str, type(None)),  # of the last two
-    "family": str,
-    "profile": dict,
-    "setting": dict,
-    "revision": str,  # of the model
-    "commit": str,  # of minislice
-    "values": dict,  # metric: number; "done" has some
-    "errors": dict,  # metric: its standard error
-    "facts": dict,  # widths, parameters, tokens, seconds, memory ...
-    "versions": dict,
-    "hardware": str,
-    "command": str,
-    "when": str,
-}
+STATUSES = ("done", "failed", "skipped")  # "skipped" is not tried, since it can't run on this machine
+TEXTS = ("key", "status", "family", "revision", "commit", "hardware", "command", "when")
+DICTS = ("profile", "setting", "values", "errors", "facts", "versions")
+FIELDS = dict.fromkeys(TEXTS, str) | dict.fromkeys(DICTS, dict) | {"schema": int, "reason": (str, type(None))}
 
 
 def key_of(setting: Setting, revision: str, commit: str) -> str:
@@ -47,10 +35,34 @@ def key_of(setting: Setting, revision: str, commit: str) -> str:
 
 def checksums(setting: Setting) -> list[str]:
     """One for each text and each task's file that the setting names; a source that isn't a file here has none."""
-    folder = Path(setting.tasks_from) if setting.tasks_from else None
-    files = [folder / f"{task}.jsonl" for task in setting.tasks or ()] if folder else []
-    files += [Path(source) for source in (setting.calibration, setting.recovery, setting.evaluation) if source]
-    return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file()]
+    files = [Path(source) for source in (setting.calibration, setting.recovery, setting.evaluation) if source]
+    if setting.tasks_from:
+        files += [Path(setting.tasks_from) / f"{task}.jsonl" for task in setting.tasks or ()]
+    return [checksum(file) for file in files if file.is_file()]
+
+
+def revision_of(setting: Setting) -> str:
+    """The revision of a setting's model; costs are measured on random weights."""
+    return "random weights" if setting.measure in COST.values() else revision(setting.source)
+
+
+@functools.cache
+def revision(source: str) -> str:
+    """The hub's commit of a model, or a checksum of a folder's config and weights.
+
+    Raises:
+        ValueError: there is no such model, or the hub can't be reached.
+    """
+    place = locate(source)
+    if not isinstance(place, Path):
+        return getattr(load_config(place), "_commit_hash", None) or "unknown"
+    sums = [checksum(path) for path in (place / "config.json", *sorted(place.glob("*.safetensors")))]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
+
+
+def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
+    """The file, to append to; see `records.opened`."""
+    return records.opened(path, faults)
 
 
 def read(
@@ -64,34 +76,21 @@ def read(
     Raises:
         ValueError: a line is no record, or can't be used.
     """
-
-    def faults_in_use(record: dict[str, Any]) -> list[str]:
-        found = faults(record)
-        if not found:
-            use(record)
-        return found
-
-    return records.read(path, faults_in_use)
-
-
-def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
-    """The file, to append to; see `records.opened`."""
-    return records.opened(path, faults)
+    return records.read(path, lambda record: faults(record) or use(record) or [])
 
 
 def faults(record: dict[str, Any]) -> list[str]:
     """What keeps a record from being one, in words."""
-    found = [
-        f"{name} is {record.get(name)!r}"
-        for name, kind in FIELDS.items()
-        if name not in record or not isinstance(record[name], kind)
+    wrong = [
+        f"{name} is {record.get(name)!r}" for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)
     ]
-    if not found and record["schema"] != SCHEMA:
-        found.append(f"schema {record['schema']}, this minislice writes and reads {SCHEMA}")
-    if not found and record["status"] not in ("done", "failed", "skipped"):
-        found.append(f"status {record['status']!r}")
-    if not found and (record["status"] == "done") != bool(record["values"]):
-        found.append(f"{record['status']} with {len(record['values'])} values")
-    if not found and (record["status"] == "done") == bool(record["reason"]):
-        found.append(f"{record['status']} with the reason {record['reason']!r}")
-    return found
+    if wrong:
+        return wrong
+    status, done = record["status"], record["status"] == "done"
+    contradictions = {
+        f"schema {record['schema']}, where this minislice reads {SCHEMA}": record["schema"] != SCHEMA,
+        f"status {status!r}": status not in STATUSES,
+        f"{status} with {len(record['values'])} values": done != bool(record["values"]),
+        f"{status} with the reason {record['reason']!r}": done == bool(record["reason"]),
+    }
+    return [what for what, is_so in contradictions.items() if is_so]
