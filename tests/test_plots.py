@@ -103,16 +103,13 @@ def test_depth_goes_from_light_to_dark_and_a_bar_says_which():
     assert bar.get_ylabel() == "boundary" and list(bar.get_yticks()) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("draw", ["lines", "bars"])
-def test_a_standard_error_reaches_as_far_to_either_side(draw):
+def test_a_standard_error_reaches_as_far_to_either_side():
     y, errors = [1.0, 2.0], [0.25, 0.5]
-    if draw == "lines":
-        ax = plots.lines({"a": ([0, 10], y, errors)}, "x", "y")
-    else:
-        ax = plots.bars(["g", "h"], {"a": y}, "x", "y", errors={"a": errors})
-    (drawn,) = [collection for collection in ax.collections if len(collection.get_segments()) == 2]
-    ends = [sorted(float(point[1]) for point in segment) for segment in drawn.get_segments()]
-    assert ends == [[0.75, 1.25], [1.5, 2.5]]
+    lines = plots.lines({"a": ([0, 10], y, errors)}, "x", "y")
+    for ax in (lines, plots.bars(["g", "h"], {"a": y}, "x", "y", errors={"a": errors})):
+        (drawn,) = [collection for collection in ax.collections if len(collection.get_segments()) == 2]
+        ends = [sorted(float(point[1]) for point in segment) for segment in drawn.get_segments()]
+        assert ends == [[0.75, 1.25], [1.5, 2.5]]
 
 
 def test_bars_are_as_high_as_the_data_and_side_by_side():
@@ -143,21 +140,21 @@ def rectangles(ax):
     return [(patch.get_width(), patch.get_height(), patch.get_hatch()) for patch in ax.patches]
 
 
-def test_a_cut_is_to_scale():
-    D, k, hidden, tokens = 6, 4, 9, 5
-    drawn = rectangles(pictures.cut(D, k, hidden, tokens))
+@pytest.mark.parametrize("inner", [None, 7])
+def test_a_cut_is_to_scale(inner):
+    D, k, hidden, tokens, left = 6, 4, 9, 5, inner or 9
+    drawn = rectangles(pictures.cut(D, k, hidden, tokens, inner))
     assert [shape[:2] for shape in drawn[::2]] == [(D, tokens), (hidden, D), (D, hidden), (D, D)]  # X, W_in, W_out, S
-    assert [shape[:2] for shape in drawn[1::2]] == [(k, tokens), (hidden, k), (k, hidden), (k, k)]
+    assert [shape[:2] for shape in drawn[1::2]] == [(k, tokens), (left, k), (k, left), (k, k)]
     assert all(hatch for *_, hatch in drawn[::2]) and not any(hatch for *_, hatch in drawn[1::2])
-    with pytest.raises(ValueError, match="can't keep 7 of 6"):
-        pictures.cut(D, 7, hidden, tokens)
 
 
-def test_a_cut_shows_the_inner_width_too():
-    drawn = rectangles(pictures.cut(6, 4, 9, 5, inner=7))
-    assert [shape[:2] for shape in drawn[1::2]] == [(4, 5), (7, 4), (4, 7), (4, 4)]  # X, W_in, W_out, S
-    with pytest.raises(ValueError, match="can't keep 10 of 9"):
-        pictures.cut(6, 4, 9, 5, inner=10)
+@pytest.mark.parametrize(
+    ("sizes", "says"), [((6, 7, 9, 5), "can't keep 7 of 6"), ((6, 4, 9, 5, 10), "can't keep 10 of 9")]
+)
+def test_a_cut_of_impossible_sizes_is_refused(sizes, says):
+    with pytest.raises(ValueError, match=says):
+        pictures.cut(*sizes)
 
 
 def test_the_architecture_has_its_parts_in_the_order_of_the_signal():

@@ -1,4 +1,4 @@
-"""What every notebook in `notebooks/` begins and ends with, and the few things that more than one of them needs."""
+"""The beginning and the end of every notebook, and a few functions that several notebooks need."""
 
 import platform
 import time
@@ -18,7 +18,7 @@ from . import plots
 
 @dataclass(frozen=True)
 class Lesson:
-    """One run of a notebook: where it runs, its seed, and its clock."""
+    """One run of a notebook: its seed, its device and its clock."""
 
     seed: int
     device: str
@@ -26,7 +26,7 @@ class Lesson:
     worked: float = field(default_factory=time.process_time)
 
     def end(self) -> None:
-        """Print versions, seed, device and the time taken; on a busy machine more passes than was worked."""
+        """Print versions, seed, device, the seconds that passed and the CPU seconds ("of work")."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
         seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
         print(f"minislice {__version__}, torch {torch.__version__}, transformers {transformers.__version__},", end=" ")
@@ -35,7 +35,7 @@ class Lesson:
 
 
 def begin(seed: int = 0) -> Lesson:
-    """Start a notebook's clock, seed torch, choose the device, draw in one style, and keep transformers quiet."""
+    """Start the clock, seed torch, choose the device, set the style of figures, and silence transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     plots.use_style()
@@ -54,7 +54,7 @@ def token_sets(
 ) -> tuple[Int64[Tensor, "samples seqlen"], Int64[Tensor, "evaluation seqlen"]]:
     """A calibration and an evaluation set that share no token of the text.
 
-    The evaluation set is the same wherever `evaluation`, `seqlen` and `seed` are, so that notebooks may be compared.
+    The same `evaluation`, `seqlen` and `seed` give the same evaluation set, so that notebooks can be compared.
 
     Args:
         text: a source of `corpus.text.load_text`; see `corpus.text.disjoint_streams`.
@@ -69,7 +69,7 @@ def token_sets(
 
 
 def show(rows: list[dict]) -> None:
-    """Print a table; columns are as wide as they need to be, numbers to the right."""
+    """Print a table with numbers on the right of their columns."""
     cells = [[_cell(row[name]) for name in rows[0]] for row in rows]
     widths = [max(map(len, column)) for column in zip(list(rows[0]), *cells, strict=True)]
     for line in ([*rows[0]], *cells):

@@ -1,4 +1,4 @@
-"""Drawings of what slicing works on: the network as a row of blocks, and the matrices that lose rows and columns."""
+"""Drawings: the network as a row of blocks, and the matrices that lose rows and columns."""
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -11,9 +11,9 @@ ROW, STREAM, BRANCH = 0.62, 0.0, -1.35  # the height of a box; where the residua
 
 
 def architecture() -> Axes:
-    """Every supported model: embeddings, blocks in a row, a final norm, a head; and the signal's boundaries between.
+    """Every supported model: embeddings, blocks in a row, a final norm and a head, with the boundaries between them.
 
-    Two blocks are drawn whole. A sequential layer of a trained model is two of them, attention and MLP.
+    The picture shows two blocks: one sequential layer of a trained model, attention and MLP.
     """
     ax = _blank((10.2, 3.3), (-1.55, 15.05), (-2.75, 2.1))
     _box(ax, 0.0, STREAM, 1.1, "$W_{embd}$")
@@ -42,14 +42,14 @@ def architecture() -> Axes:
 
 
 def cut(D: int, k: int, hidden: int, tokens: int, inner: int | None = None) -> Axes:
-    """A block's signal and matrices, to scale, in the basis of the principal components; what goes is hatched.
+    """A block's signal and matrices, to scale, in the basis of the principal components. Deleted parts are hatched.
 
     Args:
         D: width of the signal.
-        k: how much of it is kept, at either side of the block.
-        hidden: columns of W_in, rows of W_out.
+        k: number of kept columns, on both sides of the block.
+        hidden: columns of W_in and rows of W_out.
         tokens: rows of the signal.
-        inner: how many of the hidden ones are kept; all without.
+        inner: number of hidden columns that are left; all of them by default.
 
     Raises:
         ValueError: not 1 <= k <= D, or not 0 <= inner <= hidden.

@@ -1,7 +1,7 @@
-"""The figures that the notebooks draw: one quiet style, readable in grey and by the colour-blind.
+"""The figures of the notebooks, in one style that is readable in grey and by colour-blind people.
 
-Series differ by marker and line as well as by colour (Okabe and Ito's, ordered by lightness). What minislice measured
-is drawn solid; the paper's values are hollow markers whose label begins with "paper".
+Series differ by marker and line as well as by colour (Okabe and Ito's colours, ordered by lightness). Measured values are
+solid; the paper's values are hollow markers with a label that begins with "paper".
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ LINES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 2)), (0, (8, 2))
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 Values = Sequence[float] | Tensor
-Series = Mapping[str, tuple[Values, ...]]  # label: x values, y values and, where there are any, standard errors
+Series = Mapping[str, tuple[Values, ...]]  # label: x values, y values and perhaps standard errors
 
 
 def use_style() -> None:
@@ -43,7 +43,7 @@ def use_style() -> None:
 
 
 def panels(columns: int, *, width: float = 3.8, height: float = 3.0, share_y: bool = False) -> list[Axes]:
-    """Axes side by side; sizes in inches, of one of them."""
+    """Axes side by side. `width` and `height` are the size of one of them, in inches."""
     _, axes = plt.subplots(1, columns, figsize=(width * columns, height), sharey=share_y, squeeze=False)
     return list(axes[0])
 
@@ -60,9 +60,9 @@ def lines(
     markers: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Measured series as lines with solid markers; the paper's as hollow markers on a thin grey line.
+    """Measured series are lines with solid markers; the paper's series are hollow markers on a thin grey line.
 
-    A bar at a marker is one standard error to either side.
+    The bar at a marker is one standard error long on each side.
     """
     ax = plt.subplots()[1] if ax is None else ax
     for index, (label, (x, y, *errors)) in enumerate(measured.items()):
@@ -73,15 +73,8 @@ def lines(
             ax.errorbar(_floats(x), _floats(y), _floats(error), fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
     for index, (label, (x, y)) in enumerate((paper or {}).items()):
         marker = MARKERS[index % len(MARKERS)]
-        ax.plot(
-            _floats(x),
-            _floats(y),
-            marker=marker,
-            markerfacecolor="none",
-            color="0.5",
-            linewidth=0.6,
-            label=f"paper: {label}",
-        )
+        hollow = {"markerfacecolor": "none", "color": "0.5", "linewidth": 0.6, "label": f"paper: {label}"}
+        ax.plot(_floats(x), _floats(y), marker=marker, **hollow)
     if log_x:
         ax.set_xscale("log")
         ticks = sorted({value for x, *_ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
@@ -98,9 +91,9 @@ def lines(
 
 
 def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
-    """Rows of `beyond.compare`: perplexity against the parameters that are left, a line for each variant.
+    """Rows of `beyond.compare`: perplexity against the number of parameters, one line for each variant.
 
-    A bar is one standard error of the ratio to the dense perplexity, paired.
+    A bar is one paired standard error of the ratio to the dense perplexity.
     """
     (dense,) = (row for row in rows if row["variant"] == "dense")
     series = {}
@@ -135,7 +128,7 @@ def by_depth(
     log_y: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """One line for each boundary of a network, from light (the embeddings) to dark (the head); a bar says which."""
+    """One line for each boundary, from light (embeddings) to dark (head); a colour bar shows which is which."""
     ax = plt.subplots()[1] if ax is None else ax
     shades = plt.get_cmap(DEPTHS, len(curves))
     for depth, (x, y) in enumerate(curves):
@@ -160,10 +153,10 @@ def bars(
     log_y: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """One group of bars for each name, one bar in it for each series; the paper's series as hollow markers.
+    """One group of bars for each name, with one bar for each series; the paper's series are hollow markers.
 
     Args:
-        errors: the standard errors of a measured series, by its name; drawn to either side of the bar's end.
+        errors: standard errors by the name of the series; drawn on both sides of the bar's end.
     """
     ax = plt.subplots()[1] if ax is None else ax
     width = 0.8 / len(measured)
@@ -186,7 +179,7 @@ def bars(
 
 
 def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Points in the plane, each cloud [points, 2]; the first is drawn large and hollow, so that others show inside."""
+    """Clouds of points in the plane, each [points, 2]; the first cloud is large and hollow, so others show inside."""
     ax = plt.subplots(figsize=(3.6, 3.6))[1] if ax is None else ax
     for index, (label, cloud) in enumerate(clouds.items()):
         x, y = cloud.detach().cpu().T.tolist()
@@ -208,7 +201,7 @@ def matrix(
     largest: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A matrix as a picture: white is zero, black the largest value; `scale` says what the shades mean."""
+    """A matrix as a picture: white is zero, black is the largest value; `scale` is the label of the shades."""
     ax = plt.subplots(figsize=(3.8, 3.2))[1] if ax is None else ax
     image = ax.imshow(
         values.detach().cpu().numpy(), cmap="Greys", vmin=0, vmax=largest, interpolation="nearest", aspect="auto"
@@ -219,7 +212,7 @@ def matrix(
 
 
 def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None = None) -> None:
-    """A thin dotted line across the axes at one x or one y, with a label in the legend."""
+    """A thin dotted line at one x or one y, with a label in the legend."""
     style = {"color": "0.4", "linestyle": ":", "linewidth": 1.0, "label": label}
     if x is not None:
         ax.axvline(x, **style)
@@ -229,7 +222,7 @@ def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None =
 
 
 def _legend(ax: Axes) -> None:
-    """Inside, where it finds room; beside the axes if there are so many bars that it would lie on some."""
+    """The legend is inside the axes; beside them if there are many bars."""
     ax.legend(**({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(ax.containers) > 2 else {}))
 
 

@@ -19,22 +19,18 @@ wrong(
     {
         "standard deviation": (
             lambda x, eps: x / np.sqrt(x.var(axis=1, keepdims=True) + eps),
-            "rms(x)[",
+            "rms(x):",
             "standard deviation",
         ),
         "LayerNorm": (
             lambda x, eps: (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + eps),
-            "rms(x)[",
+            "rms(x):",
             "This is LayerNorm",
         ),
-        "eps outside the root": (lambda x, eps: x / (np.sqrt(square(x)) + eps), "rms(x)[", "eps stands outside"),
-        "over the tokens": (lambda x, eps: x / np.sqrt(square(x, 0) + eps), "rms(x)[", "over the rows"),
-        "sqrt(D) lost": (
-            lambda x, eps: x / np.sqrt(x.shape[1] * square(x) + eps),
-            "rms(x)[",
-            "sqrt(D) is lost",
-        ),
-        "eps lost": (lambda x, eps: x / np.sqrt(square(x)), "rms(x)[", "eps is lost"),
+        "eps outside the root": (lambda x, eps: x / (np.sqrt(square(x)) + eps), "rms(x):", "eps stands outside"),
+        "over the tokens": (lambda x, eps: x / np.sqrt(square(x, 0) + eps), "rms(x):", "over the rows"),
+        "sqrt(D) lost": (lambda x, eps: x / np.sqrt(x.shape[1] * square(x) + eps), "rms(x):", "sqrt(D) is lost"),
+        "eps lost": (lambda x, eps: x / np.sqrt(square(x)), "rms(x):", "eps is lost"),
     },
 )
 

@@ -10,7 +10,7 @@ from . import toy
 from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array
-from .judging import close, orthonormal
+from .judging import Places, close, orthonormal
 from .markdown import read
 
 
@@ -25,7 +25,6 @@ def _rms_cases(rng: Generator) -> list[Case]:
 
 def _judge_rms(arguments: Mapping[str, Any], y: np.ndarray) -> Failure | None:
     x, eps = arguments.values()
-    D = x.shape[1]
     square = np.square(x).mean(1, keepdims=True)
     spread = x - x.mean(1, keepdims=True)
     variance = np.square(spread).mean(1, keepdims=True)
@@ -36,21 +35,11 @@ def _judge_rms(arguments: Mapping[str, Any], y: np.ndarray) -> Failure | None:
         "eps is lost.": x / np.sqrt(square),
         "The mean is taken over the rows: each row is normalised by itself.": x / np.sqrt(np.square(x).mean(0) + eps),
         "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x
-        / np.sqrt(D * square + eps),
+        / np.sqrt(x.shape[1] * square + eps),
         "It divides by the mean square: take the root.": x / (square + eps),
     }
-    named = "".join([sentence for sentence, wrong in mistakes.items() if close(wrong, y)][:1])
-    for row in range(len(x)):
-        length, wanted = np.linalg.norm(y[row]), np.sqrt(D * square[row, 0] / (square[row, 0] + eps))
-        if not close(x[row] / np.linalg.norm(x[row]), y[row] / length if length else y[row]):
-            what = f"it does not point where x[{row}] points"
-            hint = "a norm may only divide a row by one positive number."
-            return Failure("values", f"rms(x)[{row}]", what, mistake=named, hint=hint)
-        if not close(wanted, length):
-            values = f"expected a length of {wanted:.4g}, got {length:.4g}"
-            hint = "what is the sum of the squares of a row of the result, if eps is 0?"
-            return Failure("values", f"rms(x)[{row}]", "it has another length", values, mistake=named, hint=hint)
-    return None
+    hint = "a norm divides each row by one positive number: by which?"
+    return Places().add("rms(x)", x / np.sqrt(square + eps), y, mistakes, hint).failure()
 
 
 def _haar_cases(rng: Generator) -> list[Case]:

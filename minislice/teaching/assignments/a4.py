@@ -136,11 +136,7 @@ def _judge_width(arguments: Mapping[str, Any], k: int) -> Failure | None:
 
 A4 = read(
     "a4",
-    second_moment=(
-        _moment_cases,
-        lambda arguments: Array("C", (arguments["batches"][0].shape[1],) * 2),
-        _judge_moment,
-    ),
+    second_moment=(_moment_cases, lambda arguments: Array("C", (arguments["batches"][0].shape[1],) * 2), _judge_moment),
     pca=(
         _pca_cases,
         lambda arguments: (Array("lambda", (len(arguments["C"]),)), Array("Q", arguments["C"].shape)),

@@ -1,6 +1,6 @@
 """A5: what carries the signal from one basis to the next, and how little of it is needed (section 3.3)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,23 +11,21 @@ from . import toy
 from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array
-from .judging import Places, close
+from .judging import Places, close, named
 from .markdown import read
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
 GROWING = ((3, 1, 2), (5, 3, 4), (4, 2, 4))
 
 
-def _bases(rng: Generator, D: int, k: int, k_next: int) -> tuple[np.ndarray, np.ndarray]:
-    return toy.haar(rng, D)[:, :k].copy(), toy.haar(rng, D)[:, :k_next].copy()
-
-
-def _cosine_cases(rng: Generator) -> list[Case]:
-    cases = []
-    for D, k, k_next in sorted(SIZES):
-        P, R = _bases(rng, D, k, k_next)
-        cases.append(Case({"D": D, "k": k}, {"P": P, "R": R}))
-    return cases
+def _bases(rng: Generator, sizes: Sequence[tuple[int, int, int]]) -> list[Case]:
+    return [
+        Case(
+            {"D": D, "k": k, "k_next": k_next},
+            {"P": toy.haar(rng, D)[:, :k].copy(), "R": toy.haar(rng, D)[:, :k_next].copy()},
+        )
+        for D, k, k_next in sorted(sizes)
+    ]
 
 
 def _judge_cosines(arguments: Mapping[str, Any], c: np.ndarray) -> Failure | None:
@@ -47,14 +45,6 @@ def _judge_cosines(arguments: Mapping[str, Any], c: np.ndarray) -> Failure | Non
         ),
     }
     return Places().add("c^2", squares, np.square(c), mistakes, hint).failure()
-
-
-def _align_cases(rng: Generator) -> list[Case]:
-    cases = []
-    for D, k, k_next in sorted(SIZES + GROWING):
-        P, R = _bases(rng, D, k, k_next)
-        cases.append(Case({"D": D, "k": k, "k_next": k_next}, {"P": P, "R": R}))
-    return cases
 
 
 def _judge_align(arguments: Mapping[str, Any], aligned: np.ndarray) -> Failure | None:
@@ -80,26 +70,26 @@ def _judge_align(arguments: Mapping[str, Any], aligned: np.ndarray) -> Failure |
             "NumPy's svd returns V^T, not V: one transpose too many.": U @ Vt.T,
             "It is R V: the columns are in pairs with those of P U, not with those of P.": V,
         }
-    mistake = "".join([sentence for sentence, turn in turned.items() if close(R @ turn, aligned, 1e-8)][:1])
     if rest.size and not close(0.0, rest, 1e-8):
         what = "its last k_next - k columns are not zero"
         hint = "the columns that P has no partner for must be orthogonal to P."
-        return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint=hint)
-    if not close(square, square.T, 1e-8):
+    elif not close(square, square.T, 1e-8):
         what = "it is not symmetric" if k == k_next else f"its first {k} columns are not symmetric"
         hint = "with P^T R = U C V^T: what must V^T be multiplied by, so that U C U^T is left?"
-        return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint=hint)
-    if np.linalg.eigvalsh((square + square.T) / 2).min() < -1e-8:
+    elif np.linalg.eigvalsh((square + square.T) / 2).min() < -1e-8:
         what = "it has a negative eigenvalue: some column points away from its partner"
-        return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint="no cosine is negative.")
-    return None
+        hint = "no cosine is negative."
+    else:
+        return None
+    mistake = named({sentence: R @ turn for sentence, turn in turned.items()}, aligned)
+    return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint=hint)
 
 
 def _low_rank_cases(rng: Generator) -> list[Case]:
     cases = []
-    for D, k, k_next in sorted(SIZES + GROWING):
-        P, R = _bases(rng, D, k, k_next)
-        cases.append(Case({"D": D, "k": k, "k_next": k_next}, {"P": P, "R_aligned": _aligned(P, R)}))
+    for case in _bases(rng, SIZES + GROWING):
+        P, R = case.arguments.values()
+        cases.append(Case(case.sizes, {"P": P, "R_aligned": _aligned(P, R)}))
     same = toy.haar(rng, 7)[:, :4] * (1 + 1e-13)  # cosines of 1 + 2e-13, as rounding may make them
     cases.append(Case({"D": 7, "k": 4, "k_next": 4}, {"P": same, "R_aligned": same.copy()}))
     return cases
@@ -144,8 +134,8 @@ def _judge_low_rank(arguments: Mapping[str, Any], A: np.ndarray) -> Failure | No
 
 A5 = read(
     "a5",
-    cosines=(_cosine_cases, lambda arguments: Array("c", (arguments["P"].shape[1],)), _judge_cosines),
-    align=(_align_cases, lambda arguments: Array("R'", arguments["R"].shape), _judge_align),
+    cosines=(lambda rng: _bases(rng, SIZES), lambda arguments: Array("c", (arguments["P"].shape[1],)), _judge_cosines),
+    align=(lambda rng: _bases(rng, SIZES + GROWING), lambda arguments: Array("R'", arguments["R"].shape), _judge_align),
     low_rank=(_low_rank_cases, lambda arguments: Array("A", (arguments["P"].shape[1], "r")), _judge_low_rank),
 )
 check = checker(A5)

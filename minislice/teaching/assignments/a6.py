@@ -10,7 +10,7 @@ from . import toy
 from .exercise import Case, Failure
 from .feedback import checker
 from .forms import Array, Form
-from .judging import Places, close, orthonormal
+from .judging import Places, close, named, orthonormal
 from .markdown import read
 
 
@@ -65,13 +65,8 @@ def _judge_block(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
     if k == k_next:
         mistakes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
     places.add("W_out", wanted, result[2], mistakes, "what is written for one neuron is a row of the signal.")
-    places.add(
-        "b_out",
-        bias,
-        result[3],
-        {"Entries are deleted as they stand: first rotate.": b_out[:k_next]},
-        "who writes the signal besides W_out?",
-    )
+    mistakes = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
+    places.add("b_out", bias, result[3], mistakes, "who writes the signal besides W_out?")
     wanted, _ = toy.weights_of(lambda z: z @ P.T @ P_next, k)
     mistakes = {"It is the identity: without an adapter the residual stays in the old basis.": np.eye(k, k_next)}
     if k == k_next:
@@ -82,13 +77,7 @@ def _judge_block(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
 
 def _interleave_cases(rng: Generator) -> list[Case]:
     cases = []
-    for D, H, widths in (
-        (3, 5, [2, 3]),
-        (4, 6, [2, 3, 4]),
-        (5, 4, [3, 3, 5]),
-        (6, 8, [4, 3, 5, 6]),
-        (7, 5, [4, 4, 4, 4]),
-    ):
+    for H, widths, D in ((5, [2, 3], 3), (6, [2, 3, 4], 4), (4, [3, 3, 5], 5), (8, [4, 3, 5, 6], 6), (5, [4] * 4, 7)):
         net = toy.network(rng, D, H, B=len(widths) - 1)
         net = {name: net[name] for name in ("W_in", "b_in", "W_out", "b_out")} | {"eps": toy.EPS}
         X = rng.standard_normal((8 * D, D)) * 1.5 ** -np.arange(D) @ toy.haar(rng, D)
@@ -124,13 +113,12 @@ def _judge_interleave(arguments: Mapping[str, Any], bases: list[np.ndarray]) -> 
                     _normalised(by_k, D), k
                 ),
             }
-            named = [sentence for sentence, wrong in mistakes.items() if close(wrong, P @ P.T, 1e-7)]
             kept, most = (float(np.square(Y @ basis).sum() / np.square(Y).sum()) for basis in (P, _span(Y, k)))
             values = f"it keeps {kept:.4f} of the normalised signal, {k} columns could keep {most:.4f}"
             hint = "which signal arrives at this boundary, when all blocks before are sliced?"
             right = tuple(f"P[{i}]" for i in range(boundary))
             what = "its span is not that of the first principal components"
-            return Failure("values", place, what, values, right, "".join(named[:1]), hint)
+            return Failure("values", place, what, values, right, named(mistakes, P @ P.T), hint)
         if boundary < len(widths) - 1:
             weights = [net[name][boundary] for name in ("W_in", "b_in", "W_out", "b_out")]
             kept = full @ P @ P.T

@@ -1,16 +1,17 @@
 """What a question is, and how an answer is judged: the contract between the assignments and whoever runs them.
 
-Two run the student's function: `feedback.check` in the student's notebook, and the grader in a process of its own. Both
+Two programs run the student's function: `feedback.check` in the student's notebook, and the grader in another process.
+Both
 
-1. take the cases of a question, smallest first, and call the function with `case.arguments`, by position, in order
-2. give what came back, and the arguments as they were after the call, to `examine`
-3. show the first `Failure`, the grader without its `values`: those would give the hidden cases away
+1. take the cases of a question, the smallest first, and call the function with `case.arguments`, by position
+2. give the result, and the arguments after the call, to `examine`
+3. show the first `Failure`; the grader leaves out its `values`, which would tell the hidden cases
 
-A case's arguments, and what a function returns, are plain values: None, bool, int, float, str, NumPy arrays of float64,
-int64 or bool, and tuples, lists and dictionaries of such. They can cross a pipe as dtype, shape and bytes.
+Arguments and results are plain values: None, bool, int, float, str, NumPy arrays of float64, int64 or bool, and tuples,
+lists and dictionaries of these.
 
-An answer is judged by the properties it must have, and against the full-width toy networks of `toy`, never against
-another version of the function that is asked for. `judging` has what judges need.
+A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
+one particular solution. `judging` has tools for judges.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +28,14 @@ class Failure:
     """Why an answer is wrong.
 
     Args:
-        kind: "missing", "exception", "changed", "type", "shape", "finite" or "values", in the order they are looked at.
-        where: the place, as the student calls it: "b_out[1]".
-        what: what is wrong there, in one line or two, without a number of the case.
-        values: the numbers, for the eyes of whoever may know the case.
-        fine: names of results that are right.
-        mistake: what was probably done, where it is recognised.
+        kind: "missing", "exception", "changed", "type", "shape", "finite" or "values"; the checks run in this order.
+        where: the place, in the student's words: "b_out[1]".
+        what: what is wrong there, in one or two lines, without any number of the case.
+        values: the numbers. The student's notebook shows them, the grader doesn't.
+        fine: names of the results that are right.
+        mistake: the likely mistake, if the judge knows it.
         hint: a question that leads on.
-        wrong: names of results that are wrong, if every result was looked at.
+        wrong: names of the results that are wrong, if the judge looked at every result.
     """
 
     kind: str
@@ -67,19 +68,13 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Question:
-    """A function to write.
+class Task:
+    """What all questions have.
 
     Args:
-        name: of the function; `notebooks/assignments/answers` has a right one under this name.
-        points: for all cases passed.
-        difficulty: stars, 1 to 3.
-        text: what to do and the equation, Markdown.
-        hints: in layers, each says more than the one before.
-        cases: from a random generator, the cases, smallest first.
-        returns: from the arguments, the form of the result.
-        judge: from the arguments and a result of that form with finite numbers, a Failure or None.
-        parts: names of results, separated by spaces, with the points for them alone; without, it is all or nothing.
+        name: of the function or question; `notebooks/assignments/answers` has the answer under this name.
+        difficulty: 1 to 3 stars.
+        text: what to do, and the equation, in Markdown.
     """
 
     name: str
@@ -87,6 +82,26 @@ class Question:
     minutes: int
     difficulty: int
     text: str
+
+
+@dataclass(frozen=True)
+class WrittenQuestion(Task):
+    """A question that students answer in words. It is graded by hand."""
+
+
+@dataclass(frozen=True)
+class Question(Task):
+    """A function to write.
+
+    Args:
+        hints: each hint says more than the one before.
+        cases: makes the cases from a random generator, the smallest first.
+        returns: gives the form of the result for the arguments.
+        judge: takes the arguments and a result of this form with finite numbers; returns a Failure, or None.
+        parts: points for parts of the result, by their names (separated by spaces). Without parts, a function gets all
+            of its points or none.
+    """
+
     hints: Sequence[str]
     cases: Callable[[np.random.Generator], Sequence[Case]]
     returns: Callable[[Mapping[str, Any]], Form]
@@ -94,7 +109,7 @@ class Question:
     parts: Mapping[str, int] = field(default_factory=dict)
 
     def share(self, failures: Sequence[Failure | None]) -> float:
-        """The share of the points for what all cases together show: the parts that are right in every one."""
+        """The share of the points: a part counts if it is right in every case."""
         failures = [failure for failure in failures if failure]
         if not all(failure.wrong for failure in failures):
             return 0.0
@@ -104,22 +119,17 @@ class Question:
 
 
 @dataclass(frozen=True)
-class MutationQuestion:
+class MutationQuestion(Task):
     """A check to write: `check(candidate, rng)` raises an exception if the candidate is wrong.
 
-    `candidate` is the reference or a mutant: a function of plain values, with positional arguments, that returns plain
-    values. Whoever runs the check may keep the candidate in another process than the check, and send values across.
+    `candidate` is the reference or a mutant: a function with positional arguments that takes and returns plain values.
+    The grader runs it in another process than the check.
 
     Args:
         takes: the candidate's arguments by name, and a letter for each side of their arrays: "DH" for W_in [D, H].
-        shown: mutants by name that the student sees; `hidden`, those they don't.
+        shown: the mutants that the student sees, by name. The student doesn't see `hidden`.
     """
 
-    name: str
-    points: int
-    minutes: int
-    difficulty: int
-    text: str
     hints: Sequence[str]
     takes: Mapping[str, str]
     reference: Callable[..., Any]
@@ -127,14 +137,14 @@ class MutationQuestion:
     hidden: Mapping[str, Callable[..., Any]]
 
     largest = 1024  # a side of an argument's array
-    reference_seeds = 20  # the reference must be accepted with every one of so many generators
-    mutant_seeds = 3  # a mutant is killed if it is rejected with every one of so many
+    reference_seeds = 20  # the check must accept the reference with each of these generators
+    mutant_seeds = 3  # a mutant is killed if the check rejects it with each of these generators
 
     def allowed(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        """The arguments of a question to a candidate, which is computed where the grader runs.
+        """The arguments of one call of a candidate, which runs in the grader's process.
 
         Raises:
-            ValueError: arrays of other shapes than the candidate takes: NumPy could make a huge result of small ones.
+            ValueError: wrong shapes. NumPy could broadcast small arrays to a huge result.
         """
         sizes: dict[str, int] = {}
         for (name, letters), value in zip(self.takes.items(), arguments, strict=False):
@@ -154,12 +164,12 @@ class MutationQuestion:
     ) -> "Kills":
         """Run a check on all candidates.
 
-        The right function and the mutants come in random order, and every trial has a number of its own: a check that
-        could count its trials, or know a number again, would still learn nothing about the candidate.
+        The trials come in random order and each has its own number. So a check that counts its trials, or recognises a
+        number, learns nothing about the candidate.
 
         Args:
-            rejects: runs the student's check on a candidate with the generator of a trial's number; returns None if the
-                check accepted it, and how it raised (`raised`) if not.
+            rejects: runs the student's check on a candidate with the generator of the trial's number; returns None if
+                the check accepts the candidate, otherwise how it raised (see `raised`).
             order: draws the order of the trials.
         """
         mutants = {**self.shown, **self.hidden}
@@ -177,7 +187,7 @@ class MutationQuestion:
 
 @dataclass(frozen=True)
 class Kills:
-    """What a check did: how it rejected the right function, if it did, and which mutants it killed and let live."""
+    """The result of a check: how it rejected the right function (or None), and which mutants it killed."""
 
     rejected: Failure | None
     killed: tuple[str, ...]
@@ -185,19 +195,8 @@ class Kills:
 
     @property
     def share(self) -> float:
-        """Mutants killed of all, 0 if the right function was rejected: the share of the points."""
+        """The share of the points: killed mutants of all mutants; 0 if the check rejected the right function."""
         return len(self.killed) / (len(self.killed) + len(self.survived))
-
-
-@dataclass(frozen=True)
-class WrittenQuestion:
-    """A question answered in words and graded by hand; `notebooks/assignments/answers` has one."""
-
-    name: str
-    points: int
-    minutes: int
-    difficulty: int
-    text: str
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,8 @@ class Assignment:
     Args:
         name: "a1" .. "a7", "m1" .. "m3".
         goal: what the student can do afterwards.
-        before: what is needed before.
-        notation: what all questions share, Markdown.
+        before: what the student needs before.
+        notation: what all questions share, in Markdown.
     """
 
     name: str
@@ -230,7 +229,7 @@ class Assignment:
 
     @property
     def tool(self) -> str:
-        """What the function is called that tries an answer: `check`, unless that is what is to be written."""
+        """The name of the function that tries an answer: `check`, or `score` if the student writes `check`."""
         return "score" if any(isinstance(question, MutationQuestion) for question in self.questions) else "check"
 
     def question(self, name: str) -> Question | MutationQuestion:
@@ -239,22 +238,22 @@ class Assignment:
         Raises:
             ValueError: there is none.
         """
-        for question in self.questions:
-            if question.name == name:
-                return question
-        raise ValueError(f"{self.name} has no function {name}; it asks for {', '.join(q.name for q in self.questions)}")
+        questions = {question.name: question for question in self.questions}
+        if name not in questions:
+            raise ValueError(f"{self.name} has no function {name}; it asks for {', '.join(questions)}")
+        return questions[name]
 
-    def answer_id(self, question: Question | MutationQuestion | WrittenQuestion) -> str:
+    def answer_id(self, question: Task) -> str:
         """The grade_id of the cell that the student fills in."""
         return f"{self.name}_{question.name}"
 
-    def test_id(self, question: Question | MutationQuestion) -> str:
-        """The grade_id of the cell below it, which has the points."""
+    def test_id(self, question: Task) -> str:
+        """The grade_id of the test cell, which has the points."""
         return f"{self.name}_{question.name}_test"
 
 
 def raised(name: str, message: str, line: int | None = None, code: str = "") -> Failure:
-    """The failure of a function that raised the exception `name`, in its line `line` with the text `code`."""
+    """The failure of a function that raised the exception `name` in `line`, whose text is `code`."""
     if name == "NotImplementedError":
         return Failure("missing", "", "not written yet")
     where = "" if line is None else f"line {line}" + (f", `{code.strip()}`" if code else "")
@@ -262,11 +261,11 @@ def raised(name: str, message: str, line: int | None = None, code: str = "") -> 
 
 
 def examine(question: Question, arguments: Mapping[str, Any], result: Any, after: Mapping[str, Any]) -> Failure | None:
-    """What is wrong with a result, or None: arguments changed, type, shape, finite, values, in this order.
+    """What is wrong with a result, or None. Checks: arguments changed, type, shape, finite, values, in this order.
 
     Args:
-        arguments: as the function got them.
-        after: as they were when it returned.
+        arguments: before the call.
+        after: the same arguments after the call.
     """
     for name, value in arguments.items():
         if not same(value, after[name]):

@@ -1,8 +1,8 @@
-"""What a student's notebook calls: run a function on its cases, here and now, and say in a few lines what is wrong.
+"""The function that a student's notebook calls: it runs a function on its cases and says in a few lines what is wrong.
 
-- `check(rotate)`: the smallest case that fails
-- `check(rotate, hint=1)`: and the first hint, if one fails; `hint=2` the first two
-- `check(rotate, seed=7)`: other cases
+- `check(rotate)` shows the smallest case that fails
+- `check(rotate, hint=1)` also gives the first hint; `hint=2` gives two
+- `check(rotate, seed=7)` takes other cases
 """
 
 import copy
@@ -47,7 +47,7 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
 
 
 def _name_of(function: Callable[..., Any], assignment: Assignment) -> str:
-    """The question that is asked about: by the notebook's variable, as for a lambda, or by the function's own name."""
+    """The name of the question: the notebook's variable that holds the function, or the function's own name."""
     frame = sys._getframe()
     while frame := frame.f_back:
         for question in assignment.questions:
@@ -105,7 +105,7 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
 
 
 def _described(case: Case) -> str:
-    """The arguments, in a word each, and what is in the dictionaries among them."""
+    """Type and shape of every argument, and of every entry of a dictionary."""
     words = []
     for name, value in case.arguments.items():
         parts = value.items() if isinstance(value, dict) else [(name, value)]
@@ -114,7 +114,7 @@ def _described(case: Case) -> str:
 
 
 def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:
-    """The exception and the last line of the student's that it went through."""
+    """The exception, and the last line of the student's code before it."""
     code = getattr(function, "__code__", None)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
     line = frames[-1].lineno if frames else None

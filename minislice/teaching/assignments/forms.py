@@ -1,16 +1,16 @@
-"""What a function must return, and whether it did: types, shapes, numbers that are finite."""
+"""The form of a result: its types, its shapes, and that its numbers are finite."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-LARGEST = 2**62  # a number that a function may return
+LARGEST = 2**62  # of a number that a function returns
 
 
 @dataclass(frozen=True)
 class Array:
-    """A float64 array that a function must return; a size given by a letter may be any."""
+    """A float64 array of this shape. A side given by a letter may have any length."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -18,7 +18,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Number:
-    """One number that a function must return: `kind` is int or float."""
+    """One number; `kind` is int or float."""
 
     name: str
     kind: type
@@ -33,27 +33,27 @@ class Maybe:
 
 @dataclass(frozen=True)
 class Gone:
-    """An entry that a dictionary must no longer have; None will do."""
+    """An entry that a dictionary must not have, or only as None."""
 
     why: str
 
 
-# What a function must return: an Array, a Maybe, a Number, None (and nothing else), or a tuple, list or dict of them.
+# The form of a result: an Array, a Maybe, a Number, None, or a tuple, list or dictionary of forms.
 Form = Any
 
 
 class Misfit(Exception):
-    """A result of another form: the kind of failure, the place, and what is wrong there."""
+    """A result has another form. Its arguments: the kind of failure, the place, what is wrong there."""
 
 
 def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = None) -> Any:
-    """The result in its form: tuples for tuples and lists for lists, numbers as Python's, whole numbers as float64.
+    """The result in its form: tuples or lists as in the form, numbers as Python's, arrays as float64.
 
     Args:
-        misfits: collects the arrays that don't fit, in place of an exception; they come back full of NaN.
+        misfits: collects the misfits of arrays instead of raising them; NaN takes the place of such an array.
 
     Raises:
-        Misfit: it has another type or shape, or a NaN or an infinity.
+        Misfit: wrong type or shape, or a NaN or an infinity.
     """
     if isinstance(form, Maybe):
         return None if result is None else conform(form.array, result, name, misfits)
@@ -129,7 +129,7 @@ def _number(form: Number, result: Any) -> int | float:
 
 
 def described(value: Any) -> str:
-    """A value's type and shape: "float64 [6, 10]", "list of 3", "None"."""
+    """Type and shape in words: "float64 [6, 10]", "list of 3", "None"."""
     if value is None:
         return "None"
     if isinstance(value, np.ndarray):
@@ -140,7 +140,7 @@ def described(value: Any) -> str:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Two plain values are equal to the last bit (NaN to NaN)."""
+    """Two plain values are equal to the last bit; NaN equals NaN."""
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):

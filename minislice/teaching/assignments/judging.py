@@ -1,4 +1,4 @@
-"""What judges compare with: equality up to rounding, place by place, and how a difference is told."""
+"""Tools for judges: equality up to rounding, place by place, and the words for a difference."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -8,11 +8,11 @@ import numpy as np
 
 from .exercise import Failure
 
-TOLERANCE = 1e-10  # of a value, relative to the largest in its array, or absolute below 1
+TOLERANCE = 1e-10  # relative to the largest value of an array, or absolute if that is below 1
 
 
 def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
-    """Equal to within `tolerance` of the largest expected value, or of 1; one number may be expected everywhere."""
+    """Equal to within `tolerance` of the largest expected value, or of 1. `expected` may be one number for all."""
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.ndim and expected.shape != got.shape:
         return False
@@ -27,6 +27,11 @@ def orthonormal(place: str, Q: np.ndarray) -> Failure | None:
     worst = [int(i) for i in np.unravel_index(apart.argmax(), apart.shape)]
     numbers = f"{place}^T {place} differs from the identity by {apart.max():.2g} at {worst}"
     return Failure("values", place, "its columns are not orthonormal", numbers)
+
+
+def named(mistakes: Mapping[str, Any], got: Any) -> str:
+    """The first mistake, a sentence, that gives the same value; an empty text if none does."""
+    return next((sentence for sentence, value in mistakes.items() if close(value, got, 1e-7)), "")
 
 
 class Places:
@@ -49,17 +54,17 @@ class Places:
 
         Args:
             expected: an array or a number; got has the same shape.
-            mistakes: what the value would be after a well-known mistake, by the sentence that names it. It is told if
-                no other mistake gives the same.
+            mistakes: values after well-known mistakes, by the sentence that names the mistake. The sentence is told if
+                only one mistake gives this value.
             hint: a question that leads on.
-            alike: whether a value will do in place of the expected one, or of a mistake's.
+            alike: compares the expected value, or a mistake's, with the given one.
         """
         name, right = place.split("[")[0], alike(expected, got)
         self._right[name] = right and self._right.get(name, True)
         if not right:
             what, values = difference(expected, got)
-            named = [sentence for sentence, value in (mistakes or {}).items() if alike(value, got)]
-            self._wrong.append(Failure("values", place, what, values, (), named[0] if len(named) == 1 else "", hint))
+            likely = [sentence for sentence, value in (mistakes or {}).items() if alike(value, got)]
+            self._wrong.append(Failure("values", place, what, values, (), likely[0] if len(likely) == 1 else "", hint))
         return self
 
     def failure(self) -> Failure | None:
@@ -70,7 +75,7 @@ class Places:
 
 
 def difference(expected: Any, got: Any) -> tuple[str, str]:
-    """Two sentences on the first entry that differs: without and with its values."""
+    """Where the first entry differs, and its two values, in words."""
     expected, got = np.asarray(expected, dtype=np.float64), np.asarray(got, dtype=np.float64)
     apart = np.abs(expected - got)
     scale = max(1.0, np.abs(expected).max(initial=0.0))

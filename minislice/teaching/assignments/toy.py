@@ -1,17 +1,17 @@
-"""The networks that answers are tried in: the paper's Algorithm 1 in NumPy, small, at full width.
+"""Small networks for judges: the paper's Algorithm 1 in NumPy, at full width.
 
-A network is a dictionary, B blocks, V tokens, T positions, width D, H neurons in a block; an absent part is None:
+A network is a dictionary of B blocks, V tokens, T positions, width D, and H neurons in a block. An absent part is None:
 
     W_embd [V, D]   W_pos [T, D]    W_in [B, D, H]   b_in [B, H]   W_out [B, H, D]   b_out [B, D]
     W_head [D, V] (None: tied, the embedding's transpose)    b_head [V]
 
-and, before fusion only, the norms: norm "LayerNorm" or "RMSNorm", alpha [B + 1, D], beta [B + 1, D]. A block is
+Before fusion it also has norms: norm "LayerNorm" or "RMSNorm", alpha [B + 1, D], beta [B + 1, D]. A block is
 
     X <- X + sigma(norm(X) W_in + b_in) W_out + b_out
 
-where sigma averages over the tokens so far, as attention does, and takes the tanh. A parallel block writes a second
-time, from neurons of another nonlinearity, as attention and MLP of one layer do: W_out2 [B, H, D], b_out2 [B, D]. With
-residual adapters S [B, D, D] the residual connection carries X S.
+where sigma averages over the tokens so far, as attention does, and takes the tanh. A parallel block has a second writer
+with another nonlinearity, as attention and MLP of one layer: W_out2 [B, H, D], b_out2 [B, D]. With residual adapters
+S [B, D, D] the residual connection carries X S.
 """
 
 from collections.abc import Callable, Mapping
@@ -85,12 +85,12 @@ def sequences(net: Mapping[str, Any]) -> list[np.ndarray]:
 
 
 def part(net: Mapping[str, Any], name: str, block: int) -> Any:
-    """The part of one block, or None where the network has none of this name."""
+    """The entry of one block, or None if the network doesn't have this part."""
     return None if net.get(name) is None else net[name][block]
 
 
 def affine(net: Mapping[str, Any], name: str, block: int, x: np.ndarray) -> np.ndarray:
-    """One linear layer, x W + b: of the weights W_in and b_in, say, of one block."""
+    """One linear layer of one block, x W + b; `name` is "_in", for example."""
     y = x @ net["W" + name][block]
     return y if net["b" + name] is None else y + net["b" + name][block]
 
@@ -99,7 +99,8 @@ def normalised(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
     """What a block, or the head (-1), reads of the signal."""
     x = centred(net, x)
     x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + EPS)
-    return scaled(net, x, block)
+    x = x if net.get("alpha") is None else x * net["alpha"][block]
+    return x if net.get("beta") is None else x + net["beta"][block]
 
 
 def centred(net: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
@@ -107,18 +108,12 @@ def centred(net: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     return x - x.mean(-1, keepdims=True) if net.get("norm") == "LayerNorm" else x
 
 
-def scaled(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
-    """The last step of a norm that isn't fused: scale and shift."""
-    x = x if net.get("alpha") is None else x * net["alpha"][block]
-    return x if net.get("beta") is None else x + net["beta"][block]
-
-
 def sigma(h: np.ndarray) -> np.ndarray:
-    """The mean over the tokens so far, as attention takes one, then the tanh; [N, H] to [N, H]."""
+    """The mean over the tokens so far, as in attention, then the tanh; [N, H] to [N, H]."""
     return np.tanh(np.cumsum(h, 0) / np.arange(1, len(h) + 1)[:, None])
 
 
 def weights_of(f: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """W and b of a map x -> x W + b of n inputs, found by sending zero and the unit vectors through it."""
+    """W and b of a map x -> x W + b with n inputs: send zero and the unit vectors through it."""
     b = f(np.zeros((1, n)))
     return f(np.eye(n)) - b, b[0]
