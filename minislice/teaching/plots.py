@@ -1,7 +1,7 @@
 """The figures of the notebooks, in one style that is readable in grey and by colour-blind people.
 
-Series differ by marker and line as well as by colour (Okabe and Ito's colours, ordered by lightness). Measured values are
-solid; the paper's values are hollow markers with a label that begins with "paper".
+Series differ by marker and line as well as by colour (Okabe and Ito's colours, ordered by lightness). Measured values
+are solid; the paper's values are hollow markers with a label that begins with "paper".
 """
 
 from collections.abc import Mapping, Sequence
