@@ -29,10 +29,10 @@ class Forked:
     """A process that calls a function of some module, such as a test's, and ends with what it returns."""
 
     def __init__(self, function: Callable, *arguments, environment: dict[str, str] | None = None):
-        with tempfile.NamedTemporaryFile(delete=False) as file:
-            self.output = Path(file.name)
-        work = (function, arguments, environment or {}, self.output)
-        self.process = SERVER.Process(target=_work, args=work, daemon=True)
+        self.output = Path(tempfile.mkstemp()[1])
+        self.process = SERVER.Process(
+            target=_work, args=(function, arguments, environment or {}, self.output), daemon=True
+        )
         self.process.start()
 
     def ended(self, timeout: float = 200) -> Ended:

@@ -3,8 +3,7 @@
     python tests/killed_runs.py MODEL OUT
 
 The steps are all that can leave something half done: a file made durable, renamed or deleted, and the middle of a
-write of weights. Each run is a process that kills itself with SIGKILL; it is forked from this one, which has imported
-everything and computed nothing.
+write. Each run is forked from this process, which has imported everything and computed nothing.
 """
 
 import hashlib
@@ -16,63 +15,49 @@ import sys
 from pathlib import Path
 
 import torch
+from streamed import parts_done
 
 import minislice.storage.files
-from minislice.large.streaming import StreamedRun, slice_streamed
+from minislice.large.streaming import StreamedSlicer, slice_streamed
 
 torch.set_num_threads(1)  # a fork has no other threads
 
 
 def run(model: str, out: str) -> int:
-    """Slice; the number of parts that were sliced. A folder that is there already is an error, and none."""
-    written = []
-    StreamedRun._save_state = noted(StreamedRun._save_state, written)
+    """Slice. Returns the number of parts that were sliced. A folder that is there already is an error, and none."""
+    save, calls = StreamedSlicer.save, []
+    StreamedSlicer.save = lambda *arguments: calls.append(save(*arguments))
     tokens = torch.randint(1, 120, (4, 30), generator=torch.Generator().manual_seed(0))
     try:
         slice_streamed(model, tokens, out, slicing=0.25, orientation="random", batch_size=3)
     except ValueError as error:
         assert "exists and isn't empty" in str(error), error
-    return len(written)
-
-
-def noted(function, calls: list):
-    """The function, with each call noted."""
-
-    def call(*args):
-        calls.append(args)
-        return function(*args)
-
-    return call
+    return len(calls)
 
 
 def die_at(step: int) -> None:
     """Have this process kill itself when it has begun so many steps."""
     count = 0
 
-    def counted(function, first=lambda *_: None):
+    def counted(function, before=lambda *_: None):
         def call(*args, **kwargs):
             nonlocal count
             count += 1
             if count == step:
-                first(*args)
+                before(*args)
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
 
         return call
 
-    def half(tensors, path):
+    def half_tensors(tensors, path):
         save_file(tensors, path)
         os.truncate(path, os.path.getsize(path) // 2)
 
-    save_file = minislice.storage.files.save_file
-    minislice.storage.files.save_file = counted(save_file, half)
-    for owner, name in (
-        (os, "fsync"),
-        (Path, "replace"),
-        (Path, "rename"),
-        (Path, "unlink"),
-        (shutil, "rmtree"),
-    ):
+    save_file, write_bytes = minislice.storage.files.save_file, Path.write_bytes
+    minislice.storage.files.save_file = counted(save_file, half_tensors)
+    Path.write_bytes = counted(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
         setattr(owner, name, counted(getattr(owner, name)))
 
 
@@ -102,17 +87,9 @@ def main() -> None:
     while step <= 1 or status == -signal.SIGKILL:  # step 0 is the run that nobody kills
         shutil.rmtree(out.parent, ignore_errors=True)
         out.parent.mkdir()
-
-        def killed_run(step=step):
-            die_at(step)
-            return run(model, str(out))
-
-        status = in_child(killed_run)
-        progress = out.with_name(f".{out.name}.partial") / "progress.json"
+        status = in_child(lambda step=step: die_at(step) or run(model, str(out)))
         parts = parts or status
-        done = json.loads(progress.read_text()).get("done", 0) if progress.exists() else 0
-        if out.exists():  # the model is whole; at most the run's own files are left
-            done = parts
+        done = parts if out.exists() else parts_done(out)  # the model is whole; at most the run's own files are left
         row = {"step": step, "status": status, "done": done, "sliced again": in_child(lambda: run(model, str(out)))}
         print(json.dumps(row | {"contents": contents(out)}), flush=True)
         step += 1

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import adapter_properties as a
@@ -511,58 +510,31 @@ def read_in_float16(right):
     return read
 
 
-def written_before_it_was_sliced(right):
-    @contextmanager
-    def part(self, index):
-        with right(self, index):
-            self._write(index)
-            self._write = lambda index: None
-            yield
-        del self._write
-
-    return part
+def last_layer_left_out(right):
+    return lambda self, index: None if index == len(self.net.layers) else right(self, index)
 
 
 def copied_into_place(right):
     return lambda new, target: shutil.copytree(new, target.with_name(f"{target.name}-1")) and right(new, target)
 
 
-def generator_forgotten(right):
-    def restore(self):
-        done = right(self)
-        self.slicer.generator.manual_seed(0)
-        return done
+def restored_otherwise(change):
+    """A mistake in what is restored: `change` is called with the slicer."""
 
-    return restore
+    def mistake(right):
+        def restore(self):
+            done = right(self)
+            return done + (change(self) or 0) if done else 0
 
+        return restore
 
-def signal_forgotten(right):
-    def restore(self):
-        done = right(self)
-        if done:
-            for rows in self.slicer.Z.batches:
-                rows.zero_()
-        return done
-
-    return restore
+    return mistake
 
 
-def part_left_out(right):
-    def restore(self):
-        done = right(self)
-        return done + (done > 0)
-
-    return restore
-
-
-def basis_in_float32(right):
-    def restore(self):
-        done = right(self)
-        if done:
-            self.slicer.Q = self.slicer.Q.float().double()
-        return done
-
-    return restore
+generator_forgotten = restored_otherwise(lambda slicer: slicer.generator.manual_seed(0) and 0)
+signal_forgotten = restored_otherwise(lambda slicer: [rows.zero_() for rows in slicer.Z.batches] and 0)
+part_left_out = restored_otherwise(lambda slicer: 1)
+basis_in_float32 = restored_otherwise(lambda slicer: setattr(slicer, "Q", slicer.Q.float().double()))
 
 
 def covariances_kept_to_oneself(right):

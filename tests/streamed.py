@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from models import Recipe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from minislice.large.streaming import StreamedRun, slice_streamed
+from minislice.large.processes import Processes
+from minislice.large.streaming import StreamedSlicer, slice_streamed
+from minislice.large.workfolder import WorkFolder
 
 LLAMA = Recipe("llama", layers=2, biases=False, option=False)
 
@@ -16,6 +18,23 @@ def saved(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32, shar
     """A small random model on the disk."""
     recipe.model().to(dtype).save_pretrained(folder / "dense", max_shard_size=4000 if shards else "1GB")
     return folder / "dense"
+
+
+def run_to(folder: Path, recipe: Recipe = LLAMA, **changes) -> dict:
+    """The arguments of a run, and its model on the disk."""
+    return {"source": saved(recipe, folder), "tokens": recipe.tokens(), "out": folder / "out", "width": 9} | changes
+
+
+def edit(path: Path, change) -> None:
+    """Change the tensors of a file, given as a dictionary."""
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """The file of a model that holds a tensor of this name."""
+    return next(path for path in sorted(folder.glob("*.safetensors")) if any(name in key for key in load_file(path)))
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -36,29 +55,33 @@ def same_weights(one: Path, other: Path) -> None:
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), f"weights differ: {name}"
 
 
+def parts_done(out: Path) -> int:
+    """How many parts an unfinished run has done."""
+    return (WorkFolder(out, Processes()).read() or {}).get("done", 0)
+
+
 class Interrupted(BaseException):
     """Stands for a kill where a process of its own would take too long."""
 
 
-def after_part(patch: pytest.MonkeyPatch, part: int, what) -> None:
-    """Have `what` done in a run as soon as so many parts are finished."""
-    save_state = StreamedRun._save_state
+def after_part(patch: pytest.MonkeyPatch, part: int, action) -> None:
+    """Have something done in a run as soon as so many parts are finished."""
+    save = StreamedSlicer.save
 
     def and_then(self, done):
-        save_state(self, done)
+        save(self, done)
         if done == part:
-            what()
+            action()
 
-    patch.setattr(StreamedRun, "_save_state", and_then)
+    patch.setattr(StreamedSlicer, "save", and_then)
 
 
 def interrupted() -> None:
     raise Interrupted
 
 
-def unfinished(folder: Path, part: int = 2) -> dict:
-    """The arguments of a run that was interrupted, its state on the disk."""
-    run = {"source": saved(LLAMA, folder), "tokens": LLAMA.tokens(), "out": folder / "out", "width": 9}
+def stopped(part: int, run: dict) -> dict:
+    """The arguments of a run that was interrupted after so many parts."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         after_part(patch, part, interrupted)
         slice_streamed(**run)

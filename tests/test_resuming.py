@@ -1,44 +1,109 @@
-"""A streamed run trusts nothing: neither what it finds on the disk, nor that it is alone, nor that its source stays."""
+"""A streamed run is resumed as if it had never stopped; it trusts neither the disk, nor that it is alone."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import mistakes as wrong
 import pytest
 from forked import Forked
-from safetensors.torch import load_file, save_file
-from streamed import LLAMA, after_part, same_weights, saved, snapshot, unfinished
+from models import Recipe
+from streamed import (
+    LLAMA,
+    after_part,
+    edit,
+    file_of,
+    parts_done,
+    run_to,
+    same_weights,
+    saved,
+    snapshot,
+    stopped,
+)
 
 from minislice.large import streaming
-from minislice.large.streaming import slice_streamed
+from minislice.large.streaming import StreamedSlicer, slice_streamed
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_ends_with_the_same_bytes(tmp_path):
+    """Real processes, real SIGKILLs: at every step on the disk, in the middle of a write too."""
+    dense = saved(dataclasses.replace(LLAMA, layers=1), tmp_path)
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("killed_runs.py"), dense, tmp_path / "runs" / "out"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0 and rows, done.stderr
+    whole, *killed, last = rows
+    assert whole["status"] == last["status"] == 3  # nobody killed these
+    assert {row["done"] for row in killed} == {0, 1, 2, 3}  # the others died after every part, and before the first
+    for row in killed:
+        assert row["status"] == -signal.SIGKILL
+        assert row["sliced again"] == 3 - row["done"], row  # what was finished is not done twice
+        assert row["contents"] == whole["contents"], row
+
+
+def resumed_run_equals_whole(folder: Path, options: dict) -> None:
+    dense = saved(Recipe("opt"), folder)
+    run = {"source": dense, "tokens": Recipe("opt").tokens(), "batch_size": 3, **options}
+    slice_streamed(**run, out=folder / "whole")
+    for part in range(1, Recipe("opt").layers + 3):
+        report = slice_streamed(**stopped(part, {**run, "out": folder / f"resumed-{part}"}))
+        assert len(report.eigenvalues) == len(report.widths) == 2 * Recipe("opt").layers + 1
+        same_weights(folder / "whole", folder / f"resumed-{part}")
+
+
+RESUMED = {"width": 9, "adapter": "full", "orientation": "random", "head": "fitted", "neurons": 0.5, "repair": True}
+
+
+@pytest.mark.parametrize("options", [RESUMED, {"width": 9, "basis": "random", "adapter": "none"}])
+def test_a_resumed_run_equals_a_whole_one(options, tmp_path):
+    resumed_run_equals_whole(tmp_path, options)
+
+
+MISTAKES = ["generator_forgotten", "signal_forgotten", "part_left_out", "basis_in_float32"]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_resumption_fails_on(mistake, tmp_path, monkeypatch):
+    monkeypatch.setattr(StreamedSlicer, "restore", getattr(wrong, mistake)(StreamedSlicer.restore))
+    with pytest.raises((AssertionError, ValueError), match=r"weights differ|needs 5 entries in 'widths', got 3"):
+        resumed_run_equals_whole(tmp_path, RESUMED)
+
 
 # One run at a time
 
 
-def run_to(folder: Path) -> dict:
-    return {"source": saved(LLAMA, folder), "tokens": LLAMA.tokens(), "out": folder / "out", "width": 9}
-
-
-def test_a_second_run_into_the_same_folder_is_refused_and_the_first_is_not_disturbed(tmp_path, monkeypatch):
-    run = run_to(tmp_path)
+def test_other_runs_into_the_folder_are_refused_and_do_not_disturb_the_first(tmp_path, monkeypatch):
+    """Before it has written anything, and later: a third run gets no further than the second."""
+    run, refused = run_to(tmp_path), []
     slice_streamed(**{**run, "out": tmp_path / "whole"})
-    refused = []
+    require_disk = streaming.require_disk
 
-    def again():
-        before = snapshot(tmp_path / ".out.partial")
-        with pytest.raises(ValueError, match=r"\.out\.partial is in use by another run"):
-            slice_streamed(**run)
-        assert snapshot(tmp_path / ".out.partial") == before
+    def others_come():
+        before = snapshot(tmp_path)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"another run writes to .*\.out\.partial"):
+                slice_streamed(**run)
+        assert snapshot(tmp_path) == before
         refused.append(True)
 
-    after_part(monkeypatch, 2, again)
+    monkeypatch.setattr(streaming, "require_disk", lambda *arguments: others_come() or require_disk(*arguments))
+    after_part(monkeypatch, 2, others_come)
     slice_streamed(**run)
-    assert refused
+    assert len(refused) == 2
     same_weights(tmp_path / "whole", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out", "whole"]
 
 
 def slow_run(run: dict) -> None:
@@ -48,62 +113,24 @@ def slow_run(run: dict) -> None:
         slice_streamed(**run)
 
 
-def wait_for(condition, timeout: float = 100) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "nothing has happened"
-        time.sleep(0.05)
-
-
 def test_a_lock_is_held_by_a_process_that_lives_and_by_no_dead_one(tmp_path):
     run = run_to(tmp_path)
-    progress = tmp_path / ".out.partial" / "progress.json"
-    first = Forked(slow_run, run)
-    wait_for(lambda: progress.exists() and json.loads(progress.read_text()).get("done") == 2)
-    with pytest.raises(ValueError, match="in use by another run"):
+    first, end = Forked(slow_run, run), time.monotonic() + 100
+    while parts_done(run["out"]) < 2:
+        assert time.monotonic() < end, "nothing has happened"
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="another run writes to"):
         slice_streamed(**run)
     first.process.kill()
     assert first.ended().status == -signal.SIGKILL
-    assert (tmp_path / ".out.partial" / "minislice.lock").exists()
-    slice_streamed(**run)
-    slice_streamed(**{**run, "out": tmp_path / "whole"})
-    same_weights(tmp_path / "whole", tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out", "whole"]
-
-
-def test_runs_that_are_refused_before_the_first_has_written_anything_leave_it_its_lock(tmp_path, monkeypatch):
-    run = run_to(tmp_path)
-    require_disk = streaming.require_disk
-
-    def others_come(*arguments):
-        for _ in range(2):
-            with pytest.raises(ValueError, match="in use by another run"):
-                slice_streamed(**run)
-        require_disk(*arguments)
-
-    monkeypatch.setattr(streaming, "require_disk", others_come)
     slice_streamed(**run)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
 
 
-def test_what_appears_in_the_folder_during_a_run_stays_and_the_finished_model_too(tmp_path, monkeypatch):
-    run = run_to(tmp_path)
-
-    def appear():
-        run["out"].mkdir()
-        (run["out"] / "precious").write_text("x")
-
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="exists and isn't empty"):
-        after_part(patch, 4, appear)
-        slice_streamed(**run)
-    assert snapshot(run["out"]) == {"precious": b"x"}
-    (run["out"] / "precious").unlink()
-    monkeypatch.setattr(streaming.StreamedRun, "_slice", lambda *arguments: pytest.fail("sliced again"))
-    slice_streamed(**run)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out"]
+# Files that are not the run's
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "model", "lock-0", "lock-notes", "state-3.safetensors"])
+@pytest.mark.parametrize("name", ["notes.txt", "model", "lock-0", "signal-1-0"])
 def test_a_folder_of_that_name_that_no_run_has_left_is_not_touched(name, tmp_path):
     run = run_to(tmp_path)
     (tmp_path / ".out.partial").mkdir()
@@ -114,23 +141,72 @@ def test_a_folder_of_that_name_that_no_run_has_left_is_not_touched(name, tmp_pat
     assert snapshot(tmp_path) == before
 
 
-def test_a_strangers_file_in_the_folder_of_a_run_is_not_deleted(tmp_path, monkeypatch):
-    run = unfinished(tmp_path)
+def test_what_others_write_during_a_run_stays_and_so_does_the_finished_model(tmp_path, monkeypatch):
+    run = run_to(tmp_path)
     note = tmp_path / ".out.partial" / "notes.txt"
-    note.write_text("mine")
-    with pytest.raises(ValueError, match=r"notes\.txt is in it, which no run has written; move it away"):
+
+    def appear():
+        run["out"].mkdir()
+        for path in (note, run["out"] / "precious"):
+            path.write_text("mine")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="exists and isn't empty"):
+        after_part(patch, 4, appear)
         slice_streamed(**run)
-    note.unlink()
-    after_part(monkeypatch, 3, lambda: note.write_text("mine"))
+    assert snapshot(run["out"]) == {"precious": b"mine"}
+    (run["out"] / "precious").unlink()
+    monkeypatch.setattr(StreamedSlicer, "slice_layer", lambda *arguments: pytest.fail("sliced again"))
     slice_streamed(**run)
-    assert snapshot(tmp_path / ".out.partial") == {"notes.txt": b"mine"} and (run["out"] / "config.json").is_file()
+    assert snapshot(note.parent) == {"notes.txt": b"mine"} and (run["out"] / "config.json").is_file()
+
+
+def test_force_replaces_a_folder_only_when_the_new_one_is_whole(tmp_path):
+    run = run_to(tmp_path, force=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    stopped(3, run)
+    assert snapshot(tmp_path / "out") == {"precious": b"x"}
+    slice_streamed(**run)
+    assert "precious" not in snapshot(tmp_path / "out") and (tmp_path / "out" / "config.json").is_file()
 
 
 # What an earlier run has left
 
 
-def edited(path: Path, change) -> None:
-    path.write_bytes(change(path.read_bytes()))
+@pytest.fixture(scope="module")
+def left(tmp_path_factory) -> dict:
+    """A run that was interrupted after three of four parts."""
+    return stopped(3, run_to(tmp_path_factory.mktemp("left")))
+
+
+@pytest.fixture
+def copied(left, tmp_path) -> tuple[dict, Path]:
+    """That run in a folder of its own, and its work folder."""
+    work = shutil.copytree(left["out"].with_name(".out.partial"), tmp_path / ".out.partial")
+    return {**left, "out": tmp_path / "out"}, work
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"width": 8}, "width 9 there, 8 here"),
+        ({"width": None, "slicing": 0.25}, "slicing None there, 0.25 here"),
+        ({"signal": "raw"}, "signal 'normalized' there, 'raw' here"),
+        ({"batch_size": 2}, "batch size 8 there, 2 here"),
+        ({"dtype": "float16"}, "dtype torch.float32 there, torch.float16 here"),
+        ({"tokens": LLAMA.tokens(seed=1)}, "calibration '"),
+        ({"attention_mask": dataclasses.replace(LLAMA, padding="left").mask()}, "calibration '"),
+        ({"source": "another"}, "model '"),
+    ],
+)
+def test_an_unfinished_run_refuses_other_settings_and_stays_as_it_is(change, named, copied, tmp_path):
+    run, work = copied
+    if change.get("source"):
+        change = {"source": saved(dataclasses.replace(LLAMA, seed=1), tmp_path / "other")}
+    before = snapshot(work)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        slice_streamed(**{**run, **change})
+    assert snapshot(work) == before
 
 
 def bit_flipped(content: bytes) -> bytes:
@@ -138,92 +214,46 @@ def bit_flipped(content: bytes) -> bytes:
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def field(name: str, value):
-    """progress.json with one thing in it changed."""
-    return lambda content: json.dumps({**json.loads(content), name: value}).encode()
-
-
-DAMAGES = {
-    "signal deleted": ("signal-*-0", None, "is missing"),
-    "signal zeroed": ("signal-*-0", lambda content: bytes(len(content)), "has changed"),
-    "signal shortened": ("signal-*-0", lambda content: content[:-4], r"has \d+ bytes in place of \d+"),
-    "signal: a bit": ("signal-*-0", bit_flipped, "has changed"),
-    "state deleted": ("state-3.safetensors", None, "is missing"),
-    "state cut off": ("state-3.safetensors", lambda content: content[:100], "has 100 bytes"),
-    "state: a bit": ("state-3.safetensors", bit_flipped, "has changed"),
-    "part deleted": ("model/model-00001-of-00004.safetensors", None, "is missing"),
-    "part: a bit": ("model/model-00002-of-00004.safetensors", bit_flipped, "has changed"),
-    "part empty": ("model/model-00003-of-00004.safetensors", lambda content: b"", "has 0 bytes"),
-    "progress empty": ("progress.json", lambda content: b"", "is damaged"),
-    "progress cut off": ("progress.json", lambda content: content[:-3], "is damaged"),
-    "progress: no text": ("progress.json", lambda content: b"\xff\xfe", "is damaged"),
-    "progress: a list": ("progress.json", lambda content: b"[1]", "is damaged"),
-    "progress: nothing": ("progress.json", lambda content: b"{}", "is damaged"),
-    "progress: nested": ("progress.json", lambda content: b"[" * 100_000, "is damaged"),
-    "progress: one part less": ("progress.json", field("done", 2), "is damaged"),
-    "progress: no settings": ("progress.json", field("settings", None), "is damaged"),
-}
-
-
-@pytest.fixture(scope="module")
-def left(tmp_path_factory) -> dict:
-    """A run that was interrupted, and beside it `whole`, what it would have become."""
-    run = unfinished(tmp_path_factory.mktemp("left"), part=3)
-    slice_streamed(**{**run, "out": run["out"].with_name("whole")})
-    return run
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_what_was_left_and_has_changed_is_told_in_one_line_and_left_alone(damage, left, tmp_path):
-    name, change, message = DAMAGES[damage]
-    work = shutil.copytree(left["out"].with_name(".out.partial"), tmp_path / ".out.partial")
-    [name] = [path.relative_to(work) for path in work.glob(name)]
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("signal-*-0", None, "is missing"),
+        ("signal-*-0", lambda content: content[:-4], "has changed"),
+        ("signal-*-0", bit_flipped, "has changed"),
+        ("model/model-00001-of-00004.safetensors", None, "is missing"),
+        ("model/model-00002-of-00004.safetensors", bit_flipped, "has changed"),
+        ("model/model-00003-of-00004.safetensors", lambda content: b"", "has changed"),
+        ("state.pt", bit_flipped, "is damaged"),
+        ("state.pt", lambda content: content[:100], "is damaged"),
+        ("state.pt", lambda content: b"", "is damaged"),
+    ],
+)
+def test_what_was_left_and_has_changed_is_told_in_one_line_and_left_alone(name, change, message, copied, tmp_path):
+    run, work = copied
+    [path] = work.glob(name)
     if change is None:
-        (work / name).unlink()
+        path.unlink()
     else:
-        edited(work / name, change)
+        path.write_bytes(change(path.read_bytes()))
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=rf"{re.escape(str(work / name))},? .*{message}.* delete .*") as error:
-        slice_streamed(**{**left, "out": tmp_path / "out"})
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))} {message}.* delete .*") as error:
+        slice_streamed(**run)
     assert "\n" not in str(error.value) and snapshot(tmp_path) == before
-
-
-def test_a_run_starts_again_where_what_was_left_is_deleted_and_goes_on_where_it_is_whole(left, tmp_path):
-    for name in ("resumed", "again"):
-        work = shutil.copytree(left["out"].with_name(".out.partial"), tmp_path / f".{name}.partial")
-        if name == "again":
-            shutil.rmtree(work)
-        slice_streamed(**{**left, "out": tmp_path / name})
-        same_weights(left["out"].with_name("whole"), tmp_path / name)
 
 
 # The source
 
 
-def shard_of(dense: Path, name: str) -> Path:
-    return next(path for path in sorted(dense.glob("*.safetensors")) if any(name in key for key in load_file(path)))
-
-
 def overwritten(path: Path) -> None:
     """The same names, shapes, size; other numbers."""
-    save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    edit(path, lambda tensors: [tensor.add_(1) for tensor in tensors.values()])
 
 
-def overwritten_unseen(path: Path) -> None:
-    """As before, and neither size nor time of the file tell."""
-    before = path.stat()
-    overwritten(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
-
-
-@pytest.mark.parametrize(
-    "change", [overwritten, overwritten_unseen, lambda path: os.truncate(path, 50), lambda path: path.unlink()]
-)
+@pytest.mark.parametrize("change", [overwritten, lambda path: os.truncate(path, 50), Path.unlink])
 def test_weights_that_change_during_a_run_are_refused_and_it_goes_on_with_those_of_before(change, tmp_path):
     run = run_to(tmp_path)
     slice_streamed(**{**run, "out": tmp_path / "whole"})
-    path = shard_of(run["source"], "layers.1.mlp.down_proj")
+    path = file_of(run["source"], "layers.1.mlp.down_proj")
     shutil.copy2(path, tmp_path / "kept")
     with pytest.MonkeyPatch.context() as patch:
         after_part(patch, 2, lambda: change(path))

@@ -1,7 +1,7 @@
 """The processes that share one run: those that torchrun has started, on one machine or more, or this one alone."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -26,12 +26,13 @@ class Processes:
         self.group = group
         self.count = 1 if group is None else distributed.get_world_size(group)
         self.index = 0 if group is None else distributed.get_rank(group)
+        self.is_first = self.index == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """The part of this process, of what all processes hold.
+        """The items of this process: every process gets a part of them.
 
         Raises:
-            ValueError: there are fewer than processes.
+            ValueError: there are fewer items than processes.
         """
         if len(items) < self.count:
             raise ValueError(
@@ -41,22 +42,21 @@ class Processes:
         return list(items[self.index :: self.count])
 
     def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of this tensor over all processes, in place."""
+        """The sum of the tensor over all processes, in place."""
         if self.count > 1:
             distributed.all_reduce(tensor, group=self.group)
         return tensor
 
-    def once(self, compute: Callable[[], tuple[Tensor, ...]], like: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What the first process computes, for all of them; `like` are tensors of the shapes that come out."""
-        if self.count == 1:
-            return compute()
-        results = [x.contiguous() for x in compute()] if self.index == 0 else list(map(torch.empty_like, like))
-        for tensor in results:
-            distributed.broadcast(tensor, group=self.group, group_src=0)
-        return tuple(results)
+    def firsts(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors of the first process; every process gives tensors of the same shapes."""
+        if self.count > 1:
+            tensors = [tensor.contiguous() for tensor in tensors]
+            for tensor in tensors:
+                distributed.broadcast(tensor, group=self.group, group_src=0)
+        return tuple(tensors)
 
     def gathered(self, item: Item) -> list[Item]:
-        """What each process gives, by its index."""
+        """The items that all processes give, in the order of the processes."""
         items = [item] * self.count
         if self.count > 1:
             distributed.all_gather_object(items, item, group=self.group)
@@ -64,16 +64,15 @@ class Processes:
 
     def wait(self) -> None:
         """Return when every process has called this."""
-        if self.count > 1:
-            distributed.barrier(group=self.group)
+        self.gathered(None)
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started, this one among them; alone if it has started none.
+    """The processes that torchrun has started; this process alone if torchrun has not started it.
 
     Raises:
-        Lost: one of the others ended meanwhile.
+        Lost: another process ended meanwhile.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
@@ -94,5 +93,5 @@ def joined() -> Iterator[Processes]:
 
 
 def local_index() -> int:
-    """Of this process among those on its machine: the number of its GPU."""
+    """The number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))

@@ -1,10 +1,7 @@
-"""A calibration set that several processes share, and whose signal may lie in files.
-
-Each process has its share of the batches; all have the same covariance, and so the same principal components. A file is
-mapped into memory: the operating system keeps it there as long as there is room.
-"""
+"""A calibration set that several processes share, and one whose signals lie in files."""
 
 import os
+import secrets
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,49 +15,51 @@ from .processes import Processes
 
 
 class SharedCalibration(Calibration):
-    """The share of one process.
+    """One process's share of the batches. All processes have the same covariance, so the same principal components.
 
     Args:
-        batches: of the whole calibration set, the same in every process.
-        processes: that share it, every one of which must call the same methods in the same order.
-        folder: for files of its signal; in memory without.
+        batches: the whole calibration set, the same in every process.
+        processes: that share it; every process must call the same methods in the same order.
 
     Raises:
         ValueError: there are fewer batches than processes.
     """
 
-    def __init__(self, batches: list[Batch], processes: Processes, folder: Path | None = None):
+    def __init__(self, batches: list[Batch], processes: Processes):
         super().__init__(processes.share(batches))
-        self.processes, self.folder = processes, folder
-        self.tokens = sum(sequences * length for sequences, length in self.shapes)
-        self.files = 0  # so many have been made
-        self.unused: set[Path] = set()  # files whose signal nobody holds
-        self.pinned: set[Path] = set()  # files that a later run starts from
+        self.processes = processes
 
     def summed(self, total: Tensor) -> Tensor:
-        """Over all shares together."""
+        """The sum over the shares of all processes."""
         return self.processes.summed(total)
 
     def agreed(self, *results: Tensor) -> tuple[Tensor, ...]:
-        """What the first process has: another processor may turn eigenvectors otherwise, or order equals."""
-        return self.processes.once(lambda: results, like=[x.contiguous() for x in results])
+        """The first process's results: another processor may give an eigenvector the other sign."""
+        return self.processes.firsts(results)
+
+
+class StoredCalibration(SharedCalibration):
+    """A share whose signals lie in files, mapped into memory: the system keeps them there as long as there is room.
+
+    A file is deleted when nothing refers to its signal any more, unless `keep` was called for it.
+
+    Args:
+        folder: of the files.
+    """
+
+    def __init__(self, batches: list[Batch], processes: Processes, folder: Path):
+        super().__init__(batches, processes)
+        self.folder = folder
+        self.kept: set[Path] = set()
 
     def room(self, width: int, dtype: torch.dtype) -> Signal:
-        """Room for a signal: a new file, or one whose signal nobody holds any longer."""
-        if self.folder is None:
-            return super().room(width, dtype)
-        size = self.tokens * width * dtype.itemsize
-        free = [path for path in self.unused - self.pinned if path.stat().st_size == size]
-        if not free:
-            self.files += 1
-            return self.open(f"signal-{self.files}-{self.processes.index}", width, dtype)
-        self.unused.discard(free[0])
-        return self.open(free[0].name, width, dtype)
+        """Room for a signal, in a new file."""
+        return self.open(f"signal-{secrets.token_hex(4)}-{self.processes.index}", width, dtype)
 
     def open(self, name: str, width: int, dtype: torch.dtype) -> Signal:
-        """The signal in a file; a file that is there already is taken as it is."""
-        path, size = self.folder / name, self.tokens * width
-        if hasattr(os, "posix_fallocate"):  # or a full disk would show in the middle of a write, as a dead process
+        """The signal in a file of this name."""
+        path, size = self.folder / name, width * sum(sequences * tokens for sequences, tokens in self.shapes)
+        if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process in the middle of a write
             try:
                 with open(path, "ab") as file:
                     os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
@@ -68,15 +67,15 @@ class SharedCalibration(Calibration):
                 raise OSError(f"can't write {path}: {error}") from error
         rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, width)
         signal = Signal(rows, self.shapes, self.batches[0].ids.device)
-        signal.path = path
-        weakref.finalize(signal, self.unused.add, path)
+        signal.path, signal.deletion = path, weakref.finalize(signal, path.unlink, missing_ok=True)
+        signal.deletion.atexit = False
         return signal
 
-    def pin(self, signals: Sequence[Signal]) -> None:
-        """Keep the files of these signals for a later run, and delete all others of this process."""
-        self.pinned = {signal.path for signal in signals}
-        for path in self.folder.glob(f"signal-*-{self.processes.index}"):
-            if path not in self.pinned:
-                path.unlink()
-        self.files = max(int(path.name.split("-")[1]) for path in self.pinned)
-        self.unused &= self.pinned
+    def keep(self, signals: Sequence[Signal]) -> None:
+        """Keep the files of these signals for a later run, and delete the files that were kept before."""
+        for signal in signals:
+            signal.deletion.detach()
+        paths = {signal.path for signal in signals}
+        for path in self.kept - paths:
+            path.unlink()
+        self.kept = paths

@@ -1,13 +1,12 @@
 """A trained model that stays on the disk: its shapes in memory, its weights read module by module."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -21,9 +20,8 @@ from transformers.core_model_loading import (
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
 from ..storage.checks import require_fit, surplus
-from ..storage.files import checksum, stored_tensors, tensor_files
+from ..storage.files import stored_tensors, tensor_files
 from ..storage.gguf import is_gguf
-from .processes import Processes
 
 
 def without_weights(
@@ -40,10 +38,10 @@ def without_weights(
 
 
 def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
-    """A parameter of a model, of what its files have in place of it, by their names there.
+    """A parameter of a model, from the tensors that its files have in its place, by their names there.
 
-    transformers makes one parameter of the matrices of all experts; this is how. `revert_weight_conversion`, its own
-    inverse, makes files' tensors of parameters.
+    transformers makes one parameter of the matrices of all experts; this is how. `revert_weight_conversion` is the
+    inverse.
     """
     transforms = get_model_conversion_mapping(model, add_legacy=False)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
@@ -80,59 +78,53 @@ def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> 
 class TrainedWeights:
     """The trained model on disk, and the same model without weights (on torch's meta device) to bring them into.
 
+    `net` is this model as a network; `config` stays that of the trained model.
+
     Raises:
         ValueError: a file is missing, damaged, or contradicts the config.
     """
 
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
         self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
-        config = load_config(self.folder, trust_remote_code)
+        self.config = config = load_config(self.folder, trust_remote_code)
         self.files = tensor_files(self.folder)
         if not self.files:
             stored_tensors(self.folder)  # says what is wrong where there are no .bin files either
             raise ValueError(f"{self.folder} has no safetensors files; load the model and save it with save_pretrained")
+        self.states = {path: _state(path) for path in sorted({*self.files.values(), self.folder / "config.json"})}
         if dtype == "auto":
             dtype = config.dtype or self._open(next(iter(self.files))).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        model = without_weights(config, self.dtype, trust_remote_code)
+        model = self.empty_model()
         if self._head_is_its_own(model):
             config.tie_word_embeddings = False
-            model = without_weights(config, self.dtype, trust_remote_code)
+            model = self.empty_model()
         config.name_or_path = str(source)
         if (self.folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(self.folder)
         self.net = network(model)
-        # Of every parameter, by the module that it belongs to, for blocks will change the names: the names of what the
-        # files have in place of it; if tied, the embedding's.
-        first = {parameter: self._stored(model, name) for name, parameter in model.named_parameters()}
+        # By module and not by name: blocks will change the names. A tied matrix has the embedding's name in the files.
+        stored = {parameter: self._stored(model, name) for name, parameter in model.named_parameters()}
         self.names = {
-            (module, name): first[parameter]
+            (module, name): stored[parameter]
             for module in model.modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
-        kept = model.state_dict().keys()
-        self.buffers = {name for name, _ in model.named_buffers() if name in kept}  # a few numbers, read at once
-        for name in self.buffers & self.files.keys():
+        persistent = model.state_dict().keys()
+        buffers = [name for name, _ in model.named_buffers() if name in persistent]  # a few numbers, read at once
+        for name in self.files.keys() & buffers:
             model.get_buffer(name).copy_(self._open(name))
-        self._check(model)
+        self._check(model, {name for names in stored.values() for name in names}, buffers)
 
-    def survey(self, processes: Processes) -> str:
-        """Read all weights once, in the first process, to know them again. Returns a checksum of the model.
-
-        `read` accepts no others afterwards, in any process.
-        """
-        paths = [self.folder / "config.json", *sorted(set(self.files.values()))]
-        self.states = {path: _state(path) for path in paths}
-        config = checksum(paths[0])
-        names = sorted(self._all_names()) if processes.index == 0 else []
-        self.checksums = processes.gathered({name: _checksum_of(self._open(name)) for name in names})[0]
-        return hashlib.sha256(repr([config, self.checksums]).encode()).hexdigest()[:16]
+    def empty_model(self) -> PreTrainedModel:
+        """The trained model without weights."""
+        return without_weights(self.config, self.dtype, self.trust_remote_code)
 
     def read(self, root: nn.Module, device: torch.device) -> None:
-        """Bring the weights of a module and all inside it in.
+        """Bring in the weights of a module and of all modules inside it.
 
         Raises:
-            ValueError: they are no longer those of the survey.
+            ValueError: a file has changed since this object was made.
         """
         for module in root.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -142,18 +134,12 @@ class TrainedWeights:
 
     def _read_unchanged(self, name: str) -> Tensor:
         path = self.files[name]
-        try:
-            changed = _state(path) != self.states[path]
-            tensor = None if changed else self._open(name).clone()  # what is mapped from a file can still change
-            changed = changed or _checksum_of(tensor) != self.checksums[name]
-        except (OSError, SafetensorError):
-            changed = True
-        if changed:
+        if _state(path) != self.states[path]:
             raise ValueError(
                 f"{path} has changed since the run began, and {name} in it may have; what is sliced so far belongs to "
                 "the weights of before: put these back to go on, or save to another folder"
             )
-        return tensor
+        return self._open(name).clone()  # what is mapped from a file changes with it
 
     def _open(self, name: str) -> Tensor:
         with safe_open(self.files[name], framework="pt") as tensors:
@@ -187,28 +173,19 @@ class TrainedWeights:
                 return not torch.equal(head, embedding)
         return False
 
-    def _all_names(self) -> set[str]:
-        """Of all tensors that the files have of the model."""
-        return {name for names in self.names.values() for name in names}
-
-    def _check(self, model: PreTrainedModel) -> None:
+    def _check(self, model: PreTrainedModel, needed: set[str], buffers: list[str]) -> None:
+        """Raise a ValueError unless the files have the needed tensors and no strange ones, in the config's shapes."""
         tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
-        if unexpected := surplus(model, self.files.keys() - self._all_names() - self.buffers - tied):
+        if unexpected := surplus(model, self.files.keys() - needed - tied - {*buffers}):
             raise ValueError(
                 f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
             )
-        stored = stored_tensors(self.folder)
-        for name in sorted(self._all_names()):
-            if name not in stored:
-                raise ValueError(f"{self.folder}: no file has the tensor {name}")
-        require_fit(model, stored)
+        if missing := sorted(needed - self.files.keys()):
+            raise ValueError(f"{self.folder}: no file has the tensor {missing[0]}")
+        require_fit(model, stored_tensors(self.folder))
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """What changes when a file is written to, as a rule."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _checksum_of(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()[:32]
+def _state(path: Path) -> tuple[int, int] | None:
+    """The size and the time of change of a file; None where it is gone."""
+    status = path.stat() if path.is_file() else None
+    return status and (status.st_size, status.st_mtime_ns)

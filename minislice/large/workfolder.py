@@ -1,165 +1,131 @@
 """The folder of an unfinished run, beside the folder NAME that the run makes (or in it, see `architecture.folder`).
 
-    .NAME.partial/minislice.lock        held while a run is at work; the system frees it when the process ends
-    .NAME.partial/progress.json         the settings of the run, what it has reached, and checksums; replaced whole
-    .NAME.partial/state-3.safetensors   after part 3: the basis, the spectra, the random generator
-    .NAME.partial/signal-4-0            the calibration set's signal at some boundary, the share of process 0
-    .NAME.partial/model/                the new model's files
+    .NAME.partial/.model.lock         held while a run is at work
+    .NAME.partial/state.pt            the run's settings, what it has reached, and seals; replaced whole after each part
+    .NAME.partial/signal-5e0c81b2-0   the calibration set's signal, the share of process 0
+    .NAME.partial/model/              the new model's files
 
-Nothing in it is trusted: a run that goes on from it has checked the size and the checksum of every file that it reads.
+A seal is a file's size and checksum. A run that continues checks the seal of every file that it reads.
 """
 
 import hashlib
-import json
-import re
-import shutil
+import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+import torch
 
-from ..architecture.folder import make, place_for, unmake, whole_file
+from ..architecture.folder import make, place_for, sync, unmake, whole_file
+from ..measuring.lock import alone
 from ..storage.files import checksum
 from .processes import Processes
 
-PROGRESS, LOCK = "progress.json", "minislice.lock"
-NAMES = re.compile(rf"model|{LOCK}|{PROGRESS}|\.{PROGRESS}\.partial-\w+|\.?(state|signal)-[\w.-]+")  # that a run writes
-
 
 class WorkFolder:
-    """What a run leaves on the disk until it is finished."""
+    """What a run leaves on the disk until it is finished; `target` is the folder that the run makes.
+
+    Of several processes the first one calls `begin`, `write` and `remove`; all of them call the other methods.
+    """
 
     def __init__(self, target: Path, processes: Processes):
-        place = processes.gathered(place_for(target) if processes.index == 0 else None)[0]
-        self.path = place / f".{target.name}.partial"
-        self.model = self.path / "model"
         self.processes = processes
+        place = processes.gathered(place_for(target) if processes.is_first else None)[0]
+        self.path = place / f".{target.name}.partial"
+        self.model, self.state_file = self.path / "model", self.path / "state.pt"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, which is made where it isn't there, and removed at the end where no run has begun in it.
-
-        The first process holds it for all. Only a run that holds it removes anything.
+        """Keep other runs out. The folder is made if it isn't there, and removed at the end if it is empty.
 
         Raises:
-            ValueError: another run holds it; or the folder has something in it that no run has written.
+            ValueError: another run is at work in it; or it isn't empty, and no run has left it.
         """
-        lock = FileLock(self.path / LOCK)
-        if self.processes.index == 0:
-            self._require_own()
-            made = make(self.path) or [self.path]
-            try:
-                lock.acquire(timeout=0)
-            except (Timeout, FileNotFoundError) as error:  # held; or removed by the run that held it
-                raise ValueError(
-                    f"{self.path} is in use by another run that makes the same folder; let it finish, or save to "
-                    "another folder"
-                ) from error
-        self.processes.wait()
-        try:
+        if not self.processes.is_first:
+            self.processes.wait()
             yield
-        finally:
-            if lock.is_locked:
-                if not (self.path / PROGRESS).exists():
-                    (self.path / LOCK).unlink(missing_ok=True)  # while it is held: a run that waits for it is refused
-                    unmake(made)
-                lock.release()
-
-    def _require_own(self) -> None:
-        """Before there is a progress.json, a run leaves no more than its lock."""
-        if not self.path.exists():
             return
-        begun = (self.path / PROGRESS).exists()
-        expected = NAMES if begun else re.compile(rf"{LOCK}|\.{PROGRESS}\.partial-\w+")
-        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else [""]
-        if strangers := sorted(name for name in names if not expected.fullmatch(name)):
-            what = f"{strangers[0]} is in it, which no run has written" if begun else f"it has no {PROGRESS}"
-            raise ValueError(f"{self.path} isn't of an unfinished run: {what}; move it away, or save to another folder")
+        of_a_run = self.state_file.exists() or (self.path / ".model.lock").exists()
+        if self.path.exists() and not of_a_run and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(
+                f"{self.path} isn't of an unfinished run: it has no {self.state_file.name}; move it away, or save to "
+                "another folder"
+            )
+        made = make(self.path) or [self.path]
+        try:
+            with alone(self.model):
+                if (self.read() or {}).get("finished") and not self.model.exists():
+                    self.remove()  # the run that left it was killed when its model was in place
+                self.processes.wait()
+                yield
+        finally:
+            unmake(made)
 
-    def open(self, settings: dict[str, Any]) -> None:
-        """Begin a run, or take up the one that the folder is of.
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Begin a run, or continue the one that the folder is of.
 
         Raises:
             ValueError: that run has other settings.
         """
-        self.settings = json.loads(json.dumps(settings))
-        before = self.progress()
-        if before is None:
-            self.write_progress({})
-            self.model.mkdir()
-            return
-        differing = [
-            f"{name} {before['settings'].get(name)!r} there, {value!r} here"
-            for name, value in self.settings.items()
-            if before["settings"].get(name) != value
-        ]
+        self.settings = {name: repr(value) for name, value in settings.items()}
+        state = self.read()
+        if state is None:
+            self.write({})
+            state = self.read()
+        theirs = state["settings"]
+        differing = [name for name in self.settings if theirs.get(name) != self.settings[name]]
         if differing:
+            told = "; ".join(f"{name} {theirs.get(name)} there, {self.settings[name]} here" for name in differing)
             raise ValueError(
-                f"{self.path} holds an unfinished run with other settings ({'; '.join(differing)}); give the same "
-                "settings to go on with it, save to another folder, or delete it to start again"
+                f"{self.path} holds an unfinished run with other settings ({told}); give the same settings to go on "
+                "with it, save to another folder, or delete it to start again"
             )
         self.model.mkdir(exist_ok=True)
-        for unfinished in self.path.rglob(".*.partial-*"):  # files that a killed run was writing
-            unfinished.unlink()
+        self._delete_all_but(state.get("files", ()))
 
-    def progress(self) -> dict[str, Any] | None:
-        """What progress.json says; None where there is none.
+    def read(self) -> dict[str, Any] | None:
+        """The state; None where there is none.
 
         Raises:
             ValueError: it isn't as a run has written it.
         """
-        path = self.path / PROGRESS
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found.pop("checksum") != _checksum_of(found):
-                raise ValueError("its checksum is of something else")
-            return found
-        except FileNotFoundError:
+        if not self.state_file.exists():
             return None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        content = self.state_file.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(
-                f"{path} is damaged, or of another version of minislice; delete {self.path} to start again"
-            ) from error
+                f"{self.state_file} is damaged, or of another version of minislice; delete {self.path} to start again"
+            )
+        return torch.load(io.BytesIO(content[32:]), weights_only=True)
 
-    def is_finished(self) -> bool:
-        """Whether all that a run has left is to be removed: its model is where it should be."""
-        before = self.progress()
-        return before is not None and "finished" in before and not self.model.exists()
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the state whole. Its checksum stands before it in the file."""
+        content = io.BytesIO()
+        torch.save({"settings": self.settings, **state}, content)
+        with whole_file(self.state_file) as new:
+            new.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
-    def write_progress(self, reached: dict[str, Any]) -> None:
-        """Replace progress.json whole."""
-        said = json.loads(json.dumps({"settings": self.settings, **reached}))
-        with whole_file(self.path / PROGRESS) as new:
-            new.write_text(json.dumps({**said, "checksum": _checksum_of(said)}), encoding="utf-8")
+    def seal(self, name: str) -> tuple[int, str]:
+        """Have a file on the disk. Returns its seal."""
+        sync(self.path / name)
+        return (self.path / name).stat().st_size, checksum(self.path / name)
 
-    def seal(self, name: str) -> tuple[str, list]:
-        """A file's name in the folder, and what `check` needs to know it again: its size, its checksum."""
-        path = self.path / name
-        return name, [path.stat().st_size, checksum(path)]
-
-    def check(self, seals: dict[str, list], names: Iterable[str]) -> None:
+    def check(self, seals: dict[str, tuple[int, str]], names: Iterable[str]) -> None:
         """Raise a ValueError for the first of these files that isn't as it was when it was sealed."""
         for name in names:
-            path, (size, expected) = self.path / name, seals[name]
-            if not path.is_file():
-                fault = "is missing"
-            elif path.stat().st_size != size:
-                fault = f"has {path.stat().st_size} bytes in place of {size}"
-            elif checksum(path) != expected:
-                fault = "has changed since it was written"
-            else:
-                continue
-            raise ValueError(f"{path} {fault}; put it back to go on, or delete {self.path} to start again")
+            path = self.path / name
+            if not path.is_file() or self.seal(name) != seals[name]:
+                fault = "has changed since it was written" if path.is_file() else "is missing"
+                raise ValueError(f"{path} {fault}; put it back to go on, or delete {self.path} to start again")
 
     def remove(self) -> None:
-        """Remove what a run has written; progress.json goes last, so that a folder that is left is known as a run's."""
-        for path in self.path.iterdir():
-            if NAMES.fullmatch(path.name) and path.name not in (PROGRESS, LOCK):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (self.path / PROGRESS).unlink()
+        """Delete what a run has written, when its model is in place; the state last: it tells whose folder it is."""
+        self._delete_all_but(())
+        self.state_file.unlink()
 
-
-def _checksum_of(said: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+    def _delete_all_but(self, kept: Iterable[str]) -> None:
+        for pattern in ("signal-*-*", ".*.partial-*", "model/.*.partial-*"):
+            for path in self.path.glob(pattern):
+                if path.name not in kept:
+                    path.unlink()

@@ -9,9 +9,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Keep other runs from a file or folder, with an empty file ".NAME.lock" beside it, which stays.
+    """Keep other runs from a file or folder, with an empty file ".NAME.lock" beside it.
 
-    The system releases the lock of a process that dies.
+    The system releases the lock of a process that dies. The file is deleted while the lock is still held: a run that
+    has opened it already is then refused, and no third run slips in.
 
     Raises:
         ValueError: another run holds it.
@@ -26,4 +27,5 @@ def alone(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -26,7 +26,6 @@ from transformers import AutoConfig, OPTConfig, PhiConfig
 from minislice.architecture.network import inference
 from minislice.command.memory import return_freed_memory
 from minislice.corpus.batches import token_batches
-from minislice.large.processes import Processes
 from minislice.large.source import TrainedWeights, without_weights
 from minislice.large.streaming import slice_streamed
 from minislice.storage.files import INDEX
@@ -85,7 +84,6 @@ def tokens_for(folder: Path) -> torch.Tensor:
 def forward(folder: Path) -> dict:
     """Seconds of one pass of transformers' own layers, without reading them."""
     trained = TrainedWeights(folder, "auto")
-    trained.survey(Processes())
     net, cpu, seconds = trained.net, torch.device("cpu"), 0.0
     for module in net.embeddings:
         trained.read(module, cpu)
