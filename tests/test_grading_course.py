@@ -47,47 +47,10 @@ def rotate(weights, Q):
         new[name] = turned(weights[name], Q[1:])
     return (new, np.stack([Q[l].T @ Q[l + 1] for l in range(B)]))
 """
-EINSUM = """
-from functools import partial
-mm = partial(np.einsum, optimize=True)
-def rotate(w, Q):
-    w = {k: (None if v is None else v.copy()) for k, v in w.items()}
-    for k in w:
-        if w[k] is None:
-            continue
-        if k in ("W_embd", "W_pos"):
-            w[k] = mm("vd,de->ve", w[k], Q[0])
-        elif k == "W_in":
-            w[k] = mm("bde,bdh->beh", Q[:-1], w[k])
-        elif k.startswith("W_out"):
-            w[k] = mm("bhd,bde->bhe", w[k], Q[1:])
-        elif k.startswith("b_out"):
-            w[k] = mm("bd,bde->be", w[k], Q[1:])
-        elif k == "W_head":
-            w[k] = mm("de,dv->ev", Q[-1], w[k])
-    return [w, mm("bde,bdf->bef", Q[:-1], Q[1:])]
-"""
-CLASS = """
-class Turner:
-    def __init__(self, Q): self.Q = Q
-    def write(self, l, W): return W if W is None else W @ self.Q[l]
-    def read(self, l, W): return self.Q[l].swapaxes(-1, -2) @ W
-rotate = lambda weights, Q: (
-    weights | {k: Turner(Q).write(0, weights[k]) for k in ("W_embd", "W_pos")}
-    | {"W_in": Turner(Q).read(slice(0, -1), weights["W_in"]), "W_head": Turner(Q).read(-1, weights["W_head"])}
-    | {k: Turner(Q).write(slice(1, None), weights[k]) for k in ("W_out", "W_out2")}
-    | {k: None if weights[k] is None else Turner(Q).write(slice(1, None), weights[k][:, None])[:, 0]
-       for k in ("b_out", "b_out2")},
-    Turner(Q).read(slice(0, -1), Q[1:]),
-)
-"""
-
 # By student: the answer, the points, the status, and words of the comment.
 CLASSROOM = {
     "ada": (RIGHT, 15, "passed", "A3.rotate  ok, 5 cases"),
     "bea": (LOOPS, 15, "passed", "ok"),
-    "cem": (EINSUM, 15, "passed", "ok"),
-    "dia": (CLASS, 15, "passed", "ok"),
     "eva": (changed("Q[-1].T @", "Q[-1] @"), 13, "partial", "W_head: first difference"),
     "fin": (changed('("b_out", "b_out2")', "()"), 13, "partial", "Hint: who writes the signal besides W_out?"),
     "gus": (changed("Q[-1].T @", "Q[-1].T @ 1 @"), 0, "failed", ERROR),

@@ -168,11 +168,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--force", action="store_true", help="overwrite the file")
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Do what was asked for. Returns the exit status."""
-    if asked.what == "build":
-        build(asked.name, asked.to, asked.release, asked.force)
-        print(f"wrote {asked.to}")
+    if options.what == "build":
+        build(options.name, options.to, options.release, options.force)
+        print(f"wrote {options.to}")
         return 0
     for given in ASSIGNMENTS.values():
         functions = ", ".join(question.name for question in given.questions)

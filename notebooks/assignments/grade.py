@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from grading import marking
 from grading.book import opened
-from grading.marking import Mark, mark
 from grading.sandbox import Limits, Sandbox
 from grading.submission import given, submission
 from tqdm.auto import tqdm
@@ -67,7 +67,8 @@ def grade(
     secret = _secret(seed_file)
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
         cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
-        reference = submission(book.source, book.source.parent).answers
+        source = book.source.resolve()
+        reference = submission(source, source.parent).answers
         hidden = [Path(course), Path(seed_file), Path(__file__).parent, Path(minislice.__file__).parent]
         sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
         if sandbox.holes:
@@ -84,10 +85,10 @@ def grade(
         }
         marks, rows = _marked(work, progress), []
         for student, question in work:
-            found, most = marks[student, question], book.most[question]
-            points = round(found.share * most, 2)
-            rows.append(Row(student, assignment.name, question, points, most, found.status, "; ".join(found.lines)))
-            book.write(student, assignment.question(question), points, found.lines)
+            mark, most = marks[student, question], book.most[question]
+            points = round(mark.share * most, 2)
+            rows.append(Row(student, assignment.name, question, points, most, mark.status, "; ".join(mark.lines)))
+            book.write(student, assignment.question(question), points, mark.lines)
         _write(unfinished, rows)
         require_file(table)  # which may have appeared meanwhile
     return rows
@@ -103,10 +104,10 @@ def _secret(file: Path) -> bytes:
     return secret
 
 
-def _marked(work: Mapping[tuple[str, str], tuple], progress: bool) -> dict[tuple[str, str], Mark]:
+def _marked(work: Mapping[tuple[str, str], tuple], progress: bool) -> dict[tuple[str, str], marking.Mark]:
     """The marks by student and question, as many at a time as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {pool.submit(mark, *what): key for key, what in work.items()}
+        futures = {pool.submit(marking.mark, *what): key for key, what in work.items()}
         try:
             done = tqdm(as_completed(futures), total=len(futures), desc="grade", disable=not progress)
             return {futures[future]: future.result() for future in done}
@@ -131,16 +132,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop where submissions can't be isolated completely")
 
 
-def run(given: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Grade, and print each student's points. Returns the exit status."""
-    rows = grade(given.name, given.seed_file, given.csv, given.course, given.strict, progress=not given.quiet)
-    if given.json:
+    progress = not options.quiet
+    rows = grade(options.name, options.seed_file, options.csv, options.course, options.strict, progress=progress)
+    if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return 0
     for student in dict.fromkeys(row.student for row in rows):
-        own = [row for row in rows if row.student == student]
-        wrong = ", ".join(f"{row.question} {row.status}" for row in own if row.status != "passed")
-        print(f"{student:20s} {sum(row.points for row in own):5g} of {sum(row.max for row in own):g}  {wrong}".rstrip())
+        answers = [row for row in rows if row.student == student]
+        points, most = sum(row.points for row in answers), sum(row.max for row in answers)
+        wrong = ", ".join(f"{row.question} {row.status}" for row in answers if row.status != "passed")
+        print(f"{student:20s} {points:5g} of {most:g}  {wrong}".rstrip())
     return 0
 
 

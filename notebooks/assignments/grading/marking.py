@@ -68,10 +68,10 @@ def mark(
         return Mark(0.0, "missing", (f"{title}  the cell for this answer is not there (grade_id {name})",))
     answers = [assignment.answer_id(other) for other in assignment.questions]
     earlier = answers[: answers.index(name)]
-    own = [(other, submission.answers[other]) for other in earlier if other in submission.answers]
+    student = [(other, submission.answers[other]) for other in earlier if other in submission.answers]
     right = [(f"right {other}", reference[other]) for other in earlier]
     marks = []
-    for before in (own, [*own, *right], right) if earlier else ([],):
+    for before in (student, [*student, *right], right) if earlier else ([],):
         trial = _Trial(question, [*given, *before, (name, submission.answers[name])], sandbox)
         marks.append(trial.mark(title, lambda *words: _seed(secret, name, *words)))
         if marks[-1].share == 1:
@@ -149,7 +149,8 @@ class _Trial:
     def _failure(self, kind: str, what: str = "", line: int = 0) -> Failure:
         if kind == "raised":
             lines = re.split(r"\r\n|\r|\n", self.cells[-1][1])
-            code = lines[line - 1][:100] if 0 < line <= len(lines) else ""
+            line = line if 0 < line <= len(lines) else 0  # whatever else it says is no line of the answer
+            code = lines[line - 1][:100] if line else ""
             code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
             return raised(what if NAMEABLE.fullmatch(what) else "an exception", "", line or None, code)
         if kind == "missing":

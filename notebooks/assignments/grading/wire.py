@@ -112,8 +112,8 @@ def _value(plain: Any) -> Any:
 
 
 def _array(dtype: str, shape: list[int], data: str) -> np.ndarray:
-    if np.dtype(dtype).kind not in "biufc":
-        raise ValueError("an array of another dtype than numbers")
+    if np.dtype(dtype).kind not in "biufc" or len(shape) > 8 or max(shape, default=0) > CAP:
+        raise ValueError("an array of another dtype than numbers, or of an impossible shape")
     array = np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
     if array.dtype.kind == "b":
         array = array.view(np.uint8) != 0  # a bool of 2 is none
