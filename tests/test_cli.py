@@ -68,7 +68,23 @@ def place(tmp_path_factory) -> Path:
     ):
         shutil.copytree(data_folder() / "mini-llama", folder / name)
         (folder / name / file).write_text(json.dumps(content))
+    shutil.copytree(data_folder() / "mini-llama", folder / "code")
+    config = json.loads((folder / "code" / "config.json").read_text())
+    places = {"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnForCausalLM"}
+    (folder / "code" / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": places}))
+    (folder / "code" / "code.py").write_text(OWN_CODE)
     return folder
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
 
 
 @pytest.fixture(scope="module")
@@ -530,6 +546,31 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_alternatives(comm
     named = [] if source is None else ["--evaluation", source]
     assert_refused(run(command, place / "foreign", *named), "127.0.0.1:9", "file", "'embedded'", "HF_HUB_OFFLINE=1")
     assert time.perf_counter() - began < 5
+
+
+# ---- a model that comes with its own code ----
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            ["verify", *TINY, "--dtypes", "float64"],
+            ["slice", *SIZES, *FEW],
+            ["slice", *SIZES, "--stream", "--out", "s"],
+        ),
+        *(["eval", *FEW], ["generate", "--prompt", "The", "--max-new-tokens", "2"], ["cost", "--rounds", "1"]),
+    ],
+    ids=lambda command: " ".join(command[:1]),
+)
+def test_code_of_a_model_runs_only_if_it_is_trusted(command, run, place, tmp_path, monkeypatch):
+    monkeypatch.setitem(minislice.families.FAMILIES, "own", minislice.families.FAMILIES["llama"])
+    monkeypatch.chdir(tmp_path)
+    needs = {"slice": ["--calibration"], "eval": ["--evaluation"], "verify": ["--calibration"]}.get(command[0], [])
+    given = [command[0], place / "code", *command[1:], *needs, *(["embedded"] if needs else []), "--quiet"]
+    assert_refused(run(*given), "pass the argument `--trust-remote-code`")
+    if "--stream" not in command:
+        assert run(*given, "--trust-remote-code")[0] == 0
 
 
 # ---- what can't be done is one line ----

@@ -86,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> int:
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not out_of_memory:  # a fault of minislice
             raise
-        print("minislice:", " ".join(str(error).split()), file=sys.stderr)  # one line, however many it came in
+        message = str(error).replace("trust_remote_code=True", "--trust-remote-code")
+        print("minislice:", " ".join(message.split()), file=sys.stderr)  # one line, however many it came in
         return 2
     except KeyboardInterrupt:
         print("minislice: interrupted", file=sys.stderr)

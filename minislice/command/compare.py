@@ -8,8 +8,7 @@ from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
 from ..measuring.records import require_results
-from ..storage.checkpoint import load
-from .inputs import dtype_of, files_read, load_both, texts_of, token_sets
+from .inputs import files_read, load_both, load_model, texts_of, token_sets
 from .output import print_result
 from .parser import add_calibration, add_evaluation, add_machine, add_model, add_seqlen, given, positive
 
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     del model  # every variant loads it again
     out.mkdir(parents=True, exist_ok=True)
     rows = compare(
-        lambda: load(arguments.model, dtype=dtype_of(arguments), device=arguments.device)[0],
+        lambda: load_model(arguments)[0],
         calibration,
         evaluation,
         variants=variants,

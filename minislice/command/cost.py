@@ -13,7 +13,7 @@ from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.timing import Pair, compare, product_milliseconds
 from ..storage.checkpoint import load_config, locate
 from .output import print_result
-from .parser import HEAD_HELP, MODEL_HELP, add_machine, positive
+from .parser import HEAD_HELP, MODEL_HELP, add_machine, add_trust, positive
 
 HELP = "time inference, dense beside sliced in one run: latency, throughput, memory, FLOPs"
 PRODUCT_TOKENS = 2048  # table 12
@@ -26,6 +26,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
         "slicing would find are too. MODEL may also be one of the paper's shapes."
     )
     sub.add_argument("model", metavar="MODEL", help=f"{', '.join(SHAPES)}; {MODEL_HELP}, dense or sliced")
+    add_trust(sub)
     sub.add_argument("--slicing", default="0.25", help="fractions to delete, comma-separated (default: 0.25)")
     sub.add_argument("--adapter", default="low-rank", help=f"some of {', '.join(FORMS)} (default: low-rank)")
     sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, PreTrainedConfig]]:
     """The dense config, and the sliced ones that are measured beside it."""
-    config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model))
+    config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model), arguments.trust_remote_code)
     if config.model_type == "minislice":
         return config.base, {"as it is": config}
     try:

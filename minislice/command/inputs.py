@@ -28,8 +28,14 @@ def device_of(name: str | None) -> str:
 
 def load_both(arguments: argparse.Namespace, default_dtype: str | None = None):
     """The model, float32 on a CPU and as it was saved on a GPU unless `--dtype` says otherwise, and its tokenizer."""
-    model, tokenizer = load(arguments.model, dtype=dtype_of(arguments, default_dtype), device=arguments.device)
+    model, tokenizer = load_model(arguments, default_dtype)
     return model, require_tokenizer(arguments, tokenizer)
+
+
+def load_model(arguments: argparse.Namespace, default_dtype: str | None = None):
+    """As `load_both`, with None for a tokenizer that isn't there."""
+    machine = {"dtype": dtype_of(arguments, default_dtype), "device": arguments.device}
+    return load(arguments.model, **machine, trust_remote_code=arguments.trust_remote_code)
 
 
 def dtype_of(arguments: argparse.Namespace, default: str | None = None) -> str:
@@ -96,7 +102,7 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     Raises:
         ValueError: there is no such model, or text; in this order.
     """
-    load_config(locate(arguments.model))
+    load_config(locate(arguments.model), arguments.trust_remote_code)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
     calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
     if evaluation is None:

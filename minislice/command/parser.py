@@ -58,6 +58,12 @@ def add_command(sub: argparse.ArgumentParser, command: ModuleType) -> None:
 
 def add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL", type=given, help=MODEL_HELP)
+    add_trust(sub)
+
+
+def add_trust(sub: argparse.ArgumentParser) -> None:
+    text = "run the Python files that come with MODEL, if it has an architecture of its own"
+    sub.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
 def add_machine(sub: argparse.ArgumentParser) -> None:

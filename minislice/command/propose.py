@@ -17,7 +17,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model, _ = load(arguments.model, dtype="float32")
+    model, _ = load(arguments.model, dtype="float32", trust_remote_code=arguments.trust_remote_code)
     found = propose(model, seed=arguments.seed)
     print_result(
         arguments,

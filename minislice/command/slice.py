@@ -129,8 +129,9 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
-    trained, texts = TrainedWeights(arguments.model, dtype_of(arguments)), texts_of(arguments)
-    model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder))
+    trust = arguments.trust_remote_code
+    trained, texts = TrainedWeights(arguments.model, dtype_of(arguments), trust), texts_of(arguments)
+    model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder, trust))
     calibration, _ = token_sets(arguments, texts, model, tokenizer)
     _require_rank(calibration, model.config.hidden_size)
     _look_ahead(arguments, network(model), checked)
@@ -145,6 +146,7 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
         tokenizer=tokenizer,
         notes={"base_model": arguments.model, "calibration": described},
         force=arguments.force,
+        trust_remote_code=trust,
         progress=not arguments.quiet,
         processes=arguments.processes,
         **options,

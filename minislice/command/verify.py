@@ -9,8 +9,7 @@ from transformers import PreTrainedModel
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES, verify
-from ..storage.checkpoint import load
-from .inputs import Texts, dtype_of, require_known, require_tokenizer, seqlen_of, token_sets
+from .inputs import Texts, load_model, require_known, require_tokenizer, seqlen_of, token_sets
 from .output import print_result
 from .parser import add_calibration, add_machine, add_model, add_seqlen
 
@@ -31,7 +30,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     texts = Texts(arguments.calibration, None)
     texts.require()
-    model, tokenizer = load(arguments.model, dtype=dtype_of(arguments), device=arguments.device)
+    model, tokenizer = load_model(arguments)
     if arguments.calibration:
         tokens, _ = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
         described = texts.describe("calibration", tokens)
