@@ -457,7 +457,7 @@ def test_streamed_and_in_memory_are_the_same_and_leave_nothing_behind(in_memory,
     streamed = really(tmp_path, small, [1], (0, 30), stream=True)
     found = [[record["values"]["perplexity"] for record in records] for records in (in_memory, streamed)]
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][0] < found[0][1]
-    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl", ".results.jsonl.lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
 
 
 def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
