@@ -91,8 +91,7 @@ def delete(folder: Path) -> None:
     """Delete what a recovery left in its folder, and the folder, unless something else is in it."""
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
-    for name in (SETTINGS, LOCK):
-        (folder / name).unlink()
+    (folder / SETTINGS).unlink()
     with suppress(OSError):
         folder.rmdir()
 
