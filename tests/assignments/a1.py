@@ -19,7 +19,7 @@ wrong(
     "a1.center",
     {
         "the mean itself": (lambda D: np.ones((D, D)) / D, "M", "the mean in place of every number"),
-        "divided by D - 1": (lambda D: np.eye(D) - np.ones((D, D)) / max(1, D - 1), "M", "mean zero"),
+        "divided by D - 1": (lambda D: np.eye(D) - np.ones((D, D)) / max(1, D - 1), "M:", "first difference"),
     },
 )
 

@@ -20,15 +20,9 @@ def _center_cases(rng: Generator) -> list[Case]:
 
 
 def _judge_center(arguments: Mapping[str, Any], M: np.ndarray) -> Failure | None:
-    D = arguments["D"]
-    x = np.random.default_rng(D).standard_normal((2 * D, D))
-    if close(0.0, (x @ M).mean(-1)) and close(x, x @ M + x.mean(-1, keepdims=True)):
-        return None
-    gives_mean = close(x.mean(-1, keepdims=True) * np.ones(D), x @ M)
-    what = "a row x M does not have mean zero" if not close(0.0, (x @ M).mean(-1)) else "x M is not x minus its mean"
-    values = f"the first row of M is {np.round(M[0], 3).tolist()}"
-    mistake = "This M puts the mean in place of every number; subtract it instead." if gives_mean else ""
-    return Failure("values", "M", what, values, mistake=mistake, hint="what must x M be for x = (1, 1, ..., 1)?")
+    wanted, _ = toy.weights_of(lambda x: x - x.mean(-1, keepdims=True), arguments["D"])
+    mistakes = {"This M puts the mean in place of every number; subtract it instead.": np.eye(len(wanted)) - wanted}
+    return Places().add("M", wanted, M, mistakes, "what must x M be for x = (1, 1, ..., 1)?").failure()
 
 
 def _reader_cases(rng: Generator) -> list[Case]:

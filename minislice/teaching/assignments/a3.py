@@ -16,18 +16,11 @@ from .markdown import read
 
 def _cases(rng: Generator) -> list[Case]:
     cases = []
-    for (D, H), B, parallel, positions in zip(
-        toy.sizes(rng, 3),
-        (2, 2, 1, 3, 2),
-        (False, True, False, True, True),
-        (True, False, True, True, True),
-        strict=True,
-    ):
-        net = toy.network(rng, D, H, B)
-        net |= {"W_out2": None, "b_out2": None}
-        if parallel:
+    for (D, H), B in zip(toy.sizes(rng, 3), (2, 2, 1, 3, 2), strict=True):
+        net = toy.network(rng, D, H, B) | {"W_out2": None, "b_out2": None}
+        if D not in (3, 5):  # a parallel block
             net |= {"W_out2": rng.standard_normal((B, H, D)), "b_out2": rng.standard_normal((B, D))}
-        if not positions:
+        if D == 4:
             net["W_pos"] = None
         cases.append(Case({"D": D, "H": H, "B": B}, {"weights": net, "Q": toy.haar(rng, D, B + 1)}))
     return cases
@@ -53,8 +46,8 @@ def _judge(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
             places.add(name, _writes(net[name], None, Q[0])[0], rotated[name], wrong, hint)
     for block in range(len(S)):
         before, behind = Q[block], Q[block + 1]
-        W, b = (net[name][block] for name in ("W_in", "b_in"))
-        _add_reader(places, f"_in[{block}]", W, b, before, rotated["W_in"][block], rotated["b_in"][block])
+        layer, got = ([weights[name][block] for name in ("W_in", "b_in")] for weights in (net, rotated))
+        _add_reader(places, f"_in[{block}]", layer, got, before)
         for name in ("_out", "_out2"):
             if net["W" + name] is not None:
                 W, b = net["W" + name][block], net["b" + name][block]
@@ -77,7 +70,9 @@ def _judge(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
         }
         hint = f"X Q[{block}] comes in, X Q[{block + 1}] must go out."
         places.add(f"S[{block}]", wanted, S[block], wrong, hint)
-    _add_reader(places, "_head", net["W_head"], net["b_head"], Q[-1], rotated["W_head"], rotated["b_head"], Q[-2])
+    layer, got = ([weights[name] for name in ("W_head", "b_head")] for weights in (net, rotated))
+    wrong = {"It is turned back from the boundary before the last block, not the last boundary.": Q[-2].T @ layer[0]}
+    _add_reader(places, "_head", layer, got, Q[-1], wrong)
     return places.failure()
 
 
@@ -89,28 +84,20 @@ def _same(net: Mapping[str, Any], rotated: Mapping[str, Any], Q: np.ndarray, tok
 
 
 def _writes(W: np.ndarray, b: np.ndarray | None, Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of whoever writes, in the basis Q, what W and b wrote."""
+    """The weights of a writer that writes what W and b wrote, in the basis Q."""
     return toy.weights_of(lambda h: (h @ W if b is None else h @ W + b) @ Q, len(W))
 
 
 def _add_reader(
-    places: Places,
-    which: str,
-    W: np.ndarray,
-    b: np.ndarray,
-    Q: np.ndarray,
-    W_got: np.ndarray,
-    b_got: np.ndarray,
-    Q_before: np.ndarray | None = None,
+    places: Places, which: str, layer: list, got: list, Q: np.ndarray, mistakes: Mapping[str, Any] | None = None
 ) -> None:
-    """Add W and b that read a row x Q as W and b did x."""
+    """Add the weights of a reader that reads a row x Q as W and b, its `layer`, read x."""
+    W, b = layer
     W_wanted, b_wanted = toy.weights_of(lambda z: z @ Q.T @ W + b, len(W))
-    wrong = {"It is as it was.": W, "It is Q W: the transpose is missing.": Q @ W}
-    if Q_before is not None:
-        wrong["It is turned back from the boundary before the last block, not the last boundary."] = Q_before.T @ W
+    wrong = {"It is as it was.": W, "It is Q W: the transpose is missing.": Q @ W, **(mistakes or {})}
     hint = "x Q comes in. What must W begin with, so that x W comes out?"
-    places.add(f"W{which}", W_wanted, W_got, wrong, hint)
-    places.add(f"b{which}", b_wanted, b_got, hint="it is added behind W, where the signal's basis is left behind.")
+    places.add(f"W{which}", W_wanted, got[0], wrong, hint)
+    places.add(f"b{which}", b_wanted, got[1], hint="it is added behind W, where the signal's basis is left behind.")
 
 
 PARTS = {"W_embd": 2, "W_pos": 2, "W_in b_in": 2, "W_out W_out2": 2, "b_out b_out2": 2, "S": 3, "W_head b_head": 2}
