@@ -426,6 +426,17 @@ def test_a_disk_that_fills_up_at_any_file_is_one_line(name, where, fault, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+POSITION = "[enforce fail at inline_container.cc:672] . unexpected pos 3053440 vs 3053328"
+
+
+@pytest.mark.parametrize("fault", [SafetensorError(FULL), RuntimeError(POSITION), OSError(28, "No space left")])
+def test_a_disk_that_fills_up_while_a_recovery_saves_is_one_line(fault, tmp_path, monkeypatch):
+    model = minislice.slice_model(LLAMA.model().float(), LLAMA.tokens(), width=10)
+    monkeypatch.setattr(torch, "save", lambda *_, **__: (_ for _ in ()).throw(fault))
+    with pytest.raises(OSError, match=f"can't write {tmp_path}"):
+        minislice.recover(model, LLAMA.tokens(), folder=tmp_path / "run", steps=2, every=1, held_out=0.5)
+
+
 def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
         raise ZeroDivisionError

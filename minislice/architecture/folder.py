@@ -10,6 +10,7 @@ A saved model takes this file with it, as it does `blocks`.
 
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -115,9 +116,9 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and tokenizers, in Rust, raise errors of their own for what the system refuses.
-        if isinstance(error, OSError) or "(os error " in str(error):
-            raise OSError(f"can't write {target}: {error}; nothing of it was kept") from error
+        # safetensors and tokenizers, in Rust, and torch.save raise errors of their own for what the system refuses.
+        if isinstance(error, OSError) or re.search(r"\(os error |PytorchStreamWriter|unexpected pos", str(error)):
+            raise OSError(f"can't write {target}: {error}") from error
         raise
 
 
