@@ -6,13 +6,11 @@ and the variants that it comes in.
 
 from dataclasses import dataclass
 
-import torch
 from hypothesis import strategies as st
-from models import VOCABULARY, Recipe, _random_like
+from models import Recipe
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from minislice.architecture.mixtures import able_to_compute
 from minislice.architecture.network import network
 
 SLIDING = {"sliding_window": 6}
@@ -119,7 +117,7 @@ class FamilyRecipe(Recipe):
             for name, value in sizes.items()
             if hasattr(known, name) and not isinstance(getattr(type(known), name, None), property)
         }
-        fields |= self._common() | VARIANTS[self.family][self.variant % len(VARIANTS[self.family])]
+        fields |= self.common() | VARIANTS[self.family][self.variant % len(VARIANTS[self.family])]
         fields["hidden_size"] = (
             self.hidden if "head_dim" in fields and self.family not in ("cohere2", "helium", "falcon") else narrow
         )
@@ -129,28 +127,6 @@ class FamilyRecipe(Recipe):
             if name in fields:
                 fields[name] = list(fields[name][: self.layers])
         return AutoConfig.for_model(self.family, **fields)
-
-    def _common(self) -> dict:
-        return {
-            "vocab_size": VOCABULARY,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "max_position_embeddings": 64,
-            "tie_word_embeddings": self.tied,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        }
-
-    def model(self) -> nn.Module:
-        model = able_to_compute(AutoModelForCausalLM.from_config(self.config()).double()).eval()
-        generator = torch.Generator().manual_seed(self.seed)
-        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                kind = "embedding" if parameter in tables else name.replace("embed", "")
-                parameter.copy_(_random_like(parameter, kind, generator))
-        return model
 
 
 @st.composite

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from minislice.architecture.mixtures import able_to_compute
 
 FAMILIES = ("opt", "llama", "phi")
 VOCABULARY = 120
@@ -43,37 +45,55 @@ class Recipe:
         """Whether the model's own norms compute in float32, whatever its dtype: LLaMA's do."""
         return self.family == "llama"
 
-    @property
-    def softmax_in_float32(self) -> bool:
-        """Whether attention rounds to float32, so that a cache changes the order of its sums."""
-        return False
-
-    @property
-    def rounding(self) -> float:
-        """What rounding to float32 inside the model changes its logits by at least, whatever the dtype."""
-        return 0.0
-
-    @property
-    def logit_scale(self) -> float:
-        """What the head's output is multiplied by."""
-        return 1.0
+    softmax_in_float32 = False  # attention rounds to float32, so that a cache changes the order of its sums
+    rounding = 0.0  # by how much rounding to float32 inside the model changes its logits
+    logit_scale = 1.0  # the head's output is multiplied by it
 
     def model(self) -> nn.Module:
         """A new float64 model, in eval mode; the same one for the same recipe."""
-        model = {"opt": self._opt, "llama": self._llama, "phi": self._phi}[self.family]().double().eval()
+        model = able_to_compute(AutoModelForCausalLM.from_config(self.config()).double()).eval()
         generator = torch.Generator().manual_seed(self.seed)
+        tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                kind = "embedding" if parameter in tables else name.replace("embed", "")
+                parameter.copy_(_random_like(parameter, kind, generator))
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = self.eps  # OPT's config has none
-        for name, parameter in model.named_parameters():
-            with torch.no_grad():
-                parameter.copy_(_random_like(parameter, name, generator))
+            if self.family == "opt" and isinstance(module, nn.LayerNorm):
+                module.eps = self.eps  # its config has none
         return model
 
-    def _common(self) -> dict:
+    def config(self) -> PreTrainedConfig:
+        rope = {"rope_type": "linear", "factor": 2.0} if self.option else {"rope_type": "default"}
+        fields = {
+            "opt": {
+                "ffn_dim": 40,
+                "word_embed_proj_dim": self.width,
+                "enable_bias": self.biases,
+                "layer_norm_elementwise_affine": not self.option,
+            },
+            "llama": {
+                "intermediate_size": 40,
+                "num_key_value_heads": self.kv_heads,
+                "head_dim": self.head_dim,
+                "attention_bias": self.biases,
+                "mlp_bias": self.biases,
+                "rms_norm_eps": self.eps,
+                "rope_parameters": {**rope, "rope_theta": 10000.0},
+            },
+            "phi": {
+                "intermediate_size": 40,
+                "num_key_value_heads": self.kv_heads,
+                "layer_norm_eps": self.eps,
+                "qk_layernorm": self.option,
+            },
+        }[self.family]
+        return AutoConfig.for_model(self.family, hidden_size=self.width, **fields, **self.common())
+
+    def common(self) -> dict:
+        """The fields that every family has."""
         return {
             "vocab_size": VOCABULARY,
-            "hidden_size": self.width,
             "num_hidden_layers": self.layers,
             "num_attention_heads": self.heads,
             "max_position_embeddings": 64,
@@ -82,40 +102,6 @@ class Recipe:
             "eos_token_id": None,  # generation runs to the length it is given
             "pad_token_id": 0,
         }
-
-    def _opt(self) -> nn.Module:
-        config = OPTConfig(
-            **self._common(),
-            ffn_dim=40,
-            word_embed_proj_dim=self.width,
-            enable_bias=self.biases,
-            layer_norm_elementwise_affine=not self.option,
-        )
-        return OPTForCausalLM(config)
-
-    def _llama(self) -> nn.Module:
-        rope = {"rope_type": "linear", "factor": 2.0} if self.option else {"rope_type": "default"}
-        config = LlamaConfig(
-            **self._common(),
-            intermediate_size=40,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            attention_bias=self.biases,
-            mlp_bias=self.biases,
-            rms_norm_eps=self.eps,
-            rope_parameters={**rope, "rope_theta": 10000.0},
-        )
-        return LlamaForCausalLM(config)
-
-    def _phi(self) -> nn.Module:
-        config = PhiConfig(
-            **self._common(),
-            intermediate_size=40,
-            num_key_value_heads=self.kv_heads,
-            layer_norm_eps=self.eps,
-            qk_layernorm=self.option,
-        )
-        return PhiForCausalLM(config)
 
     def tokens(self, seed: int = 0) -> Tensor:
         """Random ids, [sequences, tokens]; `seed` distinguishes sets for the same recipe."""
