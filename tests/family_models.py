@@ -68,6 +68,18 @@ VARIANTS: dict[str, tuple[dict, ...]] = {
     "gpt_oss": ({**MIXED, "rope_parameters": YARN}, {**MIXED, "attention_bias": False}),
 }
 FAMILIES = tuple(VARIANTS)
+REPRESENTATIVES = [  # each stands for a generalisation of the table
+    ("gpt2", 0),  # Conv1D, and a last signal of the first one's shape
+    ("bloom", 0),  # a norm of the embedding, ALiBi
+    ("falcon", 1),  # two norms in a parallel layer
+    ("granite", 0),  # a number on the branches
+    ("olmo", 0),  # norms without weights
+    ("phi3", 1),  # fused projections, a sliding window
+    ("cohere2", 0),  # layers with masks of their own
+    ("mixtral", 1),  # experts
+    ("qwen2_moe", 1),  # experts in some layers, and a shared one
+    ("gpt_oss", 0),  # transposed experts with biases
+]
 EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 
 

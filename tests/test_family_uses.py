@@ -7,7 +7,7 @@ import argparse
 
 import pytest
 import torch
-from family_models import FamilyRecipe
+from family_models import REPRESENTATIVES, FamilyRecipe
 from forked import group_of
 from properties import logits, relative_error
 from test_cost import counted
@@ -24,19 +24,7 @@ from minislice.measuring.cost import flops_per_token
 from minislice.recovery.training import lora_targets
 from minislice.teaching.small import small_model
 
-CASES = [
-    ("gpt2", 0),  # Conv1D, and a last signal of the first one's shape
-    ("bloom", 0),  # a norm of the embedding, ALiBi
-    ("falcon", 1),  # two norms in a parallel layer
-    ("granite", 0),  # a number on the branches
-    ("olmo", 0),  # norms without weights
-    ("phi3", 1),  # fused projections, a sliding window
-    ("cohere2", 0),  # layers with masks of their own
-    ("mixtral", 1),  # experts
-    ("qwen2_moe", 1),  # experts in some layers, and a shared one
-    ("gpt_oss", 0),  # transposed experts with biases
-]
-stand_for_all = pytest.mark.parametrize(("family", "variant"), CASES)
+stand_for_all = pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES)
 
 
 def sliced(family: str, variant: int, dtype=torch.float64, **options):
@@ -47,7 +35,7 @@ def sliced(family: str, variant: int, dtype=torch.float64, **options):
 def slice_together(folder: str) -> int:
     """Of one process: slices every case on its share, and writes what the model computes then."""
     with joined() as processes:
-        for family, variant in CASES[::3]:
+        for family, variant in REPRESENTATIVES[::3]:
             shared = lambda batches: SharedCalibration(batches, processes)  # noqa: E731
             recipe, model = sliced(family, variant, batch_size=2, calibration=shared)
             if processes.index == 0:
@@ -55,10 +43,11 @@ def slice_together(folder: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(tmp_path):
     group = group_of(2, slice_together, str(tmp_path))
     assert [process.status for process in group] == [0, 0], group
-    for family, variant in CASES[::3]:
+    for family, variant in REPRESENTATIVES[::3]:
         recipe, model = sliced(family, variant)
         found = torch.load(tmp_path / family)
         assert relative_error(found, logits(model, recipe.tokens(1))) < max(1e-8, recipe.rounding), family
@@ -92,6 +81,7 @@ def test_lora_is_trained_and_merged(family, variant):
     assert relative_error(logits(model, recipe.tokens(1)), before) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "bloom", "gpt_oss"])
 def test_the_harness_and_the_commands_take_them(family, tmp_path, capsys):
     pytest.importorskip("lm_eval")

@@ -15,34 +15,16 @@ from minislice.options import SlicingOptions
 MODELS = ("babyllama-tok361", "opt-dev", "phi-dev", "stories260K")
 
 
-class Recorded:
-    """One model of the oracle: its batches, and what the authors' code makes of it."""
-
-    def __init__(self, assets, name):
-        self.path = assets / "models" / name
-        folder = assets / "oracle" / name
-        self.calibration, self.evaluation = (
-            torch.from_numpy(np.load(folder / f"{part}.npy")).long() for part in ("calibration", "evaluation")
-        )
-        self.expected = json.loads((folder / "expected.json").read_text())
-
-    def load(self):
-        return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
-
-    def perplexity(self, model):
-        return perplexity(model, self.evaluation, batch_size=16)
-
-
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MODELS, scope="module")
 def recorded(request, assets):
-    return Recorded(assets, request.param)
+    """One model of the oracle: its folder, what the authors' code makes of it, and its two sets of batches."""
+    folder = assets / "oracle" / request.param
+    batches = [torch.from_numpy(np.load(folder / f"{part}.npy")).long() for part in ("calibration", "evaluation")]
+    return assets / "models" / request.param, json.loads((folder / "expected.json").read_text()), *batches
 
 
-def few_distinct_tokens(recorded):
-    """The batches of babyllama show so few that part of its first basis is arbitrary, and slicing says so."""
-    if recorded.path.name == "babyllama-tok361":
-        return pytest.warns(UserWarning, match="span 59 of 128 dimensions, and .* were kept")
-    return nullcontext()
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def test_every_recorded_model_is_compared(assets):
@@ -50,19 +32,20 @@ def test_every_recorded_model_is_compared(assets):
 
 
 def test_dense_and_fused_perplexity_are_the_recorded_ones(recorded):
-    model = recorded.load()
-    assert parameters(model) == recorded.expected["dense_parameters"]
-    assert math.isclose(recorded.perplexity(model), recorded.expected["dense_perplexity"], rel_tol=1e-5)
-    fuse(model)
-    assert parameters(model) == recorded.expected["fused_parameters"]
-    assert math.isclose(recorded.perplexity(model), recorded.expected["fused_perplexity"], rel_tol=1e-5)
+    folder, expected, _, evaluation = recorded
+    for state, model in {"dense": load(folder), "fused": fuse(load(folder))}.items():
+        assert parameters(model) == expected[f"{state}_parameters"]
+        found = perplexity(model, evaluation, batch_size=16)
+        assert math.isclose(found, expected[f"{state}_perplexity"], rel_tol=1e-5)
 
 
 def test_sliced_perplexity_and_parameters_are_the_recorded_ones(recorded):
-    assert recorded.expected["sliced"]
-    for width, expected in recorded.expected["sliced"].items():
+    folder, expected, calibration, evaluation = recorded
+    assert expected["sliced"]
+    few_tokens = "span 59 of 128 dimensions, and .* were kept"  # babyllama's batches: part of its basis is arbitrary
+    for width, row in expected["sliced"].items():
         options = SlicingOptions.paper(width=int(width), signal="raw")
-        with few_distinct_tokens(recorded):
-            model = slice_model(recorded.load(), recorded.calibration, batch_size=16, **vars(options))
-        assert parameters(model) == expected["parameters"]
-        assert math.isclose(recorded.perplexity(model), expected["perplexity"], rel_tol=1e-3)
+        with pytest.warns(UserWarning, match=few_tokens) if folder.name == MODELS[0] else nullcontext():
+            model = slice_model(load(folder), calibration, batch_size=16, **vars(options))
+        assert parameters(model) == row["parameters"]
+        assert math.isclose(perplexity(model, evaluation, batch_size=16), row["perplexity"], rel_tol=1e-3)
