@@ -6,15 +6,14 @@ The three embedded models; with MINISLICE_TEST_ASSETS set, the four of its folde
 that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own held-out text, float32.
 """
 
-import argparse
 import copy
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import ASSETS, cost_parser, markdown, models
 
 import minislice
 from minislice.architecture.network import network
@@ -28,16 +27,15 @@ SLICING = 0.25
 
 def models_at_hand():
     """(name, model, calibration tokens, evaluation tokens) for each trained model."""
-    for name in EMBEDDED:
-        model, tokenizer = minislice.load(name, dtype=torch.float32)
-        splits = [tokenize(load_text("embedded", split), tokenizer) for split in ("calibration", "test")]
-        yield name, model, *(sample(stream, 64, 256) for stream in splits)
-    assets = os.environ.get("MINISLICE_TEST_ASSETS")
-    for folder in sorted(Path(assets, "oracle").iterdir()) if assets else []:
-        if folder.is_dir():
-            model, _ = minislice.load(Path(assets, "models", folder.name), dtype=torch.float32)
-            batches = [torch.from_numpy(np.load(folder / f"{which}.npy")) for which in ("calibration", "evaluation")]
-            yield folder.name, model, *batches
+    for name, (source, _) in models().items():
+        model, tokenizer = minislice.load(source, dtype=torch.float32)
+        if name in EMBEDDED:
+            splits = [tokenize(load_text("embedded", split), tokenizer) for split in ("calibration", "test")]
+            batches = [sample(stream, 64, 256) for stream in splits]
+        else:
+            files = [Path(ASSETS, "oracle", name, f"{which}.npy") for which in ("calibration", "evaluation")]
+            batches = [torch.from_numpy(np.load(file)) for file in files]
+        yield name, model, *batches
 
 
 def bytes_on_disk(model) -> int:
@@ -47,55 +45,43 @@ def bytes_on_disk(model) -> int:
         return sum(file.stat().st_size for file in Path(folder, "model").glob("*.safetensors"))
 
 
+def measured(model, evaluation) -> dict:
+    """Of a dense or a sliced model."""
+    perplexity = minislice.perplexity(model, evaluation)
+    return {"perplexity": perplexity, "parameters": minislice.parameters(model), "bytes": bytes_on_disk(model)}
+
+
 def measure(model, calibration, evaluation) -> dict:
     """Rows at 25% and, at the size that `full` has there, the perplexity that each form reaches."""
-    dense = {
-        "perplexity": minislice.perplexity(model, evaluation),
-        "parameters": minislice.parameters(model),
-        "bytes": bytes_on_disk(model),
-    }
-    result = {"at 25%": {"dense": dense}}
+    rows = {"dense": measured(model, evaluation)}
     variants = ADAPTERS | (TIED_ADAPTERS if network(model).head_was_tied else {})
     for variant, options in variants.items():
         sliced = minislice.slice_model(copy.deepcopy(model), calibration, slicing=SLICING, **options)
-        result["at 25%"][variant] = {
-            "perplexity": minislice.perplexity(sliced, evaluation),
-            "parameters": minislice.parameters(sliced),
-            "bytes": bytes_on_disk(sliced),
-        }
+        rows[variant] = measured(sliced, evaluation)
     D = network(model).trained_width
-    k = slice_width(D, SLICING)
-    size = result["at 25%"]["full"]["parameters"]
-    points = equal_size(model, calibration, evaluation, widths=sorted({k, *np.linspace(k, D, 5).astype(int).tolist()}))
-    result["at the size of full"] = {variant: perplexity_at(points, variant, size) for variant in variants}
-    return result
+    widths = sorted({slice_width(D, SLICING), *np.linspace(slice_width(D, SLICING), D, 5).astype(int).tolist()})
+    points = equal_size(model, calibration, evaluation, widths=widths)
+    reached = {variant: perplexity_at(points, variant, rows["full"]["parameters"]) for variant in variants}
+    return {"at 25%": rows, "at the size of full": reached}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = cost_parser(__doc__).parse_args()
     results = {name: measure(*rest) for name, *rest in models_at_hand()}
     if arguments.json:
         print(json.dumps(results))
         return
-    columns = ["dense", *VARIANTS, *TIED_ADAPTERS]
-    print("| model, 25% | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
-    for name, result in results.items():
-        cells = []
-        for column in columns:
-            row = result["at 25%"].get(column)
-            cells.append(
-                "-"
-                if row is None
-                else f"{row['perplexity']:.2f}, {row['parameters'] / 1e6:.2f}M, {row['bytes'] / 1e6:.1f} MB"
-            )
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    columns = columns[1:]
-    print("\n| model, size of full at 25% | " + " | ".join(columns) + " |\n" + "|---" * (len(columns) + 1) + "|")
-    for name, result in results.items():
-        reached = [result["at the size of full"].get(column) for column in columns]
-        print(f"| {name} | " + " | ".join("-" if value is None else f"{value:.2f}" for value in reached) + " |")
+    columns = ["dense", *ADAPTERS, *TIED_ADAPTERS]
+
+    def shown(row: dict | None) -> str:
+        size = "" if row is None else f"{row['parameters'] / 1e6:.2f}M, {row['bytes'] / 1e6:.1f} MB"
+        return "-" if row is None else f"{row['perplexity']:.2f}, {size}"
+
+    lines = [[name, *(shown(result["at 25%"].get(c)) for c in columns)] for name, result in results.items()]
+    print(markdown(["model, 25%", *columns], lines))
+    reached = {name: [result["at the size of full"].get(c) for c in columns[1:]] for name, result in results.items()}
+    lines = [[name, *("-" if v is None else f"{v:.2f}" for v in values)] for name, values in reached.items()]
+    print("\n" + markdown(["model, size of full at 25%", *columns[1:]], lines))
 
 
 if __name__ == "__main__":

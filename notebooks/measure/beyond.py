@@ -14,15 +14,13 @@ SmolLM2. Of a text that serves for both the first half calibrates, the second is
 """
 
 import argparse
-import json
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from common import ALPACA, ASSETS, MORE, WIKITEXT, markdown, models, read, write
 
 import minislice
 from minislice.architecture.folder import whole_file
@@ -41,21 +39,7 @@ SMOLLM2 = {
 }
 SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
 SMALL_SAMPLES, WINDOWS = 64, 32  # for the small models, and the windows that are measured on
-STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
-TEXTS = {
-    "stories260K": (STORIES, 256),
-    "babyllama-tok361": (STORIES, 256),
-    "opt-dev": (WIKITEXT, 128),
-    "phi-dev": (WIKITEXT, 128),
-}
-
-
-def small_models(assets: str | None) -> dict[str, tuple[str, str, int]]:
-    """Where each is, its text, and how long a sequence is."""
-    found = {name: (name, "embedded", SEQLEN) for name in EMBEDDED}
-    for name, (text, seqlen) in TEXTS.items() if assets else ():
-        found[name] = str(Path(assets, "models", name)), str(Path(assets, "text", text)), seqlen
-    return found
+SEQLENS = {"opt-dev": 128, "phi-dev": 128}  # of other models 256
 
 
 def on_its_text(place: str, text: str, seqlen: int) -> list[str]:
@@ -74,9 +58,9 @@ def measure_on_own(name: str, place: str, text: str, seqlen: int, sizes: list[st
     minislice.compare(model, own, windows(stream, seqlen, WINDOWS), **asked)
 
 
-def smollm2(assets: str, calibration: str, samples: int) -> list[str]:
+def smollm2(calibration: str, samples: int) -> list[str]:
     """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`."""
-    files = {name: str(Path(assets, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
+    files = {name: str(Path(ASSETS, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
     texts = ["--calibration", files.get(calibration, calibration), "--evaluation", files["wikitext"], "--seqlen", "512"]
     return ["smollm2", *texts, "--samples", str(samples), "--eval-samples", "10"]
 
@@ -86,29 +70,22 @@ def measure(name: str, arguments: list[str], sizes: list[str], variants: list[st
     rows = read(results)
     with tempfile.TemporaryDirectory() as folder:
         known = Path(folder, "results.jsonl")
-        known.write_text("".join(json.dumps(row) + "\n" for row in rows if row["model"] == name), encoding="utf-8")
+        write(known, of_model(name, rows))
         chosen = ["--variants", ",".join(variants), "--sizes", ",".join(sizes), "--out", folder]
         subprocess.run([sys.executable, "-m", "minislice", "compare", *arguments, *chosen], check=True)
         new = [{**row, "model": name} for row in read(known)]
     rows = [row for row in rows if row["model"] != name] + new
-    whole = results.with_suffix(".new")
-    whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    shutil.move(whole, results)
-
-
-def read(results: Path) -> list[dict]:
-    return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
+    write(results, rows)
 
 
 def table(title: str, lines: dict[str, list[dict]]) -> str:
     """What each variant multiplies the dense perplexity by, and the size that is left; for each line its name and rows,
     all of one model, text and size.
     """
-    heads = [f"| {title} | dense | {' | '.join(VARIANTS)} |", "|---" * (len(VARIANTS) + 2) + "|"]
-    return "\n".join([*heads, *(_line(name, rows) for name, rows in lines.items())])
+    return markdown([title, "dense", *VARIANTS], [[name, *_cells(rows)] for name, rows in lines.items()])
 
 
-def _line(name: str, rows: list[dict]) -> str:
+def _cells(rows: list[dict]) -> list[str]:
     found = {row["variant"]: row for row in rows}
     cells = [f"{found['dense']['perplexity']:.2f}"]
     for row in map(found.get, VARIANTS):
@@ -117,15 +94,15 @@ def _line(name: str, rows: list[dict]) -> str:
         else:
             share = row["parameters"] / row["dense_parameters"]
             cells.append(f"{_ratio(row)}, {share:.0%}")
-    return f"| {name} | {' | '.join(cells)} |"
+    return cells
 
 
 def tables() -> str:
     """At 80% every model; SmolLM2 at every size, and at 80% also with other numbers of calibration sequences."""
     small, real = read(SMALL), {text: read(path) for text, path in SMOLLM2.items()}
-    models = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
-    models["smollm2"] = calibrated_with(SAMPLES, real["wikitext"])
-    at_80 = {name: of_size(0.8, rows) for name, rows in models.items()}
+    measured = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
+    measured["smollm2"] = calibrated_with(SAMPLES, real["wikitext"])
+    at_80 = {name: of_size(0.8, rows) for name, rows in measured.items()}
     asked = {
         (text, samples, size)
         for text, rows in real.items()
@@ -142,15 +119,14 @@ def tables() -> str:
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
     """Calibrated on a text, and on the model's own: what two variants multiply the dense perplexity by, at 80%."""
-    pairs = {name: [of_model(name, rows) for rows in (small, read(SMALL_OWN))] for name in (*EMBEDDED, *TEXTS)}
+    pairs = {name: [of_model(name, rows) for rows in (small, read(SMALL_OWN))] for name in (*EMBEDDED, *MORE)}
     pairs["smollm2 (alpaca)"] = [calibrated_with(SAMPLES, real["alpaca"]), real["own"]]
     heads = [f"{variant}, {text}" for variant in ("neurons", "mixed") for text in ("text", "own")]
-    lines = [f"| at most 80%, calibrated on | {' | '.join(heads)} |", "|---" * 5 + "|"]
+    lines = []
     for name, pair in pairs.items():
         found = [{row["variant"]: row for row in of_size(0.8, rows)} for rows in pair]
-        cells = [_ratio(rows.get(variant)) for variant in ("neurons", "mixed") for rows in found]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *(_ratio(rows.get(variant)) for variant in ("neurons", "mixed") for rows in found)])
+    return markdown(["at most 80%, calibrated on", *heads], lines)
 
 
 def _ratio(row: dict | None) -> str:
@@ -188,9 +164,9 @@ def of_size(size: float, rows: list[dict]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    models = parser.add_mutually_exclusive_group()
-    models.add_argument("--smollm2", choices=SMOLLM2, help="SmolLM2, and the text that calibrates")
-    models.add_argument("--own", action="store_true", help="the small models, calibrated on what they write themselves")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--smollm2", choices=SMOLLM2, help="SmolLM2, and the text that calibrates")
+    chosen.add_argument("--own", action="store_true", help="the small models, calibrated on what they write themselves")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that calibrate SmolLM2 (default: %(default)s)")
@@ -198,19 +174,19 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing, draw what is in SmolLM2's results")
     settings = parser.parse_args()
     sizes, variants = settings.sizes.split(","), settings.variants.split(",")
-    assets = os.environ.get("MINISLICE_TEST_ASSETS")
     if settings.table:
         print(tables())
     elif settings.plot:
         plot(settings.plot)
     elif settings.smollm2:
-        if assets is None:
+        if ASSETS is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
-        arguments = smollm2(assets, settings.smollm2, settings.samples)
+        arguments = smollm2(settings.smollm2, settings.samples)
         for variant in variants:  # each by itself, so that an interrupted run keeps what it has
             measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
     else:
-        for name, where in small_models(assets).items():
+        for name, (place, text) in models().items():
+            where = place, text, SEQLENS.get(name, SEQLEN)
             if settings.own:
                 measure_on_own(name, *where, sizes, variants)
             else:

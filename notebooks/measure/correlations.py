@@ -3,6 +3,7 @@
 import statistics
 
 import torch
+from common import markdown
 from torch import Tensor
 
 RULERS = ("energy", "readers", "cosine", "gradient", "Fisher", "measured", "divergence", "interpolated", "size")
@@ -48,14 +49,15 @@ def correlations(items: list[dict]) -> dict[str, dict[str, tuple[float, float] |
 
 def table(rows: list[dict]) -> str:
     """A table for each model, and one of means over the models."""
-    lines, known = [], {row["model"]: correlations(row["items"]) for row in rows}
+    tables, known = [], {row["model"]: correlations(row["items"]) for row in rows}
     for row in rows:
         counts = [sum(column in (item["kind"], "all") for item in row["items"]) for column in COLUMNS[:-1]]
         heads = [f"{column} ({count})" for column, count in zip(COLUMNS, [*counts, counts[-1]], strict=True)]
-        lines += ["", f"| {row['model']} | " + " | ".join(heads) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-        for ruler, found in known[row["model"]].items():
-            cells = ["-" if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in found.values()]
-            lines.append(f"| {ruler} | " + " | ".join(cells) + " |")
+        cells = {
+            ruler: ["-" if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in found.values()]
+            for ruler, found in known[row["model"]].items()
+        }
+        tables.append(markdown([row["model"], *heads], [[ruler, *line] for ruler, line in cells.items()]))
         ratios = [
             item["rulers"]["interpolated"] / item["rulers"]["divergence"]
             for item in row["items"]
@@ -64,10 +66,10 @@ def table(rows: list[dict]) -> str:
         if len(ratios) > 1:
             low, middle, high = statistics.quantiles(ratios, n=4)
             spread = f"median {middle:.2f}, middle half {low:.2f} to {high:.2f}"
-            lines.append(f"\ninterpolated / measured divergence at half of the neurons: {spread}")
-    lines += ["", f"| mean of {len(rows)} models | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+            tables.append(f"interpolated / measured divergence at half of the neurons: {spread}")
+    lines = []
     for ruler in RULERS:
         of_models = [[known[model][ruler][column] for model in known] for column in COLUMNS]
         means = [[pair[0] for pair in pairs if pair is not None] for pairs in of_models]
-        lines.append(f"| {ruler} | " + " | ".join(f"{sum(m) / len(m):.2f}" if m else "-" for m in means) + " |")
-    return "\n".join(lines[1:])
+        lines.append([ruler, *(f"{sum(m) / len(m):.2f}" if m else "-" for m in means)])
+    return "\n\n".join([*tables, markdown([f"mean of {len(rows)} models", *COLUMNS], lines)])

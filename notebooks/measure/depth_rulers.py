@@ -7,10 +7,8 @@ The three embedded models, and four more where MINISLICE_TEST_ASSETS names a fol
 calibrate unless the ruler says otherwise, perplexity is over 40 other windows.
 """
 
-import os
-from pathlib import Path
-
 import torch
+from common import markdown, models
 from torch import nn
 
 import minislice
@@ -18,18 +16,6 @@ from minislice.architecture.network import inference, network
 from minislice.beyond.depth import delete_layer, losses_without_each
 from minislice.corpus.batches import token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
-
-
-def models() -> dict[str, tuple[str, str]]:
-    """What to load, and the text."""
-    found = {name: (name, "embedded") for name in ("mini-opt", "mini-llama", "mini-phi")}
-    if assets := os.environ.get("MINISLICE_TEST_ASSETS"):
-        stories, wikitext = (
-            str(Path(assets, "text", name)) for name in ("tinystories_1000.json", "wikitext2-test.raw")
-        )
-        texts = {"babyllama-tok361": stories, "stories260K": stories, "opt-dev": wikitext, "phi-dev": wikitext}
-        found |= {name: (str(Path(assets, "models", name)), text) for name, text in texts.items()}
-    return found
 
 
 def influences(model, tokens) -> list[float]:
@@ -64,7 +50,7 @@ def again(source: str, tokens, count: int) -> list[int]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("| model | ruler | " + " | ".join(f"-{count}" for count in (0, 1, 2, 3)) + " |")
+    lines = []
     for name, (source, text) in models().items():
         model, tokenizer = minislice.load(source, dtype="float32")
         calibration, evaluation = disjoint_streams(text, text, tokenizer)
@@ -80,7 +66,8 @@ def main() -> None:
         }
         for ruler, order in orders.items():
             after = perplexities(lambda source=source: minislice.load(source, dtype="float32")[0], order, evaluation)
-            print(f"| {name} | {ruler} | {dense:.2f} | " + " | ".join(f"{value:.2f}" for value in after) + " |")
+            lines.append([name, ruler, *(f"{value:.2f}" for value in (dense, *after))])
+    print(markdown(["model", "ruler", "-0", "-1", "-2", "-3"], lines))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ bfloat16 (forward pass, projection of the signal) and float32 (covariance, weigh
 (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
 """
 
-import argparse
 import json
 import platform
 import time
 
 import torch
+from common import cost_parser
 from phases import timed
 from streaming_cost import SHAPES as SMALL
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -82,14 +82,13 @@ def bound_seconds(model, samples: int, seqlen: int, size: int) -> dict[str, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cost_parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--seqlen", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--matrix", type=int, default=4096, help="rows of the matrices that measure the rates")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     with device:

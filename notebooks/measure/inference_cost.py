@@ -9,10 +9,10 @@ token; decoding is one step with the cache. Each form is measured beside the den
 the parameters.
 """
 
-import argparse
 import json
 
 import torch
+from common import cost_parser, markdown
 from transformers import LlamaConfig, OPTConfig, PhiConfig
 
 from minislice.adapters import FORMS
@@ -41,12 +41,10 @@ def measure(config, layers: int, rounds: int, steps: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=8, help="tokens decoded in a round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--vocabulary", type=int, help="in place of each model's, to try the script")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -58,10 +56,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(results))
         return
-    print("| model, 25% | | " + " | ".join(["dense", *FORMS]) + " |\n" + "|---" * (len(FORMS) + 3) + "|")
-    for shape, result in results.items():
-        for what in COLUMNS:
-            print(f"| {shape} | {what} | " + " | ".join(f"{row[what]:.2f}" for row in result.values()) + " |")
+    lines = [
+        [shape, what, *(f"{row[what]:.2f}" for row in result.values())]
+        for shape, result in results.items()
+        for what in COLUMNS
+    ]
+    print(markdown(["model, 25%", "", "dense", *FORMS], lines))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import torch
 
-import minislice.calibration
 import minislice.slicing
 from minislice.calibration import Calibration
 
@@ -18,7 +17,7 @@ WORK = {
     "projection": [(Calibration, "project"), (Calibration, "add")],
     "weights": [(minislice.slicing, f"fold_{what}") for what in ("embedding", "reader", "writer")],
     "covariance": [(Calibration, "covariance")],
-    "eigendecomposition": [(minislice.calibration, "principal_components")],
+    "eigendecomposition": [(minislice.slicing, "principal_components")],
     "adapters": [(minislice.slicing, "make_adapter")],
 }
 

@@ -13,7 +13,6 @@ interrupted run goes on. Sliced models stay in WORK, for the rows that measure o
 import argparse
 import json
 import math
-import os
 import platform
 import resource
 import subprocess
@@ -24,15 +23,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import transformers
+from common import ALPACA, ASSETS, WIKITEXT, markdown, measured_by, read
 
 import minislice
 from minislice.architecture.folder import whole_folder
-from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.layers import signal_errors
 
 ROOT = Path(__file__).parents[2]
-TEXTS = {"wikitext": "wikitext2-test.raw", "alpaca": "alpaca-format.json"}
+TEXTS = {"wikitext": WIKITEXT, "alpaca": ALPACA}
 TASKS = ["arc_easy", "piqa"]
 LEARNING_RATE = 1e-3  # five times the default, which is meant for hundreds of steps
 PROMPT = "The river was named after"
@@ -80,9 +79,8 @@ def steps(settings: argparse.Namespace) -> Iterator[Step]:
 
 
 def halves(settings: argparse.Namespace, text: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
-    stream = tokenize(load_text(str(settings.assets / "text" / TEXTS[text])), tokenizer)
-    middle = len(stream) // 2
-    return stream[:middle], stream[middle:]
+    text = str(settings.assets / "text" / TEXTS[text])
+    return disjoint_streams(text, text, tokenizer)
 
 
 def dense_folder(settings: argparse.Namespace) -> Path:
@@ -144,32 +142,28 @@ def table(rows: list[dict]) -> str:
     """The README's table: one line for each model, and what of it is in the rows."""
     models: dict[tuple, dict] = {}
     for row in rows:
-        models.setdefault((row["slicing"], row["calibration"], row["sequences"], row["recovery"]), {})[row["what"]] = (
-            row
-        )
-    lines = ["| model | perplexity | ARC-e | PIQA | parameters | CPU seconds | peak |", "|---" * 7 + "|"]
+        model = (row["slicing"], row["calibration"], row["sequences"], row["recovery"])
+        models.setdefault(model, {})[row["what"]] = row
+    lines = []
     for (slicing, calibration, sequences, recovery), found in sorted(models.items(), key=lambda item: str(item[0])):
         name = f"{slicing:.0%}, {calibration}, {sequences} sequences" if slicing else "dense"
         name += f", {recovery} steps of recovery" if recovery else ""
         measured = found.get("perplexity") or {}
         scores = (found.get("zero-shot") or {}).get("tasks", {})
         tasks = [f"{scores[t]['accuracy']:.0f} ± {scores[t]['stderr']:.0f}" if t in scores else "-" for t in TASKS]
-        size = f"{measured['parameters'] / 1e6:.1f}M | {measured['CPU seconds']:.0f} | {measured['peak GiB']:.1f} GiB"
-        lines.append(f"| {name} | {measured['perplexity']:.2f} | {' | '.join(tasks)} | {size} |")
-    return "\n".join(lines)
+        costs = [f"{measured['CPU seconds']:.0f}", f"{measured['peak GiB']:.1f} GiB"]
+        lines.append([name, f"{measured['perplexity']:.2f}", *tasks, f"{measured['parameters'] / 1e6:.1f}M", *costs])
+    return markdown(["model", "perplexity", "ARC-e", "PIQA", "parameters", "CPU seconds", "peak"], lines)
 
 
 def provenance(settings: argparse.Namespace) -> dict:
     """With what and where a row was measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     return {
         "model": settings.model,
         "evaluation": f"WikiText-2 test, second half, {settings.evaluation} x {settings.seqlen} tokens",
         "limit": settings.limit,
         "seqlen": settings.seqlen,
-        "versions": f"minislice {minislice.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        "commit": commit.strip(),
+        **measured_by(),
         "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} thread, shared",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -179,7 +173,7 @@ def provenance(settings: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--assets", type=Path, default=os.environ.get("MINISLICE_TEST_ASSETS"))
+    parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--work", type=Path, help="folder for the sliced models")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is in the results")
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "smollm2.jsonl")
@@ -190,9 +184,9 @@ def main() -> None:
     parser.add_argument("--recovery", type=int, default=30, help="steps of recovery fine-tuning, of 2 sequences each")
     parser.add_argument("--step", help="measure only this one, a JSON object, and print the row")
     settings = parser.parse_args()
-    lines = settings.out.read_text(encoding="utf-8").splitlines() if settings.out.is_file() else []
+    rows = read(settings.out)
     if settings.table:
-        print(table([json.loads(line) for line in lines]))
+        print(table(rows))
         return
     if settings.work is None:
         parser.error("needs --work, a folder for the sliced models")
@@ -204,7 +198,7 @@ def main() -> None:
         return
     settings.out.parent.mkdir(parents=True, exist_ok=True)
     names = Step.__dataclass_fields__
-    done = [Step(**{name: row[name] for name in names}) for row in map(json.loads, lines)]
+    done = [Step(**{name: row[name] for name in names}) for row in rows]
     for step in steps(settings):
         if step in done:
             continue

@@ -12,6 +12,7 @@ import copy
 
 import torch
 from adapter_forms import models_at_hand
+from common import markdown
 
 import minislice
 from minislice import delete_neurons, slice_model
@@ -36,12 +37,12 @@ def ratios(model, calibration: torch.Tensor, validation: torch.Tensor) -> dict[s
 
 
 def main() -> None:
-    print(f"| model | lever | {' | '.join(f'{ridge:g}' for ridge in RIDGES)} |")
-    print("|---" * (len(RIDGES) + 2) + "|")
+    lines = []
     for name, model, tokens, _ in models_at_hand():
         held_out = max(1, len(tokens) // 4)
         for lever, values in ratios(model, tokens[:-held_out], tokens[-held_out:]).items():
-            print(f"| {name} | {lever} | {' | '.join(f'{value:.3f}' for value in values)} |", flush=True)
+            lines.append([name, lever, *(f"{value:.3f}" for value in values)])
+    print(markdown(["model", "lever", *(f"{ridge:g}" for ridge in RIDGES)], lines))
 
 
 if __name__ == "__main__":

@@ -29,17 +29,14 @@ that are deleted. There `size` is the ruler that says the same of every deletion
 
 import argparse
 import copy
-import json
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import transformers
+from common import measured_by, models, read, write
 from correlations import table
-from depth_rulers import models
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -239,14 +236,11 @@ def row_of(name: str, source: str, text: str, settings: argparse.Namespace) -> d
     calibration = sample(first, settings.calibration, settings.seqlen, 0)
     held_out = windows(second, settings.seqlen, settings.held_out + settings.probes)
     items = measure(model, calibration, held_out, settings.probes, settings.layers, settings.boundaries)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     return {
         "model": name,
         "text": Path(text).name,
         **{key: getattr(settings, key) for key in ("calibration", "held_out", "probes", "seqlen")},
-        "versions": f"minislice {minislice.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        "commit": commit,
+        **measured_by(),
         "CPU seconds": round(time.process_time() - began, 1),
         "items": [_short(asdict(item)) for item in items],
     }
@@ -274,14 +268,12 @@ def main() -> None:
     if settings.table and settings.out is None:
         parser.error("--table needs --out, the file with the results")
     torch.set_num_threads(1)
-    rows = []
-    if settings.out and settings.out.is_file():
-        rows = [json.loads(line) for line in settings.out.read_text(encoding="utf-8").splitlines()]
+    rows = read(settings.out) if settings.out else []
     wanted = {Path(model).name: (model, settings.text) for model in settings.models} or models()
     for name, (source, text) in {} if settings.table else wanted.items():
         rows = [row for row in rows if row["model"] != name] + [row_of(name, source, text, settings)]
         if settings.out:
-            settings.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write(settings.out, rows)
     print(table(rows))
 
 

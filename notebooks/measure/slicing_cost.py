@@ -8,7 +8,6 @@ repaired, a quarter of the neurons deleted, both. Times are ratios within one ru
 of the rounds counts.
 """
 
-import argparse
 import copy
 import json
 import re
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import cost_parser
 from phases import timed
 from transformers import AutoModelForCausalLM, OPTConfig
 
@@ -66,13 +66,11 @@ def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16, help="of 512 tokens (default: 16)")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="a tiny shape, to try the script")
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)

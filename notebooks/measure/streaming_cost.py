@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import cost_parser
 from phases import timed
 from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
@@ -128,11 +129,9 @@ def in_a_process(*arguments) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--shape", choices=SHAPES, default="phi-2")
     parser.add_argument("--limit", type=float, default=3.0, help="GiB of private memory for slicing (default: 3)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--work", help="where to put the models (default: a temporary folder)")
     parser.add_argument("--step", choices=("make", "forward", "slice"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,0 +1,63 @@
+"""What the scripts of this folder share: the trained models at hand, results files, and what is printed.
+
+MINISLICE_TEST_ASSETS may name a folder with `models`, `text` (TinyStories, WikiText-2, Alpaca) and `oracle` (batches of
+tokens); the three embedded models need none.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+import minislice
+from minislice.architecture.folder import whole_file
+from minislice.corpus.embedded import EMBEDDED
+from minislice.measuring import provenance
+
+ASSETS = os.environ.get("MINISLICE_TEST_ASSETS")
+STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
+MORE = {"stories260K": STORIES, "babyllama-tok361": STORIES, "opt-dev": WIKITEXT, "phi-dev": WIKITEXT}
+
+
+def models() -> dict[str, tuple[str, str]]:
+    """By name: what to load, and its text."""
+    found = {name: (name, "embedded") for name in EMBEDDED}
+    for name, text in MORE.items() if ASSETS else ():
+        found[name] = str(Path(ASSETS, "models", name)), str(Path(ASSETS, "text", text))
+    return found
+
+
+def cost_parser(description: str, threads: bool = False) -> argparse.ArgumentParser:
+    """The options of a script that measures costs."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    if threads:
+        parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    first, *others = ("| " + " | ".join(cells) + " |" for cells in (heads, *lines))
+    return "\n".join([first, "|---" * len(heads) + "|", *others])
+
+
+def read(results: Path) -> list[dict]:
+    """The rows of a results file; none where there is no file."""
+    return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []
+
+
+def write(results: Path, rows: list[dict]) -> None:
+    """Replace a results file."""
+    with whole_file(results) as new:
+        new.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def measured_by() -> dict[str, str]:
+    """With what a row was measured."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return {"versions": f"minislice {minislice.__version__}, {versions}", "commit": provenance.commit()}
