@@ -41,9 +41,13 @@ def test_fused_model_generates_what_the_model_did(recipe):
     assert torch.equal(fuse(model).generate(prompt, **arguments), before)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("padding", ["none", "left", "right"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("family", "padding", "when"),
+    [
+        *(("opt", "none", "before"), ("llama", "left", "before"), ("phi", "right", "before")),
+        *(("opt", "left", "after"), ("llama", "right", "after"), ("phi", "none", "after")),
+    ],
+)
 def test_every_attention_backend_computes_the_same(family, padding, when):
     recipe = Recipe(family, padding=padding)
     outputs = []
@@ -111,9 +115,8 @@ def test_a_generator_that_was_used_up_is_told():
         perplexity(RECIPE.model(), tokens)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_perplexity_changes_neither_model_nor_tokens(family):
-    recipe = Recipe(family, padding="left")
+def test_perplexity_changes_neither_model_nor_tokens():
+    recipe = Recipe("opt", padding="left")
     model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
     perplexity(model, ids, mask)
     assert torch.equal(ids, recipe.tokens()) and torch.equal(mask, recipe.mask())

@@ -24,15 +24,10 @@ def drawn(generator, lengths):
     return WindowLosses((difficulty + gap) * lengths, lengths), WindowLosses(difficulty * lengths, lengths)
 
 
-def ratios(compare, draws=3000):
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.full((WINDOWS,), 255)
-    return [compare(*drawn(generator, lengths)) for _ in range(draws)]
-
-
 def error_is_the_scatter_of_the_ratio(compare):
     """Over many sets of windows, the mean squared standard error is the variance of the ratio."""
-    found = ratios(compare)
+    generator, lengths = torch.Generator().manual_seed(0), torch.full((WINDOWS,), 255)
+    found = [compare(*drawn(generator, lengths)) for _ in range(3000)]
     scatter = torch.tensor([ratio.ratio for ratio in found], dtype=torch.float64).var()
     squared = torch.tensor([ratio.standard_error for ratio in found], dtype=torch.float64).square().mean()
     assert abs(squared / scatter - 1) < 0.1
@@ -59,28 +54,16 @@ def error_knows_how_long_windows_are(compare):
 
 def unpaired(losses, reference):
     a, b = losses.nll / losses.tokens, reference.nll / reference.tokens
-    right = perplexity_ratio(losses, reference)
-    return Ratio(right.ratio, right.ratio * ((a.var() + b.var()) / len(a)).sqrt().item())
+    ratio = perplexity_ratio(losses, reference).ratio
+    return Ratio(ratio, ratio * ((a.var() + b.var()) / len(a)).sqrt().item())
 
 
 def scaled(factor):
     def compare(losses, reference):
         right = perplexity_ratio(losses, reference)
-        return Ratio(right.ratio, right.standard_error * factor(losses))
+        return Ratio(right.ratio, right.standard_error * factor(losses.tokens.sum().item()))
 
     return compare
-
-
-def tokens_for_windows(losses):
-    return (WINDOWS / losses.tokens.sum().item()) ** 0.5
-
-
-def spread_for_its_mean(losses):
-    return WINDOWS**0.5
-
-
-def windows_for_one_less(losses):
-    return ((WINDOWS - 1) / WINDOWS) ** 0.5
 
 
 def mean_of_ratios(losses, reference):
@@ -89,9 +72,8 @@ def mean_of_ratios(losses, reference):
 
 
 def of_mean_perplexities(losses, reference):
-    right = perplexity_ratio(losses, reference)
     ratio = losses.perplexities.mean() / reference.perplexities.mean()
-    return Ratio(ratio.item(), right.standard_error)
+    return Ratio(ratio.item(), perplexity_ratio(losses, reference).standard_error)
 
 
 def lengths_overlooked(losses, reference):
@@ -103,9 +85,15 @@ def lengths_overlooked(losses, reference):
 FACTS = (error_is_the_scatter_of_the_ratio, ratio_is_that_of_the_perplexities, error_knows_how_long_windows_are)
 MISTAKES = {
     "unpaired": (unpaired, error_is_the_scatter_of_the_ratio),
-    "tokens counted as if they were windows": (scaled(tokens_for_windows), error_is_the_scatter_of_the_ratio),
-    "the spread, not the error of the mean": (scaled(spread_for_its_mean), error_is_the_scatter_of_the_ratio),
-    "m where m - 1 belongs": (scaled(windows_for_one_less), error_is_the_scatter_of_the_ratio),
+    "tokens counted as if they were windows": (
+        scaled(lambda tokens: (WINDOWS / tokens) ** 0.5),
+        error_is_the_scatter_of_the_ratio,
+    ),
+    "the spread, not the error of the mean": (scaled(lambda tokens: WINDOWS**0.5), error_is_the_scatter_of_the_ratio),
+    "m where m - 1 belongs": (
+        scaled(lambda tokens: ((WINDOWS - 1) / WINDOWS) ** 0.5),
+        error_is_the_scatter_of_the_ratio,
+    ),
     "mean of ratios": (mean_of_ratios, ratio_is_that_of_the_perplexities),
     "ratio of mean perplexities": (of_mean_perplexities, ratio_is_that_of_the_perplexities),
     "lengths overlooked": (lengths_overlooked, error_knows_how_long_windows_are),
