@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.dynamic_module_utils import custom_object_save
@@ -206,6 +207,12 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
+
+
+def without_memory(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a config, dense or sliced, on torch's meta device: it has every shape and no weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 class SavesSliced:

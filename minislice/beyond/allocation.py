@@ -14,11 +14,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
-from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.modeling import without_memory
 from ..architecture.network import Network, network
 from ..checks import require_int, require_number
 from ..measuring.cost import parameters
@@ -47,8 +46,7 @@ def sizes_of(net: Network, options: dict) -> Sizes:
     Args:
         options: of `slice_model`; sizes must not depend on the calibration set.
     """
-    with torch.device("meta"):
-        model = SlicedForCausalLM(sliced_config(net.model.config, **options))
+    model = without_memory(sliced_config(net.model.config, **options))
     blocks = network(model).blocks
     return Sizes(parameters(model), [parameters(block) for block in blocks], [_per_neuron(block) for block in blocks])
 

@@ -17,10 +17,10 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..architecture.modeling import without_memory
 from ..measuring.cost import parameters
 from ..measuring.provenance import fingerprint, hash_of
 from ..measuring.shapes import sliced_config
@@ -53,8 +53,7 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     """
 
     def size(width: int) -> int:
-        with torch.device("meta"):
-            return parameters(AutoModelForCausalLM.from_config(sliced_config(config, width=width, **options)))
+        return parameters(without_memory(sliced_config(config, width=width, **options)))
 
     widths = range(MULTIPLE, config.hidden_size + 1, MULTIPLE)
     fitting = bisect_right(widths, most, key=size)

@@ -22,7 +22,7 @@ from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import require_utf8, whole_folder
 from ..architecture.mixtures import able_to_compute
-from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.modeling import SlicedForCausalLM, without_memory
 from ..corpus.embedded import EMBEDDED, data_folder
 from ..corpus.text import require_hub
 from .checks import (
@@ -32,7 +32,6 @@ from .checks import (
     require_values,
     surplus,
     usable_device,
-    without_memory,
 )
 from .files import require_fetched, stored_tensors
 from .gguf import SMOLLM2, gguf_config, gguf_model, gguf_tokenizer, is_gguf, smollm2

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..architecture.modeling import without_memory
 from .files import Stored, read_json
 
 # Sizes in a config.json, under the names that families have for them.
@@ -126,12 +126,6 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
                 f"{stored.path}: {name} is {list(stored.shape)}, and the config asks for {list(parameter.shape)}; "
                 "weights and config.json belong to different models"
             )
-
-
-def without_memory(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model of a config on torch's meta device: every shape, no weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str | None:

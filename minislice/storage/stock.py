@@ -21,11 +21,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import Float64
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.configuration import shorten
 from ..architecture.families import INNER_NORMS, StockNorm, find_family
 from ..architecture.heads import FittedHead, TiedHead
+from ..architecture.modeling import without_memory
 from ..architecture.network import Network, network
 from ..rotation import linear_map, rotate_network
 
@@ -84,8 +85,7 @@ def stock_network(net: Network) -> Network:
         raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
     width = _only_width(net) + (net.subtracts_mean and not _is_tied(net))
     _require_whole_layers(net)
-    with torch.device("meta"):
-        stock = network(AutoModelForCausalLM.from_config(_stock_config(net, norm, width)))
+    stock = network(without_memory(_stock_config(net, norm, width)))
     for name, module in stock.model.named_modules():
         if hasattr(module, str(net.family.norm.eps)) and module not in stock.norms:
             raise ValueError(
