@@ -16,11 +16,7 @@ class Lost(Exception):
 
 
 class Processes:
-    """The processes of a group of `torch.distributed`; without a group, this one alone.
-
-    Args:
-        group: such as ``torch.distributed.group.WORLD``, once it is initialised.
-    """
+    """The processes of a group of `torch.distributed`, such as its ``group.WORLD``; without a group, this one alone."""
 
     def __init__(self, group: distributed.ProcessGroup | None = None):
         self.group = group
@@ -29,11 +25,7 @@ class Processes:
         self.is_first = self.index == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """The items of this process: every process gets a part of them.
-
-        Raises:
-            ValueError: there are fewer items than processes.
-        """
+        """Every process's part of the items; a ValueError where there are fewer items than processes."""
         if len(items) < self.count:
             raise ValueError(
                 f"{self.count} processes can't share {len(items)} calibration batches; start fewer processes, or give "
@@ -69,11 +61,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started; this process alone if torchrun has not started it.
-
-    Raises:
-        Lost: another process ended meanwhile.
-    """
+    """The processes that torchrun has started, or this one alone; a `Lost` if another one ends meanwhile."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..architecture.folder import writing
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch
 from .processes import Processes
@@ -17,9 +18,7 @@ from .processes import Processes
 class SharedCalibration(Calibration):
     """One process's share of the batches. All processes have the same covariance, so the same principal components.
 
-    Args:
-        batches: the whole calibration set, the same in every process.
-        processes: that share it; every process must call the same methods in the same order.
+    Every process is given the whole set, and must call the same methods in the same order.
 
     Raises:
         ValueError: there are fewer batches than processes.
@@ -39,12 +38,9 @@ class SharedCalibration(Calibration):
 
 
 class StoredCalibration(SharedCalibration):
-    """A share whose signals lie in files, mapped into memory: the system keeps them there as long as there is room.
+    """A share whose signals lie in files of a folder, mapped into memory: the system keeps them there if there is room.
 
     A file is deleted when nothing refers to its signal any more, unless `keep` was called for it.
-
-    Args:
-        folder: of the files.
     """
 
     def __init__(self, batches: list[Batch], processes: Processes, folder: Path):
@@ -60,11 +56,8 @@ class StoredCalibration(SharedCalibration):
         """The signal in a file of this name."""
         path, size = self.folder / name, width * sum(sequences * tokens for sequences, tokens in self.shapes)
         if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process in the middle of a write
-            try:
-                with open(path, "ab") as file:
-                    os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
-            except OSError as error:
-                raise OSError(f"can't write {path}: {error}") from error
+            with writing(path), open(path, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
         rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, width)
         signal = Signal(rows, self.shapes, self.batches[0].ids.device)
         signal.path, signal.deletion = path, weakref.finalize(signal, path.unlink, missing_ok=True)

@@ -20,7 +20,7 @@ from transformers.core_model_loading import (
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
 from ..storage.checks import require_fit, surplus
-from ..storage.files import stored_tensors, tensor_files
+from ..storage.files import stored_tensors
 from ..storage.gguf import is_gguf
 
 
@@ -56,11 +56,7 @@ def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
 
 
 def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> Path:
-    """The folder of a model: of a name on the hub, where its files are kept once fetched.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The folder of a model, fetched from the hub if it is a name there; a ValueError if there is none."""
     place = locate(source)
     if is_gguf(place):
         raise ValueError(
@@ -87,9 +83,9 @@ class TrainedWeights:
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
         self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
         self.config = config = load_config(self.folder, trust_remote_code)
-        self.files = tensor_files(self.folder)
+        tensors = stored_tensors(self.folder)
+        self.files = {name: tensor.path for name, tensor in tensors.items() if tensor.path.suffix == ".safetensors"}
         if not self.files:
-            stored_tensors(self.folder)  # says what is wrong where there are no .bin files either
             raise ValueError(f"{self.folder} has no safetensors files; load the model and save it with save_pretrained")
         self.states = {path: _state(path) for path in sorted({*self.files.values(), self.folder / "config.json"})}
         if dtype == "auto":
@@ -114,7 +110,15 @@ class TrainedWeights:
         buffers = [name for name, _ in model.named_buffers() if name in persistent]  # a few numbers, read at once
         for name in self.files.keys() & buffers:
             model.get_buffer(name).copy_(self._open(name))
-        self._check(model, {name for names in stored.values() for name in names}, buffers)
+        needed = {name for names in stored.values() for name in names}
+        tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
+        if unexpected := surplus(model, self.files.keys() - needed - tied - {*buffers}):
+            raise ValueError(
+                f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
+            )
+        if missing := sorted(needed - self.files.keys()):
+            raise ValueError(f"{self.folder}: no file has the tensor {missing[0]}")
+        require_fit(model, tensors)
 
     def empty_model(self) -> PreTrainedModel:
         """The trained model without weights."""
@@ -172,17 +176,6 @@ class TrainedWeights:
                 head, embedding = (self._open(name).to(self.dtype) for name in stored)
                 return not torch.equal(head, embedding)
         return False
-
-    def _check(self, model: PreTrainedModel, needed: set[str], buffers: list[str]) -> None:
-        """Raise a ValueError unless the files have the needed tensors and no strange ones, in the config's shapes."""
-        tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
-        if unexpected := surplus(model, self.files.keys() - needed - tied - {*buffers}):
-            raise ValueError(
-                f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
-            )
-        if missing := sorted(needed - self.files.keys()):
-            raise ValueError(f"{self.folder}: no file has the tensor {missing[0]}")
-        require_fit(model, stored_tensors(self.folder))
 
 
 def _state(path: Path) -> tuple[int, int] | None:

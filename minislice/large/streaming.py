@@ -37,7 +37,7 @@ from ..version import __version__
 from .processes import Processes
 from .shared import StoredCalibration
 from .source import TrainedWeights, local_folder
-from .target import require_disk, write_description
+from .target import require_disk, sliced_shapes, write_description
 from .workfolder import WorkFolder
 
 
@@ -92,12 +92,11 @@ def slice_streamed(
                 f"{source} is fused already; slice it in memory, or give the trained model it was made from"
             )
         options = options.resolved(net)
-        widths = options.fit(net)
         batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
-        calibration = StoredCalibration(batches, processes, work.path)
-        report = SlicingReport(options, net.trained_width, count_tokens(batches))
+        slicer = StreamedSlicer(trained, options, batches, work)
+        report = slicer.report
         if processes.is_first:
-            require_disk(work.path, trained, options, widths, report.calibration_tokens)
+            require_disk(work.path, trained, report, slicer.widths)
             work.begin(
                 {
                     "model": _hash(trained.states),
@@ -110,12 +109,13 @@ def slice_streamed(
                 }
             )
         processes.wait()
-        slicer = StreamedSlicer(trained, calibration, widths, report, work)
         with inference(net.model):
             slicer.finish(progress and processes.is_first)
         report.warn_of_missing_rank()
         if processes.is_first:
-            write_description(work.model, trained, report, slicer.adapters, tokenizer, notes)
+            sliced = sliced_shapes(trained, options, report.widths, slicer.adapters)
+            sliced.base.slicing, sliced.generation_config = report, net.model.generation_config
+            write_description(work.model, sliced, tokenizer, notes)
             put_in_place(work.model, require_free(target, force, [trained.folder]))  # others may have written there
             work.remove()
         processes.wait()
@@ -125,33 +125,31 @@ def slice_streamed(
 class StreamedSlicer(BeyondSlicer):
     """The same steps. Before each, a part of the model is read and fused; afterwards it is written and let go."""
 
-    def __init__(
-        self,
-        trained: TrainedWeights,
-        calibration: StoredCalibration,
-        widths: list[int | None],
-        report: SlicingReport,
-        work: WorkFolder,
-    ):
-        net, self.keep_tie = trained.net, report.options.head == "tied"
-        fuse_config(net)
-        net.install()
-        tie_embedding(net) if self.keep_tie else untie_head(net)
-        super().__init__(net, calibration, widths, report)
-        self.trained, self.work, self.processes = trained, work, calibration.processes
-        self.device = calibration.batches[0].ids.device
-        for module in net.model.modules():  # RoPE's tables, which no file holds
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                setattr(module, name, buffer.to(self.device))
+    def __init__(self, trained: TrainedWeights, options: SlicingOptions, batches: list[Batch], work: WorkFolder):
+        net, self.keep_tie = trained.net, options.head == "tied"
+        self.trained, self.work, self.processes = trained, work, work.processes
+        self.device = batches[0].ids.device
+        report = SlicingReport(options, net.trained_width, count_tokens(batches))
+        super().__init__(net, StoredCalibration(batches, work.processes, work.path), options.fit(net), report)
         self.adapters: list[str | int | None] = []  # of the blocks that are done, as `SlicedConfig` has them
         self.seals: dict[str, tuple[int, str]] = {}  # of the new model's files
         names = {module: name for name, module in net.model.named_modules()}
         first, last = [*net.embeddings, *filter(None, [net.embedding_norm])], [net.final_norm, net.head]
-        parts = [first, *([layer] for layer in net.layers), last]
-        self.parts = [[names[module] for module in modules] for modules in parts]
+        layers = [f"{names[net.their_layers]}.{index}" for index in range(len(net.layers))]
+        self.parts = [[names[x] for x in first], *([name] for name in layers), [names[x] for x in last]]
+
+    def prepare(self) -> None:
+        """Make of the model what it will be when all parts are fused, and put RoPE's tables, which no file holds."""
+        fuse_config(self.net)
+        self.net.install()
+        tie_embedding(self.net) if self.keep_tie else untie_head(self.net)
+        for module in self.net.model.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(self.device))
 
     def finish(self, progress: bool = False) -> None:
         """Do the parts that an earlier run has not done."""
+        self.prepare()
         done = self.restore()
         for index in tqdm(range(done, len(self.parts)), desc="slicing", disable=not progress, leave=False):
             self.read(index)

@@ -20,13 +20,9 @@ from .source import TrainedWeights, without_weights
 
 
 def sliced_shapes(
-    trained: TrainedWeights, options: SlicingOptions, widths: list[int], adapters: list[str | int | None]
+    trained: TrainedWeights, options: SlicingOptions, widths: list[int], adapters: list
 ) -> SlicedForCausalLM:
-    """The sliced model without weights: the trained one, fused, with the sizes that slicing changes.
-
-    Args:
-        adapters: of the blocks that are not dropped, as `SlicedConfig` has them.
-    """
+    """The sliced model without weights. `adapters` of the blocks that are not dropped, as `SlicedConfig` has them."""
     fused = fuse(trained.empty_model(), options.head == "tied")
     network(fused).drop(options.drop)
     known = description(fused)
@@ -35,15 +31,13 @@ def sliced_shapes(
     return without_weights(SlicedConfig(**known), trained.dtype)
 
 
-def require_disk(
-    folder: Path, trained: TrainedWeights, options: SlicingOptions, widths: list[int | None], tokens: int
-) -> None:
+def require_disk(folder: Path, trained: TrainedWeights, report: SlicingReport, widths: list[int | None]) -> None:
     """Raise a ValueError if the disk hasn't room for the new model and for what the run keeps beside it."""
-    D = trained.net.trained_width
+    D, options = report.trained_width, report.options
     widths = [D if k is None else k for k in widths]
     model = sliced_shapes(trained, options, widths, options.largest_adapters(D, widths))
     # The signal before a block, behind it, and at full width; to repair, the dense network's before and behind it.
-    signals = (5 if options.repair else 3) * tokens * D * trained.dtype.itemsize
+    signals = (5 if options.repair else 3) * report.calibration_tokens * D * trained.dtype.itemsize
     needed = size_in_bytes(model) + signals + 4 * 8 * D * D
     room = shutil.disk_usage(folder).free
     room += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # what an earlier run has done
@@ -54,17 +48,8 @@ def require_disk(
         )
 
 
-def write_description(
-    folder: Path,
-    trained: TrainedWeights,
-    report: SlicingReport,
-    adapters: list[str | int | None],
-    tokenizer: Any,
-    notes: dict | None,
-) -> None:
+def write_description(folder: Path, sliced: SlicedForCausalLM, tokenizer: Any, notes: dict[str, Any] | None) -> None:
     """Write all files of the new model except the weights, which are there."""
-    sliced = sliced_shapes(trained, report.options, report.widths, adapters)
-    sliced.base.slicing, sliced.generation_config = report, trained.net.model.generation_config
     sliced.describe(notes)
     sliced.save_description(folder, tokenizer)
     files = {}

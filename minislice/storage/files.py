@@ -43,15 +43,6 @@ class Stored:
     dtype: str  # by torch's name where torch has it, else by the file's
 
 
-def tensor_files(folder: Path) -> dict[str, Path]:
-    """The safetensors file of each tensor of the model in a folder, by the tensor's name; every file is opened.
-
-    Raises:
-        ValueError: as `stored_tensors`.
-    """
-    return {name: stored.path for name, stored in _stored(folder, "model.safetensors", _in_safetensors).items()}
-
-
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """What the weight files of the model in a folder hold, by name: safetensors, or else PyTorch's older .bin files.
 
