@@ -19,7 +19,6 @@ from streamed import LLAMA, edit, file_of, run_to, same_weights, saved, snapshot
 
 import minislice
 from minislice.architecture.network import network
-from minislice.command.cli import main
 from minislice.large.source import TrainedWeights
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 from minislice.storage import files
@@ -183,9 +182,6 @@ def narrower(tensors: dict) -> None:
         (lambda dense: os.truncate(sorted(dense.glob("*.safetensors"))[-1], 999), r"model-0.* is damaged or cut off"),
         (mislabelled, r"index\.json says that .* is in model-.*, but it is in model-"),
         (lambda dense: edit(file_of(dense, "layers.1.mlp.down_proj"), narrower), r"\[20, 39\].*asks for \[20, 40\]"),
-        (lambda dense: sorted(dense.glob("*.safetensors"))[0].unlink(), r"model-0.* is missing"),
-        (lambda dense: [file.unlink() for file in dense.glob("*.safetensors*")], r"no safetensors files|weights"),
-        (lambda dense: (dense / "config.json").unlink(), r"config\.json.* doesn't exist"),
     ],
 )
 def test_a_damaged_model_is_told_before_anything_is_written(damage, message, tmp_path):
@@ -233,17 +229,6 @@ def test_a_disk_that_fills_up_ends_the_run_with_a_message_and_it_goes_on_later(t
     slice_streamed(**run)
     slice_streamed(**{**run, "out": tmp_path / "whole"})
     same_weights(tmp_path / "whole", tmp_path / "out")
-
-
-def test_a_folder_that_may_not_be_written_to_is_one_line_of_the_command(tmp_path, monkeypatch, capsys):
-    def refused(*arguments, **options):
-        raise PermissionError(13, "Permission denied", str(tmp_path / ".out.partial"))
-
-    monkeypatch.setattr(Path, "mkdir", refused)
-    arguments = ["slice", "mini-llama", "--stream", "--out", str(tmp_path / "out"), "--samples", "2", "--seqlen", "128"]
-    assert main([*arguments, "--quiet"]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "Permission denied" in error
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight"])

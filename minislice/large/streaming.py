@@ -99,7 +99,7 @@ def slice_streamed(
             require_disk(work.path, trained, report, slicer.widths)
             work.begin(
                 {
-                    "model": _hash(trained.states),
+                    "model": _hash([(path.name, state) for path, state in trained.states.items()]),
                     "calibration": _hash([[x is not None and hash_of(x) for x in (b.ids, b.mask)] for b in batches]),
                     "dtype": trained.dtype,
                     "batch size": batch_size,
@@ -139,7 +139,7 @@ class StreamedSlicer(BeyondSlicer):
         self.parts = [[names[x] for x in first], *([name] for name in layers), [names[x] for x in last]]
 
     def prepare(self) -> None:
-        """Make of the model what it will be when all parts are fused, and put RoPE's tables, which no file holds."""
+        """Give the model its new config and modules; their weights follow part by part, RoPE's tables are here."""
         fuse_config(self.net)
         self.net.install()
         tie_embedding(self.net) if self.keep_tie else untie_head(self.net)
