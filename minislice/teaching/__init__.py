@@ -1,1 +1,1 @@
-"""The lecture's figures and set-up, the assignments and their grading."""
+"""The lecture's figures and set-up, and the questions, judges and feedback of the assignments."""

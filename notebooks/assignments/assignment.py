@@ -36,13 +36,11 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
         ValueError: no such assignment, the file exists, or it can't be written.
     """
     notebook = source(assignment(name))
-    file = Path(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"can't write {file}: {error.strerror}") from None
-    file = require_file(file, force)
-    with whole_file(file) as new:
+    with whole_file(require_file(file, force)) as new:
         new.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
 
 
