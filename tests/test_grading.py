@@ -43,7 +43,7 @@ def _question(name, expected):
 class QuickCheck(MutationQuestion):
     """A student's check is tried less often here than in a course."""
 
-    reference_seeds, mutant_seeds = 4, 2
+    reference_seeds, mutant_seeds = 3, 1
 
 
 def twice(x, mark="the reference's own"):
@@ -181,7 +181,7 @@ def test_hidden_cases_depend_on_the_secret_and_the_question():
 
     for name, secret in (("double", SECRET), ("square", SECRET), ("double", b"another"), ("check", SECRET)):
         mark(TOY, TOY.question(name), Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
-    assert len(set(seen[:5])) == 3 and len(set(seen[5:])) == 10  # `square` is tried three times on its first case
+    assert len(set(seen[:5])) == 3 and len(set(seen[5:])) == 6  # `square` is tried three times on its first case
 
 
 # Checks written by students
@@ -210,7 +210,7 @@ def check(candidate, rng):
         ("def check(candidate, rng):\n    assert candidate(np.ones(2))[0] == 2", 1 / 3, "0 of 2 hidden"),
         ("def check(candidate, rng):\n    pass", 0, "kills 0 of 1 shown and 0 of 2 hidden"),
         ("def check(candidate, rng):\n    raise ValueError", 0, REJECTED),
-        ("def check(candidate, rng):\n    assert rng.random() < 0.9", 0, REJECTED),
+        ("def check(candidate, rng):\n    assert rng.random() < 0.5", 0, REJECTED),
         ("import os\ndef check(candidate, rng):\n    os._exit(1)", 0, "the process ended"),
         ("def check(candidate, rng):\n    candidate(open)", 0, REJECTED),
         ("def check(candidate, rng):\n    candidate(np.ones(10**5))", 0, REJECTED),
@@ -372,12 +372,12 @@ def test_what_never_ends_is_stopped(best, body):
 
 @pytest.mark.parametrize("isolated", [True, False])
 def test_a_loop_and_a_sleep_are_stopped_with_and_without_isolation(isolated):
-    for limits, body, words in (
-        (LIMITS, "while True:\n        pass", "1 s of processor time"),
-        (Limits(cpu=1, wall=6), "import time\n    time.sleep(60)", "6 s"),
-    ):
-        found = marked(Sandbox.best(limits, [], isolated), f"def double(x):\n    {body}")
-        assert found.lines[1] == f"stopped: it took more than {words}"
+    sandbox = Sandbox.best(LIMITS, [], isolated)
+    found = marked(sandbox, "def double(x):\n    while True:\n        pass")
+    assert found.lines[1] == "stopped: it took more than 1 s of processor time"
+    sandbox.limits = Limits(cpu=1, wall=3)
+    found = marked(sandbox, "import time\ndef double(x):\n    time.sleep(60)")
+    assert found.lines[1] == "stopped: it took more than 3 s"
 
 
 REFUSED = """

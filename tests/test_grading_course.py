@@ -213,17 +213,23 @@ def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again
 
 
 def test_a_file_that_is_no_notebook_costs_only_its_student(course):
-    file = course / "submitted" / "bob" / "a3" / "a3.ipynb"
     texts = ["", "[]", "{}", '{"cells": 3}', '{"cells": [3]}', "[" * 100_000, '{"cells": [{"metadata": 1}]}', "\udc80"]
-    for number, text in enumerate([*texts, None]):
-        if text is not None:
-            file.write_bytes(text.encode("utf-8", "surrogatepass"))
-        else:
-            file.unlink()
-            file.symlink_to(course / "source" / "a3" / "a3.ipynb")
-        ann, bob = run(course, table=course / f"{number}.csv")
-        assert (ann.points, bob.points, bob.status) == (10, 0, "unreadable")
-    assert bob.message == "A3.rotate  a3.ipynb is a link to another place"
+    students = [f"s{number}" for number in range(len(texts) + 1)]
+    with opened(course) as gradebook:
+        for student in students:
+            gradebook.add_student(student)
+            gradebook.add_submission("a3", student)
+        gradebook.db.commit()
+    for student, text in zip(students, [*texts, ""], strict=True):
+        hand_in(course, student, "")
+        file = course / "submitted" / student / "a3" / "a3.ipynb"
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    file.unlink()
+    file.symlink_to(course / "source" / "a3" / "a3.ipynb")
+    ann, _, *rows = run(course)
+    assert ann.points == 10 and [row.student for row in rows] == students
+    assert {(row.points, row.status) for row in rows} == {(0, "unreadable")}
+    assert rows[-1].message == "A3.rotate  a3.ipynb is a link to another place"
 
 
 CONFIG = "nbgrader_config.py"
