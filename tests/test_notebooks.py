@@ -116,7 +116,10 @@ def small_cells(notebook):
 
 
 def imports_exist(notebook):
-    """What a notebook imports from minislice is still there: cheap, where running it is not."""
+    """What a notebook imports from minislice, and the files that it names, are still there."""
+    for cell in notebook.cells:
+        for path in re.findall(r"(?:minislice|notebooks)/[\w/]+\.py", cell.source):
+            assert (ROOT / path).is_file(), f"no file {path}"
     for module, names in re.findall(r"^from (minislice[\w.]*) import (.+)$", "\n".join(lines(notebook)), re.MULTILINE):
         for name in (part.split(" as ")[0].strip() for part in names.split("#")[0].split(",")):
             if not hasattr(importlib.import_module(module), name):
@@ -239,6 +242,7 @@ MISTAKES = {
     "no closing cell": (opens_and_closes, lambda n: n.cells.pop()),
     "another model": (opens_and_closes, replacing('MODEL = "mini-', 'MODEL = "facebook/')),
     "an import that moved": (imports_exist, replacing("minislice.options", "minislice.teaching")),
+    "a file that moved": (imports_exist, replacing("notebook 04", "minislice/options/adapters.py")),
     "a figure without a reading": (figures_are_read, replacing("*Reading:", "*")),
     "a solution in the open": (exercises_have_solutions, unhiding(source_hidden=False)),
     "a solution's output in the open": (exercises_have_solutions, unhiding(outputs_hidden=False)),
