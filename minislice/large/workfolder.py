@@ -92,7 +92,7 @@ class WorkFolder:
         """
         if not self.state_file.exists():
             return None
-        content = self.state_file.read_bytes()
+        content = memoryview(self.state_file.read_bytes())
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(
                 f"{self.state_file} is damaged, or of another version of minislice; delete {self.path} to start again"
@@ -103,8 +103,9 @@ class WorkFolder:
         """Replace the state whole. Its checksum stands before it in the file."""
         content = io.BytesIO()
         torch.save({"settings": self.settings, **state}, content)
-        with whole_file(self.state_file) as new:
-            new.write_bytes(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+        with whole_file(self.state_file) as new, open(new, "wb") as file:
+            file.write(hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
 
     def seal(self, name: str) -> tuple[int, str]:
         """Have a file on the disk. Returns its seal."""
