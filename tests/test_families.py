@@ -166,8 +166,17 @@ def test_an_mlp_may_lose_all_of_its_neurons(family, tmp_path):
     assert torch.equal(properties.logits(minislice.load(tmp_path / "model")[0], ids), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("mixtral", torch.float32),
+        ("mixtral", torch.bfloat16),
+        ("qwen2_moe", torch.float16),
+        ("qwen3_moe", torch.float64),
+        ("gpt_oss", torch.bfloat16),
+        ("gpt_oss", torch.float64),
+    ],
+)
 def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_path):
     """Transformers' product of all experts at once takes widths of a multiple of 16 bytes, and no float64."""
     recipe = fixed(family, hidden=32)
@@ -176,9 +185,7 @@ def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_p
     dense = able_to_compute(AutoModelForCausalLM.from_config(config, dtype=dtype)).eval()
     ids = recipe.tokens()
     model = minislice.delete_neurons(copy.deepcopy(dense), ids, neurons=0.4, multiple=1)
-    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {
-        24 if dtype == torch.bfloat16 else 28
-    }
+    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {24 if dtype.itemsize == 2 else 28}
     assert model(ids).logits.isfinite().all()
     model.save_pretrained(tmp_path / "fewer")
     assert minislice.load(tmp_path / "fewer")[0](ids).logits.isfinite().all()
