@@ -1,12 +1,12 @@
 """The command `minislice`: its exit status, one JSON document on stdout, one line on stderr, and what it writes."""
 
 import json
-import os
 import pydoc_data.topics
 import shutil
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -18,8 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minislice
-from minislice.command.cli import main
-from minislice.corpus.embedded import data_folder
+from minislice.command.cli import FILES, SCRIPTS, main
+from minislice.command.parser import COMMANDS
+from minislice.corpus.embedded import EMBEDDED, data_folder
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.invariance import STEPS
 
@@ -147,20 +148,30 @@ def texts(place: Path, calibration="calibration.txt", evaluation="test.txt") -> 
 # ---- every command does what it says ----
 
 
-def test_demo_prints_every_step_of_every_embedded_model(run, monkeypatch):
-    monkeypatch.setattr("minislice.command.demo.SLICINGS", (0.25,))  # one is enough here, and short sequences
+def test_demo_prints_every_step_of_every_embedded_model(run, monkeypatch, tmp_path):
     monkeypatch.setattr("minislice.command.demo.SEQLEN", 128)
+    monkeypatch.chdir(tmp_path)
     status, out, err = run("demo", "--samples", 4, "--json", "--quiet")
     rows = document(out)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "") and not list(tmp_path.iterdir())
     steps = ["dense", "fused", "rotated", "rotated per block", "rotated by PCA"]
     steps += [f"sliced 25%, {form}" for form in ("full", "low-rank", "none")]
-    assert [(row["model"], row["step"]) for row in rows] == [
-        (m, s) for m in minislice.storage.checkpoint.EMBEDDED for s in steps
-    ]
+    assert [(row["model"], row["step"]) for row in rows] == [(m, s) for m in sorted(EMBEDDED) for s in steps]
     for row in rows:
         sliced = row["step"].startswith("sliced")
         assert (row["error"] > 1e-2) == sliced and (row["width"] < 192) == sliced
+        assert row["text"].startswith("The statement") == (row["step"] in ("dense", "sliced 25%, low-rank"))
+
+
+@pytest.mark.slow
+def test_demo_shows_text_a_picture_and_the_next_door(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run("demo", "--samples", 4, "--quiet")
+    assert (
+        status == 0 and out.startswith("\nmini-llama\n") and (tmp_path / "minislice-demo.png").stat().st_size > 10_000
+    )
+    told = ["dense writes:", "sliced writes:", "'low-rank' computes the same", "can grow", "Learn:", "Use:", "Teach:"]
+    assert all(words in out for words in told) and "minislice-demo.png" in out
 
 
 @pytest.mark.parametrize("model", OPTIONS)
@@ -278,11 +289,28 @@ def test_export_writes_the_dtype_that_it_is_given(run, saved, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
 
 
-def test_help_runs_in_a_process_of_its_own():
-    command = [sys.executable, "-m", "minislice", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert all(name in result.stdout for name in ("demo", "verify", "slice", "eval", "generate", "export"))
+def test_help_needs_no_torch():
+    code = """
+import runpy, sys
+try:
+    runpy.run_module("minislice", run_name="__main__")
+finally:
+    print("torch" in sys.modules)
+"""
+    for arguments in (["--help"], ["slice", "--help"]):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+        assert (result.returncode, result.stderr) == (0, "") and result.stdout.endswith("False\n")
+    groups = ["the paper's options:", "beyond the paper:", "other bases", "texts:", "how it is computed:"]
+    places = [result.stdout.index(group) for group in groups]
+    assert places == sorted(places)
+
+
+def test_every_command_has_its_file_and_every_script_is_named(capsys):
+    for command in COMMANDS:
+        assert callable(import_module(f"minislice.command.{FILES.get(command, command)}").run)
+    for script, place in SCRIPTS.items():
+        assert main([script]) == 2 and f"python {place}" in capsys.readouterr().err
+        assert (Path(__file__).parents[1] / place).is_file()
 
 
 def test_the_text_output_has_a_line_for_every_entry_of_the_json(run, place):

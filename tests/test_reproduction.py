@@ -4,6 +4,7 @@ What is measured is faked where the loop is what's tested. Every property is als
 fail there.
 """
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -27,8 +28,8 @@ from protocol import FAMILIES, PROFILES, SLIPS, TABLES, TASKS, Profile, profile_
 from torch.distributed.run import get_args_parser
 
 import minislice
-from minislice.command.cli import COMMANDS, main, run_script
-from minislice.command.parser import parser_for
+from minislice.command.cli import main, run_script
+from minislice.command.parser import make_parser
 from minislice.corpus.embedded import paper_table
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.measuring import provenance, records
@@ -422,8 +423,8 @@ def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     torchrun = get_args_parser().parse_args(command[3:])
     assert (torchrun.nproc_per_node, torchrun.module, torchrun.training_script) == ("8", True, "minislice")
-    given = parser_for(COMMANDS).parse_args(torchrun.training_script_args)
-    assert given.stream and given.run is COMMANDS["slice"].run
+    given = make_parser().parse_args(torchrun.training_script_args)
+    assert given.stream and given.command == "slice"
     assert (given.model, given.slicing, given.samples, given.seqlen) == (made.source, 0.3, 1024, 2048)
     assert (given.adapter, given.signal, given.dtype, given.seed) == ("full", made.signal, "float16", made.seed)
     script = "import sys; print('noise\\nminislice: no such model\\nmore', file=sys.stderr); sys.exit(2)"
@@ -569,6 +570,5 @@ def test_minislice_says_where_a_script_is(name, capsys):
 
 def test_under_torchrun_it_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = parser_for({"reproduce": reproduce}).parse_args(["reproduce", "opt", "--out", str(tmp_path / "r.jsonl")])
     with pytest.raises(ValueError, match="without torchrun"):
-        given.run(given)
+        reproduce.run(argparse.Namespace())

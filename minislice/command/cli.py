@@ -1,49 +1,14 @@
-"""The command `minislice`: its commands, and what becomes of their errors."""
+"""The command `minislice`: runs what the command line names, and says errors in one line."""
 
 import argparse
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from types import ModuleType
 
-import torch
-import transformers
-from safetensors import SafetensorError
+from .parser import complete, in_full, make_parser
 
-from ..checks import require_seed
-from ..large import processes
-from . import (
-    compare,
-    compress,
-    cost,
-    demo,
-    evaluate,
-    export,
-    families,
-    generate,
-    propose,
-    recover,
-    slice,
-    verify,
-    zeroshot,
-)
-from .inputs import device_of
-from .parser import add_command, in_full, parser_for
-
-COMMANDS = {
-    "demo": demo,
-    "verify": verify,
-    "slice": slice,
-    "compress": compress,
-    "eval": evaluate,
-    "zeroshot": zeroshot,
-    "recover": recover,
-    "generate": generate,
-    "export": export,
-    "cost": cost,
-    "compare": compare,
-    "families": families,
-    "propose": propose,
-}
-
+FILES = {"eval": "evaluate"}  # every other command is run by the file of its own name
 SCRIPTS = {  # of the repository, beside their notebooks: not in an installed minislice
     "assignment": "notebooks/assignments/assignment.py",
     "grade": "notebooks/assignments/grade.py",
@@ -58,17 +23,27 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in SCRIPTS:
         print(f"minislice: {argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help", file=sys.stderr)
         return 2
-    return _run(parser_for(COMMANDS).parse_args(argv))
+    arguments = make_parser().parse_args(argv)
+    command = FILES.get(arguments.command, arguments.command)
+    return _run(import_module(f".{command}", __package__).run, arguments)  # torch is imported here, after --help
 
 
 def run_script(script: ModuleType, argv: list[str] | None = None) -> int:
-    """Run a script of the repository as a command: it has `HELP`, `arguments` and `run`, too."""
+    """Run a script of the repository as a command: it has `HELP`, `arguments` and `run`."""
     parser = argparse.ArgumentParser(description=in_full(script.HELP))
-    add_command(parser, script)
-    return _run(parser.parse_args(argv))
+    complete(parser, script.arguments)
+    return _run(script.run, parser.parse_args(argv))
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _run(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    from ..checks import require_seed
+    from ..large import processes
+    from .inputs import device_of
+
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
@@ -78,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0
-            return arguments.run(arguments)
+            return run(arguments)
     except processes.Lost as error:
         print(f"minislice: {error}", file=sys.stderr)
         return 1

@@ -4,42 +4,22 @@ import argparse
 from pathlib import Path
 
 from ..architecture.folder import require_apart, whole_file
-from ..beyond.compare import SIZES, compare
+from ..beyond.compare import compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
+from ..checks import require_choice, require_number
 from ..measuring.records import require_results
 from .inputs import files_read, load_both, load_model, texts_of, token_sets
 from .output import print_result
-from .parser import add_calibration, add_evaluation, add_machine, add_model, add_seqlen, given, positive
 
-HELP = "compare ways to make a model smaller, at equal numbers of parameters"
 RESULTS = "results.jsonl"
 
 
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    names, sizes = ",".join(VARIANTS), ",".join(map(str, SIZES))
-    sub.add_argument("--variants", type=given, default=names, help="comma-separated (default: all, %(default)s)")
-    text = "fractions of the dense model's parameters that may be left, comma-separated (default: %(default)s)"
-    sub.add_argument("--sizes", type=given, default=sizes, help=text)
-    add_calibration(sub, 64)
-    add_seqlen(sub)
-    note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
-    add_evaluation(sub, note + "measured on")
-    text = "zero-shot tasks to measure as well, comma-separated, as in 'minislice zeroshot' (default: none)"
-    sub.add_argument("--tasks", type=given, help=text)
-    sub.add_argument("--tasks-from", metavar="DIR", help="local copies of them, TASK.jsonl")
-    sub.add_argument("--limit", type=positive, help="only the first so many items of each task")
-    text = f"folder for {RESULTS}, table.md and plot.png; called again, it goes on with what {RESULTS} hasn't got"
-    sub.add_argument("--out", metavar="DIR", type=given, required=True, help=text)
-    add_machine(sub)
-
-
 def run(arguments: argparse.Namespace) -> int:
-    variants = {name: _variant(name) for name in _words(arguments.variants)}
-    sizes = [_size(word) for word in _words(arguments.sizes)]
-    tasks = _words(arguments.tasks) if arguments.tasks else []
+    for name in arguments.variants or ():
+        require_choice("--variants", name, VARIANTS)
+    for size in arguments.sizes or ():
+        require_number("--sizes", size, above=0, most=1)
     out, texts = Path(arguments.out), texts_of(arguments)
     _require_own(require_apart(out, files_read(arguments)))
     model, tokenizer = load_both(arguments)
@@ -50,11 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: load_model(arguments)[0],
         calibration,
         evaluation,
-        variants=variants,
-        sizes=sizes,
+        variants={name: VARIANTS[name] for name in arguments.variants or VARIANTS},
+        sizes=arguments.sizes or SIZES,
         out=out / RESULTS,
         name=arguments.model,
-        tasks=tasks,
+        tasks=arguments.tasks or (),
         tokenizer=tokenizer,
         tasks_from=arguments.tasks_from,
         limit=arguments.limit,
@@ -88,29 +68,6 @@ def _draw(rows: list[dict], path: Path) -> None:
         with whole_file(path) as new:
             figure.savefig(new, format="png", dpi=150)
         plt.close(figure)
-
-
-def _words(text: str) -> list[str]:
-    words = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-    if not words:
-        raise ValueError(f"name at least one, with commas between, got {text!r}")
-    return words
-
-
-def _variant(name: str):
-    if name not in VARIANTS:
-        raise ValueError(f"--variants takes {', '.join(VARIANTS)}, comma-separated, got {name!r}")
-    return VARIANTS[name]
-
-
-def _size(word: str) -> float:
-    try:
-        size = float(word)
-    except ValueError:
-        size = 0.0
-    if not 0 < size <= 1:
-        raise ValueError(f"--sizes takes fractions in (0, 1], comma-separated, got {word!r}")
-    return size
 
 
 def _require_own(out: Path) -> None:

@@ -11,27 +11,6 @@ from ..beyond.neurons import delete_neurons
 from ..measuring.cost import parameters
 from .inputs import files_read, load_both, measured, texts_of, token_sets
 from .output import print_result, save_sliced
-from .parser import add_calibration, add_evaluation, add_machine, add_model, add_out, add_seqlen, positive
-
-HELP = "delete what costs least, of the signal's width, the neurons and the blocks, until a size is reached"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    sub.add_argument("--size", type=float, default=0.8, help="share of the parameters to keep (default: 0.8)")
-    sub.add_argument("--plan-only", action="store_true", help="print what would be deleted, and delete nothing")
-    add_calibration(sub, 128)
-    add_seqlen(sub)
-    note = "; where a file is named for calibration alone, or for both, its first half calibrates and its second is "
-    add_evaluation(sub, note + "measured on")
-    text = "delete nothing but neurons, as many in every MLP: the result is an ordinary model of its architecture"
-    sub.add_argument("--stock", action="store_true", help=text)
-    sub.add_argument("--keep-blocks", action="store_true", help="leave no whole block out")
-    sub.add_argument("--keep-width", action="store_true", help="leave the signal's width as it is")
-    sub.add_argument("--batch-size", type=positive, default=8, help="sequences computed together (default: 8)")
-    add_out(sub, required=False)
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:

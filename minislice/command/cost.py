@@ -7,38 +7,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..adapters import FORMS
-from ..heads import HEADS
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.timing import Pair, compare, product_milliseconds
 from ..storage.checkpoint import load_config, locate
 from .output import print_result
-from .parser import HEAD_HELP, MODEL_HELP, add_machine, add_trust, positive
 
-HELP = "time inference, dense beside sliced in one run: latency, throughput, memory, FLOPs"
 PRODUCT_TOKENS = 2048  # table 12
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    sub.description += (
-        " Only the model's config is read: times depend on shapes alone, so the weights are random, and the bases that "
-        "slicing would find are too. MODEL may also be one of the paper's shapes."
-    )
-    sub.add_argument("model", metavar="MODEL", help=f"{', '.join(SHAPES)}; {MODEL_HELP}, dense or sliced")
-    add_trust(sub)
-    sub.add_argument("--slicing", default="0.25", help="fractions to delete, comma-separated (default: 0.25)")
-    sub.add_argument("--adapter", default="low-rank", help=f"some of {', '.join(FORMS)} (default: low-rank)")
-    sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
-    sub.add_argument("--head", choices=HEADS, help=HEAD_HELP)
-    sub.add_argument("--prompt", type=positive, default=128, help="tokens of the prefill (default: 128)")
-    sub.add_argument("--length", type=positive, default=128, help="tokens generated (default: 128)")
-    sub.add_argument("--rounds", type=positive, default=5, help="turns of each model (default: 5)")
-    text = "sequences generated together, for the throughput (default: on a GPU the largest that fits, else 8)"
-    sub.add_argument("--batch-size", type=positive, help=text)
-    text = "table 12 as well: every matrix product of one layer, so many times (the paper: 1000)"
-    sub.add_argument("--products", type=positive, metavar="REPEATS", help=text)
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,16 +44,12 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
     config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model), arguments.trust_remote_code)
     if config.model_type == "minislice":
         return config.base, {"as it is": config}
-    try:
-        levels = [float(level) for level in arguments.slicing.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--slicing takes fractions, comma-separated, got {arguments.slicing!r}") from error
     return config, {
         f"{level:.0%}, {form}": sliced_config(
             config, slicing=level, adapter=form, slice_head=arguments.slice_head, head=arguments.head
         )
-        for level in levels
-        for form in arguments.adapter.split(",")
+        for level in arguments.slicing
+        for form in arguments.adapter
     }
 
 

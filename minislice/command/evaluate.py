@@ -6,17 +6,6 @@ import time
 from ..measuring.cost import parameters
 from .inputs import load_both, measured, texts_of, token_sets
 from .output import print_result
-from .parser import add_evaluation, add_machine, add_model, add_seqlen
-
-HELP = "measure a model's perplexity and count its parameters"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    add_seqlen(sub)
-    add_evaluation(sub)
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:

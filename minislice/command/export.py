@@ -7,16 +7,6 @@ from ..architecture.network import network
 from ..storage.checkpoint import export
 from .inputs import files_read, load_both
 from .output import print_result
-from .parser import add_machine, add_model, add_out
-
-HELP = "write a sliced model as a stock architecture that needs no minislice"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    add_out(sub, required=True)
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:

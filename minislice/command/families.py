@@ -6,12 +6,6 @@ import textwrap
 from ..architecture.families import FAMILIES, REFUSED
 from .output import print_result
 
-HELP = "list the model types that can be sliced, and why others can't"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """It has none of its own."""
-
 
 def run(arguments: argparse.Namespace) -> int:
     export = {name: family.stock_norm for name, family in sorted(FAMILIES.items())}

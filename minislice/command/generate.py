@@ -8,18 +8,6 @@ from ..beyond.self_calibration import require_finite
 from ..corpus.text import require_unicode
 from .inputs import length_limit, load_both, require_known
 from .output import print_result
-from .parser import add_machine, add_model, positive
-
-HELP = "continue a prompt"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    sub.add_argument("--prompt", required=True, help="text to continue")
-    sub.add_argument("--max-new-tokens", type=positive, default=64, help="(default: 64)")
-    sub.add_argument("--do-sample", action="store_true", help="sample, instead of taking the likeliest token")
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:

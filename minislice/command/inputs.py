@@ -1,6 +1,7 @@
 """What a command line's arguments name: the device, the model and its tokenizer, the tokens of a text."""
 
 import argparse
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,12 @@ def load_model(arguments: argparse.Namespace, default_dtype: str | None = None):
     """As `load_both`, with None for a tokenizer that isn't there."""
     machine = {"dtype": dtype_of(arguments, default_dtype), "device": arguments.device}
     return load(arguments.model, **machine, trust_remote_code=arguments.trust_remote_code)
+
+
+def given(arguments: argparse.Namespace, options: type) -> dict:
+    """The fields of a dataclass of options that the command line gives."""
+    values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(options)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def dtype_of(arguments: argparse.Namespace, default: str | None = None) -> str:

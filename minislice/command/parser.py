@@ -1,33 +1,41 @@
-"""The parser of the command line, and the arguments that several commands share.
+"""The parser of the command line: every command and option. It imports neither torch nor transformers.
 
-A command is a module with `HELP`, `arguments(sub)`, which adds its own to a parser, and `run(arguments)`, which returns
-the exit status.
+An option that isn't given is None, and the function that takes it has its default. So has it the check of its values.
 """
 
 import argparse
-from collections.abc import Mapping
-from types import ModuleType
+import dataclasses
+from collections.abc import Callable
 
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..corpus.text import SOURCES
+from ..recovery.options import RecoveryOptions
 from ..version import __version__
 
-MODEL_HELP = (
-    f"one of the embedded models ({', '.join(EMBEDDED)}), smollm2, a model's folder, a GGUF file, or a name on the hub"
-)
-TEXTS = f"{', '.join(SOURCES)}, or a text, json, jsonl or parquet file"
-BY_DEFAULT = "(default: embedded for the embedded models, wikitext2 for others)"
-TEXT_HELP = f"{TEXTS} {BY_DEFAULT}"
 OWN = "own"  # in place of a text: what the model writes itself
-HEAD_HELP = (
-    "a head that was tied to the embedding stays tied (default where both ends are whole), gets weights of its own, or "
-    "is fitted to the sliced embedding"
-)
+MODEL_HELP = f"one of {', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"
+TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
+DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
+HALVES = "; if one file is named for both, its first half calibrates and its second is measured on"
+HEAD = "what becomes of a tied head: tied (the default where both ends are whole), own (the paper's) or fitted"
+FORMS = "full (the paper's), low-rank (computes the same) or none (default: low-rank)"
+LISTED = "comma-separated"
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
+RECOVERY_HELPS = {
+    "rank": "of the LoRA matrices",
+    "alpha": "their product is scaled by alpha / rank",
+    "dropout": "of what the LoRA matrices read",
+    "learning_rate": "AdamW's, at its highest",
+    "epochs": "passes over the sequences",
+    "steps": "instead of --epochs",
+    "accumulation": "forward passes a step",
+    "held_out": "share of the sequences that is watched instead of trained on",
+    "every": "steps between two looks at that share, and between two checkpoints",
+    "patience": "looks without a lower loss before training stops",
+}
 
 
-def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
-    """The parser of these commands, by their names."""
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="minislice",
         description="SliceGPT: make a trained transformer smaller by deleting rows and columns of its weights.",
@@ -36,63 +44,248 @@ def parser_for(commands: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
         "a GPU of its own.",
     )
     parser.add_argument("--version", action="version", version=f"minislice {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in commands.items():
-        sub = subparsers.add_parser(name, help=command.HELP, description=in_full(command.HELP))
-        add_command(sub, command)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for name, (text, add_arguments) in COMMANDS.items():
+        complete(commands.add_parser(name, help=text, description=in_full(text)), add_arguments)
     return parser
 
 
-def in_full(help: str) -> str:
+def in_full(text: str) -> str:
     """A sentence, where `--help` of all commands has it in short."""
-    return help[0].upper() + help[1:] + "."
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def add_command(sub: argparse.ArgumentParser, command: ModuleType) -> None:
-    """Give a parser what a command takes."""
-    sub.set_defaults(run=command.run)
-    command.arguments(sub)
+def complete(sub: argparse.ArgumentParser, add_arguments: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Give a parser the arguments of one command, and what all commands take."""
+    add_arguments(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     sub.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
+def demo(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--samples", type=positive, default=8, help="calibration and evaluation sequences (default: 8)")
+    text = "PNG file of the picture; it is replaced (default: %(default)s)"
+    sub.add_argument("--picture", metavar="FILE", type=given, default="minislice-demo.png", help=text)
+    add_machine(sub)
+
+
+def verify(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    add_calibration(sub, 4, "(default: embedded; random tokens where the tokenizer can't read that)")
+    add_seqlen(sub, SEQLEN)
+    sub.add_argument("--dtypes", type=names, help=f"{LISTED} (default: float64, float32, bfloat16, float16)")
+    add_machine(sub)
+
+
+def slice(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    paper = sub.add_argument_group("the paper's options")
+    width = paper.add_mutually_exclusive_group()
+    width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
+    text = f"width to keep; or one for each boundary, {LISTED}, the last for the head"
+    width.add_argument("--width", type=one_or_more, metavar="WIDTH[,WIDTH...]", help=text)
+    width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
+    paper.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
+    text = "principal components of the norm's output, normalized (the default), or of its input, raw"
+    paper.add_argument("--signal", help=text)
+    paper.add_argument("--adapter", help=f"form of the residual adapters: {FORMS}")
+    text = "low-rank: drop directions up to this cosine deficit (default: 0)"
+    paper.add_argument("--tolerance", type=float, help=text)
+    paper.add_argument("--head", help=HEAD)
+    first, last = paper.add_mutually_exclusive_group(), paper.add_mutually_exclusive_group()
+    off, on = {"action": "store_false", "default": None}, {"action": "store_true", "default": None}
+    first.add_argument("--keep-embedding", dest="slice_embedding", **off, help="leave the first boundary whole")
+    first.add_argument("--slice-embedding", **on, help="slice it (default, unless the head stays tied)")
+    last.add_argument("--keep-head", dest="slice_head", **off, help="leave the last boundary whole (default)")
+    last.add_argument("--slice-head", **on, help="slice it too")
+    beyond = sub.add_argument_group("beyond the paper")
+    text = "fraction of every MLP's neurons to delete, or how many to leave, a number for each MLP"
+    beyond.add_argument("--neurons", type=fraction_or_ints, metavar="N[,N...]", help=text)
+    beyond.add_argument("--drop", type=ints, metavar="N[,N...]", help="blocks to leave out whole")
+    beyond.add_argument("--repair", **on, help="solve for each W_out again, to make up for what slicing loses")
+    others = sub.add_argument_group("other bases, to compare with")
+    others.add_argument("--basis", help="what to keep: pca (the default), random or column-norm")
+    others.add_argument("--orientation", help="of the basis in the subspace that it keeps: pca (the default) or random")
+    add_texts(sub, 128)
+    machine = add_machine(sub, batch_size=True)
+    text = (
+        "bring one layer at a time into memory, from MODEL's safetensors files; needs --out. Called again after an "
+        "interruption, it goes on from the last finished layer. Measure the result with 'minislice eval DIR'"
+    )
+    machine.add_argument("--stream", action="store_true", help=text)
+    add_out(sub, required=False)
+
+
+def compress(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    sub.add_argument("--size", type=float, default=0.8, help="share of the parameters to keep (default: 0.8)")
+    sub.add_argument("--plan-only", action="store_true", help="print what would be deleted, and delete nothing")
+    text = "delete nothing but neurons, as many in every MLP: the result is an ordinary model of its architecture"
+    sub.add_argument("--stock", action="store_true", help=text)
+    sub.add_argument("--keep-blocks", action="store_true", help="leave no whole block out")
+    sub.add_argument("--keep-width", action="store_true", help="leave the signal's width as it is")
+    add_texts(sub, 128)
+    add_machine(sub, batch_size=True)
+    add_out(sub, required=False)
+
+
+def evaluate(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    add_seqlen(sub)
+    add_evaluation(sub)
+    add_machine(sub)
+
+
+def zeroshot(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    text = f"names of the harness's tasks, {LISTED} (default: the paper's five)"
+    add_tasks(sub, text)
+    add_machine(sub, batch_size=True)
+
+
+def recover(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    sub.add_argument("--calibration", metavar="TEXT", help=f"text to train on: {TEXT} {DEFAULT_TEXT}")
+    sub.add_argument("--samples", type=positive, help="training sequences (default: 1000, of Alpaca 5000)")
+    text = "tokens a sequence, of training and evaluation (default: 1024, or the model's limit if less)"
+    sub.add_argument("--seqlen", type=positive, help=text)
+    add_evaluation(sub)
+    training = sub.add_argument_group("training")
+    for field in dataclasses.fields(RecoveryOptions):
+        if field.name in RECOVERY_HELPS:
+            note = "" if field.default is None else f" (default: {field.default:g})"
+            kind = float if isinstance(field.default, float) else positive
+            option = "--" + field.name.replace("_", "-")
+            training.add_argument(option, type=kind, help=RECOVERY_HELPS[field.name] + note)
+    text = "train the residual adapters too"
+    training.add_argument("--train-adapters", action="store_true", default=None, help=text)
+    training.add_argument("--batch-size", type=positive, default=1, help="sequences a forward pass (default: 1)")
+    add_machine(sub)
+    add_out(sub, required=True)
+
+
+def generate(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    sub.add_argument("--prompt", required=True, help="text to continue")
+    sub.add_argument("--max-new-tokens", type=positive, default=64, help="(default: 64)")
+    sub.add_argument("--do-sample", action="store_true", help="sample, instead of taking the likeliest token")
+    add_machine(sub)
+
+
+def export(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    add_out(sub, required=True)
+    add_machine(sub)
+
+
+def cost(sub: argparse.ArgumentParser) -> None:
+    sub.description += (
+        " Only the model's config is read: times depend on shapes alone, so the weights are random, and the bases that "
+        "slicing would find are too. MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b."
+    )
+    add_model(sub)
+    sub.add_argument("--slicing", type=floats, default=[0.25], help=f"fractions to delete, {LISTED} (default: 0.25)")
+    sub.add_argument("--adapter", type=names, default=["low-rank"], help=f"{LISTED}: {FORMS}")
+    sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
+    sub.add_argument("--head", help=HEAD)
+    sub.add_argument("--prompt", type=positive, default=128, help="tokens of the prefill (default: 128)")
+    sub.add_argument("--length", type=positive, default=128, help="tokens generated (default: 128)")
+    sub.add_argument("--rounds", type=positive, default=5, help="turns of each model (default: 5)")
+    text = "sequences generated together, for the throughput (default: on a GPU the largest that fits, else 8)"
+    sub.add_argument("--batch-size", type=positive, help=text)
+    text = "table 12 as well: every matrix product of one layer, so many times (the paper: 1000)"
+    sub.add_argument("--products", type=positive, metavar="REPEATS", help=text)
+    add_machine(sub)
+
+
+def compare(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    sub.add_argument("--variants", type=names, help=f"ways to make it smaller, {LISTED} (default: all)")
+    text = f"fractions of the dense model's parameters that may be left, {LISTED} (default: 0.9,0.8,0.75,0.7)"
+    sub.add_argument("--sizes", type=floats, help=text)
+    add_texts(sub, 64)
+    add_tasks(sub, f"zero-shot tasks to measure as well, {LISTED}, as in 'minislice zeroshot' (default: none)")
+    text = "folder for results.jsonl, table.md and plot.png; called again, it measures what results.jsonl lacks"
+    sub.add_argument("--out", metavar="DIR", type=given, required=True, help=text)
+    add_machine(sub)
+
+
+def families(sub: argparse.ArgumentParser) -> None:
+    """It has no arguments of its own."""
+
+
+def propose(sub: argparse.ArgumentParser) -> None:
+    add_model(sub)
+    sub.add_argument("--seed", type=int, default=0, help="of the tokens and scales that are tried (default: 0)")
+
+
+# Each command's help and arguments; `cli` runs the file of the same name ("eval": evaluate).
+COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", demo),
+    "verify": ("measure whether a model has the invariance; exit status 1 if it has not", verify),
+    "slice": ("slice a model and measure what it costs; save it with --out", slice),
+    "compress": (
+        "delete what costs least, in width, neurons and blocks, until a size is reached",
+        compress,
+    ),
+    "eval": ("measure a model's perplexity and count its parameters", evaluate),
+    "zeroshot": ("measure a model's accuracy on zero-shot tasks, with the LM Evaluation Harness", zeroshot),
+    "recover": ("fine-tune a sliced model with LoRA, merge, and save it", recover),
+    "generate": ("continue a prompt", generate),
+    "export": ("write a sliced model as a stock architecture that needs no minislice", export),
+    "cost": ("time inference, dense beside sliced in one run: latency, throughput, memory, FLOPs", cost),
+    "compare": ("compare ways to make a model smaller, at equal numbers of parameters", compare),
+    "families": ("list the model types that can be sliced, and why others can't", families),
+    "propose": ("find the entry of the family table that describes a model; exit status 1 if there is none", propose),
+}
+
+
 def add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL", type=given, help=MODEL_HELP)
-    add_trust(sub)
-
-
-def add_trust(sub: argparse.ArgumentParser) -> None:
     text = "run the Python files that come with MODEL, if it has an architecture of its own"
     sub.add_argument("--trust-remote-code", action="store_true", help=text)
 
 
-def add_machine(sub: argparse.ArgumentParser) -> None:
-    """What a command that computes with a model is told of seed, device and dtype."""
-    sub.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    sub.add_argument(
-        "--device",
-        help="such as cpu, cuda:1; for eval and generate also auto, all there are (default: cuda if there is one)",
-    )
-    sub.add_argument("--dtype", choices=DTYPES, help="of weights and signal (default: float32 on a CPU)")
+def add_machine(sub: argparse.ArgumentParser, batch_size: bool = False) -> argparse._ArgumentGroup:
+    machine = sub.add_argument_group("how it is computed")
+    if batch_size:
+        machine.add_argument("--batch-size", type=positive, default=8, help="sequences computed together (default: 8)")
+    machine.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    text = "such as cpu, cuda:1; for eval and generate also auto, all there are (default: cuda if there is one)"
+    machine.add_argument("--device", help=text)
+    machine.add_argument("--dtype", choices=DTYPES, help="of weights and signal (default: float32 on a CPU)")
+    return machine
 
 
-def add_calibration(sub: argparse.ArgumentParser, samples: int, default: str = BY_DEFAULT) -> None:
-    text = f"calibration text: {TEXTS}, or {OWN}, what the model writes itself {default}"
-    sub.add_argument("--calibration", metavar="TEXT", type=given, help=text)
-    sub.add_argument("--samples", type=positive, default=samples, help="calibration sequences (default: %(default)s)")
+def add_texts(sub: argparse.ArgumentParser, samples: int) -> None:
+    texts = sub.add_argument_group("texts")
+    add_calibration(texts, samples)
+    add_seqlen(texts)
+    add_evaluation(texts, HALVES)
 
 
-def add_seqlen(sub: argparse.ArgumentParser, default: int = 2048) -> None:
-    text = (
-        f"tokens a sequence (default: {SEQLEN} for the embedded models, else {default}, or the model's limit if less)"
-    )
-    sub.add_argument("--seqlen", type=positive, help=text)
+def add_calibration(group, samples: int, default: str = DEFAULT_TEXT) -> None:
+    text = f"calibration text: {TEXT}; or {OWN}, what the model writes itself {default}"
+    group.add_argument("--calibration", metavar="TEXT", type=given, help=text)
+    group.add_argument("--samples", type=positive, default=samples, help="calibration sequences (default: %(default)s)")
 
 
-def add_evaluation(sub: argparse.ArgumentParser, note: str = "") -> None:
-    help = f"text to measure perplexity on: {TEXTS} (default: the calibration text, else as there){note}"
-    sub.add_argument("--evaluation", metavar="TEXT", type=given, help=help)
-    sub.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
+def add_seqlen(group, default: int = 2048) -> None:
+    text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else {default}, or the model's limit)"
+    group.add_argument("--seqlen", type=positive, help=text)
+
+
+def add_evaluation(group, note: str = HALVES) -> None:
+    text = f"text to measure perplexity on: {TEXT} (default: the calibration text, else as there){note}"
+    group.add_argument("--evaluation", metavar="TEXT", type=given, help=text)
+    group.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
+
+
+def add_tasks(sub: argparse.ArgumentParser, text: str) -> None:
+    sub.add_argument("--tasks", type=names, help=text)
+    text = "a folder with TASK.jsonl for each task, its items one a line; without it they come from the hub"
+    sub.add_argument("--tasks-from", metavar="DIR", help=text)
+    sub.add_argument("--limit", type=positive, help="only the first so many items of each task")
 
 
 def add_out(sub: argparse.ArgumentParser, required: bool) -> None:
@@ -107,9 +300,32 @@ def given(text: str) -> str:
     return text
 
 
+def names(text: str) -> list[str]:
+    return list(dict.fromkeys(given(word).strip() for word in text.split(",")))
+
+
 def positive(text: str) -> int:
     """An argument's type: a whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
+
+
+def floats(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
+def ints(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def one_or_more(text: str) -> int | list[int]:
+    """One width, or one for each boundary."""
+    numbers = [positive(number) for number in text.split(",")]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def fraction_or_ints(text: str) -> float | list[int]:
+    """A fraction, or a number for each MLP."""
+    return ints(text) if "," in text else float(text)

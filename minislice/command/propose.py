@@ -5,15 +5,6 @@ import argparse
 from ..measuring.propose import entry, propose
 from ..storage.checkpoint import load
 from .output import print_result
-from .parser import add_model
-
-HELP = "find the entry of the family table that describes a model; exit status 1 if there is none"
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    sub.add_argument("--seed", type=int, default=0, help="of the tokens and scales that are tried (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:

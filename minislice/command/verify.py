@@ -11,20 +11,9 @@ from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES, verify
 from .inputs import Texts, load_model, require_known, require_tokenizer, seqlen_of, token_sets
 from .output import print_result
-from .parser import add_calibration, add_machine, add_model, add_seqlen
 
-HELP = "measure whether a model has the invariance; exit status 1 if it has not"
 MOST_UNKNOWN = 0.05  # of a text's tokens, where a tokenizer can be said to read it
 RANDOM_TOKENS = 1 << 20
-
-
-def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
-    add_model(sub)
-    add_calibration(sub, 4, "(default: embedded; random tokens where the tokenizer can't read that)")
-    add_seqlen(sub, SEQLEN)
-    sub.add_argument("--dtypes", default=",".join(TOLERANCES), help="comma-separated (default: %(default)s)")
-    add_machine(sub)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
         stream, name = _default_stream(model, tokenizer, arguments.seed)
         tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
         described = f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
-    dtypes = arguments.dtypes.split(",")
-    found = verify(model, tokens, dtypes=dtypes, seed=arguments.seed, progress=not arguments.quiet)
+    found = verify(
+        model, tokens, dtypes=arguments.dtypes or tuple(TOLERANCES), seed=arguments.seed, progress=not arguments.quiet
+    )
     print_result(
         arguments,
         {

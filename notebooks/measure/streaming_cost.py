@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, OPTConfig, PhiConfig
 
 from minislice.architecture.network import inference
-from minislice.command.memory import return_freed_memory
+from minislice.command.slice import return_freed_memory
 from minislice.corpus.batches import token_batches
 from minislice.large.source import TrainedWeights, without_weights
 from minislice.large.streaming import slice_streamed
