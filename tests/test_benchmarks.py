@@ -1,6 +1,5 @@
 """The benchmark scripts run, at small size, and report what they say; what they measure is nobody's to assert here."""
 
-import importlib
 import json
 import math
 import os
@@ -9,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import rulers
 import torch
 from budget_properties import silenced
+from correlations import spearman
 from models import FAMILIES, Recipe
 
 import minislice
@@ -19,7 +20,7 @@ from minislice.beyond.rulers import block_costs
 from minislice.corpus.batches import token_batches
 from minislice.pca import discarded_share, principal_components
 
-FOLDER = Path(__file__).parents[1] / "notebooks" / "measure"
+FOLDER = Path(rulers.__file__).parent
 
 SMALL = {
     "inference_cost.py": (
@@ -46,6 +47,7 @@ def run(script: str, *arguments: str | Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("script", SMALL)
 def test_a_benchmark_runs_at_small_size_and_reports(script):
@@ -58,13 +60,7 @@ def test_a_benchmark_runs_at_small_size_and_reports(script):
         assert all(seconds > 0 for seconds in phases.values())
 
 
-@pytest.fixture
-def rulers(monkeypatch):
-    """The benchmark `rulers.py`, as a module."""
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module("rulers")
-
-
+@pytest.mark.slow
 def test_the_rulers_of_an_embedded_model_are_reported(tmp_path):
     small = ["--calibration", "2", "--seqlen", "48", "--held-out", "2", "--probes", "1", "--layers", "2"]
     printed = run("rulers.py", "mini-phi", *small, "--boundaries", "2", "--out", tmp_path / "rows.jsonl")
@@ -79,7 +75,7 @@ def test_the_rulers_of_an_embedded_model_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_measured_is_what_a_budget_measures(family, rulers):
+def test_what_is_measured_is_what_a_budget_measures(family):
     recipe = Recipe(family, layers=2)
     model = minislice.fuse(recipe.model())
     calibration, held_out = recipe.tokens(0), torch.cat([recipe.tokens(1), recipe.tokens(2)])
@@ -102,7 +98,7 @@ def test_what_is_measured_is_what_a_budget_measures(family, rulers):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_gradient_predicts_what_a_small_change_does(family, rulers):
+def test_the_gradient_predicts_what_a_small_change_does(family):
     """On the same sequences, to first order, at every boundary."""
     recipe = Recipe(family, layers=2)
     bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
@@ -118,7 +114,7 @@ def test_the_gradient_predicts_what_a_small_change_does(family, rulers):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_a_boundarys_energy_is_the_variance_that_is_discarded(family, rulers):
+def test_a_boundarys_energy_is_the_variance_that_is_discarded(family):
     recipe = Recipe(family, layers=2)
     bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
     Z, X = bench.embedded
@@ -130,7 +126,7 @@ def test_a_boundarys_energy_is_the_variance_that_is_discarded(family, rulers):
 
 
 @torch.no_grad()
-def test_what_the_rulers_say_of_simple_changes(rulers):
+def test_what_the_rulers_say_of_simple_changes():
     """A signal that is gone has changed by all of itself; one of twice the length is the same to a norm, and so to what
     reads it; where one token changes, the sum over tokens is one product, and Fisher's is half its square.
     """
@@ -145,15 +141,13 @@ def test_what_the_rulers_say_of_simple_changes(rulers):
     assert one["Fisher"] == pytest.approx((one["gradient"] * predicted) ** 2 / 2 / predicted)
 
 
-def test_the_sides_of_all_boundaries_are_all_of_the_parameters(rulers):
+def test_the_sides_of_all_boundaries_are_all_of_the_parameters():
     net = network(minislice.fuse(Recipe("llama", biases=False).model()))
     counts = [rulers.sides(net, boundary) for boundary in range(len(net.blocks) + 1)]
     assert net.trained_width * sum(counts) == minislice.parameters(net.model)
 
 
-def test_rank_correlations_are_those_of_ranks(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    spearman = importlib.import_module("correlations").spearman
+def test_rank_correlations_are_those_of_ranks():
     x = torch.tensor([3.0, -1.0, 20.0, 4.0])
     assert spearman(x, x) == 1 and spearman(x, x**3) == 1 and spearman(x, -x) == -1
     assert spearman(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 3, 2, 4])) == pytest.approx(0.8)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..architecture.folder import writing
 from ..architecture.network import network
 from ..checks import require_package
 from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
@@ -85,7 +84,7 @@ def recover(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if folder is None else folder).resolve()
-        with opened(folder, settings) as checkpoint, writing(folder):
+        with opened(folder, settings) as checkpoint:
             arguments["output_dir"] = str(folder)
             state, trained = with_what_fits(
                 lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),
