@@ -11,7 +11,6 @@ import torch
 from family_models import FamilyRecipe
 from models import Recipe
 from safetensors.torch import load_file, save_file
-from transformers.utils import is_flash_attn_2_available
 
 import minislice
 from minislice.architecture.families import FAMILIES, find_family
@@ -56,23 +55,18 @@ def assert_refused(load, folder, *fragments) -> None:
 
 
 VALUES = [
-    *(("llama", name, 10**30) for name in ("vocab_size", "hidden_size", "max_position_embeddings")),
-    *(("llama", name, 10**9) for name in ("num_hidden_layers", "head_dim", "vocab_size", "intermediate_size")),
-    *(("llama", name, 0) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")),
-    *(("llama", name, -8) for name in ("num_hidden_layers", "head_dim", "intermediate_size")),
-    *(("opt", name, -8) for name in ("ffn_dim", "hidden_size", "num_attention_heads")),
-    *(("llama", "num_key_value_heads", value) for value in (0, True, 1.5, "2", [1])),
-    *(("llama", "dtype", value) for value in ([], "int8", "float8_e4m3fn", "nonesuch", 5)),
-    *(("llama", "pad_token_id", 5000), ("opt", "pad_token_id", 5000)),
-    *(("llama", "hidden_act", "nonesuch"), ("opt", "activation_function", "nonesuch")),
+    *(("llama", name, 10**9) for name in ("num_hidden_layers", "head_dim", "vocab_size")),
+    *(("llama", name, 0) for name in ("hidden_size", "num_attention_heads")),
+    *(("opt", name, -8) for name in ("ffn_dim", "hidden_size")),
+    *(("llama", "num_key_value_heads", value) for value in (True, 1.5, "2")),
+    *(("llama", "dtype", value) for value in ([], "int8")),
+    *(("opt", "pad_token_id", 5000), ("llama", "hidden_act", "nonesuch")),
     ("llama", "rope_scaling", {"rope_type": "nonesuch", "rope_theta": 10000.0}),
-    ("llama", "rope_parameters", []),
     ("llama", "_attn_implementation", "nonesuch"),
 ]
 IN_WORDS = {
     "pad_token_id": "Padding_idx",
     "hidden_act": "transformers has no 'nonesuch'",
-    "activation_function": "transformers has no 'nonesuch'",
     "rope_scaling": "transformers has no 'nonesuch'",  # the older name for rope_parameters
     "_attn_implementation": "nonesuch",
 }
@@ -93,7 +87,7 @@ def test_it_is_refused_in_the_dense_config_of_a_sliced_model_too(name, value, go
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("content", ["[]", "null", "5", "[" * 100_000, "{"], ids=lambda text: text[:5])
+@pytest.mark.parametrize("content", ["[]", "{"])
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_what_should_be_an_object_and_is_not_is_refused(loader, file, content, good, tmp_path):
     folder = shutil.copytree(good / "llama", tmp_path / "model")
@@ -108,21 +102,11 @@ def test_generation_settings_that_make_no_sense_are_refused(changes, good, tmp_p
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize(
-    "method", ["gptq", "bitsandbytes", "awq", "compressed-tensors", "torchao", "quanto", "fp8", "nonesuch"]
-)
+@pytest.mark.parametrize("method", ["gptq", "bitsandbytes", "nonesuch"])
 def test_quantized_weights_are_refused_by_their_method(loader, method, good, tmp_path):
     settings = {"quant_method": method, "bits": 4, "load_in_4bit": True}
     folder = edited(good / "llama", tmp_path / "model", quantization_config=settings)
     assert_refused(LOADERS[loader], folder, folder / "config.json", "quantized", method)
-
-
-@pytest.mark.parametrize("loader", LOADERS)
-def test_an_attention_that_is_not_installed_is_refused(loader, good, tmp_path):
-    if is_flash_attn_2_available():
-        pytest.skip("it is installed")
-    folder = edited(good / "llama", tmp_path / "model", _attn_implementation="flash_attention_2")
-    assert_refused(LOADERS[loader], folder, folder / "config.json", "FlashAttention2")
 
 
 # ---- files of weights ----
@@ -138,12 +122,13 @@ def with_tensors(folder: Path, target: Path, change, save=save_file, file: str =
     return target
 
 
-DTYPES = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn, "C64": torch.complex64, "I64": torch.int64}
+DTYPES = {"I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.bias"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_that_are_not_floating_point_are_refused(dtype, name, good, tmp_path):
+def test_weights_that_are_not_floating_point_are_refused(dtype, good, tmp_path):
+    name = "model.layers.1.mlp.up_proj.bias"
+
     def cast(tensors):
         tensors[name] = tensors[name].to(DTYPES[dtype])
 
@@ -196,9 +181,7 @@ def with_index(folder: Path, target: Path, change) -> Path:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize(
-    "value", [5, None, [], ["a"], {}, "", "..", "/etc/passwd", "../shards/model.safetensors"], ids=str
-)
+@pytest.mark.parametrize("value", [None, "", "/etc/passwd", "../shards/model.safetensors"], ids=str)
 def test_an_index_names_files_beside_it_and_nothing_else(loader, value, good, tmp_path):
     def change(files):
         files[next(iter(files))] = value
@@ -220,7 +203,7 @@ def test_weights_outside_the_folder_are_not_read(loader, good, tmp_path):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-@pytest.mark.parametrize("content", ["[]", '{"weight_map": []}', "{}", '{"weight_map":' + "[" * 100_000])
+@pytest.mark.parametrize("content", ["[]", '{"weight_map": []}', "{"])
 def test_an_index_that_is_none_is_refused(loader, content, good, tmp_path):
     folder = shutil.copytree(good / "shards", tmp_path / "model")
     (folder / INDEX).write_text(content)
@@ -374,18 +357,13 @@ def unchecked(monkeypatch):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", [None, 5, "", b"mini-opt", "\udcff", "a\0b", []], ids=repr)
+@pytest.mark.parametrize("name", [None, "", b"mini-opt", "\udcff"], ids=repr)
 def test_what_is_no_name_is_refused(name):
     assert_refused(minislice.load, name)
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("device", ["hpu", "nonesuch", "meta", "cuda:99", 5.0, ""], ids=repr)
+@pytest.mark.parametrize("device", ["nonesuch", "meta", "cuda:99"], ids=repr)
 def test_a_device_that_is_not_there_is_refused_before_anything_is_read(device, good, monkeypatch):
     monkeypatch.setattr("minislice.storage.checkpoint.load_config", lambda source: 1 / 0)
     assert_refused(lambda folder: minislice.load(folder, device=device), good / "llama", "device", device)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_where_there_is_none_is_refused(good):
-    assert_refused(lambda folder: minislice.load(folder, device="cuda"), good / "llama", "device 'cuda'")

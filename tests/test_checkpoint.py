@@ -28,6 +28,10 @@ from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = ("full", "low-rank", "none")
+# Every family with every dtype and every form, each pair of them once
+PAIRWISE = [
+    (family, dtype, FORMS[(f + d) % 3], f == d) for f, family in enumerate(FAMILIES) for d, dtype in enumerate(DTYPES)
+]
 OPTIONS = {"do_sample": False, "max_new_tokens": 6}
 
 
@@ -57,10 +61,7 @@ def files_of(folder: Path) -> set[str]:
 # ---- the same function, the same size ----
 
 
-@pytest.mark.parametrize("slice_head", [False, True])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "dtype", "form", "slice_head"), PAIRWISE)
 def test_loaded_logits_are_bit_identical(family, dtype, form, slice_head, tmp_path):
     model, tokens = sliced(family, dtype=dtype, adapter=form, slice_head=slice_head)
     before = logits(model, tokens)
@@ -75,10 +76,16 @@ def test_loaded_logits_are_bit_identical(family, dtype, form, slice_head, tmp_pa
     assert loaded.num_parameters() == minislice.parameters(loaded) == minislice.parameters(model)
     head = ("linear", "own") if slice_head else ("tied", "tied")  # nobody said what becomes of it
     assert (loaded.config.head, loaded.config.slicing["options"]["head"]) == head
+    path = tmp_path / "model" / "model.safetensors"  # which has the parameters and nothing else
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == header + dtype.itemsize * minislice.parameters(model)
+    assert not [name for name in files_of(path.parent) if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("prepare", [minislice.fuse, minislice.rotate, lambda m: minislice.rotate(m, per_block=True)])
+@pytest.mark.parametrize(
+    ("family", "prepare"),
+    [("opt", minislice.fuse), ("llama", minislice.rotate), ("phi", lambda m: minislice.rotate(m, per_block=True))],
+)
 def test_a_fused_or_rotated_model_survives_saving(family, prepare, tmp_path):
     recipe = Recipe(family)
     model, tokens = prepare(recipe.model()), recipe.tokens()
@@ -93,8 +100,7 @@ def test_the_norms_eps_comes_from_the_module(tmp_path):
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokens), logits(model, tokens))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slice_head", [False, True])
+@pytest.mark.parametrize(("family", "slice_head"), [("opt", True), ("llama", False), ("phi", True)])
 def test_a_tied_head_is_stored_once_and_tied_again(family, slice_head, tmp_path):
     model, tokens = sliced(family, tied_head=True, slice_head=slice_head)
     model.save_pretrained(tmp_path / "model")
@@ -108,16 +114,6 @@ def test_a_tied_head_is_stored_once_and_tied_again(family, slice_head, tmp_path)
     assert loaded.num_parameters() == minislice.parameters(model) == sum(t.numel() for t in stored.values())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_file_holds_the_parameters_and_nothing_else(form, tmp_path):
-    model, _ = sliced("opt", adapter=form, dtype=torch.float16)
-    model.save_pretrained(tmp_path / "model")
-    path = tmp_path / "model" / "model.safetensors"
-    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.stat().st_size == header + 2 * minislice.parameters(model)
-    assert not [name for name in files_of(path.parent) if name.endswith((".bin", ".pt", ".pkl"))]
-
-
 def test_a_large_model_is_sharded_and_loads_from_its_shards(tmp_path):
     model, tokens = sliced("llama")
     model.save_pretrained(tmp_path / "model", max_shard_size="8KB")
@@ -126,9 +122,8 @@ def test_a_large_model_is_sharded_and_loads_from_its_shards(tmp_path):
     assert torch.equal(logits(minislice.load(tmp_path / "model")[0], tokens), logits(model, tokens))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_loaded_model_is_saved_and_loaded_again_unchanged(family, tmp_path):
-    model, tokens = sliced(family, adapter="low-rank")
+def test_a_loaded_model_is_saved_and_loaded_again_unchanged(tmp_path):
+    model, tokens = sliced("phi", adapter="low-rank")
     model.save_pretrained(tmp_path / "first")
     loaded, _ = minislice.load(tmp_path / "first")
     loaded.save_pretrained(tmp_path / "second")
@@ -176,6 +171,7 @@ def saved(request, tmp_path_factory):
 def test_it_generates_as_the_model_that_was_saved(saved, how):
     model, tokens, folder = saved
     loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.generation_config.max_new_tokens == 7
     outputs = []
     for each, cached in ((model, True), (loaded, True), (loaded, False)):
         torch.manual_seed(0)
@@ -212,13 +208,7 @@ def test_padding_on_the_left_does_not_change_what_it_generates(saved):
     assert torch.equal(loaded.generate(padded, attention_mask=mask, **OPTIONS)[:, 3:], alone)
 
 
-def test_generation_config_travels(saved):
-    _, _, folder = saved
-    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.max_new_tokens == 7
-
-
-@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "dtype"), zip(["dtype", "torch_dtype", "dtype"], DTYPES, strict=True))
 def test_every_parameter_takes_the_dtype_asked_for(saved, name, dtype):
     _, tokens, folder = saved
     loaded = AutoModelForCausalLM.from_pretrained(folder, **{name: dtype})
@@ -232,32 +222,23 @@ def test_device_map_auto_places_it_without_changing_it(saved):
     assert torch.equal(logits(loaded, tokens.to(loaded.device)).cpu(), logits(model, tokens))
 
 
-def spread(model, share: float, folder: Path):
-    """The model loaded from a folder into a share of the memory that it needs; the rest goes to the disk."""
-    model.save_pretrained(folder / "model")
-    limit = {"cpu": int(share * 4 * minislice.parameters(model))}
-    return AutoModelForCausalLM.from_pretrained(
-        folder / "model", device_map="auto", max_memory=limit, offload_folder=folder / "offload"
-    )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_is_never_split_over_devices(family, tmp_path):
-    model, tokens = sliced(family, head="own")
-    loaded = spread(model, 0.86, tmp_path)
-    assert set(loaded.hf_device_map.values()) == {"cpu", "disk"}
-    assert any(".layers.1" in name for name in loaded.hf_device_map)
-    assert not [name for name in loaded.hf_device_map if ".blocks" in name]
-    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
-
-
-@pytest.mark.parametrize("share", [0.86, 0.1])
-@pytest.mark.parametrize("head", ["tied", "fitted"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_shared_matrix_is_the_embeddings_also_on_the_disk(family, head, share, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "head", "share"),
+    [
+        ("opt", "own", 0.86),
+        ("llama", "own", 0.86),
+        ("phi", "tied", 0.86),
+        ("opt", "fitted", 0.1),
+        ("llama", "tied", 0.1),
+    ],
+)
+def test_spread_over_devices_it_computes_the_same(family, head, share, tmp_path):
     model, tokens = sliced(family, head=head)
-    loaded = spread(model, share, tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    settings = {"max_memory": {"cpu": int(share * 4 * minislice.parameters(model))}, "offload_folder": tmp_path / "off"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map="auto", **settings)
     assert "disk" in loaded.hf_device_map.values()
+    assert not [name for name in loaded.hf_device_map if ".blocks" in name]  # a layer is never split
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
 
 
@@ -274,8 +255,7 @@ def test_the_attention_asked_for_is_the_attention_used(saved):
     assert attention.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "form"), zip(FAMILIES, FORMS, strict=True))
 def test_gradients_reach_every_weight_with_and_without_checkpointing(family, form, tmp_path):
     model, tokens = sliced(family, adapter=form, tied_head=form == "none")
     model.save_pretrained(tmp_path / "model")
@@ -456,21 +436,14 @@ def test_a_folder_of_this_machine_is_not_given_away(tmp_path):
 # ---- whole or not at all ----
 
 
-def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
-    model, _ = sliced("opt")
-    monkeypatch.setattr("minislice.architecture.modeling.model_card", lambda *_: 1 / 0)  # the last thing to be written
-    with pytest.raises(ZeroDivisionError):
-        model.save_pretrained(tmp_path / "new" / "model")
-    assert files_of(tmp_path / "new") == set()
-
-
 def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
     model, _ = sliced("opt")
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     monkeypatch.setattr("minislice.architecture.modeling.model_card", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        model.save_pretrained(tmp_path / "model", force=True)
+    for name in ("model", "new"):
+        with pytest.raises(ZeroDivisionError):
+            model.save_pretrained(tmp_path / name, force=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     assert files_of(tmp_path) == {"model"}
 
@@ -560,10 +533,8 @@ DAMAGES = {
     "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
     "newer": (edit_config(format_version=4), r"config\.json.*newer minislice \(format 4"),
     "other architecture": (edit_config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
-    "too few widths": (edit_config(widths=[12, 12]), r"config\.json.*'widths'"),
     "width": (edit_config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
     "adapter": (edit_config(adapters=["full", "full", "full", 13]), r"config\.json.*'adapters' has 13 for block 3"),
-    "identity": (edit_config(adapters=["full", "full", "full", None]), r"config\.json.*None for block 3"),
     "norms": (edit_config(norm_eps=[]), r"config\.json.*'norm_eps'"),
     "head": (edit_config(head="shared"), r"config\.json.*'head'"),
     "no base": (edit_config(base=None), r"config\.json.*`base`"),
@@ -584,8 +555,8 @@ def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
     assert str(folder) in str(error.value)
 
 
-NEURONS = [[8], [8, 8, 8], [], [8, 41], [8, -1], [8, 8.0], [8, True], [8, "8"], [8, None], "88", 8, True, {"8": 8}]
-DROPPED = [[4], [-1], [1, 1], [1.0], [True], ["1"], [None], [[1]], "1", 1, False, {"1": 1}]
+NEURONS = [[8], [8, 41], [8, True], "88"]
+DROPPED = [[4], [1, 1], [1.0], "1"]
 SIZES = {
     r"'neurons' must be a list of 2 numbers, .* the dense model's, which are \[40, 40\]; got": ("neurons", NEURONS),
     "'dropped' must be a list of blocks, each once, of the 4 .*, 0 to 3; got": ("dropped", DROPPED),
@@ -617,12 +588,10 @@ def test_a_folder_without_the_block_that_a_cache_is_measured_by_is_refused(tmp_p
         minislice.load(tmp_path / "model")
 
 
-@pytest.mark.parametrize("change", [lambda t: t.pop(next(iter(t))), lambda t: t.update(stray=torch.zeros(2))])
-def test_transformers_own_loader_refuses_missing_and_unexpected_tensors(change, tmp_path):
-    model, _ = sliced("phi")
-    model.save_pretrained(tmp_path / "model")
-    edit_tensors(change)(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"1 tensors are (missing|unexpected)"):
+def test_transformers_own_loader_refuses_a_missing_tensor(tmp_path):
+    sliced("phi")[0].save_pretrained(tmp_path / "model")
+    edit_tensors(lambda tensors: tensors.pop(next(iter(tensors))))(tmp_path / "model")
+    with pytest.raises(ValueError, match="1 tensors are missing"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
@@ -630,7 +599,7 @@ def test_a_damaged_dense_folder_gives_the_same_errors(tmp_path):
     Recipe("llama", tied=False).model().save_pretrained(tmp_path / "model")
     minislice.load(tmp_path / "model")
     edit_tensors(lambda tensors: tensors.pop("lm_head.weight"))(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model\.safetensors: 1 tensors are missing, such as lm_head"):
+    with pytest.raises(ValueError, match="model: 1 tensors are missing, such as lm_head"):
         minislice.load(tmp_path / "model")
 
 

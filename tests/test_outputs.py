@@ -3,10 +3,8 @@
 import errno
 import json
 import os
-import subprocess
 from contextlib import suppress
 from pathlib import Path
-from pkgutil import resolve_name
 
 import assignment
 import pytest
@@ -14,7 +12,7 @@ import report
 import reproduce
 import torch
 from safetensors import SafetensorError
-from streamed import LLAMA, Interrupted, after_part, interrupted, same_weights, saved, snapshot
+from streamed import LLAMA, saved, snapshot
 
 import minislice
 from minislice.architecture.folder import require_free, whole_folder
@@ -28,40 +26,6 @@ COMMANDS = {
     "export": ["export", "mini-llama"],
 }
 SAVED = {"adapter": "none", "slice_head": True, "width": 10}
-
-
-def sliced(dense: Path):
-    model, _ = minislice.load(dense)
-    return minislice.slice_model(model, LLAMA.tokens(), **SAVED)
-
-
-# The three ways to a folder, of one small model
-WAYS = {
-    "in memory": lambda dense, out, **options: minislice.save(sliced(dense), out, **options),
-    "streamed": lambda dense, out, **options: slice_streamed(dense, LLAMA.tokens(), out, **SAVED, **options) and None,
-    "export": lambda dense, out, **options: minislice.export(sliced(dense), out, **options),
-}
-way = pytest.mark.parametrize("way", WAYS)
-
-
-def mounted(folder: Path, *options: str) -> None:
-    done = subprocess.run(["mount", *options, folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"can't mount here: {done.stderr}")
-
-
-@pytest.fixture
-def mount(tmp_path):
-    """Mounts to be undone."""
-    folder = tmp_path / "volume"
-    folder.mkdir()
-
-    def mount(*options: str) -> Path:
-        mounted(folder, *options)
-        return folder
-
-    yield mount
-    subprocess.run(["umount", folder], capture_output=True)
 
 
 def command(capsys, name: str, out: Path, *options: str) -> str:
@@ -100,23 +64,15 @@ def test_an_output_that_cannot_be_is_told_before_the_work(name, tmp_path, no_wor
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_read_only_file_system_is_told_before_the_work(name, mount, no_work, capsys):
-    volume = mount("-t", "tmpfs", "-o", "ro", "tmpfs")
-    for out in (volume, volume / "out", volume / "new" / "out"):
-        assert f"can't write {out}: Read-only file system" in command(capsys, name, out)
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_parent_that_refuses_is_told_before_the_work(name, number, tmp_path, no_work, monkeypatch, capsys):
+def test_a_parent_that_refuses_is_told_before_the_work(name, tmp_path, no_work, monkeypatch, capsys):
     """As anybody but root sees it."""
 
     def refuse(path, *_, **__):
-        raise OSError(number, os.strerror(number), str(path))
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     line = command(capsys, name, tmp_path / "out")
-    assert f"can't write {tmp_path / 'out'}: {os.strerror(number)}" in line
+    assert f"can't write {tmp_path / 'out'}: {os.strerror(errno.EACCES)}" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -138,7 +94,6 @@ def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
         (tmp_path / "here", "the current directory"),
         (tmp_path / "home", "your home directory"),
         (tmp_path / "home" / "me", "your home directory"),
-        (Path("/"), "the current directory"),
     ]:
         with pytest.raises(ValueError, match=f"force would delete .*{reason}"):
             require_free(folder, True)
@@ -184,7 +139,7 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
     before = snapshot(tmp_path)
     for out in (dense, dense.parent):
         with pytest.raises(ValueError, match=APART):
-            WAYS["streamed"](dense, out, force=True)
+            slice_streamed(dense, LLAMA.tokens(), out, force=True, **SAVED)
     assert snapshot(tmp_path) == before
 
 
@@ -287,128 +242,29 @@ def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path,
     assert snapshot(tmp_path) == {"out/config.json": b"new" if renames == 2 else b"old"}
 
 
-def test_force_still_replaces_an_ordinary_folder(tmp_path):
-    with whole_folder(tmp_path / "out") as new:
-        (new / "one").write_text("1")
-    with whole_folder(tmp_path / "out", force=True) as new:
-        (new / "two").write_text("2")
-    assert snapshot(tmp_path) == {"out/two": b"2"}
-
-
-# Mount points
-
-
-def stays(monkeypatch, folder: Path) -> None:
-    """As a mount point does: a rename of it, or onto it, is refused."""
-    rename = Path.rename
-
-    def refuse(self, target):
-        if folder in (self, Path(target)):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(folder))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-
-
-MOUNTS = {
-    "file system": lambda mount, tmp_path, monkeypatch: mount("-t", "tmpfs", "-o", "size=8m", "tmpfs"),
-    "bound": lambda mount, tmp_path, monkeypatch: mount("--bind", tmp_path / "elsewhere"),
-    "simulated": lambda mount, tmp_path, monkeypatch: stays(monkeypatch, tmp_path / "volume"),
-}
-
-
-@way
-@pytest.mark.parametrize("kind", MOUNTS)
-def test_a_mount_point_is_written_into(kind, way, mount, tmp_path, monkeypatch):
-    dense = saved(LLAMA, tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    WAYS[way](dense, tmp_path / "expected")
-    MOUNTS[kind](mount, tmp_path, monkeypatch)
-    volume = tmp_path / "volume"
-    (volume / "lost+found").mkdir()  # the file system's own
-    inode = volume.stat().st_ino
-    WAYS[way](dense, volume)
-    assert volume.stat().st_ino == inode
-    (volume / "precious").write_text("mine")
-    with pytest.raises(ValueError, match="exists and isn't empty"):
-        WAYS[way](dense, volume)
-    WAYS[way](dense, volume, force=True)
-    assert sorted(snapshot(volume)) == sorted(snapshot(tmp_path / "expected"))
-    same_weights(tmp_path / "expected", volume)
-    assert (volume / "lost+found").is_dir()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "elsewhere", "expected", "volume"]
-
-
-def test_the_current_directory_is_written_into(tmp_path, monkeypatch):
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_cannot_be_renamed_is_told_before_the_work(force, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with whole_folder(".") as new:
-        (new / "one").write_text("1")
-    assert os.listdir(".") == ["one"]  # of the directory that this process is in, not of one that was replaced
-
-
-def test_a_streamed_run_goes_on_in_a_mount_point(tmp_path, monkeypatch):
-    dense, volume = saved(LLAMA, tmp_path), tmp_path / "volume"
-    volume.mkdir()
-    stays(monkeypatch, volume)
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        after_part(patch, 2, interrupted)
-        WAYS["streamed"](dense, volume)
-    assert [path.name for path in volume.iterdir()] == [".volume.partial"]
-    with monkeypatch.context() as patch:
-        after_part(patch, 2, lambda: pytest.fail("a part is done twice"))
-        WAYS["streamed"](dense, volume)
-    WAYS["in memory"](dense, tmp_path / "expected")
-    same_weights(tmp_path / "expected", volume)
-
-
-@pytest.mark.parametrize("moved", range(4))
-def test_a_move_into_a_mount_point_that_stops_leaves_nothing_that_loads(moved, tmp_path, monkeypatch):
-    dense, volume = saved(LLAMA, tmp_path), tmp_path / "volume"
-    volume.mkdir()
-    stays(monkeypatch, volume)
-    WAYS["in memory"](dense, volume)
-    rename, left = Path.rename, [moved]
-
-    def stop(self, target):
-        if Path(target).parent == volume:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", stop)
-    with pytest.raises(KeyboardInterrupt):
-        WAYS["in memory"](dense, volume, force=True)
-    with pytest.raises(ValueError, match="is not a model's folder"):
-        minislice.load(volume)
+    with pytest.raises(ValueError, match=r"is the current directory.* save to a folder in it"):
+        require_free(".", force)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "volume")
+    with pytest.raises(ValueError, match=r"is a mount point.* save to a folder in it"):
+        require_free("volume", force)
 
 
 # A full disk
-
-
-@way
-def test_a_full_disk_is_one_error_and_nothing_is_kept(way, mount, tmp_path):
-    dense = saved(LLAMA, tmp_path)
-    volume = mount("-t", "tmpfs", "-o", "size=20k", "tmpfs")
-    with pytest.raises((OSError, ValueError), match=r"No space left on device|the disk has") as error:
-        WAYS[way](dense, volume / "out")
-    assert str(volume / "out") in str(error.value) or str(volume / ".out.partial") in str(error.value)
-    if way != "streamed":  # which goes on later from what is there
-        assert list(volume.iterdir()) == []
-
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 
 
 @pytest.mark.parametrize(
-    ("where", "fault"),
+    ("name", "where", "fault"),
     [
-        ("transformers.modeling_utils.safe_save_file", SafetensorError(FULL)),
-        ("transformers.configuration_utils.PreTrainedConfig.to_json_file", OSError(28, "No space left on device")),
-        ("transformers.PreTrainedTokenizerBase.save_pretrained", Exception("No space left on device (os error 28)")),
+        ("in memory", "modeling_utils.safe_save_file", SafetensorError(FULL)),
+        ("in memory", "configuration_utils.PreTrainedConfig.to_json_file", OSError(28, "No space left on device")),
+        ("export", "PreTrainedTokenizerBase.save_pretrained", Exception("No space left on device (os error 28)")),
     ],
 )
-@pytest.mark.parametrize("name", ["in memory", "export"])
 def test_a_disk_that_fills_up_at_any_file_is_one_line(name, where, fault, tmp_path, monkeypatch, capsys):
     model, tokenizer = minislice.load("mini-llama")
     minislice.slice_model(model, torch.randint(0, 4000, (4, 100)), **{**SAVED, "width": 96})
@@ -419,8 +275,7 @@ def test_a_disk_that_fills_up_at_any_file_is_one_line(name, where, fault, tmp_pa
 
     if name == "export":
         monkeypatch.setitem(COMMANDS, name, ["export", str(tmp_path / "model")])
-    resolve_name(where)
-    monkeypatch.setattr(where, fail)
+    monkeypatch.setattr(f"transformers.{where}", fail)
     line = command(capsys, name, tmp_path / "out")
     assert f"can't write {tmp_path / 'out'}: " in line and "No space left on device" in line
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

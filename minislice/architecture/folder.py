@@ -1,14 +1,8 @@
 """A folder, or a file, that appears whole or not at all; and what may not be written over.
 
-It is made beside its place, and renamed. A mount point (a container's volume) can't be renamed; there the new folder is
-made inside, and its files are moved up one by one. No loader takes the folder for a model before `config.json` is
-there, so this one goes first when an old model is replaced, and comes last: a process that is killed in between leaves
-a folder that doesn't load.
-
-A saved model takes this file with it, as it does `blocks`.
+A new folder or file is made beside its place, and renamed. A saved model takes this file with it, as it does `blocks`.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -31,7 +25,7 @@ def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable
     """
     target = require_apart(target, reads)
     place_for(target)
-    if target.is_dir() and contents(target):
+    if target.is_dir() and any(target.iterdir()):
         if not force:
             raise ValueError(
                 f"{target} exists and isn't empty; save to another folder, or replace it with --force (force=True)"
@@ -132,26 +126,25 @@ def sync(path: Path) -> None:
 
 
 def place_for(target: Path) -> Path:
-    """The folder to make the new one in: the target's parent, or the target itself where that can't be renamed.
-
-    It can't be if it is a mount point, or if its parent may not be written to. The current directory isn't renamed
-    either: a shell would be left in the old one.
+    """The folder to make the new one in: the target's parent.
 
     Raises:
-        ValueError: neither can be written to; it says why.
+        ValueError: it can't be written to; the target is a file, the current directory or a mount point, which can't be
+            renamed; the message says which.
     """
     require_utf8(target)
+    if target == Path.cwd() or os.path.ismount(target):
+        what = "a mount point" if os.path.ismount(target) else "the current directory"
+        raise ValueError(f"{target} is {what}, which can't be replaced whole; save to a folder in it")
     try:
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file; give a folder to save to")
-        stays = target.is_dir() and (target == Path.cwd() or not _can_be_renamed(target))
-        place = target if stays else target.parent
-        unmake(make(place / _unfinished(target)))
+        unmake(make(target.parent / _unfinished(target)))
     except OSError as error:
         above = next(parent for parent in target.parents if os.path.exists(parent))
         reason = error.strerror if os.path.isdir(above) else f"{above} is a file"
         raise ValueError(f"can't write {target}: {reason}; save to another folder") from error
-    return place
+    return target.parent
 
 
 def require_utf8(path: Path) -> None:
@@ -160,12 +153,6 @@ def require_utf8(path: Path) -> None:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{os.fspath(path)!a}: this name isn't UTF-8; rename the folder, or use another") from error
-
-
-def contents(folder: Path) -> list[Path]:
-    """What is in a folder, but for the file system's own, and for unfinished folders that are to become this one."""
-    unfinished = f".{folder.name}.partial"
-    return [path for path in folder.iterdir() if path.name != "lost+found" and not path.name.startswith(unfinished)]
 
 
 def make(folder: Path) -> list[Path]:
@@ -190,8 +177,7 @@ def unmake(made: list[Path]) -> None:
 def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Path]:
     """A new folder to write to; it becomes `target` when the block ends, or vanishes if the block fails.
 
-    Whoever looks at the target sees nothing, or what was there before, or all of the new; of a mount point, see the top
-    of this file. A killed process leaves the new folder (".NAME.partial-...") beside or in the target.
+    A killed process leaves the new folder (".NAME.partial-...") beside the target.
 
     Args:
         force: replace a target that has files in it; it stays as it is until the new folder is complete.
@@ -218,10 +204,7 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
 
 
 def put_in_place(new: Path, target: Path) -> None:
-    """Have a finished folder, made in `place_for(target)` or below, be the target, and replace what is there."""
-    if target in new.parents:
-        _move_up(new, target)
-        return
+    """Rename a finished folder to the target, and delete what was there."""
     old = target.with_name(_unfinished(target))
     try:
         if target.exists():
@@ -236,33 +219,6 @@ def put_in_place(new: Path, target: Path) -> None:
 def _unfinished(target: Path) -> str:
     """A new name for what is to become the target, or no longer is."""
     return f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
-
-
-def _move_up(new: Path, target: Path) -> None:
-    for path in sorted(contents(target), key=lambda path: path.name != "config.json"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
-        path.rename(target / path.name)
-    new.rmdir()
-
-
-def _can_be_renamed(folder: Path) -> bool:
-    """Tried without doing it: to rename a folder onto one with something in it fails, and how it fails tells."""
-    if folder == folder.parent:
-        return False
-    other = folder.with_name(_unfinished(folder))
-    made = []
-    try:
-        made = make(other / "something")
-        folder.rename(other)
-    except OSError as error:
-        return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
-    finally:
-        unmake(made)
-    raise AssertionError(f"{folder} was renamed to {other}, which has something in it")
 
 
 def _require_expendable(target: Path) -> None:

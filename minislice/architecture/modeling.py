@@ -32,7 +32,7 @@ from .blocks import Block, LowRankAdapter, RMSNorm
 from .card import TAGS, made_by, model_card
 from .configuration import SlicedConfig
 from .families import registered_fields
-from .folder import contents, whole_folder
+from .folder import whole_folder
 from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
 from .linears import Linear, set_weight
 from .network import Network, network
@@ -187,7 +187,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         _require_loadable(self.base)
         self.describe(notes)
         target = Path(save_directory)
-        beside = force is None and target.is_dir() and contents(target)
+        beside = force is None and target.is_dir()
         with _model_inside(target) if beside else whole_folder(target, bool(force)) as folder:
             super().save_pretrained(folder, *args, **kwargs)
             self._save_rest(folder, tokenizer)

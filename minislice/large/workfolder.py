@@ -1,4 +1,4 @@
-"""The folder of an unfinished run, beside the folder NAME that the run makes (or in it, see `architecture.folder`).
+"""The folder of an unfinished run, beside the folder NAME that the run makes.
 
     .NAME.partial/.model.lock         held while a run is at work
     .NAME.partial/state.pt            the run's settings, what it has reached, and seals; replaced whole after each part

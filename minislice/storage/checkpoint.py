@@ -1,6 +1,6 @@
 """Models on disk: `save` and `load` for dense and sliced ones, `export` to an architecture that needs no minislice.
 
-What a sliced model's folder holds is said in `configuration` and `modeling`, how it is written in `folder`.
+`architecture.configuration` and `architecture.modeling` say what a sliced model's folder holds.
 """
 
 import os
@@ -52,7 +52,7 @@ def save(
     Args:
         tokenizer: saved with it.
         force: replace a folder that has files in it.
-        notes: what else is known ("calibration", "perplexity" ...), in JSON's types; config and model card say it.
+        notes: further facts ("calibration", "perplexity" ...) in JSON's types, for the config and the model card.
         max_shard_size: of one safetensors file.
 
     Raises:
@@ -71,8 +71,8 @@ def export(
 ) -> None:
     """Write a sliced model as one of transformers' own class.
 
-    It must have one width and no adapters: ``adapter="none"`` and ``slice_head=True``, or ``slicing=0``. Neurons may be
-    deleted, as many of every MLP, and blocks left out, all of a layer.
+    It must have one width and no adapters: ``adapter="none"`` and ``slice_head=True``, or ``slicing=0``. Every MLP must
+    have lost the same number of neurons; of a layer, all blocks or none may be left out.
 
     Raises:
         ValueError: the model can't be one (see `stock.stock_model`); the folder has files in it, and no `force`.
@@ -136,8 +136,7 @@ def load(
     wrong = {"missing": sorted(found["missing_keys"]), "unexpected": surplus(model, found["unexpected_keys"])}
     for fault, keys in wrong.items():
         if keys:
-            whole = source / "model.safetensors" if isinstance(source, Path) else source
-            where = tensors[keys[0]].path if keys[0] in tensors else whole
+            where = tensors[keys[0]].path if keys[0] in tensors else source
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
     if device not in (None, "auto"):
         model = model.to(device)
@@ -181,7 +180,7 @@ def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrain
     """The config in a folder or on the hub.
 
     Raises:
-        ValueError: there is none that can be read, or that describes a model; the hub can't be reached.
+        ValueError: no config can be read; it describes no model; the hub can't be reached.
     """
     if is_gguf(source):
         return gguf_config(source)

@@ -1,7 +1,7 @@
 """What is wrong with a model's folder, found before its weights are loaded; each fault is one ValueError.
 
-Configs and weights come from anywhere. transformers, given a bad one, raises whatever its code stumbles over, fills the
-memory, or doesn't come back; and it casts integers and float8 to the dtype it is asked for, as if they were weights.
+transformers, given a bad config, raises any exception, fills the memory, or never returns. It casts integers and float8
+to the dtype that it is asked for, as if they were weights.
 """
 
 import copy
@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.modeling import without_memory
@@ -35,11 +30,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def require_values(fields: Any) -> None:
-    """The values of a config.json that decide how much is computed and in what, and those of the config inside it.
-
-    Raises:
-        ValueError: a size that no model has, a dtype that isn't one of `FLOATS`, quantized weights.
-    """
+    """Raise a ValueError for a config with a size that no model has, a dtype outside `FLOATS`, or quantized weights."""
     if not isinstance(fields, dict):
         raise ValueError(f"a config must be a JSON object, got {type(fields).__name__}")
     for name in SIZES:
@@ -60,11 +51,9 @@ def require_values(fields: Any) -> None:
 
 
 def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False) -> None:
-    """One layer of the model that a config describes can be made; no memory is needed for it.
+    """Raise a ValueError unless one layer of the config's model can be made.
 
-    Raises:
-        ValueError: it can't; an unknown activation or kind of RoPE, an attention that isn't installed, sizes that don't
-            fit together.
+    It can't with an unknown activation or kind of RoPE, an attention that isn't installed, sizes that don't fit.
     """
     config = copy.deepcopy(getattr(config, "base", config))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
@@ -72,7 +61,7 @@ def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False)
     config.num_hidden_layers = 1
     try:
         without_memory(config, trust_remote_code)
-    except Exception as error:  # anything: it is transformers' own code that meets what it didn't expect
+    except Exception as error:  # transformers' code may raise anything
         raise ValueError(f"no {config.model_type!r} model can be made of it: {_said(error)}") from error
 
 
@@ -81,17 +70,13 @@ COMPUTED = re.compile(r"(masked_bias|causal_mask|inv_freq|(cos|sin)_cached|posit
 
 
 def surplus(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """Those of the names that `model` has no use for, sorted, without the tensors that are computed."""
+    """The names of tensors that are neither the model's nor computed, sorted; `names` are those that aren't its own."""
     own = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     return sorted(name for name in names if not any(pattern.search(name) for pattern in (COMPUTED, *own)))
 
 
 def require_generation_config(folder: Path) -> None:
-    """generation_config.json, if there is one, is an object that transformers can read.
-
-    Raises:
-        ValueError: it isn't; with the file's name.
-    """
+    """Raise a ValueError for a generation_config.json that transformers can't read."""
     if not (path := folder / "generation_config.json").is_file():
         return
     fields = read_json(path)
@@ -104,14 +89,7 @@ def require_generation_config(folder: Path) -> None:
 
 
 def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
-    """The tensors in the files are what a model's parameters take: of the same shapes, in floating point.
-
-    Args:
-        model: with or without memory. Names that it doesn't know, or that the files don't have, are passed over.
-
-    Raises:
-        ValueError: they aren't; with file, tensor and both shapes.
-    """
+    """Raise a ValueError for a stored tensor that has another shape than the model's, or isn't in floating point."""
     for name, parameter in revert_weight_conversion(model, dict(model.named_parameters())).items():
         stored = tensors.get(name) or tensors.get(name.removeprefix(f"{model.base_model_prefix}."))
         if stored is None:
@@ -129,22 +107,18 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str | None:
-    """The same device, which is there and can compute; "auto" and None are nowhere yet.
-
-    Raises:
-        ValueError: it isn't there.
-    """
+    """The same device, or a ValueError if it can't compute; "auto" and None stand for no particular device."""
     if device in (None, "auto"):
         return device
     try:
         torch.ones(1, device=device).item()
-    except Exception as error:  # torch has a different one for every device that it wasn't built for
+    except Exception as error:  # torch raises another kind for each device that it wasn't built for
         raise ValueError(f"can't use the device {str(device)!r}: {_said(error)}") from error
     return device
 
 
 def _said(error: Exception) -> str:
-    """What an exception says; a KeyError has nothing but the key that was looked up, an activation's name, say."""
+    """An exception's message; a KeyError's is the key alone, such as the name of an activation."""
     return f"transformers has no {error}" if isinstance(error, KeyError) else str(error)
 
 

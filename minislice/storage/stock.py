@@ -5,14 +5,13 @@ size k in one thing: its norm still divides by the trained width D. A norm with 
 
     eps' = eps D/k    and    weights sqrt(D/k):    x / sqrt(||x||^2/k + eps') sqrt(D/k) = x / sqrt(||x||^2/D + eps)
 
-LLaMA's RMSNorm computes `blocks.RMSNorm`. A LayerNorm (Phi) subtracts the mean first, so the signal is carried over to
-where that changes nothing: R^k is embedded isometrically in the vectors of mean zero of R^(k+1), x -> x J, and the
-hidden size becomes k + 1.
+LLaMA's RMSNorm computes `blocks.RMSNorm`. A LayerNorm (Phi) subtracts the mean first. So the signal is embedded
+isometrically in the vectors of mean zero of R^(k+1), x -> x J, where that changes nothing; the hidden size is k + 1.
 
-Where nothing was sliced and the head is still tied, the signal is the trained one, whose mean a LayerNorm may subtract:
-then the head stays tied, and the final norm gets the scale and shift that stand beside it.
+If nothing was sliced and the head is still tied, the signal is the trained one, whose mean a LayerNorm may subtract.
+The head then stays tied, and the final norm gets the head's scale and shift.
 
-What else was deleted is in the config: as many neurons in every MLP, or whole layers, all of their blocks.
+Neurons that were deleted, the same number in every MLP, and layers that were left out are in the config.
 """
 
 import copy
@@ -41,13 +40,12 @@ def mean_zero_embedding(k: int) -> Float64[Tensor, "k k+1"]:
 
 @torch.no_grad()
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A sliced model as one of transformers' own class. It is there to be saved: its buffers aren't filled in.
+    """A sliced model as one of transformers' own class, to be saved: its buffers aren't filled in.
 
-    The given model stays as it is.
+    The given model stays unchanged.
 
     Raises:
-        ValueError: the model isn't sliced, has adapters or different widths, or its family can't have this width; its
-            MLPs have different numbers of neurons, or its layers different blocks; it says what to slice instead.
+        ValueError: no stock architecture computes what the model does; the message says what to slice instead.
     """
     net = network(model)
     stock = stock_network(net)
@@ -74,11 +72,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def stock_network(net: Network) -> Network:
-    """The stock network that a sliced one becomes, without weights; the sliced one needs none either.
-
-    Raises:
-        ValueError: as `stock_model`.
-    """
+    """The stock network that a sliced one becomes, without weights, or the ValueError of `stock_model`."""
     config = net.model.config
     norm = find_family(config).stock_norm
     if isinstance(norm, str):
@@ -96,12 +90,12 @@ def stock_network(net: Network) -> Network:
 
 
 def _is_tied(net: Network) -> bool:
-    """Whether the head shares the embedding's matrix, exactly; the signal is then as trained at both ends."""
+    """Whether the head shares the embedding's matrix; the signal is then the trained one at both ends."""
     return isinstance(net.head, TiedHead)
 
 
 def _only_width(net: Network) -> int:
-    """k, where every boundary is k wide and there are no adapters."""
+    """k, if every boundary is k wide and there are no adapters; else a ValueError."""
     if not net.is_fused:
         raise ValueError("this model isn't sliced: it has a stock architecture already")
     if net.has_adapters or len(set(net.widths)) > 1 or len({norm.eps for norm in net.norms}) > 1:
@@ -118,7 +112,7 @@ def _only_width(net: Network) -> int:
 
 
 def _require_whole_layers(net: Network) -> None:
-    """Raise a ValueError for a network with layers that some of their blocks were left out of."""
+    """Raise a ValueError if a layer lost some of its blocks and kept others."""
     count = net.blocks_per_layer
     if partly := [index for index, layer in enumerate(net.layers) if 0 < len(layer.blocks) < count]:
         numbers = [number for number in net.dropped if number // count in partly]
@@ -129,7 +123,7 @@ def _require_whole_layers(net: Network) -> None:
 
 
 def _require_same_mlps(net: Network, stock: Network) -> None:
-    """Raise a ValueError where the MLPs of the stock network are others than the sliced one's."""
+    """Raise a ValueError if the stock network's MLPs differ from the sliced one's."""
     ours, theirs = ([(block.has_neurons, block.is_mixture) for block in each.blocks] for each in (net, stock))
     if ours != theirs:
         raise ValueError(
@@ -147,9 +141,7 @@ def _require_same_mlps(net: Network, stock: Network) -> None:
 
 
 def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig:
-    """The dense model's config with another hidden size, without the layers that are left out, and with as many
-    neurons as an MLP has at most; attention keeps its width, the norm its function.
-    """
+    """The dense model's config with the new hidden size, layers and neurons; its norm computes the same as before."""
     dense, D = copy.deepcopy(net.model.config), net.trained_width
     dense.tie_word_embeddings = _is_tied(net)
     for index in reversed(range(len(net.layers))):
@@ -199,7 +191,7 @@ def _fill_norm(module: nn.Module, net: Network, scale: Tensor, shift: Tensor | N
 
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give a stock module these parameters, which must fit; a block's norm is filled on its own."""
+    """Give a stock module these parameters, or raise a ValueError if one doesn't fit."""
     places = {name: place.shape for name, place in module.state_dict().items()}
     for name, tensor in tensors.items():
         if places.get(name) != tensor.shape:
