@@ -452,7 +452,7 @@ def test_a_killed_save_leaves_no_folder(tmp_path):
     script = """
         import os, signal, sys
         sys.path[:0] = sys.argv[2:]
-        import minislice
+        import minislice, minislice.architecture.modeling
         from models import Recipe
         minislice.architecture.modeling.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the last written
         minislice.fuse(Recipe("llama").model()).save_pretrained(sys.argv[1])
