@@ -5,10 +5,8 @@ widths and comparing where their sizes meet is fair.
 """
 
 import copy
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -76,16 +74,3 @@ def equal_size(
         sliced = slice_model(copy.deepcopy(model), calibration, width=width, batch_size=batch_size, **options)
         points.append(Point(name, width, parameters(sliced), perplexity(sliced, evaluation, batch_size=batch_size)))
     return points
-
-
-def perplexity_at(points: Sequence[Point], variant: str, size: int) -> float | None:
-    """The perplexity that a variant reaches with `size` parameters, interpolated between its points (log-linear).
-
-    None where its points don't reach that size on both sides.
-    """
-    line = sorted((point.parameters, math.log(point.perplexity)) for point in points if point.variant == variant)
-    for (left, low), (right, high) in pairwise(line):
-        if left <= size <= right:
-            share = (size - left) / (right - left)
-            return math.exp(low + share * (high - low))
-    return None

@@ -46,25 +46,21 @@ def token_batches(
     if not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     batch_size = require_int("batch_size", batch_size)
-    whole = _listed(tokens, "tokens")
-    masks = [None] * len(whole) if attention_mask is None else _listed(attention_mask, "the attention mask")
-    if len(masks) != len(whole):
-        raise ValueError(f"got {len(whole)} batches of tokens but {len(masks)} attention masks")
+    given = _listed(tokens, "tokens")
+    masks = [None] * len(given) if attention_mask is None else _listed(attention_mask, "the attention mask")
+    if len(masks) != len(given):
+        raise ValueError(f"got {len(given)} batches of tokens but {len(masks)} attention masks")
     batches, sequences = [], 0
-    for ids, mask in zip(whole, masks, strict=True):
+    for ids, mask in zip(given, masks, strict=True):
         if isinstance(ids, Mapping):
             if "input_ids" not in ids:
                 raise ValueError(f"tokens need an entry 'input_ids', got one with {', '.join(map(str, ids)) or 'none'}")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
-        if not isinstance(ids, Tensor):
-            raise ValueError(_not_a_tensor("tokens", ids))
-        if not isinstance(mask, (Tensor, type(None))):
-            raise ValueError(_not_a_tensor("the attention mask", mask))
         ids, mask = _checked(model, ids, mask)
-        parts = zip(ids.split(batch_size), [None] * len(ids) if mask is None else mask.split(batch_size), strict=False)
-        for part, part_mask in parts:
-            batches.append(Batch(part, part_mask, sequences))
-            sequences += len(part)
+        for start in range(0, len(ids), batch_size):
+            rows = slice(start, start + batch_size)
+            batches.append(Batch(ids[rows], None if mask is None else mask[rows], sequences + start))
+        sequences += len(ids)
     if not batches:
         raise ValueError(
             "got no tokens: give a [sequences, tokens] tensor of ids, or an iterable of them that can be read again (a "
@@ -125,8 +121,11 @@ def _not_a_tensor(what: str, given: object) -> str:
     )
 
 
-def _checked(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _checked(model: PreTrainedModel, ids: object, mask: object) -> tuple[Tensor, Tensor | None]:
     table = model.get_input_embeddings()
+    for what, tensor in (("tokens", ids), ("the attention mask", ids if mask is None else mask)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(_not_a_tensor(what, tensor))
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim not in (1, 2):
         raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {tuple(ids.shape)} {ids.dtype}")
     if ids.numel() == 0:

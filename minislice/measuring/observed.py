@@ -1,10 +1,8 @@
-"""What flows through a model: every call of a module on some tokens, and what can be told from it of any class.
-
-`propose` finds from this which modules are norms, what reads the signal and what writes to it.
-"""
+"""What flows through a model of any class: every call of a module on some tokens, and what the tensors tell."""
 
 import copy
 import inspect
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,29 +47,24 @@ def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedMod
 @torch.no_grad()
 def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
     """Every call of a module inside the model, in the order in which they end."""
-    calls, hooks = [], []
+    calls, names = [], {module: name for name, module in model.named_modules()}
+
+    def kept(value: Any) -> Any:
+        return value.detach().clone() if isinstance(value, Tensor) else value
 
     def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
         parameters = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(parameters, positional, strict=False)), **named}
         output = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(output, Tensor) and arguments:
-            calls.append(Call(names[module], module, {k: _kept(v) for k, v in arguments.items()}, _kept(output)))
+            arguments = {name: kept(value) for name, value in arguments.items()}
+            calls.append(Call(names[module], module, arguments, kept(output)))
 
-    names = {module: name for name, module in model.named_modules()}
-    for module in names:
-        hooks.append(module.register_forward_hook(note, with_kwargs=True))
-    try:
-        with inference(model):
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, inference(model):
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note, with_kwargs=True))
+        model(input_ids=ids, use_cache=False)
     return calls
-
-
-def _kept(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def equal(a: Tensor | None, b: Tensor) -> bool:

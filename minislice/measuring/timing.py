@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -20,8 +20,6 @@ from ..architecture.linears import Experts
 from ..architecture.network import inference, network
 from ..checks import require_int
 from .cost import flops_per_token, parameters, require_positions, size_in_bytes, step_seconds
-
-Name = TypeVar("Name")
 
 LARGEST_BATCH = 4096  # where the search ends
 
@@ -52,7 +50,8 @@ def compare(
         batch_size: for the throughput (table 11). By default, on a GPU, the largest that fits, of each model alone; on
             a CPU, where nothing says what fits, 8.
     """
-    for name, value in {"prompt": prompt, "length": length, "rounds": rounds, "batch_size": batch_size or 8}.items():
+    together = 8 if batch_size is None else batch_size
+    for name, value in {"prompt": prompt, "length": length, "rounds": rounds, "batch_size": together}.items():
         require_int(name, value)
     require_positions(dense, max(prompt, length))
     models, device = {"dense": dense, "sliced": sliced}, dense.device
@@ -74,9 +73,9 @@ def compare(
         pairs = ((dense, sliced), (sliced, dense))
         sizes, speeds = zip(*(_largest_throughput(*pair, length, rounds) for pair in pairs), strict=True)
     else:
-        sizes = (batch_size or 8,) * 2
-        seconds = in_turns(clocks(sizes[0]), None, rounds)
-        speeds = [sizes[0] / statistics.median(measured) for measured in seconds.values()]
+        sizes = (together, together)
+        seconds = in_turns(clocks(together), None, rounds)
+        speeds = [together / statistics.median(measured) for measured in seconds.values()]
     return {
         "parameters": pair_of(*map(parameters, models.values())),
         "weights, bytes": pair_of(*map(size_in_bytes, models.values())),
@@ -94,9 +93,7 @@ def pair_of(dense: float | None, sliced: float | None) -> Pair:
     return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
 
 
-def in_turns(
-    works: Mapping[Name, Callable[[], object]], device: torch.device | None, rounds: int
-) -> dict[Name, list[float]]:
+def in_turns(works: Mapping[Any, Callable[[], object]], device: torch.device | None, rounds: int) -> dict[Any, list]:
     """The seconds of each, one after the other in every round; a first round warms up and doesn't count.
 
     Without a device, each work measures itself and returns seconds.

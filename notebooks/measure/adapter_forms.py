@@ -9,6 +9,7 @@ that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own he
 import copy
 import json
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from common import ASSETS, cost_parser, markdown, models
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond.equal_size import ADAPTERS, TIED_ADAPTERS, equal_size, perplexity_at
+from minislice.beyond.equal_size import ADAPTERS, TIED_ADAPTERS, Point, equal_size
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize
 from minislice.options import slice_width
@@ -49,6 +50,19 @@ def measured(model, evaluation) -> dict:
     """Of a dense or a sliced model."""
     perplexity = minislice.perplexity(model, evaluation)
     return {"perplexity": perplexity, "parameters": minislice.parameters(model), "bytes": bytes_on_disk(model)}
+
+
+def perplexity_at(points: list[Point], variant: str, size: int) -> float | None:
+    """The perplexity that a variant reaches with `size` parameters, interpolated between its points (log-linear).
+
+    None where its points don't reach that size on both sides.
+    """
+    line = sorted((point.parameters, math.log(point.perplexity)) for point in points if point.variant == variant)
+    for (left, low), (right, high) in pairwise(line):
+        if left <= size <= right:
+            share = (size - left) / (right - left)
+            return math.exp(low + share * (high - low))
+    return None
 
 
 def measure(model, calibration, evaluation) -> dict:
