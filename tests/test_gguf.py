@@ -11,6 +11,7 @@ from models import Recipe
 
 import minislice
 from minislice.command.cli import main
+from minislice.storage import gguf
 from minislice.storage.checkpoint import load_config, locate
 
 pytest.importorskip("gguf")

@@ -6,9 +6,9 @@ from dataclasses import replace
 import inner_properties as properties
 import pytest
 import torch
-from family_models import FamilyRecipe
+from family_models import REPRESENTATIVES, FamilyRecipe
 from models import FAMILIES, Recipe
-from test_families import CASES, every_variant, fixed
+from test_families import CASES, fixed
 from transformers import AutoModelForCausalLM
 
 import minislice
@@ -28,6 +28,10 @@ MIXTURES = [
 RMSNORMS = [case for case in CASES if not TABLE[case[0]].norm.subtracts_mean]
 NEURONS_IN_CONFIG = [case for case in CASES if TABLE[case[0]].inner_width]
 REPAIRED = {"slicing": 0, "repair": True, "adapter": "full"}
+every_variant = pytest.mark.parametrize(
+    ("family", "variant"),
+    [pytest.param(*case, marks=() if case in REPRESENTATIVES else pytest.mark.slow) for case in CASES],
+)
 
 
 def small(family: str, variant: int) -> FamilyRecipe:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..architecture.folder import require_apart, whole_file
-from ..beyond.compare import compare
+from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
 from ..checks import require_choice, require_number

@@ -8,6 +8,7 @@ that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own he
 
 import copy
 import json
+import math
 import tempfile
 from itertools import pairwise
 from pathlib import Path
