@@ -93,27 +93,15 @@ def test_wrong_order_is_refused(family, first, then, fragments):
     assert_raises_and_leaves_alone(model, then, *fragments)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
         ({"signal": "norm"}, ["signal", "normalized, raw", "'norm'"]),
         ({"adapter": "half"}, ["adapter", "full, low-rank, none", "'half'"]),
-        ({"basis": "svd"}, ["basis", "pca, random, column-norm", "'svd'"]),
-        ({"orientation": "up"}, ["orientation", "pca, random", "'up'"]),
-        ({"pca_dtype": "float16"}, ["pca_dtype", "float64, float32", "'float16'"]),
         ({"slicing": 0.25, "width": 8}, ["one of slicing, width and discard"]),
         ({"width": 8, "discard": 0.1}, ["one of slicing, width and discard"]),
-        ({"slicing": 1.0}, ["slicing", "1.0"]),
-        ({"slicing": -0.1}, ["slicing", "-0.1"]),
-        ({"slicing": float("nan")}, ["slicing", "nan"]),
         ({"slicing": 0.9}, ["0.9", "16", "multiple of 8", "`width`"]),
-        ({"slicing": 0.25, "multiple": 0}, ["multiple", "0"]),
-        ({"discard": 0.1, "multiple": 0}, ["multiple", "0"]),
-        ({"discard": 1.0}, ["discard", "1.0"]),
-        ({"discard": -0.5}, ["discard", "-0.5"]),
         ({"adapter": "low-rank", "tolerance": 1.5}, ["tolerance", "1.5"]),
-        ({"adapter": "low-rank", "tolerance": -0.5}, ["tolerance", "-0.5"]),
         ({"width": 0}, ["between 1 and", "16", "0"]),
         ({"width": 17}, ["between 1 and", "16", "17"]),
         ({"width": [8, 8]}, ["2 widths", "boundaries"]),
@@ -123,8 +111,8 @@ def test_wrong_order_is_refused(family, first, then, fragments):
     ],
     ids=lambda value: " ".join(f"{name}={option}" for name, option in value.items()) if isinstance(value, dict) else "",
 )
-def test_options_that_make_no_sense_are_refused(family, options, fragments):
-    model = RECIPES[family].model()
+def test_options_that_make_no_sense_are_refused(options, fragments):
+    model = OPT.model()
     assert_raises_and_leaves_alone(model, lambda model: slice_model(model, IDS, **options), *fragments)
 
 
@@ -171,7 +159,6 @@ too_high[1, 2], negative[0, 0] = VOCABULARY, -1
 
 
 @pytest.mark.parametrize("measure", [slice_model, perplexity], ids=["slice_model", "perplexity"])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("arguments", "options", "fragments"),
     [
@@ -189,16 +176,15 @@ too_high[1, 2], negative[0, 0] = VOCABULARY, -1
         ([IDS, torch.ones(30).long()], {}, ["mask", "(30,)", "(4, 30)"]),
         ([[IDS, IDS], [torch.ones_like(IDS)]], {}, ["2 batches", "1 attention mask"]),
         ([[IDS, IDS], torch.ones_like(IDS)], {}, ["2 batches", "1 attention mask"]),
-        ([IDS], {"batch_size": 0}, ["batch_size", "0"]),
     ],
     ids=[
         *("id too high", "id negative", "ids float", "ids 3-dimensional", "ids 0-dimensional", "no batch"),
         *("no sequence", "sequences of nothing", "a sequence of nothing", "an empty batch", "mask too short"),
-        *("mask of one row", "one mask of two", "a mask for two", "batch_size 0"),
+        *("mask of one row", "one mask of two", "a mask for two"),
     ],
 )
-def test_tokens_that_do_not_fit_are_refused(measure, family, arguments, options, fragments):
-    model = RECIPES[family].model()
+def test_tokens_that_do_not_fit_are_refused(measure, arguments, options, fragments):
+    model = OPT.model()
     assert_raises_and_leaves_alone(model, lambda model: measure(model, *arguments, **options), *fragments)
 
 
