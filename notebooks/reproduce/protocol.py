@@ -11,12 +11,12 @@ from typing import Any
 
 from minislice.checks import require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
+from minislice.measuring.zero_shot import TASKS
 
 PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
 ZERO_SHOT = {7: ("wikitext2", False), 8: ("alpaca", False), 9: ("wikitext2", True), 10: ("alpaca", True)}
 COST = {2: "inference", 3: "time", 11: "inference", 12: "products"}
 TABLES = tuple(sorted((*PERPLEXITY, *ZERO_SHOT, *COST)))
-TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")  # as the LM Evaluation Harness calls them
 METRICS = {  # the columns of each table
     **dict.fromkeys(PERPLEXITY, ("perplexity",)),
     **dict.fromkeys(ZERO_SHOT, (*TASKS, "average")),
