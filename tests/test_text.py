@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minislice.command import demo, inputs
+from minislice.command import inputs
 from minislice.corpus import text
 from minislice.corpus.embedded import stdlib_documents
 from minislice.corpus.text import load_text, tokenize
@@ -280,13 +280,13 @@ def test_two_sources_are_taken_whole_and_one_that_is_not_needed_is_not_read(book
 
 
 def test_every_caller_takes_its_sets_from_there(book, monkeypatch):
-    """The lecture, the demo and the commands: none of them makes streams of its own."""
+    """The lecture and the commands: neither makes streams of its own."""
     _, tokenizer = checkpoint.load("mini-opt")
     first, second = text.disjoint_streams(str(book), str(book), tokenizer)
     calibration, evaluation = lecture.token_sets(str(book), tokenizer, samples=3, evaluation=3, seqlen=20, seed=4)
     assert torch.equal(calibration, text.sample(first, 3, 20, 4))
     assert torch.equal(evaluation, text.sample(second, 3, 20, 4))
-    for module in (lecture, demo, inputs):
+    for module in (lecture, inputs):
         assert module.disjoint_streams is text.disjoint_streams and not hasattr(module, "tokenize")
 
 

@@ -140,7 +140,6 @@ def test_the_command_takes_a_sliced_models_folder_without_its_weights(capsys, tm
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["opt-125m", "--slicing", "a lot"], "comma-separated"),
         (["opt-125m", "--adapter", "round"], "adapter must be one of"),
         (["opt-125m", "--device", "auto"], "one device"),
         (["opt-125m", "--slicing", "1.5"], "slicing must be a number"),
@@ -150,3 +149,9 @@ def test_bad_input_is_one_line(capsys, arguments, said):
     assert main(["cost", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_numbers_that_are_none_are_told(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["cost", "opt-125m", "--slicing", "a lot"])
+    assert "--slicing: must be comma-separated numbers, got 'a lot'" in capsys.readouterr().err

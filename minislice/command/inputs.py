@@ -156,13 +156,11 @@ def token_sets(
 def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """What the model writes; where several processes hold it, what it writes in the first."""
     settings = {"vocabulary": len(tokenizer), "seed": arguments.seed, "progress": not arguments.quiet}
-    ids = torch.empty(arguments.samples, seqlen, dtype=torch.int64, device=model.device)
-
-    def write() -> tuple[torch.Tensor]:
-        return (own_text(model, *ids.shape, **settings).to(model.device),)
-
     together = getattr(arguments, "processes", processes.Processes())
-    return together.once(write, like=(ids,))[0].cpu()
+    ids = torch.empty(arguments.samples, seqlen, dtype=torch.int64)
+    if together.index == 0:
+        ids = own_text(model, *ids.shape, **settings)
+    return together.firsts([ids.to(model.device)])[0].cpu()
 
 
 def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings) -> float:

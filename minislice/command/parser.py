@@ -313,11 +313,18 @@ def positive(text: str) -> int:
 
 
 def floats(text: str) -> list[float]:
-    return [float(number) for number in text.split(",")]
+    return _numbers(text, float)
 
 
 def ints(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    return _numbers(text, int)
+
+
+def _numbers(text: str, kind: type) -> list:
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be comma-separated numbers, got {text!r}") from None
 
 
 def one_or_more(text: str) -> int | list[int]:
