@@ -208,7 +208,7 @@ def test_padding_on_the_left_does_not_change_what_it_generates(saved):
     assert torch.equal(loaded.generate(padded, attention_mask=mask, **OPTIONS)[:, 3:], alone)
 
 
-@pytest.mark.parametrize(("name", "dtype"), zip(["dtype", "torch_dtype", "dtype"], DTYPES, strict=True))
+@pytest.mark.parametrize(("name", "dtype"), [*zip(["dtype", "torch_dtype", "dtype"], DTYPES, strict=True)])
 def test_every_parameter_takes_the_dtype_asked_for(saved, name, dtype):
     _, tokens, folder = saved
     loaded = AutoModelForCausalLM.from_pretrained(folder, **{name: dtype})
@@ -255,7 +255,7 @@ def test_the_attention_asked_for_is_the_attention_used(saved):
     assert attention.config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(("family", "form"), zip(FAMILIES, FORMS, strict=True))
+@pytest.mark.parametrize(("family", "form"), [*zip(FAMILIES, FORMS, strict=True)])
 def test_gradients_reach_every_weight_with_and_without_checkpointing(family, form, tmp_path):
     model, tokens = sliced(family, adapter=form, tied_head=form == "none")
     model.save_pretrained(tmp_path / "model")
