@@ -8,7 +8,7 @@ function, and the adapter becomes symmetric:
 
     S  ->  U C U^T  =  I - U_r (1 - C_r) U_r^T,        r <= D - k directions whose cosine is below 1
 
-- `low-rank` stores A = U_r (1 - C_r)^(1/2) and computes x - (x A) A^T: k r parameters instead of k^2
+- `low-rank` stores A = U_r (1 - C_r)^(1/2) and computes x - (x A) A^T: k r parameters instead of k^2. Its rank is r
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
   computed with it, so that they make up for some of what it loses
 

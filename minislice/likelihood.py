@@ -1,4 +1,4 @@
-"""What a model is worth: perplexity by the paper's protocol (section 4), and the predictions behind it.
+"""What a model is worth: perplexity by the paper's protocol (section 4), and the predictions that it is made of.
 
 A sequence's first token is given, the others are predicted; a prediction from or of padding does not count.
 """
@@ -103,7 +103,7 @@ def _counted(mask: Tensor) -> Tensor:  # [sequences * (tokens - 1)]
 def logits_behind(
     net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
 ) -> Float[Tensor, "sequences tokens vocabulary"]:
-    """The logits from the signal x at a boundary: the blocks behind it, the final norm and the head.
+    """The logits from the signal x at a boundary: the blocks after it, the final norm and the head.
 
     Args:
         contexts: of each layer, from `Network.embed`.

@@ -50,7 +50,7 @@ class SlicingOptions:
         neurons: beyond the paper, delete neurons of the MLPs: a fraction of each MLP's, 0 <= neurons < 1, where the
             number left is rounded down to a multiple of `multiple`; or a list with the number to leave in each MLP.
             Every expert of a mixture loses the same number; see `beyond.neurons`.
-        drop: beyond the paper, leave whole blocks out: a list of their numbers. Boundaries are counted without them.
+        drop: beyond the paper, leave whole blocks out: a list of their numbers. `width` has one entry fewer for each.
         repair: beyond the paper, solve for each W_out again, to make up for what slicing loses; see `beyond.inner`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
             norms, unrotated, "column-norm". The last two are there to compare with.
@@ -158,7 +158,7 @@ class SlicingOptions:
             if self.head == "tied":
                 raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
             raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
-        between = widths[0 in ends :]  # the block behind a whole boundary has a full adapter
+        between = widths[0 in ends :]  # the block after a whole boundary has a full adapter
         if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
         return widths

@@ -2,8 +2,8 @@
 
     C_l = sum_i X_{l,i}^T X_{l,i},        Q_l = eigenvectors of C_l, eigenvalues descending
 
-X_{l,i} is the signal at boundary l on calibration sequence i behind the norm that reads it (``signal="normalized"``),
-or before that norm (``signal="raw"``, which is what the authors' released code looks at).
+X_{l,i} is the output of the norm that reads boundary l, on calibration sequence i (``signal="normalized"``), or the
+input of that norm (``signal="raw"``, which is what the authors' released code looks at).
 """
 
 import torch

@@ -1,18 +1,18 @@
 """Section 3.4: one pass over the network rotates every boundary onto its principal components and deletes the least.
 
-P is the first k columns of Q, the principal components of a boundary. Z = X P is the sliced signal, and stands for
-X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary deletes their columns and rows.
+X is the signal with all D columns, and P the first k columns of Q, its principal components. The sliced signal Z = X P
+stands for X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary deletes columns and rows.
 
-    X~ = embeddings(tokens);   P = principal components of X~;   W_embd <- W_embd P;   Z = X~ P
+    X = embeddings(tokens);   P = principal components of X;   W_embd <- W_embd P;   Z = X P
     for each block:
         W_in <- P^T W_in
-        X~ = Z P^T + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out       one forward pass, of a network sliced up to here
-        P' = principal components of X~;   S = P^T P'
-        W_out <- W_out P';   b_out <- b_out P';   Z = X~ P';   P = P'
+        X = Z P^T + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out        one forward pass, of a network sliced up to here
+        P' = principal components of X;   S = P^T P'
+        W_out <- W_out P';   b_out <- b_out P';   Z = X P';   P = P'
     W_head <- P^T W_head
 
-X~ is computed in the basis Q of the boundary before, all D columns of it. There Z P^T is [Z, 0]: padding, in place of a
-product for every token.
+RMSNorm(Z) divides by the trained width D. X is computed in the basis Q of the boundary before: there Z P^T is [Z, 0],
+padding in place of a product for every token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +79,7 @@ class Slicer:
         if 0 not in self.whole:
             for embedding in self.net.embeddings:
                 fold_embedding(embedding, self.P)  # W_embd <- W_embd P             [vocabulary, k]
-        self.Z = self.calibration.project(X, self.P)  # Z = X~ P                    [tokens, k]
+        self.Z = self.calibration.project(X, self.P)  # Z = X P                     [tokens, k]
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
         """All blocks of a layer."""
@@ -92,22 +92,22 @@ class Slicer:
         for linear in block.w_in:
             fold_reader(linear, P)  # W_in <- P^T W_in                              [k, inner]
         self.solve(block, layer)
-        with folded(block.w_out, Q):  # all D columns: k' isn't known before X~ has been seen
-            X = self.calibration.forward(block, layer, Z)  # X~ Q                   [tokens, D]
+        with folded(block.w_out, Q):  # all D columns, for the next principal components
+            X = self.calibration.forward(block, layer, Z)  # X Q                    [tokens, D]
         Q_next, k_next = self.find_basis(X)
         form = "full" if self.turns(self.boundary - 1) else self.options.adapter
         like = next(block.parameters())
         P_next, block.adapter, E = make_adapter(P, Q_next, k_next, form, self.options.tolerance, like)  # S = P^T P'
         for linear in block.w_out:
             fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'     [inner, k']
-        self.Z = self.calibration.project(X, Q.T @ P_next)  # Z' = X~ P'            [tokens, k']
+        self.Z = self.calibration.project(X, Q.T @ P_next)  # Z' = X P'             [tokens, k']
         if E.shape[1]:
-            self.calibration.add(self.Z, Z, E)  # what an approximate adapter carries over besides S
+            self.calibration.add(self.Z, Z, E)  # the approximate adapter is S + [E E^T, 0]
         self.Q = torch.cat([P_next, Q_next[:, k_next:]], dim=1)  # [D, D]
         self.report.ranks.append(rank(block.adapter))
 
     def solve(self, block: Block, layer: int) -> None:
-        """Change W_out before its output is seen: nothing in the paper; `beyond.slicing` does."""
+        """Empty here: `beyond.slicing` overrides it, to change W_out before the block runs."""
 
     def slice_head(self) -> None:
         """The last boundary, which the head reads."""
@@ -117,7 +117,7 @@ class Slicer:
             self.net.head = fit_head(self.net.head, self.net.embeddings[0])
 
     def turns(self, boundary: int) -> bool:
-        """Whether the block behind a boundary leads from the model's own basis to another one, or back."""
+        """Whether the block after a boundary leads from the model's own basis to another one, or back."""
         return (boundary in self.whole) != (boundary + 1 in self.whole)
 
     def find_basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
@@ -179,7 +179,7 @@ def slice_model(
     require_whole(net, "slice")
     options = SlicingOptions(**options).resolved(net)
     if options.beyond and slicer is Slicer:
-        raise ValueError(f"the paper has no {options.beyond}; minislice.slice_model and beyond.slicing do")
+        raise ValueError(f"not in the paper: {options.beyond}; use minislice.slice_model")
     widths = options.fit(net)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     held = calibration(batches)
