@@ -13,7 +13,6 @@ PLACES = {
     "compress": "beyond.budget",
     "delete_layers": "beyond.depth",
     "delete_neurons": "beyond.neurons",
-    "equal_size": "beyond.equal_size",
     "export": "storage.checkpoint",
     "families": "architecture.families",
     "fuse": "fusion",

@@ -17,9 +17,10 @@ from properties import assert_same_logits
 import minislice
 from minislice.architecture.network import network
 from minislice.beyond.compare import compare, unchanged
-from minislice.beyond.rows import FIELDS, faults, losses_of, table
-from minislice.beyond.variants import VARIANTS, width_of_size
+from minislice.beyond.rows import FIELDS, LATER, faults, losses_of, table
+from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, remembering, width_of_size
 from minislice.command.cli import main
+from minislice.corpus.documents import Windows
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.paired import perplexity_ratio, window_losses
 from minislice.measuring.records import read
@@ -99,7 +100,7 @@ def test_rows_say_all_and_fit_on_a_line():
     rows = tiny(sizes=[0.95, 0.01])
     for row in rows:
         again = json.loads(json.dumps(row, allow_nan=False))
-        assert faults(again) == [] and set(again) == set(FIELDS)
+        assert faults(again) == [] and set(again) == set(FIELDS | LATER)
     for name in FIELDS:
         assert faults({key: value for key, value in rows[0].items() if key != name}), name
     assert [row["status"] for row in rows if row["size"] == 0.01] == ["failed"] * len(VARIANTS)
@@ -118,13 +119,13 @@ def test_a_row_is_what_one_measures_by_hand():
     assert torch.equal(losses_of(row).nll, left.nll) and row["seconds"] >= 0
 
 
-@pytest.mark.parametrize("name", ["depth", "mixed"])
-def test_what_is_kept_for_the_next_size_changes_no_row(name):
+@pytest.mark.parametrize("act", [fewer_layers, mixed])
+def test_what_is_kept_for_the_next_size_changes_no_row(act):
     """Nor is it taken for another text's: of this model, each text has another layer go first."""
-    variant, recipe = VARIANTS[name], Recipe("llama", layers=3, hidden=80, seed=3)  # 8 neurons: less than 1% of it
+    variant, recipe = remembering(act), Recipe("llama", layers=3, hidden=80, seed=3)  # 8 neurons: less than 1% of it
     texts = [torch.cat([recipe.tokens(seed), recipe.tokens(seed + 1)]) for seed in (0, 2)]
     cases = [(texts[0], 0.9), (texts[0], 0.7), (texts[1], 0.9)]
-    alone = [type(variant)()(recipe.model(), *case) for case in cases]
+    alone = [remembering(act)(recipe.model(), *case) for case in cases]
     after = [variant(recipe.model(), *case) for case in cases]
     for own, other in zip(alone, after, strict=True):
         assert_same_logits(own, other, recipe, 0.0)
@@ -193,13 +194,9 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda row: row.update(dense_parameters=0),
         lambda row: row.update(nll=[None, None]),
-        lambda row: row.update(nll=[row["nll"]]),
         lambda row: row.update(predicted=[]),
         lambda row: row.update(perplexity=0.0),
-        lambda row: row.update(ratio=None),
-        lambda row: row.update(tasks={"piqa": 0}),
         lambda row: row.update(key=None),
         lambda row: row.clear(),
     ],
@@ -214,18 +211,6 @@ def test_a_row_that_somebody_edited_is_told_by_its_line(change, tmp_path):
     with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
         tiny(variants=variants, sizes=[0.9, 0.8], out=out)
     assert out.read_bytes() == before
-
-
-@pytest.mark.parametrize("text", ['{"schema": 1, "key": "mine"}', '{"schema": 1, "key": "a", "b": [', "my notes"])
-def test_a_file_of_one_line_is_kept(text, tmp_path):
-    """Only a line that begins as ours and isn't JSON was left by a killed run."""
-    (out := tmp_path / "results.jsonl").write_text(text)
-    if text.endswith("["):
-        assert read(out, faults) == []
-    else:
-        with pytest.raises(ValueError, match="results file"):
-            tiny(variants={"half": half}, out=out)
-        assert out.read_text() == text
 
 
 def test_other_texts_and_models_are_other_rows():
@@ -278,6 +263,22 @@ def test_the_table_shows_every_row():
 def test_bad_input_is_one_error(options, message):
     with pytest.raises(ValueError, match=message):
         tiny(**options)
+
+
+def test_a_second_text_and_documents_are_in_the_row():
+    evaluation = Windows(TINY.tokens(1), torch.tensor([0, 0, 1, 2][: len(TINY.tokens(1))]), 9)
+    second = Windows(TINY.tokens(2), torch.arange(len(TINY.tokens(2))), len(TINY.tokens(2)))
+    rows = compare(TINY.model(), TINY.tokens(0), evaluation, second=second, variants={"half": half}, sizes=[0.9])
+    left = half(TINY.model(), None, 0.9)
+    for measured, text in ((rows[1], evaluation), (rows[1]["second"], second)):
+        dense, losses = (window_losses(model, text.ids, documents=text.documents) for model in (TINY.model(), left))
+        ratio = perplexity_ratio(losses, dense)
+        assert (measured["ratio"], measured["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
+        assert measured["documents"] == text.documents.tolist()
+    assert faults(rows[1]) == [] and faults({**rows[1], "second": {**rows[1]["second"], "perplexity": 1.0}})
+    assert table(rows).splitlines()[3].count(f"{rows[1]['second']['perplexity']:.2f}") == 1
+    alone = compare(TINY.model(), TINY.tokens(0), evaluation.ids, variants={"half": half}, sizes=[0.9])
+    assert not {row["key"] for row in rows} & {row["key"] for row in alone}
 
 
 def test_one_window_has_no_standard_error():

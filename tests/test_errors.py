@@ -24,7 +24,6 @@ from minislice import (
     compress,
     delete_layers,
     delete_neurons,
-    equal_size,
     fuse,
     own_text,
     perplexity,
@@ -286,7 +285,6 @@ OPTIONS = {
     perplexity: BATCH,
     verify: {"dtypes": "names", **SEED, **BATCH},
     compare: {"sizes": "shares", "variants": "mapping", "tasks": "names", **LIMIT},
-    equal_size: {"widths": "ints", "variants": "mapping", **BATCH},
     zero_shot: {"tasks": "names", **LIMIT, **BATCH},
     propose: SEED,
     own_text: {"vocabulary": "count or None", **SEED, **BATCH},
@@ -297,7 +295,7 @@ OPTIONS = {
 NEEDED = {  # what stands beside the model
     **dict.fromkeys(("perplexity", "slice_model", "delete_neurons", "delete_layers", "verify", "recover"), (IDS,)),
     **dict.fromkeys(("plan_compression", "compress"), (IDS,)),
-    **dict.fromkeys(("compare", "equal_size"), (IDS, IDS)),
+    "compare": (IDS, IDS),
     **{"own_text": (2, 4), "zero_shot": (object(),), "inference_cost": (LLAMA.model(),)},
 }
 CASES = [(function, option, kind) for function, kinds in OPTIONS.items() for option, kind in kinds.items()]

@@ -4,6 +4,7 @@ Each property is also run against the mistakes that one makes here, and must fai
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,35 @@ def error_knows_how_long_windows_are(compare):
     assert abs(ratio.standard_error / (ratio.ratio * jackknife) - 1) < 0.02
 
 
+def repeating_windows_changes_no_error(compare):
+    """Windows that come twice are no more text."""
+    generator = torch.Generator().manual_seed(2)
+    losses, reference = drawn(generator, torch.full((12,), 255))
+    documents = torch.arange(12) // 3
+    once, twice = (
+        compare(*(WindowLosses(each.nll.repeat(n), each.tokens.repeat(n), documents.repeat(n)) for each in pair))
+        for n, pair in ((1, (losses, reference)), (2, (losses, reference)))
+    )
+    assert math.isclose(once.ratio, twice.ratio) and math.isclose(once.standard_error, twice.standard_error)
+
+
+def error_is_the_scatter_between_documents(compare):
+    """Windows of one document share half of what distinguishes two models: over many texts, as above."""
+    generator, documents, found = torch.Generator().manual_seed(3), torch.arange(24) // 3, []
+    for _ in range(2000):
+        losses, reference = drawn(generator, torch.full((24,), 255))
+        shared = SPREAD * torch.randn(8, generator=generator, dtype=torch.float64)[documents] * losses.tokens
+        pair = WindowLosses(losses.nll + shared, losses.tokens, documents), replace(reference, documents=documents)
+        found.append(compare(*pair))
+    scatter = torch.tensor([ratio.ratio for ratio in found], dtype=torch.float64).var()
+    squared = torch.tensor([ratio.standard_error for ratio in found], dtype=torch.float64).square().mean()
+    assert abs(squared / scatter - 1) < 0.1
+
+
+def neighbours_taken_for_independent(losses, reference):
+    return perplexity_ratio(replace(losses, documents=None), reference)
+
+
 def unpaired(losses, reference):
     a, b = losses.nll / losses.tokens, reference.nll / reference.tokens
     ratio = perplexity_ratio(losses, reference).ratio
@@ -82,8 +112,16 @@ def lengths_overlooked(losses, reference):
     return Ratio(ratio, ratio * (differences.var() / len(differences)).sqrt().item())
 
 
-FACTS = (error_is_the_scatter_of_the_ratio, ratio_is_that_of_the_perplexities, error_knows_how_long_windows_are)
+FACTS = (
+    error_is_the_scatter_of_the_ratio,
+    ratio_is_that_of_the_perplexities,
+    error_knows_how_long_windows_are,
+    repeating_windows_changes_no_error,
+    error_is_the_scatter_between_documents,
+)
 MISTAKES = {
+    "windows that come twice": (neighbours_taken_for_independent, repeating_windows_changes_no_error),
+    "neighbours taken for independent": (neighbours_taken_for_independent, error_is_the_scatter_between_documents),
     "unpaired": (unpaired, error_is_the_scatter_of_the_ratio),
     "tokens counted as if they were windows": (
         scaled(lambda tokens: (WINDOWS / tokens) ** 0.5),
@@ -142,7 +180,7 @@ def test_what_can_not_be_paired_is_refused():
     with pytest.raises(ValueError, match="measure both models on the same tokens"):
         perplexity_ratio(losses, window_losses(recipe.model(), recipe.tokens()[:2]))
     one = window_losses(recipe.model(), recipe.tokens()[:1])
-    with pytest.raises(ValueError, match="at least two windows, got 1"):
+    with pytest.raises(ValueError, match="at least two windows and documents, got 1"):
         perplexity_ratio(one, one)
     with pytest.raises(ValueError, match="nothing to predict"):
         window_losses(recipe.model(), recipe.tokens()[:, :1])

@@ -41,11 +41,7 @@ class Sizes:
 
 
 def sizes_of(net: Network, options: dict) -> Sizes:
-    """The sizes of a dense network after slicing with these options, counted without weights.
-
-    Args:
-        options: of `slice_model`; sizes must not depend on the calibration set.
-    """
+    """The sizes of a dense network after slicing with these options of `slice_model`, counted without weights."""
     model = without_memory(sliced_config(net.model.config, **options))
     blocks = network(model).blocks
     return Sizes(parameters(model), [parameters(block) for block in blocks], [_per_neuron(block) for block in blocks])
@@ -58,12 +54,13 @@ def _per_neuron(block: Block) -> int:
     """
     if not block.neurons:
         return 0
-    if experts := block.experts:
-        matrices = [p for name, p in experts.named_parameters() if name != "down_proj_bias"]
-        return sum(parameter.numel() for parameter in matrices) // block.neurons
-    mlp = block.mlp_linears
-    made = sum(r.weight.numel() + (0 if r.bias is None else r.bias.numel()) for r in mlp.readers)
-    return (made + mlp.writer.weight.numel()) // mlp.neurons
+    if block.is_mixture:
+        matrices = [matrix for name, matrix in block.experts.named_parameters() if name != "down_proj_bias"]
+    else:
+        mlp = block.mlp_linears
+        biases = [reader.bias for reader in mlp.readers if reader.bias is not None]
+        matrices = [mlp.writer.weight, *(reader.weight for reader in mlp.readers), *biases]
+    return sum(matrix.numel() for matrix in matrices) // block.neurons
 
 
 @dataclass(frozen=True)
@@ -81,14 +78,8 @@ class Choice:
     """What is left of each block."""
 
     parts: list[Part]
-
-    @property
-    def cost(self) -> float:
-        return sum(part.cost for part in self.parts)
-
-    @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
+    cost = property(lambda self: sum(part.cost for part in self.parts))
+    size = property(lambda self: sum(part.size for part in self.parts))
 
     @property
     def neurons(self) -> list[int]:
@@ -106,10 +97,7 @@ def cheapest(
 ) -> Choice | None:
     """A model of at most `target` parameters and more than `target - slack`, at nearly the least cost, or None.
 
-    Args:
-        costs: of deleting from each block.
-        multiple: the neurons left in an MLP are a multiple of this.
-        may_drop: the numbers of the blocks that may be dropped.
+    The neurons left in an MLP are a multiple of `multiple`; `may_drop` has the blocks that may be dropped.
     """
     tables = [
         _parts(cost, size, each, multiple, number in may_drop)
@@ -155,10 +143,8 @@ def _fitted(tables: list[list[Part]], choice: Choice, room: float) -> Choice | N
     def change(step: int, room: float) -> bool:
         used, found = chosen().size, []
         for number, (parts, place) in enumerate(zip(tables, places, strict=True)):
-            if not 0 <= place + step < len(parts) or parts[place].dropped or parts[place + step].dropped:
-                continue
-            old, new = parts[place], parts[place + step]
-            if used - old.size + new.size <= room:
+            old, new = parts[place], parts[place + step] if 0 <= place + step < len(parts) else None
+            if new and not (old.dropped or new.dropped) and used - old.size + new.size <= room:
                 found.append(((new.cost - old.cost) / abs(new.size - old.size), number))
         if found:
             places[min(found)[1]] += step

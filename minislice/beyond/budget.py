@@ -66,17 +66,14 @@ class Plan:
 
     def __str__(self) -> str:
         k, neurons, dropped = (self.options[name] for name in ("width", "neurons", "drop"))
-        costs, D = self.prices.blocks, max(self.prices.widths)
+        costs, D, share = self.prices.blocks, max(self.prices.widths), self.parameters / self.dense_parameters
         trained = [cost.neurons for number, cost in enumerate(costs) if cost.neurons and number not in dropped]
-        return "\n".join(
-            [
-                f"parameters: {self.parameters:,} of {self.dense_parameters:,} "
-                f"({self.parameters / self.dense_parameters:.1%})",
-                f"expected cost: a divergence of {self.cost:.3f} nats a token from the dense model's predictions",
-                f"signal: {f'{k} of {D} dimensions' if k < D else 'whole'}",
-                f"neurons: {sum(neurons):,} of {sum(trained):,} in {len(trained)} MLPs: {' '.join(map(str, neurons))}",
-                f"blocks left out, of {len(costs)}: {' '.join(map(str, dropped)) or 'none'}",
-            ]
+        return (
+            f"parameters: {self.parameters:,} of {self.dense_parameters:,} ({share:.1%})\n"
+            f"expected cost: a divergence of {self.cost:.3f} nats a token from the dense model's predictions\n"
+            f"signal: {f'{k} of {D} dimensions' if k < D else 'whole'}\n"
+            f"neurons: {sum(neurons):,} of {sum(trained):,} in {len(trained)} MLPs: {' '.join(map(str, neurons))}\n"
+            f"blocks left out, of {len(costs)}: {' '.join(map(str, dropped)) or 'none'}"
         )
 
 
@@ -90,14 +87,10 @@ def prices(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Prices:
-    """Measure what deleting costs in a dense model, which stays as it is.
+    """Measure what deleting costs in a dense model, which stays as it is; with `widths` also a narrower signal's cost.
 
     A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
     The dense model's predictions for the tokens that measure are kept, in float32: [tokens, vocabulary].
-
-    Args:
-        widths: measure what a narrower signal costs, too.
-        batch_size: sequences computed together; fewer need less memory.
 
     Raises:
         ValueError: tokens that don't fit, or too few to hold some out; a model that is fused already.
@@ -106,11 +99,11 @@ def prices(
     if net.is_fused:
         raise ValueError("this model is fused already; compress the trained model")
     calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
-    calibrates, D = _tokens(calibration), net.trained_width
-    costs = {D: 0.0}
+    D = net.trained_width
+    costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in calibration]
     for share in TRIALS if widths else ():
         k = rounded(share * D, multiple)
-        sliced = slice_model(copy.deepcopy(model), calibrates, width=k, **OPTIONS)
+        sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
         costs[k] = divergence(_predictions(model, held_out), _predictions(sliced, held_out))
     return Prices(block_costs(net, calibration, held_out, progress), costs)
 
@@ -121,17 +114,16 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
     if count <= held_out:
         raise ValueError(f"got {count} calibration sequences; give more, the last {held_out} measure costs")
-    first, parts = count - held_out, ([], [])
+    parts = ([], [])
     for batch in batches:
-        middle = min(max(first - batch.first_sequence, 0), len(batch.ids))
-        for part, start, stop in zip(parts, (0, middle), (middle, len(batch.ids)), strict=True):
-            if start < stop:
-                mask = None if batch.mask is None else batch.mask[start:stop]
-                part.append(Batch(batch.ids[start:stop], mask, batch.first_sequence + start))
+        middle = max(count - held_out - batch.first_sequence, 0)
+        for part, rows in zip(parts, (slice(0, middle), slice(middle, None)), strict=True):
+            if len(ids := batch.ids[rows]):
+                mask = None if batch.mask is None else batch.mask[rows]
+                part.append(Batch(ids, mask, batch.first_sequence + (rows.start or 0)))
     if not any(batch.predictions for batch in parts[1]):
         raise ValueError(
-            f"nothing to predict in the last {held_out} calibration sequences, which measure costs: each has a single "
-            "token, or is padding; put others last"
+            f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
         )
     return parts
 
@@ -139,14 +131,6 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 def _predictions(model: PreTrainedModel, batches: list[Batch]) -> list[Tensor]:
     with inference(model):
         return [predictions(model, batch) for batch in batches]
-
-
-def _tokens(batches: list[Batch]) -> list[dict]:
-    """As `corpus.batches.Tokens`."""
-    return [
-        {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask.long()})
-        for batch in batches
-    ]
 
 
 def plan_compression(
@@ -181,8 +165,8 @@ def plan_compression(
         require_number("widths", share, above=0, most=1)
     require(isinstance(known, (Prices, NoneType)), "known", "the `prices` of an earlier plan", known)
     if known is None:
-        settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
-        known = prices(model, tokens, attention_mask, widths=min(widths) < 1, **settings)
+        asked = {"widths": min(widths) < 1, "multiple": multiple, "batch_size": batch_size, "progress": progress}
+        known = prices(model, tokens, attention_mask, **asked)
     net, dense = network(model), parameters(model)
     D, choices = net.trained_width, []
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
@@ -225,10 +209,7 @@ def compress(
         plan: what `plan_compression` returned; without one it is called.
         options: of `plan_compression`.
 
-    Returns the same model object, a sliced one; ``model.slicing`` is a `SlicingReport`.
-
-    Raises:
-        ValueError: as `plan_compression` and `slice_model`.
+    Returns the same model object, a sliced one. Errors are the ones of `plan_compression` and `slice_model`.
     """
     require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
     tokens, attention_mask = kept(tokens), kept(attention_mask)

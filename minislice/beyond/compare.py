@@ -1,8 +1,8 @@
-"""The judge: ways to make a model smaller, at equal numbers of parameters, on one text.
+"""The judge: ways to make a model smaller, at equal numbers of parameters, on one text or two.
 
 Each variant (see `variants`) starts from a freshly loaded dense model and is calibrated on the calibration text alone.
-On the evaluation text it gets a perplexity, the ratio to the dense model's with a paired standard error (see `paired`),
-and, if tasks are given, zero-shot accuracy. Nothing is tuned on the evaluation text.
+On each evaluation text it gets a perplexity, the ratio to the dense model's with a paired standard error (see
+`paired`), and, if tasks are given, zero-shot accuracy. Nothing is tuned on an evaluation text.
 """
 
 import copy
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import network
 from ..checks import is_several, require, require_int, require_number
+from ..corpus.documents import Windows
 from ..measuring import provenance
 from ..measuring.cost import parameters
 from ..measuring.local_tasks import read_items
@@ -39,8 +40,9 @@ SIZES = (0.9, 0.8, 0.75, 0.7)
 def compare(
     model: PreTrainedModel | Callable[[], PreTrainedModel],
     calibration: Int64[Tensor, "sequences tokens"],
-    evaluation: Int64[Tensor, "windows length"],
+    evaluation: Int64[Tensor, "windows length"] | Windows,
     *,
+    second: Windows | None = None,
     variants: Mapping[str, Variant] = VARIANTS,
     sizes: Sequence[float] = SIZES,
     out: str | os.PathLike | None = None,
@@ -58,7 +60,8 @@ def compare(
 
     Args:
         model: a function that loads the dense model; or the model, and every variant gets a copy.
-        evaluation: at least two windows, from other text than the calibration set.
+        evaluation: windows from other text than the calibration set; their documents make the standard error honest.
+        second: windows of another kind of text, to measure on as well.
         variants: the variants by name, as rows, table and plot show them.
         sizes: fractions of the dense model's parameters.
         out: a file with a row on each line. Its rows are not measured again, unless they failed.
@@ -86,7 +89,7 @@ def compare(
         require_harness()
     asked = {"tokenizer": tokenizer, "tasks": list(tasks), "tasks_from": tasks_from, "limit": limit}
     load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
-    bench = Bench(load, calibration, evaluation, asked if tasks else None)
+    bench = Bench(load, calibration, [evaluation, *filter(None, [second])], asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
     rows = []
     with nullcontext(Records()) if out is None else opened(out, faults) as records:
@@ -105,12 +108,11 @@ def compare(
 
 
 class Bench:
-    """What all rows share: the dense model, both texts, and the tasks."""
+    """What all rows share: the dense model, the texts, and the tasks."""
 
-    def __init__(
-        self, load: Callable[[], PreTrainedModel], calibration: Tensor, evaluation: Tensor, tasks: dict | None
-    ):
-        self.load, self.calibration, self.evaluation, self.tasks = load, calibration, evaluation, tasks
+    def __init__(self, load: Callable[[], PreTrainedModel], calibration: Tensor, texts: Sequence, tasks: dict | None):
+        self.load, self.calibration, self.tasks = load, calibration, tasks
+        self.texts = [(text.ids, text.documents) if isinstance(text, Windows) else (text, None) for text in texts]
         folder = tasks and tasks["tasks_from"]
         self.items = None if folder is None else [read_items(task, Path(folder)) for task in tasks["tasks"]]
         dense = load()
@@ -120,8 +122,8 @@ class Bench:
     def key(self, variant: str, size: float) -> str:
         """Equal for two rows if they measure the same; minislice's commit doesn't count."""
         tasks = self.tasks and {**self.tasks, "tokenizer": None, "tasks_from": self.items}
-        texts = [provenance.hash_of(ids) for ids in (self.calibration, self.evaluation)]
-        measured = [variant, float(size), self.fingerprint, texts, tasks]
+        tensors = [self.calibration, *(tensor for text in self.texts for tensor in text if tensor is not None)]
+        measured = [variant, float(size), self.fingerprint, [provenance.hash_of(ids) for ids in tensors], tasks]
         return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
@@ -139,9 +141,9 @@ class Bench:
         gc.collect()  # here the exception, which refers to the model, is gone
         return {
             **{"status": status, "reason": reason, "dense_parameters": self.dense_parameters},
-            **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "widths")),
-            **{"nll": [], "predicted": [], "tasks": {}, **values},
-            **{"calibration": _described(self.calibration), "evaluation": _described(self.evaluation)},
+            **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "widths", "second")),
+            **{"nll": [], "predicted": [], "documents": [], "tasks": {}},
+            **{"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0]), **values},
             **{"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware},
             "when": began.isoformat(timespec="seconds"),
         }
@@ -153,21 +155,35 @@ class Bench:
         seconds = time.process_time() - began
         if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
             raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
-        losses = window_losses(model, self.evaluation)
-        if not losses.nll.isfinite().all():
-            raise ValueError("the perplexity isn't a finite number")
-        ratio = perplexity_ratio(losses, losses if dense is None else losses_of(dense))
+        first, *others = [
+            _perplexity(model, *text, row)
+            for text, row in zip(self.texts, [dense, dense and dense["second"]], strict=False)
+        ]
         return {
             "parameters": left,
-            "perplexity": losses.perplexity,
-            "ratio": ratio.ratio,
-            "ratio_error": ratio.standard_error,
-            "nll": losses.nll.tolist(),
-            "predicted": losses.tokens.tolist(),
+            **first,
+            "second": others[0] if others else None,
             "tasks": {} if self.tasks is None else _accuracies(zero_shot(model, **self.tasks)),
             "seconds": round(seconds, 3),
             "widths": network(model).widths if network(model).is_fused else None,
         }
+
+
+def _perplexity(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, dense: dict | None) -> dict[str, Any]:
+    """What a row says of one text; `dense` is what the dense model's row says of it."""
+    losses = window_losses(model, ids, documents=documents)
+    if not losses.nll.isfinite().all():
+        raise ValueError("the perplexity isn't a finite number")
+    ratio = perplexity_ratio(losses, losses if dense is None else losses_of(dense))
+    return {
+        "perplexity": losses.perplexity,
+        "ratio": ratio.ratio,
+        "ratio_error": ratio.standard_error,
+        "nll": losses.nll.tolist(),
+        "predicted": losses.tokens.tolist(),
+        "documents": [] if documents is None else losses.documents.tolist(),
+        "evaluation": _described(ids),
+    }
 
 
 def unchanged(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:

@@ -23,6 +23,7 @@ from ..architecture.network import Network, inference, network
 from ..checks import are_ints, require, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..likelihood import logits_behind, prediction_losses
+from ..measuring.cost import parameters
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
@@ -57,13 +58,10 @@ def delete_layers(
     """Delete layers of a trained model in place; it keeps its class.
 
     Args:
-        tokens, attention_mask: the calibration set, as in `slicing.slice_model`. Each deletion takes half a forward
-            pass over it for every layer.
+        tokens, attention_mask: the calibration set, as in `slice_model`.
         layers: how many to delete. Give this or `size`.
         size: delete until at most this fraction of the parameters is left, 0 < size <= 1.
         known: layers to delete first, without measuring: ``deleted_layers`` of the same model and tokens.
-        batch_size: sequences in a forward pass.
-        progress: show a progress bar.
 
     Returns the same model object; ``model.deleted_layers`` has the layers' numbers in the trained model, in the order
     of deletion.
@@ -80,24 +78,18 @@ def delete_layers(
     if len({*known} & {*numbers}) < len(known):
         raise ValueError(f"known layers are numbers from 0 to {numbers[-1]}, each once, got {list(known)}")
     for step in tqdm(range(count), desc="deleting layers", disable=not progress, leave=False):
-        least = numbers.index(known[step]) if step < len(known) else _least_harmful(net, batches)
+        if step < len(known):
+            least = numbers.index(known[step])
+        else:
+            hurt = [math.inf if math.isnan(loss) else loss for loss in losses_without_each(net, batches)]
+            if min(hurt) == math.inf:
+                raise ValueError("the loss isn't a number, whichever layer is left out; check the weights")
+            least = hurt.index(min(hurt))
         deleted.append(numbers.pop(least))
         delete_layer(net, least)
         net = network(model)
     model.deleted_layers = deleted
     return model
-
-
-def _least_harmful(net: Network, batches: Sequence[Batch]) -> int:
-    """The place of the layer whose absence hurts least.
-
-    Raises:
-        ValueError: no loss is a number.
-    """
-    hurt = [math.inf if math.isnan(loss) else loss for loss in losses_without_each(net, batches)]
-    if min(hurt) == math.inf:
-        raise ValueError("the loss isn't a number, whichever layer is left out; check the weights")
-    return hurt.index(min(hurt))
 
 
 def delete_layer(net: Network, index: int) -> None:
@@ -111,30 +103,22 @@ def delete_layer(net: Network, index: int) -> None:
 
 
 def _how_many(net: Network, layers: int | None, size: float | None) -> int:
-    """How many layers to delete.
-
-    Raises:
-        ValueError: see `delete_layers`.
-    """
+    """How many layers to delete; a ValueError if they can't be."""
     if net.is_fused:
         raise ValueError("layers are deleted from a trained model; delete first, and slice what is left")
     if getattr(net.model.config, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError(
-            "this model divides its attention by the layer's number, so that no layer can change its place"
-        )
+        raise ValueError("this model divides its attention by the layer's number, so no layer can change its place")
     if len({str([(name, tuple(p.shape)) for name, p in layer.named_parameters()]) for layer in net.their_layers}) > 1:
-        raise ValueError("this model's layers differ in shape by their number, so that no layer can change its place")
+        raise ValueError("this model's layers differ in shape by their number, so no layer can change its place")
     if (layers is None) == (size is None):
         raise ValueError("give one of layers and size")
     have = len(net.layers)
     if size is not None:
         require_number("size", size, above=0, most=1)
-        total = sum(p.numel() for p in net.model.parameters())
-        each = sum(p.numel() for p in net.their_layers[0].parameters())
+        total, each = parameters(net.model), parameters(net.their_layers[0])
         layers = -((int(size * total + 1e-6) - total) // each)  # rounded up
         if layers >= have:
             raise ValueError(
                 f"{size:.0%} of {total:,} parameters can't be reached: {have} layers of {each:,} can't all be deleted"
             )
-    require_int("layers", layers, 0, have - 1)
-    return layers
+    return require_int("layers", layers, 0, have - 1)

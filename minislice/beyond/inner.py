@@ -22,7 +22,7 @@ If nothing was lost, B is zero and W_out stays as it is. The number of parameter
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -42,17 +42,11 @@ REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded mo
 def inputs_of(linears: Sequence[Linear]) -> Iterator[list[Tensor]]:
     """While it is open, the list has the last input of each linear."""
     inputs: list[Tensor] = [None] * len(linears)
-
-    def keep(index: int):
-        return lambda module, args: inputs.__setitem__(index, args[0])
-
-    modules = [getattr(linear, "module", linear) for linear in linears]
-    hooks = [module.register_forward_pre_hook(keep(index)) for index, module in enumerate(modules)]
-    try:
+    with ExitStack() as hooks:
+        for index, linear in enumerate(linears):
+            note = lambda module, args, index=index: inputs.__setitem__(index, args[0])  # noqa: E731
+            hooks.enter_context(getattr(linear, "module", linear).register_forward_pre_hook(note))
         yield inputs
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def moments(
@@ -142,13 +136,13 @@ def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
 
 def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     """Set the block's W_out, in place; of several biases the last one becomes the sum."""
-    biased = [index for index, linear in enumerate(block.w_out) if linear.bias is not None]
-    start, W = 0, W / block.scale
-    for index, linear in enumerate(block.w_out):
-        stop = start + linear.in_features
-        bias = None if index not in biased else W[-1] if index == biased[-1] else torch.zeros_like(W[-1])
-        set_linear(linear, W[start:stop].T, bias)
-        start = stop
+    linears, W = block.w_out, W / block.scale
+    biased = [linear for linear in linears if linear.bias is not None]
+    for linear, rows in zip(
+        linears, W.split([linear.in_features for linear in linears] + [has_bias(block)]), strict=False
+    ):
+        bias = W[-1] if linear in biased[-1:] else torch.zeros_like(W[-1])
+        set_linear(linear, rows.T, bias if linear in biased else None)
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:

@@ -49,14 +49,14 @@ def least_harmful(
         candidates: the neurons; attention's inner dimensions and the column of ones stay.
         ridge: `RIDGE` unless given.
         lost: a list that gets the error added by each round.
-
-    Returns the numbers of the dimensions that stay, ascending, and the best W for them.
     """
     A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
     W, gone = W.clone(), torch.zeros(len(C), dtype=torch.bool, device=C.device)
     may_go = torch.zeros_like(gone)
     may_go[candidates] = True
-    for count in in_rounds(delete):
+    rounds = min(ROUNDS, delete)
+    for i in range(rounds):
+        count = delete * (i + 1) // rounds - delete * i // rounds
         costs = W.square().sum(1) / A.diagonal()
         M = costs.masked_fill(gone | ~may_go, torch.inf).argsort(stable=True)[:count]
         L, across = torch.linalg.cholesky(A[M][:, M]), A[:, M]
@@ -69,12 +69,6 @@ def least_harmful(
         gone[M] = True
     kept = (~gone).nonzero().flatten()
     return kept, W[kept]
-
-
-def in_rounds(delete: int) -> list[int]:
-    """How many neurons to delete in each round."""
-    rounds = min(ROUNDS, delete)
-    return [delete * (i + 1) // rounds - delete * i // rounds for i in range(rounds)]
 
 
 def side_of(block: Block) -> ModuleType:

@@ -11,9 +11,9 @@ from ..measuring.paired import WindowLosses, perplexity_ratio
 SCHEMA = 1
 FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
     "schema": int,
-    "key": str,  # the same for what is the same: model, variant, size, both texts, tasks
+    "key": str,  # the same for what is the same: model, variant, size, texts, tasks
     "status": str,  # "done" or "failed"
-    "reason": (str, type(None)),  # of the latter
+    "reason": (str, type(None)),  # of a failure
     "model": str,
     "variant": str,  # "dense", or a name in `VARIANTS`
     "size": float,  # asked for, of the dense parameters
@@ -21,7 +21,7 @@ FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
     "dense_parameters": int,
     "perplexity": (float, type(None)),
     "ratio": (float, type(None)),  # to the dense perplexity
-    "ratio_error": (float, type(None)),  # its paired standard error
+    "ratio_error": (float, type(None)),  # its paired standard error, clustered by document
     "nll": list,  # of each window, summed over its tokens, in nats; and how many tokens: any two rows can be paired
     "predicted": list,
     "tasks": dict,  # task: metric, accuracy and its standard error in percent, items; and their "mean"
@@ -34,18 +34,22 @@ FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
     "hardware": str,
     "when": str,
 }
+LATER = {  # fields that rows of earlier versions don't have
+    "documents": list,  # the number of each window's document; empty: every window is one
+    "second": (dict, type(None)),  # of the second text: evaluation, perplexity, ratio, ratio_error, nll, ...
+}
 
 
 def losses_of(row: dict[str, Any]) -> WindowLosses:
-    """What a row says of each window; two rows' make a ratio (see `paired.perplexity_ratio`)."""
-    return WindowLosses(torch.tensor(row["nll"], dtype=torch.float64), torch.tensor(row["predicted"]))
+    """What a row, or its "second", says of each window; two rows' make a ratio (see `paired.perplexity_ratio`)."""
+    documents = torch.tensor(row["documents"]) if row.get("documents") else None
+    return WindowLosses(torch.tensor(row["nll"], dtype=torch.float64), torch.tensor(row["predicted"]), documents)
 
 
 def faults(row: dict[str, Any]) -> list[str]:
     """What keeps a row from being one, in words; or an error, where a number or a list of numbers is something else."""
-    found = [
-        f"{name} is {row.get(name)!r}" for name, kind in FIELDS.items() if not isinstance(row.get(name, ...), kind)
-    ]
+    kinds = FIELDS | {name: kind for name, kind in LATER.items() if name in row}
+    found = [f"{name} is {row.get(name)!r}" for name, kind in kinds.items() if not isinstance(row.get(name, ...), kind)]
     if found:
         return found
     if row["schema"] != SCHEMA:
@@ -53,13 +57,13 @@ def faults(row: dict[str, Any]) -> list[str]:
     if (row["status"] == "done") == (row["perplexity"] is None):
         return [f"{row['status']} with a perplexity of {row['perplexity']}"]
     table([row])
-    if row["status"] == "done":
-        losses = losses_of(row)
+    for measured in [row, *filter(None, [row.get("second")])] if row["status"] == "done" else ():
+        losses = losses_of(measured)
         if losses.nll.shape != losses.tokens.shape:
             return [f"losses of shape {tuple(losses.nll.shape)} for windows of shape {tuple(losses.tokens.shape)}"]
         perplexity = losses.perplexity * perplexity_ratio(losses, losses).ratio
-        if not math.isclose(perplexity, row["perplexity"], rel_tol=1e-6):
-            return [f"the windows' losses give a perplexity of {perplexity}, not {row['perplexity']}"]
+        if not math.isclose(perplexity, measured["perplexity"], rel_tol=1e-6):
+            return [f"the windows' losses give a perplexity of {perplexity}, not {measured['perplexity']}"]
     return []
 
 
@@ -75,23 +79,35 @@ def in_words(row: dict[str, Any]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for each row, and the reasons of those that failed."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
-    heads = ["variant", "size", "parameters", "of dense", "perplexity", "ratio to dense", "CPU seconds", *tasks]
+    second = ["perplexity, second text", "ratio"] if any(row.get("second") for row in rows) else []
+    heads = [
+        "variant",
+        "size",
+        "parameters",
+        "of dense",
+        "perplexity",
+        "ratio to dense",
+        *second,
+        "CPU seconds",
+        *tasks,
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|---" * 2 + "|---:" * (len(heads) - 2) + "|"]
     for row in rows:
         cells = [row["variant"], f"{row['size']:.0%}"]
         if row["status"] == "done":
-            cells += [
-                f"{row['parameters']:,}",
-                f"{row['parameters'] / row['dense_parameters']:.1%}",
-                f"{row['perplexity']:.2f}",
-                f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}",
-                f"{row['seconds']:.1f}",
-                *(_accuracy(**row["tasks"][task]) if task in row["tasks"] else "-" for task in tasks),
-            ]
+            cells += [f"{row['parameters']:,}", f"{row['parameters'] / row['dense_parameters']:.1%}", *_measured(row)]
+            cells += _measured(row.get("second")) if second else []
+            cells += [f"{row['seconds']:.1f}", *(_accuracy(**row["tasks"].get(task, {})) for task in tasks)]
         lines.append("| " + " | ".join(cells + ["-"] * (len(heads) - len(cells))) + " |")
     failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
     return "\n".join(lines + (["", *failed] if failed else []))
 
 
-def _accuracy(accuracy: float, stderr: float | None, **about) -> str:
+def _measured(row: dict[str, Any] | None) -> list[str]:
+    return [f"{row['perplexity']:.2f}", f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}"] if row else ["-", "-"]
+
+
+def _accuracy(accuracy: float | None = None, stderr: float | None = None, **about) -> str:
+    if accuracy is None:
+        return "-"
     return f"{accuracy:.1f}" if stderr is None else f"{accuracy:.1f} ± {stderr:.1f}"

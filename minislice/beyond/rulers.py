@@ -67,9 +67,7 @@ class Cost:
 def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], progress: bool = False) -> list[Cost]:
     """The cost of deleting each block of a dense network, which stays as it is.
 
-    Args:
-        calibration: W_out is solved for on these.
-        held_out: costs are measured on these.
+    W_out is solved for on the calibration batches; costs are measured on the ones that are held out.
     """
     held, measured = Calibration(calibration), Calibration(held_out)
     tokens = count_tokens(calibration)
@@ -106,8 +104,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
 def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean divergence over all predictions, in nats a token.
 
-    Args:
-        dense, changed: the two models' `likelihood.predictions` of each batch.
+    `dense` and `changed` are the two models' `likelihood.predictions` of each batch.
     """
     each = zip(dense, changed, strict=True)
     return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()

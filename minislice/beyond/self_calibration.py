@@ -32,14 +32,14 @@ def own_text(
     """Token sequences that a trained model writes itself, on the CPU.
 
     Args:
-        vocabulary: how many tokens the tokenizer has, where the embedding has more rows; the first is one of these.
+        vocabulary: the tokenizer's number of tokens, if the embedding has more rows; the first token is one of these.
         seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
         batch_size: sequences written together; fewer where they don't fit into a GPU's memory.
 
     Raises:
         ValueError: lengths that can't be; a sliced model, one without weights, one whose logits are no numbers.
     """
-    rows, limit = model.get_input_embeddings().num_embeddings, position_limit(model)
+    rows, limit, device = model.get_input_embeddings().num_embeddings, position_limit(model), model.device
     vocabulary = rows if vocabulary is None else min(require_int("vocabulary", vocabulary), rows)
     sequences, length = require_int("sequences", sequences), require_int("length", length, least=2)
     batch_size, seed = require_int("batch_size", batch_size), require_seed(seed)
@@ -47,19 +47,18 @@ def own_text(
         raise ValueError(f"a sequence of {length} tokens was asked for, but the model has {limit} positions")
     if network(model).is_fused:
         raise ValueError("this model is sliced or fused; let the trained one write what it is calibrated on")
-    if model.device.type == "meta":
-        raise ValueError(
-            "this model's weights are not in memory, so that it can't write: calibrate on a text, or load it"
-        )
-    device = model.device
+    if device.type == "meta":
+        raise ValueError("this model's weights are not in memory, so it can't write: calibrate on a text, or load it")
     first = torch.randint(vocabulary, (sequences, 1), generator=torch.Generator().manual_seed(seed)).to(device)
-    drawn = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
-    drawn["logits_processor"] = [require_finite]
+    asked = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
 
     def write(together: int) -> Tensor:
         torch.manual_seed(seed)
-        parts = tqdm(first.split(together), desc="writing text", disable=not progress, leave=False)
-        return torch.cat([model.generate(part, attention_mask=torch.ones_like(part), **drawn).cpu() for part in parts])
+        written = []
+        for ids in tqdm(first.split(together), desc="writing text", disable=not progress, leave=False):
+            settings = {**asked, "attention_mask": torch.ones_like(ids), "logits_processor": [require_finite]}
+            written.append(model.generate(ids, **settings).cpu())
+        return torch.cat(written)
 
     kept, model.generation_config = model.generation_config, GenerationConfig()  # it may ask for something else
     try:

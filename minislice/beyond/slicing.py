@@ -63,9 +63,6 @@ def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **k
 
         minislice.slice_model(model, tokens, slicing=0.25)
 
-    Args:
-        keywords: `batch_size` and `progress` as there, and the fields of `SlicingOptions`.
-
-    Returns and raises what `minislice.slicing.slice_model` does.
+    `keywords` are `batch_size` and `progress` as there, and the fields of `SlicingOptions`.
     """
     return slicing.slice_model(model, tokens, attention_mask, slicer=BeyondSlicer, **keywords)

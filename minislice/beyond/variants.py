@@ -69,36 +69,30 @@ def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTra
     return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
 
 
-class Remembering:
-    """A variant that remembers what it measured of one model on one text, for the next size."""
+def remembering(act: Callable[[PreTrainedModel, Tensor, float, Any], Any]) -> Variant:
+    """A variant that hands what it measured to its next size, if model and text are the same; before that, None."""
+    about, known = None, None
 
-    def __init__(self):
-        self.about, self.known = None, None
-
-    def known_about(self, model: PreTrainedModel, tokens: Tensor) -> Any:
-        """What was measured; None if this model and text are new."""
-        about = (fingerprint(model), hash_of(tokens))
-        if about != self.about:
-            self.about, self.known = about, None
-        return self.known
-
-
-class Shallower(Remembering):
-    """Fewer layers; layers deleted for another size are known."""
-
-    def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-        tokens, known = tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], self.known_about(model, tokens) or []
-        delete_layers(model, tokens, size=size, known=known)
-        self.known = max(known, model.deleted_layers, key=len)
+    def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+        nonlocal about, known
+        before, about = about, (fingerprint(model), hash_of(tokens))
+        known = act(model, tokens, size, known if about == before else None)
         return model
 
+    return variant
 
-class Mixed(Remembering):
-    """What `compress` chooses; prices serve every size."""
 
-    def __call__(self, model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-        self.known = self.known_about(model, tokens) or prices(model, tokens)
-        return compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=self.known))
+def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: list[int] | None) -> list[int]:
+    """Layers deleted; returns their order, or the longer one that is known."""
+    delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size, known=known or ())
+    return max(known or [], model.deleted_layers, key=len)
+
+
+def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known):
+    """What `compress` chooses; returns the prices, which serve every size."""
+    known = known or prices(model, tokens)
+    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known))
+    return known
 
 
 VARIANTS: dict[str, Variant] = {
@@ -107,6 +101,6 @@ VARIANTS: dict[str, Variant] = {
     "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
     "repaired": sliced(adapter="none", repair=True),  # no adapters; W_out makes up for what is lost; tied where it was
     "neurons": fewer_neurons,  # the inner width alone
-    "depth": Shallower(),  # whole layers deleted
-    "mixed": Mixed(),  # width, neurons and blocks, by what each costs
+    "depth": remembering(fewer_layers),
+    "mixed": remembering(mixed),  # width, neurons and blocks, by what each costs
 }

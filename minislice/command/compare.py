@@ -8,6 +8,8 @@ from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
 from ..checks import require_choice, require_number
+from ..corpus.documents import evaluation_windows
+from ..corpus.text import is_one_file, require_source
 from ..measuring.records import require_results
 from .inputs import files_read, load_both, load_model, texts_of, token_sets
 from .output import print_result
@@ -21,15 +23,25 @@ def run(arguments: argparse.Namespace) -> int:
     for size in arguments.sizes or ():
         require_number("--sizes", size, above=0, most=1)
     out, texts = Path(arguments.out), texts_of(arguments)
+    if arguments.second_evaluation:
+        require_source(arguments.second_evaluation)
+        if is_one_file(texts.calibration, arguments.second_evaluation):
+            raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     _require_own(require_apart(out, files_read(arguments)))
     model, tokenizer = load_both(arguments)
     calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
+    asked = {"tokenizer": tokenizer, "seqlen": evaluation.shape[1], "samples": arguments.eval_samples}
+    evaluation, second = (
+        text and evaluation_windows(text, second_half=is_one_file(texts.calibration, text), **asked)
+        for text in (texts.evaluation, arguments.second_evaluation)
+    )
     del model  # every variant loads it again
     out.mkdir(parents=True, exist_ok=True)
     rows = compare(
         lambda: load_model(arguments)[0],
         calibration,
         evaluation,
+        second=second,
         variants={name: VARIANTS[name] for name in arguments.variants or VARIANTS},
         sizes=arguments.sizes or SIZES,
         out=out / RESULTS,
@@ -47,11 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
     result = {
         "model": arguments.model,
         "calibration": texts.describe("calibration", calibration),
-        "evaluation": texts.describe("test", evaluation),
+        "evaluation": f"{texts.evaluation}, {evaluation}",
+        "second evaluation": second and f"{arguments.second_evaluation}, {second}",
         "rows": rows,
         "saved to": arguments.out,
     }
-    notes = [f"calibration: {result['calibration']}; evaluation: {result['evaluation']}", f"saved to {out}"]
+    notes = [f"{name}: {result[name]}" for name in ("calibration", "evaluation", "second evaluation") if result[name]]
+    notes.append(f"saved to {out}")
     print_result(arguments, result, "\n".join(["", text, "", *notes]))
     return 0
 

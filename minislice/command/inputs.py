@@ -70,7 +70,7 @@ def files_read(arguments: argparse.Namespace) -> list[Path]:
     Raises:
         ValueError: there is no such model.
     """
-    options = ("calibration", "evaluation", "wikitext2", "alpaca")
+    options = ("calibration", "evaluation", "second_evaluation", "wikitext2", "alpaca")
     texts = [name for option in options if (name := getattr(arguments, option, None)) and name not in (*SOURCES, OWN)]
     model = locate(arguments.model) if arguments.model else None
     return [*map(Path, texts), *([model] if isinstance(model, Path) else [])]

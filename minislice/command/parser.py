@@ -204,6 +204,9 @@ def compare(sub: argparse.ArgumentParser) -> None:
     text = f"fractions of the dense model's parameters that may be left, {LISTED} (default: 0.9,0.8,0.75,0.7)"
     sub.add_argument("--sizes", type=floats, help=text)
     add_texts(sub, 64)
+    sub.add_argument(
+        "--second-evaluation", metavar="TEXT", type=given, help=f"another kind of text to measure on: {TEXT}"
+    )
     add_tasks(sub, f"zero-shot tasks to measure as well, {LISTED}, as in 'minislice zeroshot' (default: none)")
     text = "folder for results.jsonl, table.md and plot.png; called again, it measures what results.jsonl lacks"
     sub.add_argument("--out", metavar="DIR", type=given, required=True, help=text)

@@ -1,16 +1,18 @@
 """Two perplexities compared: their ratio, with a standard error.
 
 Windows of text differ in difficulty far more than models do: one alone may have twice or ten times the perplexity of
-the next. So two models are compared on the *same* windows, window by window (paired), where that difficulty cancels.
-With nll_i the negative log-likelihood of window i, summed over its n_i predicted tokens, N = sum n_i, and m windows:
+the next. So two models are compared on the *same* windows (paired), where that difficulty cancels. Windows of one
+document resemble each other, so their differences are summed first (clustered). With nll_j the negative log-likelihood
+of document j, summed over the n_j predicted tokens of its windows, N = sum n_j, and m documents:
 
-    d_i = nll_i(model) - nll_i(reference),        ratio of perplexities = exp(d),   d = sum d_i / N
-    standard error of d  =  sqrt( m / (m - 1)  sum (d_i - n_i d)^2 ) / N
+    d_j = nll_j(model) - nll_j(reference),        ratio of perplexities = exp(d),   d = sum d_j / N
+    standard error of d  =  sqrt( m / (m - 1)  sum (d_j - n_j d)^2 ) / N
     standard error of the ratio  =  ratio * standard error of d
 
-For windows of one length this is the textbook s / sqrt(m) of the differences; otherwise it is the standard error of a
-ratio estimator (Cochran, Sampling Techniques, section 6.4). It is the error of having drawn these windows and not
-others of the same text; it says nothing about another text, another calibration set or another seed.
+For documents of one length this is the textbook s / sqrt(m) of the differences; otherwise it is the standard error of a
+ratio estimator (Cochran, Sampling Techniques, section 6.4). Where documents aren't known, every window counts as one.
+It is the error of having drawn these documents and not others of the same kind; it says nothing about another kind of
+text, another calibration set or another seed.
 """
 
 import math
@@ -31,6 +33,7 @@ class WindowLosses:
 
     nll: Float64[Tensor, " windows"]  # summed over the window's predicted tokens, in nats
     tokens: Int64[Tensor, " windows"]  # predicted, in each
+    documents: Int64[Tensor, " windows"] | None = None  # the number of each window's document; None: all differ
 
     @property
     def perplexity(self) -> float:
@@ -62,42 +65,51 @@ class Ratio:
         return distance / self.standard_error if self.standard_error else math.copysign(math.inf, distance)
 
 
-def window_losses(model: PreTrainedModel, tokens: Tokens, attention_mask=None) -> WindowLosses:
+def window_losses(
+    model: PreTrainedModel, tokens: Tokens, attention_mask=None, documents: Int64[Tensor, " windows"] | None = None
+) -> WindowLosses:
     """The negative log-likelihood of each window, by the protocol of `perplexity`.
 
     Args:
         tokens: ids, [windows, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded. A window with nothing to predict is left out.
+        documents: the number of each window's document, if windows of one document are to count as related.
 
     Raises:
         ValueError: tokens that don't fit the model, or nothing to predict in any window.
     """
-    nll, counts = [], []
-    for window in token_batches(model, tokens, attention_mask, batch_size=1):
+    nll, counts, measured = [], [], []
+    for number, window in enumerate(token_batches(model, tokens, attention_mask, batch_size=1)):
         if count := window.predictions:
             nll.append(count * math.log(perplexity(model, window.ids, window.mask)))
             counts.append(count)
+            measured.append(number)
     if not counts:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
-    return WindowLosses(torch.tensor(nll, dtype=torch.float64), torch.tensor(counts))
+    documents = None if documents is None else documents[measured]
+    return WindowLosses(torch.tensor(nll, dtype=torch.float64), torch.tensor(counts), documents)
 
 
 def perplexity_ratio(losses: WindowLosses, reference: WindowLosses) -> Ratio:
-    """The perplexity of one model over that of another, on the same windows, with its paired standard error.
+    """The perplexity of one model over that of another, on the same windows, with its paired, clustered standard error.
 
     Raises:
-        ValueError: the windows aren't the same, or there are fewer than two.
+        ValueError: the windows aren't the same, or they come from fewer than two documents.
     """
     if not torch.equal(losses.tokens, reference.tokens):
         raise ValueError(
             f"can't pair windows of {losses.tokens.tolist()} tokens with windows of {reference.tokens.tolist()}; "
             "measure both models on the same tokens"
         )
-    windows = len(losses.tokens)
-    if windows < 2:
-        raise ValueError(f"a standard error needs at least two windows, got {windows}; give more, shorter ones")
-    difference, total = losses.nll - reference.nll, losses.tokens.sum()
+    difference, tokens, count = losses.nll - reference.nll, losses.tokens, len(losses.tokens)
+    if losses.documents is not None:
+        numbers, places = losses.documents.unique(return_inverse=True)
+        count = len(numbers)
+        difference, tokens = (t.new_zeros(count).index_add(0, places, t) for t in (difference, tokens))
+    if count < 2:
+        raise ValueError(f"a standard error needs at least two windows and documents, got {count}; give more text")
+    total = tokens.sum()
     mean = difference.sum() / total
-    spread = (difference - losses.tokens * mean).square().sum()
-    error = (spread * windows / (windows - 1)).sqrt() / total
+    spread = (difference - tokens * mean).square().sum()
+    error = (spread * count / (count - 1)).sqrt() / total
     return Ratio(mean.exp().item(), (mean.exp() * error).item())

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import tempfile
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,12 +20,30 @@ from common import ASSETS, cost_parser, markdown, models
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond.equal_size import ADAPTERS, TIED_ADAPTERS, Point, equal_size
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize
 from minislice.options import slice_width
 
 SLICING = 0.25
+ADAPTERS = {  # options of `slice_model`, by the name that tables show
+    "full": {"adapter": "full", "head": "own"},
+    "low-rank": {"adapter": "low-rank", "head": "own"},
+    "low-rank, 0.1": {"adapter": "low-rank", "tolerance": 0.1, "head": "own"},
+    "none": {"adapter": "none", "head": "own"},
+}
+TIED_ADAPTERS = {  # besides, where the head was tied
+    "none, fitted head": {"adapter": "none", "head": "fitted"},
+    "low-rank, tied head": {"head": "tied"},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One sliced model."""
+
+    variant: str
+    parameters: int
+    perplexity: float
 
 
 def models_at_hand():
@@ -75,7 +94,11 @@ def measure(model, calibration, evaluation) -> dict:
         rows[variant] = measured(sliced, evaluation)
     D = network(model).trained_width
     widths = sorted({slice_width(D, SLICING), *np.linspace(slice_width(D, SLICING), D, 5).astype(int).tolist()})
-    points = equal_size(model, calibration, evaluation, widths=widths)
+    points = []
+    for variant, options in variants.items():
+        for width in widths:
+            sliced = minislice.slice_model(copy.deepcopy(model), calibration, width=width, **options)
+            points.append(Point(variant, minislice.parameters(sliced), minislice.perplexity(sliced, evaluation)))
     reached = {variant: perplexity_at(points, variant, rows["full"]["parameters"]) for variant in variants}
     return {"at 25%": rows, "at the size of full": reached}
 

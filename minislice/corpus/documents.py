@@ -1,0 +1,69 @@
+"""Text -> documents -> windows that carry the number of their document.
+
+Windows of one document share its author, topic and names, so they are less than independent; documents are nearer to
+it. A standard error of a perplexity must know which windows belong together (`measuring.paired`).
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from .text import halves, load_text, tokenize, windows
+
+TITLE = re.compile(r"^ = (?!=).*(?<!=) = $", re.MULTILINE)  # of an article of WikiText-2; its sections have " = = "
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of a text, and the number of the document in which each window begins."""
+
+    ids: Int64[Tensor, "windows length"]
+    documents: Int64[Tensor, " windows"]
+    of: int  # windows that the text has; more, if only the first ones are here
+
+    def __str__(self) -> str:
+        shape, documents = f"{self.ids.shape[0]} x {self.ids.shape[1]} tokens", len(self.documents.unique())
+        quick = f"; a quick look: the first {len(self.ids)} of {self.of} windows" if len(self.ids) < self.of else ""
+        return f"{shape} of {documents} document{'s' if documents > 1 else ''}{quick}"
+
+
+def evaluation_windows(
+    source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, samples: int | None = None, second_half: bool = False
+) -> Windows:
+    """The windows of a text that is measured on: all of them, or the first `samples`.
+
+    Args:
+        source: as in `load_text`; its test split.
+        second_half: leave out the first half of the tokens, because they calibrate.
+
+    Raises:
+        ValueError: as `load_text` and `windows`.
+    """
+    documents = load_text(source, "test")
+    stream = tokenize(documents, tokenizer)
+    first = len(halves(stream)[0]) if second_half else 0
+    starts = document_starts(documents, tokenizer, len(stream))
+    whole = windows(stream[first:], seqlen)
+    numbers = torch.tensor([bisect_right(starts, first + seqlen * index) - 1 for index in range(len(whole))])
+    return Windows(windows(stream[first:], seqlen, samples), numbers[:samples], len(whole))
+
+
+def document_starts(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:
+    """The number of the first token of each document in their stream of so many tokens.
+
+    Where a text has titles as WikiText-2 has them, the documents are its articles. Tokens are counted piece by piece;
+    at the seam of two pieces a token of the stream may join both, so a start may be wrong by a few tokens.
+    """
+    text = "\n\n".join(documents)
+    lengths = [len(document) + 2 for document in documents]
+    places = [title.start() for title in TITLE.finditer(text)] or list(accumulate(lengths[:-1], initial=0))
+    pieces = [text[start:stop] for start, stop in zip([0, *places[1:]], [*places[1:], None], strict=True)]
+    counts = [len(ids) for ids in tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]]
+    return [start * tokens // sum(counts) for start in accumulate(counts[:-1], initial=0)]
