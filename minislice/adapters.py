@@ -2,13 +2,13 @@
 
 A block reads the signal in the basis P (D x k) of one boundary and writes it in the basis P' (D x k') of the next. The
 paper's adapter between them is S = P^T P', a k x k' matrix (`full`). Two k-dimensional subspaces of R^D meet in at
-least 2k - D dimensions, so at least 2k - D of the singular values of S = U C V^T, the cosines of the principal angles
-between the subspaces, are 1. Replacing P' by P' V U^T keeps its subspace, so the sliced network computes the same
-function, and the adapter becomes symmetric:
+least 2k - D dimensions, so at least 2k - D of the singular values of S = U diag(c) V^T, the cosines of the principal
+angles between the subspaces, are 1. Replacing P' by P' V U^T keeps its subspace, so the sliced network computes the
+same function, and the adapter becomes symmetric, with a deficit d = 1 - c:
 
-    S  ->  U C U^T  =  I - U_r (1 - C_r) U_r^T,        r <= D - k directions whose cosine is below 1
+    S  ->  U diag(c) U^T  =  I - U_r diag(d_r) U_r^T,        r <= D - k directions whose cosine is below 1
 
-- `low-rank` stores A = U_r (1 - C_r)^(1/2) and computes x - (x A) A^T: k r parameters instead of k^2. Its rank is r
+- `low-rank` stores A = U_r diag(d_r)^(1/2) and computes x - (x A) A^T: k r parameters instead of k^2. Its rank is r
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
   computed with it, so that they make up for some of what it loses
 
@@ -57,8 +57,7 @@ def align(
         # U V^T = S + U (C^-1 - 1) U^T S, the orthogonal factor of S, without decomposing all of it
         rotation = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
     else:
-        left, _, right = singular_vectors(S)
-        rotation = torch.cat([left @ right[:k], right[k:]])
+        rotation = orthogonal_factor(S)
     order = deficits.argsort(descending=True)
     return Q_next[:, :k_next] @ rotation.T, U[:, order], deficits[order]
 
@@ -68,28 +67,27 @@ def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
     return torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, P.shape[1] :]], dim=1)
 
 
-def left_singular_vectors(A: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
-    """The left singular vectors of A by descending singular value, m = min(k, r) of them, for singular values up to 1.
+def left_singular_vectors(S: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
+    """The left singular vectors of S by descending singular value, m = min(k, r) of them, for singular values up to 1.
 
-    From the eigenvectors W of A^T A: the columns of A W are orthogonal, and QR makes them unit vectors. Unlike the
+    From the eigenvectors W of S^T S: the columns of S W are orthogonal, and QR makes them unit vectors. Unlike the
     singular value decomposition, LAPACK's symmetric one converges also where many singular values are equal.
     """
-    W = torch.linalg.eigh(A.T @ A).eigenvectors.flip(1)
-    return torch.linalg.qr(A @ W[:, : A.shape[0]]).Q
+    W = torch.linalg.eigh(S.T @ S).eigenvectors.flip(1)
+    return torch.linalg.qr(S @ W[:, : S.shape[0]]).Q
 
 
-def singular_vectors(
-    S: Float64[Tensor, "k k_next"],
-) -> tuple[Float64[Tensor, "k k"], Float64[Tensor, " k"], Float64[Tensor, "k_next k_next"]]:
-    """The whole singular value decomposition of S, k <= k_next, also where LAPACK's own doesn't converge."""
+def orthogonal_factor(S: Float64[Tensor, "k k_next"]) -> Float64[Tensor, "k_next k_next"]:
+    """U V^T of S = U diag(c) V^T, k <= k_next, with the rows of V^T that belong to no singular value below it."""
+    k = len(S)
     try:
-        return torch.linalg.svd(S, full_matrices=True)
-    except torch.linalg.LinAlgError:  # seen where many singular values differ from 1 by rounding alone
+        U, _, V_T = torch.linalg.svd(S, full_matrices=True)
+    except torch.linalg.LinAlgError:  # LAPACK failed where many singular values differ from 1 by rounding alone
         U = left_singular_vectors(S)
-        Q, R = torch.linalg.qr(S.T @ U, mode="complete")
-        signs = torch.ones(len(Q), dtype=S.dtype, device=S.device)
-        signs[: len(U)] = torch.where(R.diagonal() < 0, -1.0, 1.0)
-        return U, R.diagonal().abs(), (Q * signs).T
+        V, R = torch.linalg.qr(S.T @ U, mode="complete")
+        V[:, :k] *= torch.where(R.diagonal() < 0, -1.0, 1.0)  # singular values aren't negative
+        V_T = V.T
+    return torch.cat([U @ V_T[:k], V_T[k:]])
 
 
 def make_adapter(
@@ -99,11 +97,11 @@ def make_adapter(
     form: str,
     tolerance: float,
     like: Tensor,
-) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k r"]]:
-    """The next basis, the adapter that leads to it, and how far that adapter is from S.
+) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k m"]]:
+    """The next basis, the adapter that leads to it, and what that adapter loses.
 
     The basis is aligned unless the adapter is full. An adapter of None is the identity. An approximate adapter is
-    S + [E E^T, 0], where E = U_r (1 - C_r)^(1/2) has the directions that the adapter drops; an exact one has r = 0.
+    S + [lost lost^T, 0]: the columns of `lost` are the directions that it leaves out, each times d^(1/2).
 
     Args:
         Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.
@@ -119,12 +117,12 @@ def make_adapter(
         P_next = Q_next[:, :k_next].contiguous()
         return P_next, linear_map(P.T @ P_next, like), P.new_zeros(k, 0)
     P_next, U, deficits = align(P, Q_next, k_next)
-    known = int((deficits > ROUNDING).sum())
-    rank = 0 if form == "none" else int((deficits > max(tolerance, ROUNDING)).sum())
-    A, E = (U[:, part] * deficits[part].sqrt() for part in (slice(0, rank), slice(rank, known)))
-    if rank == 0 and k == k_next:
-        return P_next, None, E
-    return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), E
+    turned = int((deficits > ROUNDING).sum())  # directions at an angle
+    r = 0 if form == "none" else int((deficits > max(tolerance, ROUNDING)).sum())
+    A, lost = (U[:, part] * deficits[part].sqrt() for part in (slice(0, r), slice(r, turned)))
+    if r == 0 and k == k_next:
+        return P_next, None, lost
+    return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), lost
 
 
 def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int | None:
@@ -137,8 +135,8 @@ def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int |
     """
     if form == "full" or k > k_next:
         return "full"
-    rank = 0 if form == "none" else max(0, min(k, dimensions - k_next))
-    return None if rank == 0 and k == k_next else rank
+    r = 0 if form == "none" else max(0, min(k, dimensions - k_next))
+    return None if r == 0 and k == k_next else r
 
 
 def rank(adapter: nn.Module | None) -> int:

@@ -69,32 +69,34 @@ class Calibration:
             wide[index] = x
         return wide
 
-    def project(self, X: Signal, A: Float64[Tensor, "D k"]) -> Signal:
-        """X A, [tokens, k]."""
-        A = A.to(X[0])
-        narrow = self.room(A.shape[1], A.dtype)
+    def project(self, X: Signal, P: Float64[Tensor, "D k"]) -> Signal:
+        """X P, [tokens, k]."""
+        P = P.to(X[0])
+        narrow = self.room(P.shape[1], P.dtype)
         for index, x in enumerate(X):
-            narrow[index] = x @ A
+            narrow[index] = x @ P
         return narrow
 
-    def add(self, Z: Signal, before: Signal, E: Float64[Tensor, "k r"]) -> None:
-        """Z <- Z + [Z_before E E^T, 0], in place."""
-        E = E.to(Z[0])
+    def add(self, Z: Signal, before: Signal, lost: Float64[Tensor, "k m"]) -> None:
+        """Z <- Z + [Z_before lost lost^T, 0], in place; `lost` is from `adapters.make_adapter`."""
+        lost = lost.to(Z[0])
         for index, z in enumerate(Z):
-            z[..., : E.shape[0]] += (before[index] @ E) @ E.T
+            z[..., : lost.shape[0]] += (before[index] @ lost) @ lost.T
             Z[index] = z
 
-    def covariance(self, X: Signal, norm: nn.Module, boundary: int) -> Float64[Tensor, "D D"]:
+    def covariance(self, X: Signal, norm: nn.Module, where: str) -> Float64[Tensor, "D D"]:
         """Eq. 8 over the whole calibration set; padding doesn't enter.
 
+        Args:
+            where: what wrote the signal, for the message.
+
         Raises:
-            ValueError: the signal has a NaN or an infinity; the message names the block before it, and the sequence.
+            ValueError: the signal has a NaN or an infinity; the message says where, and on which sequence.
         """
         total = None
         for x, batch in zip(X, self.batches, strict=True):
             total = covariance(norm(x), batch.mask, total)
             if not torch.isfinite(total.diagonal()).all():
-                where = "the embeddings" if boundary == 0 else f"block {boundary - 1}"
                 raise ValueError(not_finite(x, batch, where))
         return self.summed(total)
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm
 from .architecture.family import LAYERNORM, NormKind
+from .architecture.heads import CentredEmbedding
 from .architecture.linears import Linear, set_linear, set_weight
 from .architecture.modeling import SavesSliced
 from .architecture.network import Network, network
@@ -67,16 +68,17 @@ def bare(norm: nn.Module, net: Network) -> RMSNorm:
     return norm if isinstance(norm, RMSNorm) else RMSNorm(net.trained_width, net.family.norm.eps_of(norm))
 
 
-def fuse_embeddings(net: Network, keep_tie: bool = False) -> None:
+def fuse_embeddings(net: Network) -> None:
     """W_embd <- W_embd M, in place, if the model's norms subtract the mean.
 
-    If a norm follows the token embedding alone, the normalised embedding replaces both.
+    A `CentredEmbedding`, whose matrix a tied head shares, subtracts the mean when it is read, and stays as it is. If a
+    norm follows the token embedding alone, the normalised embedding replaces both.
     """
     if net.embedding_norm is not None:
         set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
         setattr(net.decoder, net.family.embedding_norm, nn.Identity())
-    if net.subtracts_mean:
-        for embedding in net.embeddings[keep_tie:]:  # the matrix that a tied head shares, the first, stays as it is
+    for embedding in net.embeddings:
+        if net.subtracts_mean and not isinstance(embedding, CentredEmbedding):
             set_weight(embedding, subtract_mean(embedding.weight))
 
 
@@ -103,9 +105,15 @@ def fuse_head(net: Network, keep_tie: bool = False) -> None:
 
 
 def fuse_config(net: Network) -> None:
-    """Give the model a config of its own that describes the fused model, in place; the modules are fused later."""
+    """Give the model a copy of its config that describes the fused model, in place; the modules are fused later.
+
+    Another model may share the config, and must not change with this one.
+    """
     model, scale = net.model, net.family.branch_scale
-    _give_own_config(model)
+    shared, copied = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = copied
     model.head_was_tied = net.head_was_tied
     model.config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}  # transformers' record of the tied weights
@@ -150,14 +158,6 @@ def fuse_network(net: Network, keep_tie: bool = False) -> None:
     net.model.save_pretrained = SavesSliced(net.model)
     if not keep_tie:
         untie_head(net)
-    fuse_embeddings(net, keep_tie)
+    fuse_embeddings(net)
     fuse_blocks(net, net.blocks)
     fuse_head(net, keep_tie)
-
-
-def _give_own_config(model: PreTrainedModel) -> None:
-    """Copy the config: another model may share it, and must not change with this one."""
-    shared, own = model.config, copy.deepcopy(model.config)
-    for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own

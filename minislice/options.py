@@ -170,10 +170,7 @@ class SlicingOptions:
         return {0} if self.slice_embedding is False else set()
 
     def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
-        """The boundaries with their full width in the model's own basis: `whole_ends`, or all if none is narrower.
-
-        A block between a whole boundary and another one has a full adapter.
-        """
+        """The boundaries with their full width in the model's own basis: `whole_ends`, or all if none is narrower."""
         ends = self.whole_ends(len(widths))
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 
@@ -192,13 +189,15 @@ class SlicingOptions:
                 raise ValueError(f"can't keep {left} neurons of {count}")
         return list(self.neurons)
 
+    def adapter_forms(self, widths: Sequence[int | None]) -> list[str]:
+        """The form of each block's adapter: "full" from the model's own basis to another one, and back."""
+        is_whole = [boundary in self.whole_boundaries(widths) for boundary in range(len(widths))]
+        return [self.adapter if here == there else "full" for here, there in pairwise(is_whole)]
+
     def largest_adapters(self, dimensions: int, widths: list[int]) -> list[str | int | None]:
         """The largest adapter that each block can get, as `largest_form` has it."""
-        whole = self.whole_boundaries(widths)
-        return [
-            "full" if len({block, block + 1} & whole) == 1 else largest_form(self.adapter, dimensions, k, k_next)
-            for block, (k, k_next) in enumerate(pairwise(widths))
-        ]
+        forms = zip(self.adapter_forms(widths), pairwise(widths), strict=True)
+        return [largest_form(form, dimensions, k, k_next) for form, (k, k_next) in forms]
 
 
 def _check(options: SlicingOptions) -> None:

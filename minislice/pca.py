@@ -69,8 +69,8 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
     return min(-(-width // multiple) * multiple, len(eigenvalues))
 
 
-def rank_of(eigenvalues: Float64[Tensor, " D"]) -> int:
-    """The number of dimensions of the signal: eigenvalues that are larger than the rounding of `covariance`."""
+def dimensions_spanned(eigenvalues: Float64[Tensor, " D"]) -> int:
+    """The number of dimensions that the signal spans: eigenvalues that are larger than the rounding of `covariance`."""
     return int((eigenvalues > 2 * torch.finfo(torch.float32).eps * eigenvalues[0]).sum())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .options import SlicingOptions
-from .pca import rank_of
+from .pca import dimensions_spanned
 
 
 @dataclass
@@ -28,17 +28,17 @@ class SlicingReport:
         self.eigenvalues.append(eigenvalues.cpu())
         self.discarded.append(discarded)
 
-    def warn_of_missing_rank(self) -> None:
+    def warn_of_too_few_tokens(self) -> None:
         """Warn if the calibration set spans fewer dimensions of the first narrowed boundary than were kept."""
         D = self.trained_width
         boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
         if boundary is None or self.options.basis != "pca":
             return
-        rank, k = rank_of(self.eigenvalues[boundary]), self.widths[boundary]
-        if rank < k:
+        spanned, k = dimensions_spanned(self.eigenvalues[boundary]), self.widths[boundary]
+        if spanned < k:
             warnings.warn(
                 f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
-                f"{boundary} they span {rank} of {D} dimensions, and {k} were kept, so that {k - rank} of these are "
-                "arbitrary; calibrate on more text, or keep less",
+                f"{boundary} they span {spanned} of {D} dimensions, and {k} were kept, so that {k - spanned} of "
+                "these are arbitrary; calibrate on more text, or keep less",
                 stacklevel=4,  # names the line that called `minislice.slice_model`
             )

@@ -53,6 +53,8 @@ class Slicer:
         self.options = report.options
         self.norms = [bare(norm, net) for norm in (*(block.norm for block in self.blocks), net.final_norm)]
         self.whole = self.options.whole_boundaries(widths)
+        self.adapter_forms = self.options.adapter_forms(widths)
+        self.numbers = [number for number, block in enumerate(net.blocks) if block in self.blocks]
         self.generator = torch.Generator().manual_seed(int(self.options.seed))
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
@@ -64,7 +66,7 @@ class Slicer:
 
     @property
     def boundary(self) -> int:
-        """The number of the boundary that the pass has reached; -1 before the embeddings."""
+        """The number of the boundary that the pass has reached, whose basis is Q."""
         return len(self.report.widths) - 1
 
     @property
@@ -75,7 +77,8 @@ class Slicer:
     def slice_embeddings(self) -> None:
         """Boundary 0, which the embeddings write."""
         X = self.calibration.embed(self.net)  # [tokens, D]
-        self.Q, _ = self.find_basis(X)
+        self.Q, k, *spectrum = self.find_basis(X, 0)
+        self.report.add_boundary(k, *spectrum)  # the pass is at boundary 0
         if 0 not in self.whole:
             for embedding in self.net.embeddings:
                 fold_embedding(embedding, self.P)  # W_embd <- W_embd P             [vocabulary, k]
@@ -94,17 +97,17 @@ class Slicer:
         self.solve(block, layer)
         with folded(block.w_out, Q):  # all D columns, for the next principal components
             X = self.calibration.forward(block, layer, Z)  # X Q                    [tokens, D]
-        Q_next, k_next = self.find_basis(X)
-        form = "full" if self.turns(self.boundary - 1) else self.options.adapter
-        like = next(block.parameters())
-        P_next, block.adapter, E = make_adapter(P, Q_next, k_next, form, self.options.tolerance, like)  # S = P^T P'
+        Q_next, k_next, *spectrum = self.find_basis(X, self.boundary + 1)
+        form, like = self.adapter_forms[self.boundary], next(block.parameters())
+        P_next, block.adapter, lost = make_adapter(P, Q_next, k_next, form, self.options.tolerance, like)  # S = P^T P'
         for linear in block.w_out:
             fold_writer(linear, P_next)  # W_out <- W_out P', b_out <- b_out P'     [inner, k']
         self.Z = self.calibration.project(X, Q.T @ P_next)  # Z' = X P'             [tokens, k']
-        if E.shape[1]:
-            self.calibration.add(self.Z, Z, E)  # the approximate adapter is S + [E E^T, 0]
+        if lost.shape[1]:
+            self.calibration.add(self.Z, Z, lost)  # the approximate adapter is S + [lost lost^T, 0]
         self.Q = torch.cat([P_next, Q_next[:, k_next:]], dim=1)  # [D, D]
         self.report.ranks.append(rank(block.adapter))
+        self.report.add_boundary(k_next, *spectrum)  # the pass is at the next boundary: P = P'
 
     def solve(self, block: Block, layer: int) -> None:
         """Empty here: `beyond.slicing` overrides it, to change W_out before the block runs."""
@@ -116,19 +119,16 @@ class Slicer:
         if self.options.head == "fitted":
             self.net.head = fit_head(self.net.head, self.net.embeddings[0])
 
-    def turns(self, boundary: int) -> bool:
-        """Whether the block after a boundary leads from the model's own basis to another one, or back."""
-        return (boundary in self.whole) != (boundary + 1 in self.whole)
-
-    def find_basis(self, X: Signal) -> tuple[Float64[Tensor, "D D"], int]:
-        """The basis of the next boundary and how many of its columns to keep.
+    def find_basis(self, X: Signal, boundary: int) -> tuple[Float64[Tensor, "D D"], int, Float64[Tensor, " D"], float]:
+        """The basis of a boundary, how many of its columns to keep, all eigenvalues, and the share that is deleted.
 
         Args:
             X: the signal there, in the basis Q of the boundary before.
         """
-        options, boundary = self.options, self.boundary + 1
+        options = self.options
         norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
-        C = self.calibration.covariance(X, norm, boundary)  # eq. 8
+        where = f"block {self.numbers[boundary - 1]}" if boundary else "the embeddings"
+        C = self.calibration.covariance(X, norm, where)  # eq. 8
         if self.Q is not None:
             C = self.Q @ C @ self.Q.T
         if self.net.subtracts_mean:
@@ -141,8 +141,7 @@ class Slicer:
             Q = torch.eye(k, dtype=C.dtype, device=C.device)
         else:
             Q = choose_basis(Q, k, C, options.basis, options.orientation, self.generator)
-        self.report.add_boundary(k, eigenvalues, discarded_share(C, Q, k))
-        return Q, k
+        return Q, k, eigenvalues, discarded_share(C, Q, k)
 
 
 def slice_model(
@@ -192,7 +191,7 @@ def slice_model(
             steps.slice_layer(layer, index)
         require_finite(model.named_parameters())
         steps.slice_head()
-    steps.report.warn_of_missing_rank()
+    steps.report.warn_of_too_few_tokens()
     model.slicing = steps.report
     return model
 

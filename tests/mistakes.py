@@ -709,7 +709,8 @@ def branch_kept(right):
         dropped, self.dropped = self.dropped, []
         places = [place for place, block in enumerate(layer.blocks) if block not in dropped]
         self.widths = [self.widths[0]] * (len(self.widths) + len(dropped))
-        self.norms = [self.norms[0]] * len(self.widths)
+        self.norms, self.numbers = [self.norms[0]] * len(self.widths), range(len(self.widths))
+        self.adapter_forms = self.options.adapter_forms(self.widths)
         right(self, layer, index)
         layer.places, self.dropped = places, dropped
 

@@ -118,7 +118,7 @@ def test_a_boundarys_energy_is_the_variance_that_is_discarded(family):
     recipe = Recipe(family, layers=2)
     bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
     Z, X = bench.embedded
-    C = bench.calibration.covariance(Z, bench.net.norms[0], 0)
+    C = bench.calibration.covariance(Z, bench.net.norms[0], "the embeddings")
     Q = principal_components(C)[1]
     found = [item.rulers["energy"] for item in bench.narrowed(0, Z, X)]
     kept = [len(Q) - round(share * len(Q)) for share in rulers.DELETED]

@@ -468,7 +468,7 @@ def test_a_broken_weight_is_named_by_its_block(family, layer):
     weight.weight.data[0, 0] = torch.nan
     block = layer if family == "phi" else 2 * layer + 1
     with pytest.raises(ValueError, match=rf"block {block} .* calibration sequence 0\b"):
-        slice_model(model, IDS, width=5)
+        slice_model(model, IDS, width=5, drop=[2] if (family, layer) == ("llama", 1) else [])  # all blocks are counted
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -111,7 +111,7 @@ def slice_streamed(
         processes.wait()
         with inference(net.model):
             slicer.finish(progress and processes.is_first)
-        report.warn_of_missing_rank()
+        report.warn_of_too_few_tokens()
         if processes.is_first:
             sliced = sliced_shapes(trained, options, report.widths, slicer.adapters)
             sliced.base.slicing, sliced.generation_config = report, net.model.generation_config
@@ -154,7 +154,7 @@ class StreamedSlicer(BeyondSlicer):
         for index in tqdm(range(done, len(self.parts)), desc="slicing", disable=not progress, leave=False):
             self.read(index)
             if index == 0:
-                fuse_embeddings(self.net, self.keep_tie)
+                fuse_embeddings(self.net)
                 self.slice_embeddings()
             elif index <= len(self.net.layers):
                 layer = self.net.layers[index - 1]

@@ -113,7 +113,9 @@ class Bench:
 
     def narrowed(self, boundary: int, Z: Signal, X: Signal) -> Iterator[Item]:
         """The signal at a boundary without its last principal components."""
-        Q = principal_components(self.calibration.covariance(Z, self.net.norms[boundary], boundary))[1].to(Z[0])
+        Q = principal_components(self.calibration.covariance(Z, self.net.norms[boundary], f"boundary {boundary}"))[
+            1
+        ].to(Z[0])
         for share in DELETED:
             P = Q[:, : len(Q) - round(share * len(Q))]
             deleted = (len(Q) - P.shape[1]) * sides(self.net, boundary)
