@@ -5,6 +5,7 @@ Everything else in minislice is written over blocks. To add a family, say where 
     minislice.families.register("my-type", Family(...))
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +20,6 @@ NO_HEAD_DIM = (
     "hidden size smaller but not the attention"
 )
 INNER_NORMS = "the norms of its queries and keys share their eps with the others, whose eps the export has to change"
-NO_BIAS = "fusion gives biases to linears that have none in transformers' own class"
 
 ATTENTION = BlockSpec(
     norm="input_layernorm",
@@ -28,37 +28,29 @@ ATTENTION = BlockSpec(
     w_out=("self_attn.o_proj",),
 )
 GATED_MLP = BlockSpec(
-    norm="post_attention_layernorm",
-    mlp=("mlp",),
-    w_in=("mlp.gate_proj", "mlp.up_proj"),
-    w_out=("mlp.down_proj",),
-)
-MIXTURE = replace(GATED_MLP, w_in=("mlp.gate", "mlp.experts"), w_out=("mlp.experts",))  # of experts
-SHARED_MIXTURE = replace(  # and one expert for all tokens
-    MIXTURE,
-    w_in=(
-        *("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
-        *(*MIXTURE.w_in, "mlp.shared_expert_gate"),
-    ),
-    w_out=("mlp.shared_expert.down_proj", *MIXTURE.w_out),
+    norm="post_attention_layernorm", mlp=("mlp",), w_in=("mlp.gate_proj", "mlp.up_proj"), w_out=("mlp.down_proj",)
 )
 PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
 FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other
-BLOOM_ATTENTION = BlockSpec(
-    norm="input_layernorm",
-    attention="self_attention",
-    w_in=("self_attention.query_key_value",),  # the three of them one below the other, head by head
-    w_out=("self_attention.dense",),
-    residual="residual",
+MIXTURE = replace(GATED_MLP, w_in=("mlp.gate", "mlp.experts"), w_out=("mlp.experts",))  # of experts
+SHARED = "mlp.shared_expert"
+SHARED_MIXTURE = replace(  # and one expert for all tokens
+    MIXTURE,
+    w_in=(f"{SHARED}.gate_proj", f"{SHARED}.up_proj", *MIXTURE.w_in, f"{SHARED}_gate"),
+    w_out=(f"{SHARED}.down_proj", *MIXTURE.w_out),
 )
-BLOOM_MLP = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",), residual="residual")
-LLAMA = Family(
-    decoder="model",
-    embeddings=("embed_tokens",),
-    final_norm="norm",
-    blocks=(ATTENTION, GATED_MLP),
-    norm=RMSNORM,
-    stock_norm=StockNorm(eps="rms_norm_eps"),
+NEOX_ATTENTION = BlockSpec(  # queries, keys and values one below the other, head by head
+    norm="input_layernorm",
+    attention="attention",
+    w_in=("attention.query_key_value",),
+    w_out=("attention.dense",),
+)
+NEOX_MLP = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",))
+FALCON_ATTENTION = replace(
+    NEOX_ATTENTION,
+    attention="self_attention",
+    w_in=("self_attention.query_key_value",),
+    w_out=("self_attention.dense",),
 )
 
 
@@ -73,6 +65,9 @@ def parallel(attention: BlockSpec, mlp: BlockSpec) -> BlockSpec:
     )
 
 
+PARALLEL = parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm))
+
+
 def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     if not config.do_layer_norm_before:
         return "its norms come after the residual sum (post-norm, as in opt-350m), so no rotation passes through them"
@@ -84,46 +79,6 @@ def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     if config._remove_final_layer_norm:
         return "it has no final norm"
     return None
-
-
-def _stablelm_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    if config.use_parallel_residual:
-        return (parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm)),)
-    return ATTENTION, GATED_MLP
-
-
-def _gpt_neox_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    attention = BlockSpec(
-        norm="input_layernorm",
-        attention="attention",
-        w_in=("attention.query_key_value",),
-        w_out=("attention.dense",),
-    )
-    mlp = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",))
-    return (parallel(attention, mlp),) if config.use_parallel_residual else (attention, mlp)
-
-
-def _falcon_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    two_norms = config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2)
-    attention = replace(BLOOM_ATTENTION, norm="ln_attn" if two_norms else "input_layernorm", residual=None)
-    mlp = replace(BLOOM_MLP, residual=None)
-    if config.new_decoder_architecture or config.parallel_attn:
-        return (parallel(attention, replace(mlp, norm="ln_mlp" if two_norms else attention.norm)),)
-    return attention, mlp
-
-
-def _has_experts(config: PreTrainedConfig, layer: int) -> bool:
-    """Qwen's rule."""
-    chosen = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
-    return chosen and layer not in config.mlp_only_layers
-
-
-def _qwen2_moe_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    return ATTENTION, SHARED_MIXTURE if _has_experts(config, layer) else GATED_MLP
-
-
-def _qwen3_moe_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    return ATTENTION, MIXTURE if _has_experts(config, layer) else GATED_MLP
 
 
 def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
@@ -141,6 +96,60 @@ def _gpt2_obstacle(config: PreTrainedConfig) -> str | None:
     return "its layers have cross-attention to an encoder" if config.add_cross_attention else None
 
 
+# The blocks of families whose layers differ, among one another or by the config.
+
+
+def _stablelm_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+    return (PARALLEL,) if config.use_parallel_residual else (ATTENTION, GATED_MLP)
+
+
+def _gpt_neox_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+    return (parallel(NEOX_ATTENTION, NEOX_MLP),) if config.use_parallel_residual else (NEOX_ATTENTION, NEOX_MLP)
+
+
+def _falcon_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+    if not (config.new_decoder_architecture or config.parallel_attn):
+        return FALCON_ATTENTION, NEOX_MLP
+    if config.new_decoder_architecture and config.num_ln_in_parallel_attn in (None, 2):
+        return (parallel(replace(FALCON_ATTENTION, norm="ln_attn"), replace(NEOX_MLP, norm="ln_mlp")),)
+    return (parallel(FALCON_ATTENTION, replace(NEOX_MLP, norm=FALCON_ATTENTION.norm)),)
+
+
+def _qwen_moe_blocks(mixture: BlockSpec) -> Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]:
+    def blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
+        chosen = config.num_experts > 0 and (layer + 1) % config.decoder_sparse_step == 0
+        return ATTENTION, mixture if chosen and layer not in config.mlp_only_layers else GATED_MLP
+
+    return blocks
+
+
+LLAMA = Family(
+    decoder="model",
+    embeddings=("embed_tokens",),
+    final_norm="norm",
+    blocks=(ATTENTION, GATED_MLP),
+    norm=RMSNORM,
+    stock_norm=StockNorm(eps="rms_norm_eps"),
+)
+FALCON = Family(
+    decoder="transformer",
+    embeddings=("word_embeddings",),
+    layers="h",
+    final_norm="ln_f",
+    blocks=_falcon_blocks,
+    norm=LAYERNORM,
+    stock_norm=NO_HEAD_DIM,
+    dropout="hidden_dropout",
+    inner_width="ffn_hidden_size",
+)
+GPT = replace(FALCON, last_shaped_as="drop", dropout=None, inner_width="n_inner")  # GPT-J's up to transformers 5.17
+COHERE = replace(
+    LLAMA,
+    blocks=(PARALLEL,),
+    norm=NormKind(subtracts_mean=True, eps="variance_epsilon"),
+    stock_norm=StockNorm(eps="layer_norm_eps"),
+)
+QWEN3 = replace(LLAMA, stock_norm=INNER_NORMS)
 FAMILIES: dict[str, Family] = {
     "opt": Family(
         decoder="model.decoder",
@@ -148,12 +157,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="final_layer_norm",
         blocks=(
             replace(ATTENTION, norm="self_attn_layer_norm", w_out=("self_attn.out_proj",)),
-            BlockSpec(
-                norm="final_layer_norm",
-                mlp=("fc1", "activation_fn", "fc2"),
-                w_in=("fc1",),
-                w_out=("fc2",),
-            ),
+            BlockSpec(norm="final_layer_norm", mlp=("fc1", "activation_fn", "fc2"), w_in=("fc1",), w_out=("fc2",)),
         ),
         norm=LAYERNORM,
         stock_norm=NO_HEAD_DIM,
@@ -161,56 +165,40 @@ FAMILIES: dict[str, Family] = {
         obstacle=_opt_obstacle,
         inner_width="ffn_dim",
     ),
-    "llama": LLAMA,
-    "phi": Family(
-        decoder="model",
-        embeddings=("embed_tokens",),
+    "phi": replace(
+        LLAMA,
         final_norm="final_layernorm",
         blocks=(
-            BlockSpec(
-                norm="input_layernorm",
-                attention="self_attn",
-                mlp=("mlp",),
-                w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"),
-                w_out=("self_attn.dense", "mlp.fc2"),
-            ),
+            replace(ATTENTION, mlp=("mlp",), w_in=(*ATTENTION.w_in, "mlp.fc1"), w_out=("self_attn.dense", "mlp.fc2")),
         ),
         norm=LAYERNORM,
         stock_norm=StockNorm(eps="layer_norm_eps"),
         dropout="resid_pdrop",
     ),
-    "mistral": LLAMA,
-    "ministral": LLAMA,
+    **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "smollm3"), LLAMA),
     "helium": replace(LLAMA, stock_norm=NO_HEAD_DIM),
-    "qwen2": LLAMA,
-    "qwen3": replace(LLAMA, stock_norm=INNER_NORMS),
-    "smollm3": LLAMA,
-    "mixtral": replace(LLAMA, blocks=(ATTENTION, MIXTURE)),
-    "qwen2_moe": replace(LLAMA, blocks=_qwen2_moe_blocks, expert_width="moe_intermediate_size"),
-    "qwen3_moe": replace(LLAMA, blocks=_qwen3_moe_blocks, stock_norm=INNER_NORMS, expert_width="moe_intermediate_size"),
-    "gpt_oss": replace(LLAMA, blocks=(ATTENTION, replace(MIXTURE, w_in=("mlp.router", "mlp.experts")))),
     "granite": replace(LLAMA, branch_scale="residual_multiplier"),
+    "glm": replace(LLAMA, blocks=(ATTENTION, FUSED_MLP)),
+    "phi3": replace(LLAMA, blocks=(replace(ATTENTION, w_in=("self_attn.qkv_proj",)), FUSED_MLP), dropout="resid_pdrop"),
+    "qwen3": QWEN3,
+    "apertus": replace(
+        QWEN3,
+        blocks=(replace(ATTENTION, norm="attention_layernorm"), replace(PLAIN_MLP, norm="feedforward_layernorm")),
+    ),
+    "mixtral": replace(LLAMA, blocks=(ATTENTION, MIXTURE)),
+    "gpt_oss": replace(LLAMA, blocks=(ATTENTION, replace(MIXTURE, w_in=("mlp.router", "mlp.experts")))),
+    "qwen2_moe": replace(LLAMA, blocks=_qwen_moe_blocks(SHARED_MIXTURE), expert_width="moe_intermediate_size"),
+    "qwen3_moe": replace(QWEN3, blocks=_qwen_moe_blocks(MIXTURE), expert_width="moe_intermediate_size"),
     "gemma": replace(
         LLAMA,
         norm=NormKind(subtracts_mean=False, eps="eps", offset=1.0),
         stock_norm="it multiplies embeddings by the root of the hidden size, which slicing makes smaller",
     ),
-    "phi3": replace(
-        LLAMA,
-        blocks=(replace(ATTENTION, w_in=("self_attn.qkv_proj",)), FUSED_MLP),
-        dropout="resid_pdrop",
-    ),
-    "glm": replace(LLAMA, blocks=(ATTENTION, FUSED_MLP)),
-    "apertus": replace(
-        LLAMA,
-        blocks=(replace(ATTENTION, norm="attention_layernorm"), replace(PLAIN_MLP, norm="feedforward_layernorm")),
-        stock_norm=INNER_NORMS,
-    ),
     "nemotron": replace(
         LLAMA,
         blocks=(ATTENTION, PLAIN_MLP),
         norm=NormKind(subtracts_mean=True, eps="eps", offset=1.0),
-        stock_norm=NO_BIAS,
+        stock_norm="fusion gives biases to linears that have none in transformers' own class",
     ),
     "olmo": replace(
         LLAMA,
@@ -226,12 +214,8 @@ FAMILIES: dict[str, Family] = {
     "stablelm": replace(
         LLAMA, blocks=_stablelm_blocks, norm=LAYERNORM, stock_norm=NO_HEAD_DIM, dropout="hidden_dropout"
     ),
-    "cohere": replace(
-        LLAMA,
-        blocks=(parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm)),),
-        norm=NormKind(subtracts_mean=True, eps="variance_epsilon"),
-        stock_norm=StockNorm(eps="layer_norm_eps"),
-    ),
+    "cohere": COHERE,
+    "cohere2": COHERE,
     "gpt_neox": Family(
         decoder="gpt_neox",
         embeddings=("embed_in",),
@@ -241,47 +225,27 @@ FAMILIES: dict[str, Family] = {
         stock_norm=NO_HEAD_DIM,
         dropout="hidden_dropout",
     ),
-}
-FAMILIES["cohere2"] = FAMILIES["cohere"]
-BLOOM = Family(
-    decoder="transformer",
-    embeddings=("word_embeddings",),
-    embedding_norm="word_embeddings_layernorm",
-    layers="h",
-    final_norm="ln_f",
-    blocks=(BLOOM_ATTENTION, BLOOM_MLP),
-    norm=LAYERNORM,
-    stock_norm=NO_HEAD_DIM,
-    obstacle=_bloom_obstacle,
-    inner_width=None,  # always four times the hidden size
-)
-FAMILIES |= {
-    "bloom": BLOOM,
-    "falcon": replace(
-        BLOOM,
-        embedding_norm=None,
-        blocks=_falcon_blocks,
-        dropout="hidden_dropout",
-        inner_width="ffn_hidden_size",
-        obstacle=lambda config: None,
+    "falcon": FALCON,
+    "bloom": replace(
+        FALCON,
+        embedding_norm="word_embeddings_layernorm",
+        blocks=(replace(FALCON_ATTENTION, residual="residual"), replace(NEOX_MLP, residual="residual")),
+        dropout=None,
+        obstacle=_bloom_obstacle,
+        inner_width=None,  # always four times the hidden size
     ),
     "gpt2": replace(
-        BLOOM,
+        GPT,
         embeddings=("wte", "wpe"),
-        embedding_norm=None,
-        last_shaped_as="drop",
         blocks=(
             BlockSpec(norm="ln_1", attention="attn", w_in=("attn.c_attn",), w_out=("attn.c_proj",)),
             BlockSpec(norm="ln_2", mlp=("mlp",), w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)),
         ),
         obstacle=_gpt2_obstacle,
-        inner_width="n_inner",
     ),
     "gptj": replace(
-        BLOOM,
+        GPT,
         embeddings=("wte",),
-        embedding_norm=None,
-        last_shaped_as="drop",  # up to transformers 5.17
         blocks=(
             BlockSpec(
                 norm="ln_1",
@@ -291,8 +255,6 @@ FAMILIES |= {
                 w_out=("attn.out_proj", "mlp.fc_out"),
             ),
         ),
-        obstacle=lambda config: None,
-        inner_width="n_inner",
     ),
 }
 OWN = dict(FAMILIES)

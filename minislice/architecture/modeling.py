@@ -312,7 +312,7 @@ def _tied(base: PreTrainedModel) -> dict[str, str] | None:
     if isinstance(net.head, nn.Linear):
         return None
     names = {parameter: name for name, parameter in base.named_parameters()}
-    return {f"base.{net.head_name}.weight": f"base.{names[net.embeddings[0].weight]}"}
+    return {f"base.{net.family.head}.weight": f"base.{names[net.embeddings[0].weight]}"}
 
 
 def description(model: PreTrainedModel) -> dict[str, Any]:

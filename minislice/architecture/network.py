@@ -82,8 +82,6 @@ class Network:
     decoder: nn.Module  # transformers' module that holds the layers and the final norm
     layers: list[BlockLayer]  # not in the decoder until `install`
     embeddings: list[nn.Embedding]  # their outputs are summed
-    final_norm_name: str  # in the decoder
-    head_name: str  # in the model
     family: Family
 
     @property
@@ -99,12 +97,8 @@ class Network:
     def dropped(self) -> list[int]:
         """The numbers of the blocks that are left out; the trained model's blocks are counted from 0."""
         count = self.blocks_per_layer
-        return [
-            index * count + place
-            for index, layer in enumerate(self.layers)
-            for place in range(count)
-            if place not in layer.places
-        ]
+        present = {index * count + place for index, layer in enumerate(self.layers) for place in layer.places}
+        return [number for number in range(count * len(self.layers)) if number not in present]
 
     def drop(self, numbers: Collection[int]) -> None:
         """Leave blocks out, in place, by their numbers; see `numbered`."""
@@ -133,12 +127,9 @@ class Network:
     def needed_by_cache(self) -> set[int]:
         """The numbers of the blocks whose attention can't be left out, see `numbered`."""
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
-        count, first = self.blocks_per_layer, {kinds.index(kind) for kind in kinds}
-        return {
-            number
-            for number, block in enumerate(self.blocks)
-            if block.attention is not None and number // count in first
-        }
+        first = {kinds.index(kind) for kind in kinds}
+        numbered = enumerate(self.blocks)
+        return {n for n, block in numbered if block.attention is not None and n // self.blocks_per_layer in first}
 
     def install(self) -> None:
         """Put the block layers in the place of transformers' layers; the model computes the same as before.
@@ -168,19 +159,19 @@ class Network:
 
     @property
     def final_norm(self) -> nn.Module:
-        return getattr(self.decoder, self.final_norm_name)
+        return getattr(self.decoder, self.family.final_norm)
 
     @final_norm.setter
     def final_norm(self, norm: nn.Module) -> None:
-        setattr(self.decoder, self.final_norm_name, norm)
+        setattr(self.decoder, self.family.final_norm, norm)
 
     @property
     def head(self) -> nn.Linear | SharingHead:
-        return getattr(self.model, self.head_name)
+        return getattr(self.model, self.family.head)
 
     @head.setter
     def head(self, head: nn.Linear | SharingHead) -> None:
-        setattr(self.model, self.head_name, head)
+        setattr(self.model, self.family.head, head)
 
     @property
     def head_was_tied(self) -> bool:
@@ -284,41 +275,33 @@ def network(model: PreTrainedModel) -> Network:
             for index, layer in enumerate(getattr(decoder, family.layers))
         ],
         embeddings=[_module(decoder, name, config) for name in family.embeddings],
-        final_norm_name=family.final_norm,
-        head_name=family.head,
         family=family,
     )
 
 
 def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTrainedConfig) -> BlockLayer:
-    described = []  # every module that the entry names
-    blocks = []
-
-    def module(name: str | None) -> nn.Module | None:
-        if name is None:
-            return None
-        described.append(_module(layer, name, config))
-        return described[-1]
-
+    blocks, described = [], set()
     for spec in family.blocks_of(config, index):
-        mlp = OrderedDict((name, module(name)) for name in spec.mlp)
+        names = filter(None, (spec.norm, spec.mlp_norm, spec.attention, *spec.mlp))
+        modules = {name: _module(layer, name, config) for name in names}
+        described.update(parameter for module in modules.values() for parameter in module.parameters())
+        mlp = OrderedDict((name, modules[name]) for name in spec.mlp)
         block = Block(
-            norm=module(spec.norm),
-            attention=module(spec.attention),
+            norm=modules[spec.norm],
+            attention=modules.get(spec.attention),
             mlp=nn.Sequential(mlp) if len(mlp) > 1 else next(iter(mlp.values()), None),
             w_in=[_linear(layer, name, config, reader) for name in spec.w_in],
             w_out=[_linear(layer, name, config, writer) for name in spec.w_out],
-            mlp_norm=module(spec.mlp_norm),
+            mlp_norm=modules.get(spec.mlp_norm),
             scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             residual=spec.residual,
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
         )
         blocks.append(block.train(layer.training))
-    inside = {parameter for module in described for parameter in module.parameters()}
-    if left := [name for name, parameter in layer.named_parameters() if parameter not in inside]:
+    if missing := [name for name, parameter in layer.named_parameters() if parameter not in described]:
         raise ValueError(
-            f"a layer of this {config.model_type!r} model has {left[0]}, which the entry of its family leaves out: the "
-            "entry describes other layers (see `minislice.families`)"
+            f"a layer of this {config.model_type!r} model has {missing[0]}, which the entry of its family leaves out: "
+            "the entry describes other layers (see `minislice.families`)"
         )
     return BlockLayer(blocks, list(inspect.signature(layer.forward).parameters)).train(layer.training)
 
@@ -351,8 +334,8 @@ def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callabl
 def inference(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, experts of any width; afterwards the model is in the mode it was in."""
     training = {module: module.training for module in model.modules()}
-    grouped = [module.config for module in model.modules() if is_experts(module)]
-    grouped = [config for config in grouped if config._experts_implementation == "grouped_mm"]
+    configs = [module.config for module in model.modules() if is_experts(module)]
+    grouped = [config for config in configs if config._experts_implementation == "grouped_mm"]
     for config in grouped:
         config._experts_implementation = ANY_WIDTH
     model.eval()
