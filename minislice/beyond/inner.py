@@ -138,11 +138,12 @@ def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
     """Set the block's W_out, in place; of several biases the last one becomes the sum."""
     linears, W = block.w_out, W / block.scale
     biased = [linear for linear in linears if linear.bias is not None]
-    for linear, rows in zip(
-        linears, W.split([linear.in_features for linear in linears] + [has_bias(block)]), strict=False
-    ):
-        bias = W[-1] if linear in biased[-1:] else torch.zeros_like(W[-1])
-        set_linear(linear, rows.T, bias if linear in biased else None)
+    parts = W.split([linear.in_features for linear in linears] + [1] * has_bias(block))
+    for linear, rows in zip(linears, parts, strict=False):
+        if linear.bias is None:
+            set_linear(linear, rows.T, None)
+        else:
+            set_linear(linear, rows.T, W[-1] if linear is biased[-1] else torch.zeros_like(W[-1]))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
