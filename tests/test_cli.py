@@ -382,7 +382,7 @@ def test_the_ends_and_every_width_can_be_named(options, widths, run, place):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp_path, monkeypatch):
-    for name in ("measured", "slice_model", "slice_streamed"):
+    for name in ("before_and_after", "slice_model", "slice_streamed"):
         monkeypatch.setattr(f"minislice.command.slice.{name}", None)
     command = ["slice", "mini-llama", *texts(place), *SIZES, "--quiet", "--out", tmp_path / "out"]
     command += ["--stream"] if stream else []
@@ -711,7 +711,7 @@ def test_cuda_where_there_is_none_is_one_line(run):
 
 def test_a_width_that_does_not_fit_is_told_before_anything_is_measured(run, place, monkeypatch):
     monkeypatch.setattr(
-        "minislice.command.slice.measured", lambda *arguments, **options: 1 / 0
+        "minislice.command.slice.before_and_after", lambda *arguments, **options: 1 / 0
     )  # hours, on a large model
     assert_refused(run("slice", "mini-opt", *texts(place), *SIZES, "--width", 193), "193")
 

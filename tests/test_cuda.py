@@ -144,7 +144,7 @@ def test_a_model_writes_what_it_is_calibrated_on():
 def test_time_and_memory_are_measured():
     dense, calibration, _ = loaded("mini-llama")
     sliced = minislice.slice_model(copy.deepcopy(dense), calibration, slicing=0.25)
-    found = timing.compare(dense, sliced, prompt=16, length=16, rounds=1)
+    found = timing.inference_cost(dense, sliced, prompt=16, length=16, rounds=1)
     assert all(pair.dense and pair.sliced for pair in found.values()), found  # on a CPU one has None
 
 

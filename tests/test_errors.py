@@ -38,7 +38,7 @@ from minislice import (
 from minislice.architecture.network import network
 from minislice.beyond.allocation import neurons_for
 from minislice.corpus.text import sample
-from minislice.measuring.timing import compare as inference_cost
+from minislice.measuring.timing import inference_cost
 from minislice.recovery.options import RecoveryOptions
 from minislice.teaching.small import small_model
 

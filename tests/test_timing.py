@@ -10,7 +10,14 @@ import minislice
 from minislice.adapters import FORMS
 from minislice.command.cli import main
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
-from minislice.measuring.timing import compare, in_turns, largest_batch, median_ratio, peak_memory, product_milliseconds
+from minislice.measuring.timing import (
+    in_turns,
+    inference_cost,
+    largest_batch,
+    median_ratio,
+    peak_memory,
+    product_milliseconds,
+)
 
 CPU = {"dtype": torch.float32, "device": "cpu"}
 
@@ -98,7 +105,7 @@ def test_compare_counts_what_slicing_changes_and_times_both():
     dense, sliced = (
         random_model(c, **CPU) for c in (config, sliced_config(config, slicing=0.25, adapter="none", slice_head=True))
     )
-    found = compare(dense, sliced, prompt=4, length=2, rounds=1, batch_size=2)
+    found = inference_cost(dense, sliced, prompt=4, length=2, rounds=1, batch_size=2)
     assert found["parameters"].sliced == minislice.parameters(sliced) < found["parameters"].dense
     assert found["FLOPs a token"].ratio < 1 and found["batch"].dense == found["batch"].sliced == 2
     for quantity in ("prefill, ms", "decoding, ms a token", "tokens a second"):

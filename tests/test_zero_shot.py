@@ -396,7 +396,7 @@ def test_the_command_prints_what_the_library_measures(models, copies, capsys):
     assert found["mean"]["accuracy"] == expected.mean
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["piqa", "winogrande", "mean"]
+    assert [line.split()[0] for line in lines] == ["task", "piqa", "winogrande", "mean"]
     assert f"{expected.mean:.2f}" in lines[-1]
     assert main([*arguments[:4], "--tasks-from", str(copies / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

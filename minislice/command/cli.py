@@ -1,6 +1,7 @@
 """The command `minislice`: runs what the command line names, and says errors in one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -21,8 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in SCRIPTS:
-        print(f"minislice: {argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help", file=sys.stderr)
-        return 2
+        return _refused(f"{argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help")
     arguments = make_parser().parse_args(argv)
     command = FILES.get(arguments.command, arguments.command)
     return _run(import_module(f".{command}", __package__).run, arguments)  # torch is imported here, after --help
@@ -35,7 +35,8 @@ def run_script(script: ModuleType, argv: list[str] | None = None) -> int:
     return _run(script.run, parser.parse_args(argv))
 
 
-def _run(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
+    """Call `run`, which returns its exit status, or None for 0."""
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -53,20 +54,27 @@ def _run(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0
-            return run(arguments)
+            status = run(arguments) or 0
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 141
     except processes.Lost as error:
-        print(f"minislice: {error}", file=sys.stderr)
-        return 1
+        return _refused(error, status=1)
     except (ValueError, OSError, MemoryError, SafetensorError, RuntimeError) as error:
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not out_of_memory:  # a fault of minislice
             raise
-        message = str(error).replace("trust_remote_code=True", "--trust-remote-code")
-        print("minislice:", " ".join(message.split()), file=sys.stderr)  # one line, however many it came in
-        return 2
+        return _refused(str(error).replace("trust_remote_code=True", "--trust-remote-code"))
     except KeyboardInterrupt:
-        print("minislice: interrupted", file=sys.stderr)
-        return 130
+        return _refused("interrupted", status=130)
+
+
+def _refused(message: object, status: int = 2) -> int:
+    """Say why in one line, however many the message has."""
+    print("minislice:", " ".join(str(message).split()), file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

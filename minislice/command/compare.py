@@ -17,7 +17,7 @@ from .output import print_result
 RESULTS = "results.jsonl"
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     for name in arguments.variants or ():
         require_choice("--variants", name, VARIANTS)
     for size in arguments.sizes or ():
@@ -67,7 +67,6 @@ def run(arguments: argparse.Namespace) -> int:
     notes = [f"{name}: {result[name]}" for name in ("calibration", "evaluation", "second evaluation") if result[name]]
     notes.append(f"saved to {out}")
     print_result(arguments, result, "\n".join(["", text, "", *notes]))
-    return 0
 
 
 def _draw(rows: list[dict], path: Path) -> None:

@@ -1,7 +1,6 @@
 """`minislice compress`: reach a share of a model's size by deleting what costs least, and measure what it costs."""
 
 import argparse
-import time
 from functools import partial
 
 from ..architecture.folder import require_free, whole_folder
@@ -9,11 +8,11 @@ from ..beyond.allocation import neurons_for
 from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..measuring.cost import parameters
-from .inputs import files_read, load_both, measured, texts_of, token_sets
+from .inputs import before_and_after, files_read, load_both, texts_of, token_sets
 from .output import print_result, save_sliced
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     if arguments.stock and (arguments.keep_blocks or arguments.keep_width or arguments.plan_only):
         raise ValueError(
             "--stock deletes neurons alone, without a plan; leave --keep-blocks, --keep-width, --plan-only out"
@@ -22,40 +21,26 @@ def run(arguments: argparse.Namespace) -> int:
         require_free(arguments.out, arguments.force, files_read(arguments))
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
-    calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
+    tokens = token_sets(arguments, texts, model, tokenizer)
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
-    began = time.perf_counter()
-    result = {"model": arguments.model, "dense parameters": parameters(model)}
     if arguments.stock:
         fraction = neurons_for(model, arguments.size)
-        result["neurons deleted in each MLP"] = fraction
-        act = partial(delete_neurons, model, calibration, neurons=fraction, **settings)
+        planned = {"neurons deleted in each MLP": fraction}
+        act = partial(delete_neurons, model, tokens[0], neurons=fraction, **settings)
     else:
         choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
-        plan = plan_compression(model, calibration, size=arguments.size, **choices, **settings)
+        plan = plan_compression(model, tokens[0], size=arguments.size, **choices, **settings)
         if not arguments.json:
             print(f"{plan}\n", flush=True)
-        result |= {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
-        act = partial(compress, model, calibration, plan=plan, **settings)
+        planned = {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
+        act = partial(compress, model, tokens[0], plan=plan, **settings)
     if arguments.plan_only:
-        print_result(arguments, result)
-        return 0
-    dense = measured(arguments.model, model, evaluation, **settings)
-    act()
-    result |= {
-        "compressed parameters": parameters(model),
-        "dense perplexity": dense,
-        "compressed perplexity": measured("the compressed model", model, evaluation, **settings),
-        "calibration": texts.describe("calibration", calibration),
-        "evaluation": texts.describe("test", evaluation),
-        "seconds": time.perf_counter() - began,
-    }
+        return print_result(arguments, {"model": arguments.model, "dense parameters": parameters(model), **planned})
+    result = before_and_after(arguments, "compressed", act, model, texts, tokens) | planned
     if arguments.out and arguments.stock:
         with whole_folder(arguments.out, arguments.force) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        result["saved to"] = arguments.out
     elif arguments.out:
-        save_sliced(arguments, model, tokenizer, result, result["compressed perplexity"])
-    print_result(arguments, result)
-    return 0
+        save_sliced(arguments, model, tokenizer, "compressed", result)
+    print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}))

@@ -2,10 +2,8 @@
 
 import argparse
 import copy
-import dataclasses
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -14,23 +12,25 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..adapters import FORMS
-from ..architecture.folder import whole_file
+from ..architecture.folder import require_file, whole_file
 from ..architecture.network import network
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SPLITS, load_text, sample, tokenize
 from ..invariance import STEPS, logits_of, relative_error
 from ..likelihood import perplexity
 from ..measuring.cost import parameters
+from ..measuring.tables import table
 from ..options import SlicingOptions
 from ..slicing import slice_model
 from ..storage.checkpoint import load, load_tokenizer, locate
-from .output import without_nan
+from .output import print_result
+from .parser import PICTURE
 
 SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
 CHANGES = {name: change for name, change in STEPS.items() if name != "loaded"}  # which changes nothing but the dtype
 WRITERS = {"dense": "dense writes: ", f"sliced {SLICING:.0%}, low-rank": "sliced writes:"}
-ROWS = len(EMBEDDED) * (1 + len(CHANGES) + len(FORMS))
-HEADER = f"{'':24s} {'width':>6s} {'logits error':>13s} {'perplexity':>11s} {'parameters':>11s}"
+STEP_COUNT = 1 + len(CHANGES) + len(FORMS)
+HEADS = ["", "width", "logits error", "perplexity", "parameters"]
 EXPLANATION = f"""
 Fused and rotated models compute the same as the dense one (theorem 1): only deleting rows and columns costs something.
 Adapters: 'full' is the paper's k x k matrix, 'low-rank' computes the same with fewer parameters, 'none' has no adapter.
@@ -42,51 +42,66 @@ Where next?  Learn: notebooks/00_quickstart.ipynb.  Use: minislice slice mini-ll
 Teach: notebooks/assignments/README.md"""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One model after one step."""
+def run(arguments: argparse.Namespace) -> None:
+    if not arguments.json:  # the picture's usual name is the command's own: the next demo replaces it
+        require_file(arguments.picture, force=True if arguments.picture == PICTURE else None)
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)  # for matrices this small two threads take ten times the CPU time of one
+    tokenizer = load_tokenizer(locate("mini-llama"))  # all three have the same
+    texts = [load_text("embedded", split)[::10] for split in SPLITS]  # a tenth of the documents, to be quick
+    tokens = [sample(tokenize(text, tokenizer), arguments.samples, SEQLEN, arguments.seed) for text in texts]
+    rows = measured_steps(*tokens, arguments)
+    rows = tqdm(rows, total=len(EMBEDDED) * STEP_COUNT, desc="demo", leave=False, disable=arguments.quiet)
+    if arguments.json:
+        return print_result(arguments, list(rows))
+    for model, steps in groupby(rows, key=lambda row: row["model"]):
+        steps = list(steps)
+        with tqdm.external_write_mode():
+            print(f"\n{model}\n{table([HEADS, *map(_cells, steps)])}")
+            print("\n".join(f"{WRITERS[row['step']]} {row['text']}" for row in steps if row["text"]), flush=True)
+    print(EXPLANATION)
+    draw(Path(arguments.picture), tokens[0])
+    print(f"Picture: {arguments.picture}, an embedding matrix before its least columns are cut off.{DOORS}")
 
-    model: str
-    step: str
-    width: int
-    error: float  # of the logits against the dense model's: max |difference| over max |logit|
-    perplexity: float
-    parameters: int
-    text: str  # that the model writes; of `WRITERS` alone
 
-    def __str__(self) -> str:
-        return f"{self.step:24s} {self.width:6d} {self.error:13.1e} {self.perplexity:11.2f} {self.parameters:11,d}"
-
-
-def demo_rows(calibration: Tensor, evaluation: Tensor, seed: int, device: str, dtype: torch.dtype) -> Iterator[Row]:
-    """Fuse, rotate and slice each embedded model, the LLaMA first, and measure each step."""
+def measured_steps(calibration: Tensor, evaluation: Tensor, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Fuse, rotate and slice each embedded model, the LLaMA first, and measure what each step makes of it."""
+    dtype = getattr(torch, arguments.dtype or "float32")
     for name in sorted(EMBEDDED):
-        model, tokenizer = load(name, dtype=dtype, device=device)
-        reference = logits_of(model, evaluation[:2])
-        prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device)
+        model, tokenizer = load(name, dtype=dtype, device=arguments.device)
+        dense_logits = logits_of(model, evaluation[:2])
+        for step, changed in changes_of(model, calibration, arguments.seed):
+            yield {
+                "model": name,
+                "step": step,
+                "width": network(changed).widths[0],
+                "error": relative_error(logits_of(changed, evaluation[:2]), dense_logits),
+                "perplexity": perplexity(changed, evaluation),
+                "parameters": parameters(changed),
+                "text": continuation(changed, tokenizer) if step in WRITERS else "",
+            }
 
-        def row(step: str, changed: PreTrainedModel) -> Row:
-            text = ""
-            if step in WRITERS:
-                ids = changed.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)  # noqa: B023 - called at once
-                text = " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())  # noqa: B023
-            return Row(
-                model=name,  # noqa: B023
-                step=step,
-                width=network(changed).widths[0],
-                error=relative_error(logits_of(changed, evaluation[:2]), reference),  # noqa: B023
-                perplexity=perplexity(changed, evaluation),
-                parameters=parameters(changed),
-                text=text,
-            )
 
-        yield row("dense", model)
-        for step, change in CHANGES.items():
-            yield row(step, change(copy.deepcopy(model), calibration, None, seed))
-        for form in FORMS:
-            options = SlicingOptions.paper(slicing=SLICING, adapter=form, seed=seed)
-            sliced = slice_model(copy.deepcopy(model), calibration, **vars(options))
-            yield row(f"sliced {SLICING:.0%}, {form}", sliced)
+def changes_of(model: PreTrainedModel, calibration: Tensor, seed: int) -> Iterator[tuple[str, PreTrainedModel]]:
+    """The dense model, and what each step makes of a copy."""
+    yield "dense", model
+    for step, change in CHANGES.items():
+        yield step, change(copy.deepcopy(model), calibration, None, seed)
+    for form in FORMS:
+        options = SlicingOptions.paper(slicing=SLICING, adapter=form, seed=seed)
+        yield f"sliced {SLICING:.0%}, {form}", slice_model(copy.deepcopy(model), calibration, **vars(options))
+
+
+def continuation(model: PreTrainedModel, tokenizer) -> str:
+    """The prompt, and what the model writes after it."""
+    prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device)
+    ids = model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
+
+
+def _cells(row: dict) -> list[str]:
+    numbers = [f"{row['width']}", f"{row['error']:.1e}", f"{row['perplexity']:.2f}", f"{row['parameters']:,}"]
+    return [row["step"], *numbers]
 
 
 def draw(path: Path, calibration: Tensor) -> None:
@@ -110,30 +125,3 @@ def draw(path: Path, calibration: Tensor) -> None:
         with whole_file(path) as new:
             axes[0].figure.savefig(new, format="png", dpi=150)
         plt.close(axes[0].figure)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.device == "cpu":
-        torch.set_num_threads(1)  # for matrices this small two threads take ten times the CPU time of one
-    tokenizer = load_tokenizer(locate("mini-llama"))  # all three have the same
-    texts = [load_text("embedded", split)[::10] for split in SPLITS]  # a tenth of the documents, to be quick
-    tokens = [sample(tokenize(text, tokenizer), arguments.samples, SEQLEN, arguments.seed) for text in texts]
-    dtype = getattr(torch, arguments.dtype or "float32")
-    rows = demo_rows(*tokens, arguments.seed, arguments.device, dtype)
-    rows = tqdm(rows, total=ROWS, desc="demo", leave=False, disable=arguments.quiet)
-    if arguments.json:
-        print(json.dumps(without_nan([dataclasses.asdict(row) for row in rows])))
-        return 0
-    for row in rows:
-        with tqdm.external_write_mode():
-            if row.step == "dense":
-                print(f"\n{row.model}\n{HEADER}")
-                texts = []
-            print(row, flush=True)
-            texts += [f"{WRITERS[row.step]} {row.text}"] if row.text else []
-            if row.step.endswith(FORMS[-1]):
-                print("\n".join(texts))
-    print(EXPLANATION)
-    draw(Path(arguments.picture), tokens[0])
-    print(f"Picture: {arguments.picture}, an embedding matrix before its least columns are cut off.{DOORS}")
-    return 0

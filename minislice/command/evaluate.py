@@ -8,7 +8,7 @@ from .inputs import load_both, measured, texts_of, token_sets
 from .output import print_result
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     _, tokens = token_sets(arguments, texts, model, tokenizer)
@@ -21,4 +21,3 @@ def run(arguments: argparse.Namespace) -> int:
         "seconds": time.perf_counter() - began,
     }
     print_result(arguments, result)
-    return 0

@@ -9,7 +9,7 @@ from .inputs import files_read, load_both
 from .output import print_result
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     require_free(arguments.out, arguments.force, files_read(arguments))
     model, tokenizer = load_both(arguments, default_dtype="auto")
     if not network(model).is_fused:
@@ -19,4 +19,3 @@ def run(arguments: argparse.Namespace) -> int:
         )
     export(model, arguments.out, tokenizer=tokenizer, force=arguments.force)
     print_result(arguments, {"model": arguments.model, "saved to": arguments.out})
-    return 0

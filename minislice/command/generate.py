@@ -10,7 +10,7 @@ from .inputs import length_limit, load_both, require_known
 from .output import print_result
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     require_unicode(arguments.prompt)
     model, tokenizer = load_both(arguments)
     inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
@@ -31,4 +31,3 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{arguments.model} can't generate with its generation_config.json: {error}") from error
     text = tokenizer.decode(ids[0], skip_special_tokens=True)
     print_result(arguments, {"model": arguments.model, "text": text}, text)
-    return 0

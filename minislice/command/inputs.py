@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
 from ..likelihood import perplexity
+from ..measuring.cost import parameters
 from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN
@@ -83,14 +86,6 @@ class Texts:
     calibration: str | None
     evaluation: str | None
 
-    def require(self) -> None:
-        """They are there: told before a large model is loaded."""
-        if self.evaluation == OWN:
-            raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
-        for source in (self.calibration, self.evaluation):
-            if source not in (OWN, None):
-                require_source(source)
-
     def describe(self, split: str, tokens: torch.Tensor) -> str:
         source = self.calibration if split == "calibration" else self.evaluation
         if source == OWN:
@@ -102,9 +97,10 @@ class Texts:
 
 
 def texts_of(arguments: argparse.Namespace) -> Texts:
-    """What is named; else the embedded text for an embedded model, WikiText-2 for another.
+    """What is named, and is there; else the embedded text for an embedded model, WikiText-2 for another.
 
     A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
+    All is told before a large model is loaded.
 
     Raises:
         ValueError: there is no such model, or text; in this order.
@@ -120,7 +116,10 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
         calibration or default if "calibration" in arguments else None,
         evaluation if "evaluation" in arguments else None,
     )
-    texts.require()
+    if texts.evaluation == OWN:
+        raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
+    for source in {texts.calibration, texts.evaluation} - {OWN, None}:
+        require_source(source)
     return texts
 
 
@@ -161,6 +160,39 @@ def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel
     if together.index == 0:
         ids = own_text(model, *ids.shape, **settings)
     return together.firsts([ids.to(model.device)])[0].cpu()
+
+
+def before_and_after(
+    arguments: argparse.Namespace,
+    kind: str,
+    act: Callable[[], object],
+    model: PreTrainedModel,
+    texts: Texts,
+    tokens: tuple[torch.Tensor, torch.Tensor],
+) -> dict:
+    """Measure a dense model, change it, measure it again. Returns what a command prints.
+
+    Args:
+        kind: what it is afterwards, "sliced" or "compressed".
+        act: changes `model` in place.
+        tokens: the calibration and the evaluation set.
+    """
+    calibration, evaluation = tokens
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    size, before = parameters(model), measured(arguments.model, model, evaluation, **settings)
+    began = time.perf_counter()
+    act()
+    seconds = time.perf_counter() - began
+    return {
+        "model": arguments.model,
+        "dense perplexity": before,
+        f"{kind} perplexity": measured(f"the {kind} model", model, evaluation, **settings),
+        "dense parameters": size,
+        f"{kind} parameters": parameters(model),
+        "calibration": texts.describe("calibration", calibration),
+        "evaluation": texts.describe("test", evaluation),
+        "seconds": seconds,
+    }
 
 
 def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings) -> float:

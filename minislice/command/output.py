@@ -7,46 +7,38 @@ from itertools import groupby
 
 from transformers import PreTrainedModel
 
+from ..measuring.tables import table
+
 
 def print_result(
-    arguments: argparse.Namespace, result: dict, text: str | None = None, notes: list[str] | None = None
+    arguments: argparse.Namespace, result: dict | list, text: str | None = None, notes: list[str] | None = None
 ) -> None:
     """Print `result` as JSON where that is asked for; else `text`, or each entry in a line of its own, and `notes`."""
     if arguments.json:
-        print(json.dumps(without_nan(result)))
+        print(json.dumps(_without_nan(result)))
     elif text is not None:
         print(text)
     else:
-        width = max(map(len, result))
-        for key, value in result.items():
-            print(f"{key:{width}s}  {_readable(value)}")
-        for note in notes or []:
-            print(note)
+        print("\n".join([table([[name, _readable(value)] for name, value in result.items()], words=2), *(notes or [])]))
 
 
-def save_sliced(
-    arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, result: dict, perplexity: float
-) -> None:
-    """Save a sliced model with what `result` says of it, and have `result` say where.
-
-    Args:
-        perplexity: the sliced model's.
-    """
+def save_sliced(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, kind: str, result: dict) -> None:
+    """Save a sliced model with what `result` says of it (see `inputs.before_and_after`)."""
     notes = {
         "base_model": arguments.model,
         "calibration": result["calibration"],
-        "perplexity": f"{perplexity:.4f} ({result['evaluation']}); dense {result['dense perplexity']:.4f}",
+        "perplexity": f"{result[f'{kind} perplexity']:.4f} ({result['evaluation']}); "
+        f"dense {result['dense perplexity']:.4f}",
     }
     model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
-    result["saved to"] = arguments.out
 
 
-def without_nan(value):
+def _without_nan(value):
     """JSON has neither NaN nor infinity: an error or a perplexity that isn't a finite number is null."""
     if isinstance(value, dict):
-        return {name: without_nan(part) for name, part in value.items()}
+        return {name: _without_nan(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [without_nan(part) for part in value]
+        return [_without_nan(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -12,6 +12,7 @@ from ..recovery.options import RecoveryOptions
 from ..version import __version__
 
 OWN = "own"  # in place of a text: what the model writes itself
+PICTURE = "minislice-demo.png"
 MODEL_HELP = f"one of {', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"
 TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
 DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
@@ -58,14 +59,14 @@ def in_full(text: str) -> str:
 def complete(sub: argparse.ArgumentParser, add_arguments: Callable[[argparse.ArgumentParser], None]) -> None:
     """Give a parser the arguments of one command, and what all commands take."""
     add_arguments(sub)
-    sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    sub.add_argument("--quiet", action="store_true", help="no progress bars")
+    flag(sub, "--json", "print one JSON document instead of text")
+    flag(sub, "--quiet", "no progress bars")
 
 
 def demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", type=positive, default=8, help="calibration and evaluation sequences (default: 8)")
-    text = "PNG file of the picture; it is replaced (default: %(default)s)"
-    sub.add_argument("--picture", metavar="FILE", type=given, default="minislice-demo.png", help=text)
+    text = f"new PNG file of the picture (default: {PICTURE}, which is replaced)"
+    sub.add_argument("--picture", metavar="FILE", type=given, default=PICTURE, help=text)
     add_machine(sub)
 
 
@@ -80,19 +81,18 @@ def verify(sub: argparse.ArgumentParser) -> None:
 def slice(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     paper = sub.add_argument_group("the paper's options")
-    width = paper.add_mutually_exclusive_group()
+    width, first, last = (paper.add_mutually_exclusive_group() for _ in range(3))
     width.add_argument("--slicing", type=float, help="fraction of the width to delete (default: 0.25)")
     text = f"width to keep; or one for each boundary, {LISTED}, the last for the head"
     width.add_argument("--width", type=one_or_more, metavar="WIDTH[,WIDTH...]", help=text)
     width.add_argument("--discard", type=float, help="fraction of the variance to delete at each boundary")
     paper.add_argument("--multiple", type=positive, help="round a fraction's width to a multiple of this (default: 8)")
-    text = "principal components of the norm's output, normalized (the default), or of its input, raw"
+    text = "principal components of the norm's output, normalized, or of its input, raw (default: normalized)"
     paper.add_argument("--signal", help=text)
     paper.add_argument("--adapter", help=f"form of the residual adapters: {FORMS}")
     text = "low-rank: drop directions up to this cosine deficit (default: 0)"
     paper.add_argument("--tolerance", type=float, help=text)
     paper.add_argument("--head", help=HEAD)
-    first, last = paper.add_mutually_exclusive_group(), paper.add_mutually_exclusive_group()
     off, on = {"action": "store_false", "default": None}, {"action": "store_true", "default": None}
     first.add_argument("--keep-embedding", dest="slice_embedding", **off, help="leave the first boundary whole")
     first.add_argument("--slice-embedding", **on, help="slice it (default, unless the head stays tied)")
@@ -101,32 +101,30 @@ def slice(sub: argparse.ArgumentParser) -> None:
     beyond = sub.add_argument_group("beyond the paper")
     text = "fraction of every MLP's neurons to delete, or how many to leave, a number for each MLP"
     beyond.add_argument("--neurons", type=fraction_or_ints, metavar="N[,N...]", help=text)
-    beyond.add_argument("--drop", type=ints, metavar="N[,N...]", help="blocks to leave out whole")
+    beyond.add_argument("--drop", type=several(int), metavar="N[,N...]", help="blocks to leave out whole")
     beyond.add_argument("--repair", **on, help="solve for each W_out again, to make up for what slicing loses")
     others = sub.add_argument_group("other bases, to compare with")
-    others.add_argument("--basis", help="what to keep: pca (the default), random or column-norm")
-    others.add_argument("--orientation", help="of the basis in the subspace that it keeps: pca (the default) or random")
+    others.add_argument("--basis", help="what to keep: pca, random or column-norm (default: pca)")
+    others.add_argument("--orientation", help="of the basis in the subspace it keeps: pca or random (default: pca)")
     add_texts(sub, 128)
-    machine = add_machine(sub, batch_size=True)
     text = (
         "bring one layer at a time into memory, from MODEL's safetensors files; needs --out. Called again after an "
         "interruption, it goes on from the last finished layer. Measure the result with 'minislice eval DIR'"
     )
-    machine.add_argument("--stream", action="store_true", help=text)
-    add_out(sub, required=False)
+    flag(add_machine(sub, batch_size=True), "--stream", text)
+    add_out(sub)
 
 
 def compress(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     sub.add_argument("--size", type=float, default=0.8, help="share of the parameters to keep (default: 0.8)")
-    sub.add_argument("--plan-only", action="store_true", help="print what would be deleted, and delete nothing")
-    text = "delete nothing but neurons, as many in every MLP: the result is an ordinary model of its architecture"
-    sub.add_argument("--stock", action="store_true", help=text)
-    sub.add_argument("--keep-blocks", action="store_true", help="leave no whole block out")
-    sub.add_argument("--keep-width", action="store_true", help="leave the signal's width as it is")
+    flag(sub, "--plan-only", "print what would be deleted, and delete nothing")
+    flag(sub, "--stock", "delete nothing but neurons, as many in every MLP: the result is an ordinary model")
+    flag(sub, "--keep-blocks", "leave no whole block out")
+    flag(sub, "--keep-width", "leave the signal's width as it is")
     add_texts(sub, 128)
     add_machine(sub, batch_size=True)
-    add_out(sub, required=False)
+    add_out(sub)
 
 
 def evaluate(sub: argparse.ArgumentParser) -> None:
@@ -138,8 +136,7 @@ def evaluate(sub: argparse.ArgumentParser) -> None:
 
 def zeroshot(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
-    text = f"names of the harness's tasks, {LISTED} (default: the paper's five)"
-    add_tasks(sub, text)
+    add_tasks(sub, f"names of the harness's tasks, {LISTED} (default: the paper's five)")
     add_machine(sub, batch_size=True)
 
 
@@ -157,8 +154,7 @@ def recover(sub: argparse.ArgumentParser) -> None:
             kind = float if isinstance(field.default, float) else positive
             option = "--" + field.name.replace("_", "-")
             training.add_argument(option, type=kind, help=RECOVERY_HELPS[field.name] + note)
-    text = "train the residual adapters too"
-    training.add_argument("--train-adapters", action="store_true", default=None, help=text)
+    flag(training, "--train-adapters", "train the residual adapters too")
     training.add_argument("--batch-size", type=positive, default=1, help="sequences a forward pass (default: 1)")
     add_machine(sub)
     add_out(sub, required=True)
@@ -168,7 +164,7 @@ def generate(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     sub.add_argument("--prompt", required=True, help="text to continue")
     sub.add_argument("--max-new-tokens", type=positive, default=64, help="(default: 64)")
-    sub.add_argument("--do-sample", action="store_true", help="sample, instead of taking the likeliest token")
+    flag(sub, "--do-sample", "sample, instead of taking the likeliest token")
     add_machine(sub)
 
 
@@ -184,9 +180,10 @@ def cost(sub: argparse.ArgumentParser) -> None:
         "slicing would find are too. MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b."
     )
     add_model(sub)
-    sub.add_argument("--slicing", type=floats, default=[0.25], help=f"fractions to delete, {LISTED} (default: 0.25)")
+    text = f"fractions to delete, {LISTED} (default: 0.25)"
+    sub.add_argument("--slicing", type=several(float), default=[0.25], help=text)
     sub.add_argument("--adapter", type=names, default=["low-rank"], help=f"{LISTED}: {FORMS}")
-    sub.add_argument("--slice-head", action="store_true", help="the last boundary too")
+    flag(sub, "--slice-head", "the last boundary too")
     sub.add_argument("--head", help=HEAD)
     sub.add_argument("--prompt", type=positive, default=128, help="tokens of the prefill (default: 128)")
     sub.add_argument("--length", type=positive, default=128, help="tokens generated (default: 128)")
@@ -202,11 +199,10 @@ def compare(sub: argparse.ArgumentParser) -> None:
     add_model(sub)
     sub.add_argument("--variants", type=names, help=f"ways to make it smaller, {LISTED} (default: all)")
     text = f"fractions of the dense model's parameters that may be left, {LISTED} (default: 0.9,0.8,0.75,0.7)"
-    sub.add_argument("--sizes", type=floats, help=text)
+    sub.add_argument("--sizes", type=several(float), help=text)
     add_texts(sub, 64)
-    sub.add_argument(
-        "--second-evaluation", metavar="TEXT", type=given, help=f"another kind of text to measure on: {TEXT}"
-    )
+    text = f"another kind of text to measure on: {TEXT}"
+    sub.add_argument("--second-evaluation", metavar="TEXT", type=given, help=text)
     add_tasks(sub, f"zero-shot tasks to measure as well, {LISTED}, as in 'minislice zeroshot' (default: none)")
     text = "folder for results.jsonl, table.md and plot.png; called again, it measures what results.jsonl lacks"
     sub.add_argument("--out", metavar="DIR", type=given, required=True, help=text)
@@ -227,10 +223,7 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", demo),
     "verify": ("measure whether a model has the invariance; exit status 1 if it has not", verify),
     "slice": ("slice a model and measure what it costs; save it with --out", slice),
-    "compress": (
-        "delete what costs least, in width, neurons and blocks, until a size is reached",
-        compress,
-    ),
+    "compress": ("delete what costs least, in width, neurons and blocks, until a size is reached", compress),
     "eval": ("measure a model's perplexity and count its parameters", evaluate),
     "zeroshot": ("measure a model's accuracy on zero-shot tasks, with the LM Evaluation Harness", zeroshot),
     "recover": ("fine-tune a sliced model with LoRA, merge, and save it", recover),
@@ -243,10 +236,13 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
 }
 
 
+def flag(group: argparse._ActionsContainer, option: str, text: str) -> None:
+    group.add_argument(option, action="store_true", help=text)
+
+
 def add_model(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", metavar="MODEL", type=given, help=MODEL_HELP)
-    text = "run the Python files that come with MODEL, if it has an architecture of its own"
-    sub.add_argument("--trust-remote-code", action="store_true", help=text)
+    flag(sub, "--trust-remote-code", "run the Python files that come with MODEL, if it has an architecture of its own")
 
 
 def add_machine(sub: argparse.ArgumentParser, batch_size: bool = False) -> argparse._ArgumentGroup:
@@ -264,22 +260,22 @@ def add_texts(sub: argparse.ArgumentParser, samples: int) -> None:
     texts = sub.add_argument_group("texts")
     add_calibration(texts, samples)
     add_seqlen(texts)
-    add_evaluation(texts, HALVES)
+    add_evaluation(texts)
 
 
-def add_calibration(group, samples: int, default: str = DEFAULT_TEXT) -> None:
+def add_calibration(group: argparse._ActionsContainer, samples: int, default: str = DEFAULT_TEXT) -> None:
     text = f"calibration text: {TEXT}; or {OWN}, what the model writes itself {default}"
     group.add_argument("--calibration", metavar="TEXT", type=given, help=text)
     group.add_argument("--samples", type=positive, default=samples, help="calibration sequences (default: %(default)s)")
 
 
-def add_seqlen(group, default: int = 2048) -> None:
+def add_seqlen(group: argparse._ActionsContainer, default: int = 2048) -> None:
     text = f"tokens a sequence (default: {SEQLEN} for the embedded models, else {default}, or the model's limit)"
     group.add_argument("--seqlen", type=positive, help=text)
 
 
-def add_evaluation(group, note: str = HALVES) -> None:
-    text = f"text to measure perplexity on: {TEXT} (default: the calibration text, else as there){note}"
+def add_evaluation(group: argparse._ActionsContainer) -> None:
+    text = f"text to measure perplexity on: {TEXT} (default: the calibration text, else as there){HALVES}"
     group.add_argument("--evaluation", metavar="TEXT", type=given, help=text)
     group.add_argument("--eval-samples", type=positive, help="measure on the first so many windows (default: all)")
 
@@ -291,9 +287,9 @@ def add_tasks(sub: argparse.ArgumentParser, text: str) -> None:
     sub.add_argument("--limit", type=positive, help="only the first so many items of each task")
 
 
-def add_out(sub: argparse.ArgumentParser, required: bool) -> None:
+def add_out(sub: argparse.ArgumentParser, required: bool = False) -> None:
     sub.add_argument("--out", metavar="DIR", type=given, required=required, help="folder to save the model to")
-    sub.add_argument("--force", action="store_true", help="replace DIR if it has files in it")
+    flag(sub, "--force", "replace DIR if it has files in it")
 
 
 def given(text: str) -> str:
@@ -301,10 +297,6 @@ def given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
-
-
-def names(text: str) -> list[str]:
-    return list(dict.fromkeys(given(word).strip() for word in text.split(",")))
 
 
 def positive(text: str) -> int:
@@ -315,27 +307,28 @@ def positive(text: str) -> int:
     return number
 
 
-def floats(text: str) -> list[float]:
-    return _numbers(text, float)
+def several(kind: Callable[[str], object]) -> Callable[[str], list]:
+    """An argument's type: values of one kind, comma-separated."""
+
+    def values(text: str) -> list:
+        try:
+            return [kind(value.strip()) for value in text.split(",")]
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {LISTED} numbers, got {text!r}") from None
+
+    return values
 
 
-def ints(text: str) -> list[int]:
-    return _numbers(text, int)
-
-
-def _numbers(text: str, kind: type) -> list:
-    try:
-        return [kind(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be comma-separated numbers, got {text!r}") from None
+def names(text: str) -> list[str]:
+    return list(dict.fromkeys(several(given)(text)))
 
 
 def one_or_more(text: str) -> int | list[int]:
     """One width, or one for each boundary."""
-    numbers = [positive(number) for number in text.split(",")]
+    numbers = several(positive)(text)
     return numbers if len(numbers) > 1 else numbers[0]
 
 
 def fraction_or_ints(text: str) -> float | list[int]:
     """A fraction, or a number for each MLP."""
-    return ints(text) if "," in text else float(text)
+    return several(int)(text) if "," in text else float(text)

@@ -13,7 +13,7 @@ from .output import print_result
 SEQLEN, SEQUENCES, FROM_ALPACA = 1024, 1000, 5000  # the paper's
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Called again after an interruption, it goes on from the last checkpoint, in a folder beside `--out`."""
     options = given(arguments, RecoveryOptions)
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
@@ -52,4 +52,3 @@ def run(arguments: argparse.Namespace) -> int:
         "saved to": arguments.out,
     }
     print_result(arguments, result)
-    return 0

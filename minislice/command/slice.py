@@ -22,13 +22,13 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checkpoint import load_config, load_tokenizer
 from ..storage.stock import stock_network
-from .inputs import dtype_of, files_read, given, load_both, measured, require_tokenizer, texts_of, token_sets
+from .inputs import before_and_after, dtype_of, files_read, given, load_both, require_tokenizer, texts_of, token_sets
 from .output import print_result, save_sliced
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     options = given(arguments, SlicingOptions)
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if isinstance(checked.width, list) and {"slice_embedding", "slice_head"} & options.keys():
@@ -38,45 +38,29 @@ def run(arguments: argparse.Namespace) -> int:
             place_for(require_apart(arguments.out, files_read(arguments)))
         else:
             require_free(arguments.out, arguments.force, files_read(arguments))
-    if arguments.stream:
-        result, note = _slice_streamed(arguments, checked, options)
-    else:
-        result, note = _slice_in_memory(arguments, checked, options)
+    arguments.batch_size = -(-arguments.batch_size // arguments.processes.count)  # of all processes -> of this one
+    result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, options)
     if arguments.processes.index == 0:
-        print_result(arguments, result, notes=[note])
-    return 0
+        print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), notes=[size])
 
 
 def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
-    """What to print of it, and a sentence about the size."""
+    """What to print, and a sentence about the size."""
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     net = network(model)
     require_whole(net, "slice")
     _look_ahead(arguments, net, checked)  # before the dense model is measured for long
-    calibration, evaluation = token_sets(arguments, texts, model, tokenizer)
-    _require_rank(calibration, net.trained_width)
-    settings = {"batch_size": _batch_size(arguments), "progress": not arguments.quiet}
-    dense, before = parameters(model), measured(arguments.model, model, evaluation, **settings)
-    began = time.perf_counter()
+    tokens = token_sets(arguments, texts, model, tokenizer)
+    _require_rank(tokens[0], net.trained_width)
     shared = partial(SharedCalibration, processes=arguments.processes)
-    slice_model(model, calibration, calibration=shared, **settings, **options)
-    seconds = time.perf_counter() - began
-    result = {
-        "model": arguments.model,
-        "dense perplexity": before,
-        "sliced perplexity": measured("the sliced model", model, evaluation, **settings),
-        "dense parameters": dense,
-        "sliced parameters": parameters(model),
-        **_describe_slicing(model.slicing),
-        "calibration": texts.describe("calibration", calibration),
-        "evaluation": texts.describe("test", evaluation),
-        "seconds": seconds,
-    }
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    act = partial(slice_model, model, tokens[0], calibration=shared, **settings, **options)
+    result = before_and_after(arguments, "sliced", act, model, texts, tokens) | _describe_slicing(model.slicing)
     if arguments.out and arguments.processes.index == 0:
-        save_sliced(arguments, model, tokenizer, result, result["sliced perplexity"])
+        save_sliced(arguments, model, tokenizer, "sliced", result)
     arguments.processes.wait()
-    return result, size_in_words(model, dense)
+    return result, size_in_words(model, result["dense parameters"])
 
 
 def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
@@ -95,7 +79,7 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
         arguments.model,
         calibration,
         arguments.out,
-        batch_size=_batch_size(arguments),
+        batch_size=arguments.batch_size,
         dtype=dtype_of(arguments),
         device=arguments.device,
         tokenizer=tokenizer,
@@ -114,7 +98,6 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
         **_describe_slicing(report),
         "calibration": described,
         "seconds": time.perf_counter() - began,
-        "saved to": arguments.out,
     }
     return result, size_in_words(sliced, dense)
 
@@ -139,11 +122,6 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         said = " ".join(str(error).split())
     if arguments.processes.index == 0 and not arguments.json:
         print(f"Export to a stock architecture: {said}", flush=True)
-
-
-def _batch_size(arguments: argparse.Namespace) -> int:
-    """Of one process: all of them together compute so many sequences at a time."""
-    return -(-arguments.batch_size // arguments.processes.count)
 
 
 def _describe_slicing(report: SlicingReport) -> dict:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES, verify
-from .inputs import Texts, load_model, require_known, require_tokenizer, seqlen_of, token_sets
+from .inputs import load_model, require_known, require_tokenizer, seqlen_of, texts_of, token_sets
 from .output import print_result
 
 MOST_UNKNOWN = 0.05  # of a text's tokens, where a tokenizer can be said to read it
@@ -17,30 +17,25 @@ RANDOM_TOKENS = 1 << 20
 
 
 def run(arguments: argparse.Namespace) -> int:
-    texts = Texts(arguments.calibration, None)
-    texts.require()
+    texts = texts_of(arguments) if arguments.calibration else None
     model, tokenizer = load_model(arguments)
-    if arguments.calibration:
+    if texts:
         tokens, _ = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
         described = texts.describe("calibration", tokens)
     else:
         stream, name = _default_stream(model, tokenizer, arguments.seed)
         tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
         described = f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
-    found = verify(
-        model, tokens, dtypes=arguments.dtypes or tuple(TOLERANCES), seed=arguments.seed, progress=not arguments.quiet
-    )
-    print_result(
-        arguments,
-        {
-            "passed": found.passed,
-            "reference_perplexity": found.reference_perplexity,
-            "tokens": described,
-            "measurements": [dataclasses.asdict(m) | {"passed": m.passed} for m in found.measurements],
-        },
-        f"On {described}:\n{found}",
-    )
-    return 0 if found.passed else 1
+    dtypes = arguments.dtypes or tuple(TOLERANCES)
+    verification = verify(model, tokens, dtypes=dtypes, seed=arguments.seed, progress=not arguments.quiet)
+    result = {
+        "passed": verification.passed,
+        "reference_perplexity": verification.reference_perplexity,
+        "tokens": described,
+        "measurements": [dataclasses.asdict(m) | {"passed": m.passed} for m in verification.measurements],
+    }
+    print_result(arguments, result, f"On {described}:\n{verification}")
+    return 0 if verification.passed else 1
 
 
 def _default_stream(model: PreTrainedModel, tokenizer, seed: int) -> tuple[torch.Tensor, str]:

@@ -1,14 +1,14 @@
 """`minislice zeroshot`: a model's accuracy on zero-shot tasks."""
 
 import argparse
-import math
 
+from ..measuring.tables import table
 from ..measuring.zero_shot import TASKS, zero_shot
 from .inputs import load_both
 from .output import print_result
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_both(arguments)
     measured = zero_shot(
         model,
@@ -30,14 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     mean = {"accuracy": measured.mean, "standard error": measured.stderr}
     result = {"model": arguments.model, "tasks": tasks, "mean": mean, "versions": measured.versions}
-    lines = [
-        f"{name:14s}  {row['accuracy']:6.2f} {_error(row['standard error'])}  {row['metric']}, {row['items']} items"
-        for name, row in tasks.items()
-    ]
-    lines.append(f"{'mean':14s}  {measured.mean:6.2f} {_error(measured.stderr)}")
-    print_result(arguments, result, "\n".join(lines))
-    return 0
-
-
-def _error(value: float) -> str:
-    return " " * 7 if math.isnan(value) else f"± {value:5.2f}"
+    lines = [["task", "metric", "accuracy", "standard error", "items"]]
+    for name, row in {**tasks, "mean": mean}.items():
+        numbers = [f"{row[number]:.2f}".replace("nan", "-") for number in ("accuracy", "standard error")]
+        lines.append([name, row.get("metric", ""), *numbers, str(row.get("items", ""))])
+    print_result(arguments, result, table(lines, words=2))

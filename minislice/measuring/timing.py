@@ -33,7 +33,7 @@ class Pair:
     ratio: float | None  # sliced over dense
 
 
-def compare(
+def inference_cost(
     dense: PreTrainedModel,
     sliced: PreTrainedModel,
     *,

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, OPTConfig, PhiConfig
 
 from minislice.adapters import FORMS
 from minislice.measuring.shapes import random_model, sliced_config
-from minislice.measuring.timing import compare
+from minislice.measuring.timing import inference_cost
 
 WIDTH = {"hidden_size": 768, "num_attention_heads": 12}
 SHAPES = {  # vocabularies of OPT, LLaMA-2 and Phi-2
@@ -35,7 +35,7 @@ def measure(config, layers: int, rounds: int, steps: int) -> dict:
     dense, result = random_model(config, **machine), {"dense": dict.fromkeys(COLUMNS, 1.0)}
     for form in FORMS:
         sliced = random_model(sliced_config(config, slicing=0.25, adapter=form, head="own"), **machine)
-        found = compare(dense, sliced, length=steps, rounds=rounds, batch_size=1)
+        found = inference_cost(dense, sliced, length=steps, rounds=rounds, batch_size=1)
         result[form] = {name: found[quantity].ratio for name, quantity in COLUMNS.items()}
     return result
 

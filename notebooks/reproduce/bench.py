@@ -26,7 +26,7 @@ from minislice.corpus.embedded import stdlib_documents
 from minislice.corpus.text import SOURCES, halves, load_text, sample, tokenize, windows
 from minislice.measuring.provenance import hash_of
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
-from minislice.measuring.timing import compare, product_milliseconds
+from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
@@ -292,7 +292,7 @@ def inference(setting: Setting, device: str, batch_size: int, outcome: Outcome) 
     """Tables 2 and 11, of both models in one run."""
     models = pair(setting, config_of(setting), device)
     with outcome.timed("inference"):
-        found = compare(**models, length=setting.length, prompt=setting.length, rounds=setting.rounds)
+        found = inference_cost(**models, length=setting.length, prompt=setting.length, rounds=setting.rounds)
     names = {"ms_per_token": "decoding, ms a token", "tokens_per_second": "tokens a second", "batch_size": "batch"}
     for name, quantity in names.items():
         both = found[quantity]
