@@ -109,7 +109,8 @@ class FamilyRecipe(Recipe):
 
     @property
     def rounding(self) -> float:
-        return 1e-4 if self.family in ("mixtral", "qwen2_moe", "qwen3_moe") else 0.0  # their routers' softmax
+        """Float32, in a router's softmax or a norm before it, moves the weights of the experts."""
+        return 1e-4 if self.family in ("mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss") else 0.0
 
     def config(self):
         known = AutoConfig.for_model(self.family)

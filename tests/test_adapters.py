@@ -12,9 +12,7 @@ from minislice.rotation import random_orthogonal
 
 
 @pytest.mark.parametrize("more", [0, 1])
-@pytest.mark.parametrize(
-    "cosines", [[0.5], [1e-3], [1e-5], [1e-7], [0.0], [0.0, 0.0], [0.0, 0.3, 1e-4], [1 - 1e-9], [1.0]], ids=str
-)
+@pytest.mark.parametrize("cosines", [[0.5], [1e-5], [0.0, 0.0], [0.0, 0.3, 1e-4], [1 - 1e-9], [1.0]], ids=str)
 def test_alignment_is_exact_at_every_angle(cosines, more):
     """Right angles leave the aligned basis undetermined, and angles near them nearly so."""
     recipe = Recipe("llama", hidden=12)
@@ -55,8 +53,6 @@ def test_shrinking_width_keeps_the_low_rank_adapter_whole():
 def test_shrinking_width_cannot_be_aligned():
     P, Q_next = properties.random_bases(Recipe("llama"), 15)
     with pytest.raises(ValueError, match=r"12 columns with one of 15"):
-        align(P, Q_next, 12)
-    with pytest.raises(ValueError, match=r"12 columns with one of 15"):
         make_adapter(P, Q_next, 12, "none", 0.0, like=P)
 
 
@@ -77,21 +73,20 @@ def assert_aligned(P: torch.Tensor, Q_next: torch.Tensor, k_next: int, tolerance
     assert k == k_next or S[:, k:].abs().max() <= tolerance
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("k_next", [432, 500, 576])
-def test_isometries_are_aligned(threads, k_next):
+@pytest.mark.parametrize(
+    ("k_next", "threads"), [(432, 1), (500, 1), (576, 1), pytest.param(432, 2, marks=pytest.mark.slow)]
+)
+def test_isometries_are_aligned(k_next, threads):
     """Hundreds of singular values of 1, to 5e-14: at such, LAPACK's decomposition of S has failed to converge."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for seed in range(2):
-            assert_aligned(*nearly_the_same(576, 432, seed), k_next, 1e-10)
+        assert_aligned(*nearly_the_same(576, 432, seed=0), k_next, 1e-10)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("cosines", [[0.5], [1e-3], [0.0], [0.0, 0.3, 1e-4], [1.0]], ids=str)
-@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize(("cosines", "more"), [([0.5], 0), ([0.0, 0.3, 1e-4], 1), ([1.0], 0)], ids=str)
 def test_alignment_does_without_a_decomposition_that_fails(cosines, more, monkeypatch):
     def fails(*_, **__):
         raise torch.linalg.LinAlgError("failed to converge")

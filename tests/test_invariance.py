@@ -25,14 +25,12 @@ def test_given_rotations_are_the_ones_applied(family):
     model = properties.fused(recipe)
     generator = torch.Generator().manual_seed(3)
     rotations = [random_orthogonal(recipe.width, generator) for _ in range(len(network(model).blocks) + 1)]
-    ids = recipe.tokens()
+    many = rotate(copy.deepcopy(model), rotations)
     with torch.no_grad():
-        before, _ = network(model).embed(ids)
-        one, _ = network(rotate(copy.deepcopy(model), rotations[0])).embed(ids)
-        many = rotate(copy.deepcopy(model), rotations)
-        several, _ = network(many).embed(ids)
-    assert properties.relative_error(one, before @ rotations[0]) <= properties.EXACT
-    assert properties.relative_error(several, before @ rotations[0]) <= properties.EXACT
+        before, _ = network(model).embed(recipe.tokens())
+        for rotated in (rotate(copy.deepcopy(model), rotations[0]), many):
+            after, _ = network(rotated).embed(recipe.tokens())
+            assert properties.relative_error(after, before @ rotations[0]) <= properties.EXACT
     properties.assert_same_logits(many, model, recipe, properties.EXACT)
 
 
@@ -71,18 +69,16 @@ def test_fused_head_never_shares_the_embedding(recipe):
     properties.assert_same_logits(model, properties.fused(recipe), recipe, 0.0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_models_that_share_a_config_stay_apart(family):
-    model, other = (Recipe(family, seed=seed).model() for seed in (0, 1))
+def test_models_that_share_a_config_stay_apart():
+    model, other = (Recipe("llama", seed=seed).model() for seed in (0, 1))
     other.config = model.config
     fuse(model)
     assert other.config.tie_word_embeddings and not model.config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("action", [fuse, rotate], ids=["fuse", "rotate"])
-def test_a_transformed_model_is_the_same_object_in_the_same_mode(family, action):
-    model = Recipe(family, tied=False).model().train()
+def test_a_transformed_model_is_the_same_object_in_the_same_mode(action):
+    model = Recipe("opt", tied=False).model().train()
     model.lm_head.requires_grad_(False)
     assert action(model) is model
     assert all(module.training for module in model.modules())
