@@ -7,7 +7,7 @@ model. "loaded" only casts the model to the dtype, and so shows the dtype's own 
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,11 @@ class Verification:
     def passed(self) -> bool:
         return all(measurement.passed for measurement in self.measurements)
 
+    def measured(self) -> dict:
+        """All of it but the verdict, in JSON's types."""
+        rows = [asdict(m) | {"passed": m.passed} for m in self.measurements]
+        return {"reference_perplexity": self.reference_perplexity, "measurements": rows}
+
     def __str__(self) -> str:
         rows = [f"{'dtype':9s} {'step':18s} {'logits error':>12s} {'tolerance':>10s} {'perplexity':>12s}"]
         for m in self.measurements:
@@ -105,6 +110,13 @@ def relative_error(logits: Iterable[Tensor], reference: Iterable[Tensor]) -> flo
     return (worst / largest).item()
 
 
+def require_dtypes(dtypes: Iterable[str]) -> None:
+    """Raise a ValueError unless `dtypes` are some that have a tolerance."""
+    require(is_several(dtypes) and len(dtypes) > 0, "dtypes", f"some of {', '.join(TOLERANCES)}", dtypes)
+    for dtype in dtypes:
+        require_choice("dtypes", dtype, TOLERANCES)
+
+
 def _let_go(model: PreTrainedModel) -> None:
     """Part a fused model from the two functions that hold it: else it stays in memory until Python finds the circle."""
     vars(model).pop("save_pretrained", None)
@@ -137,9 +149,7 @@ def verify(
         ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
     """
     seed = require_seed(seed)
-    require(is_several(dtypes) and len(dtypes) > 0, "dtypes", f"some of {', '.join(TOLERANCES)}", dtypes)
-    for dtype in dtypes:
-        require_choice("dtypes", dtype, TOLERANCES)
+    require_dtypes(dtypes)
     net = network(model)
     require_whole(net, "verify")
     if net.is_fused:

@@ -75,6 +75,8 @@ def verify(sub: argparse.ArgumentParser) -> None:
     add_calibration(sub, 4, "(default: embedded; random tokens where the tokenizer can't read that)")
     add_seqlen(sub, SEQLEN)
     sub.add_argument("--dtypes", type=names, help=f"{LISTED} (default: float64, float32, bfloat16, float16)")
+    text = "try every symmetry of a transformer instead of the steps of SliceGPT"
+    sub.add_argument("--symmetries", action="store_true", help=text)
     add_machine(sub)
 
 

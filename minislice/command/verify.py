@@ -1,14 +1,14 @@
 """`minislice verify`: measure whether a model has the invariance."""
 
 import argparse
-import dataclasses
 
 import torch
 from transformers import PreTrainedModel
 
+from ..beyond.verification import verify
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
-from ..invariance import TOLERANCES, verify
+from ..invariance import TOLERANCES
 from .inputs import load_model, require_known, require_tokenizer, seqlen_of, texts_of, token_sets
 from .output import print_result
 
@@ -27,13 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
         tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
         described = f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
     dtypes = arguments.dtypes or tuple(TOLERANCES)
-    verification = verify(model, tokens, dtypes=dtypes, seed=arguments.seed, progress=not arguments.quiet)
-    result = {
-        "passed": verification.passed,
-        "reference_perplexity": verification.reference_perplexity,
-        "tokens": described,
-        "measurements": [dataclasses.asdict(m) | {"passed": m.passed} for m in verification.measurements],
-    }
+    options = {"seed": arguments.seed, "progress": not arguments.quiet, "symmetries": arguments.symmetries}
+    verification = verify(model, tokens, dtypes=dtypes, **options)
+    result = {"passed": verification.passed, "tokens": described, **verification.measured()}
     print_result(arguments, result, f"On {described}:\n{verification}")
     return 0 if verification.passed else 1
 

@@ -1,0 +1,153 @@
+"""Beyond the paper: does a model have the symmetries of `symmetries`? Change a copy by each, and measure."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .. import invariance
+from ..architecture.families import FAMILIES
+from ..architecture.mixtures import able_to_compute
+from ..architecture.modeling import SlicedConfig
+from ..architecture.network import Network, network
+from ..checks import require_flag, require_seed
+from ..corpus.batches import Tokens, token_batches
+from ..fusion import fuse
+from ..measuring.propose import propose
+from .anatomy import attentions
+from .symmetries import SYMMETRIES, Symmetry
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One symmetry, tried on one model."""
+
+    symmetry: str
+    group: str
+    use: str
+    freedom: int | str  # the number of free parameters, 0 for a finite group; or why the model doesn't have it
+    compared: str  # logits, or log-probabilities
+    errors: dict[str, float]  # by dtype: max |difference| over max |reference|; empty if the model doesn't have it
+    tolerances: dict[str, float]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model has the symmetry, and the measurement agrees."""
+        return not isinstance(self.freedom, str) and self.passed
+
+    @property
+    def passed(self) -> bool:
+        """False if a symmetry that the model should have doesn't hold."""
+        return all(error <= self.tolerances[dtype] for dtype, error in self.errors.items())
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All symmetries, tried on one model."""
+
+    findings: list[Finding]
+    dtypes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        return all(finding.passed for finding in self.findings)
+
+    def measured(self) -> dict:
+        """All of it but the verdict, in JSON's types."""
+        return {"symmetries": [asdict(f) | {"holds": f.holds, "passed": f.passed} for f in self.findings]}
+
+    def __str__(self) -> str:
+        columns = "".join(f"{dtype:>10s}" for dtype in self.dtypes)
+        rows = [f"{'symmetry':34s} {'holds':6s}{columns} {'free parameters':>16s}  used for"]
+        for found in self.findings:
+            start = f"{found.symmetry:34s} {'yes' if found.holds else 'no' if found.passed else 'FAILED':6s}"
+            if isinstance(found.freedom, str):
+                rows.append(f"{start}  {found.freedom}")
+            else:
+                errors = "".join(f"{error:10.1e}" for error in found.errors.values())
+                free = f"{found.freedom:,}" if found.freedom else "finite"
+                rows.append(f"{start}{errors} {free:>16s}  {found.use}")
+        return "\n".join([*rows, "Largest error of the logits (of the log-probabilities, for the head's constant)."])
+
+
+@torch.no_grad()
+def change(net: Network, symmetry: Symmetry, seed: int = 0) -> int | str:
+    """Act with random elements at every place of a fused float64 network where the symmetry acts, in place.
+
+    Returns the number of free parameters, all places together, or why it acts nowhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    places = symmetry.places(net)
+    freedoms = [symmetry.freedom(place) for place in places]
+    free = [(place, number) for place, number in zip(places, freedoms, strict=True) if not isinstance(number, str)]
+    for place, _ in free:
+        symmetry.act(place, symmetry.element(place, generator))
+    return sum(number for _, number in free) if free else (freedoms or ["no block has any"])[0]
+
+
+def verify(
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask=None,
+    *,
+    symmetries: bool = False,
+    dtypes: Iterable[str] = tuple(invariance.TOLERANCES),
+    seed: int = 0,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> invariance.Verification | Findings:
+    """`minislice.invariance.verify`; or with `symmetries` every other symmetry too, in a table with one line for each.
+
+    Symmetries are tried on a fused copy in float64, which is then cast; a sliced model is tried as it is.
+
+    Args:
+        symmetries: try all symmetries in place of the steps of SliceGPT.
+        tokens, attention_mask, dtypes, seed, batch_size, progress: as in `invariance.verify`.
+
+    Raises:
+        ValueError: as there; for a model in no table the message has the answer of `propose`.
+    """
+    require_flag("symmetries", symmetries)
+    if not symmetries:
+        options = {"dtypes": dtypes, "seed": seed, "batch_size": batch_size, "progress": progress}
+        return invariance.verify(model, tokens, attention_mask, **options)
+    seed = require_seed(seed)
+    invariance.require_dtypes(dtypes)
+    require_known(model)
+    net = network(model)
+    batches = token_batches(model, tokens, attention_mask, batch_size)
+    ids = [batch.ids for batch in batches]
+    masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
+    exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
+    exact = exact if net.is_fused else fuse(exact)
+    tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
+    if any(attention.rounds for attention in attentions(network(exact))):
+        tolerances["float64"] = invariance.FLOAT32_NORM_TOLERANCE
+    logits = invariance.logits_of(exact, ids, masks, batch_size)
+    findings = []
+    for symmetry in tqdm(SYMMETRIES, desc="symmetries", disable=not progress, leave=False):
+        changed, errors = copy.deepcopy(exact), {}
+        freedom = change(network(changed), symmetry, seed)
+        of = (lambda x: x) if symmetry.of_logits else (lambda x: x.double().log_softmax(-1))
+        for dtype in () if isinstance(freedom, str) else dtypes:
+            cast = changed if dtype == "float64" else copy.deepcopy(changed).to(getattr(torch, dtype))
+            batches = map(of, invariance.batch_logits(cast, ids, masks, batch_size))
+            errors[dtype] = invariance.relative_error(batches, map(of, logits))
+        compared = "logits" if symmetry.of_logits else "log-probabilities"
+        described = (symmetry.name, symmetry.group, symmetry.use)
+        findings.append(Finding(*described, freedom, compared, errors, tolerances))
+    return Findings(findings, list(dtypes))
+
+
+def require_known(model: PreTrainedModel) -> None:
+    """Raise a ValueError with `propose`'s answer for a model of a family that isn't in the table."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    if kind is None or kind in FAMILIES or kind == SlicedConfig.model_type:
+        return
+    found = propose(model)
+    if found.passed:
+        raise ValueError(f"no entry of the table describes {kind!r}; register the one that `minislice propose` finds")
+    raise ValueError(str(found))
