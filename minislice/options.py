@@ -175,7 +175,7 @@ class SlicingOptions:
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 
     def neurons_of(self, counts: Sequence[int]) -> list[int]:
-        """How many neurons to leave in each MLP, from the numbers that the MLPs have.
+        """How many neurons to leave in each MLP; `counts` says how many each MLP has.
 
         Raises:
             ValueError: `neurons` doesn't fit these numbers.
@@ -186,7 +186,7 @@ class SlicingOptions:
             raise ValueError(f"got {len(self.neurons)} numbers of neurons; this model has {len(counts)} MLPs")
         for left, count in zip(self.neurons, counts, strict=True):
             if not 0 <= left <= count:
-                raise ValueError(f"can't keep {left} neurons of {count}")
+                raise ValueError(f"can't leave {left} neurons of {count}")
         return list(self.neurons)
 
     def adapter_forms(self, widths: Sequence[int | None]) -> list[str]:
@@ -202,15 +202,21 @@ class SlicingOptions:
 
 def _check(options: SlicingOptions) -> None:
     """Raise a ValueError for an option outside its range."""
-    choices = {"signal": SIGNALS, "adapter": FORMS, "basis": BASES, "orientation": ORIENTATIONS}
-    for name, allowed in {**choices, "pca_dtype": PCA_DTYPES}.items():
+    choices = {
+        "signal": SIGNALS,
+        "adapter": FORMS,
+        "basis": BASES,
+        "orientation": ORIENTATIONS,
+        "pca_dtype": PCA_DTYPES,
+    }
+    for name, allowed in choices.items():
         require_choice(name, getattr(options, name), allowed)
     if options.head is not None:
         require_choice("head", options.head, HEADS)
     if options.slice_embedding is not None:
         require_flag("slice_embedding", options.slice_embedding)
-    require_flag("slice_head", options.slice_head)
-    require_flag("repair", options.repair)
+    for name in ("slice_head", "repair"):
+        require_flag(name, getattr(options, name))
     for name in ("slicing", "discard"):
         if getattr(options, name) is not None:
             require_number(name, getattr(options, name), below=1)

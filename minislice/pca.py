@@ -64,8 +64,8 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
 
     The width is a multiple of `multiple`, or D.
     """
-    kept = eigenvalues.cumsum(0) / eigenvalues.sum()
-    width = int((kept < 1 - discard).sum()) + 1
+    shares = eigenvalues.cumsum(0) / eigenvalues.sum()  # of the variance, in the first 1, 2 ... columns
+    width = int((shares < 1 - discard).sum()) + 1
     return min(-(-width // multiple) * multiple, len(eigenvalues))
 
 

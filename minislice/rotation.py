@@ -117,9 +117,7 @@ def rotate(
         require(are_matrices, "rotation", "a tensor, or a list of tensors", rotation)
         if len(rotations) not in (1, boundaries):
             raise ValueError(f"got {len(rotations)} rotations; give one, or one for each of {boundaries} boundaries")
-        for Q in rotations:
-            _check_orthogonal(Q, D)
-        rotations = [Q.double() for Q in rotations]
+        rotations = [_orthogonal(Q, D) for Q in rotations]
     if not net.is_fused:
         fuse_network(net)
     rotate_network(net, rotations if len(rotations) > 1 else rotations * boundaries)
@@ -136,10 +134,12 @@ def require_whole(net: Network, action: str) -> None:
         )
 
 
-def _check_orthogonal(Q: Tensor, width: int) -> None:
-    if tuple(Q.shape) != (width, width):
-        raise ValueError(f"a rotation of this model is {width} x {width}, got {tuple(Q.shape)}")
+def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:
+    """Q in float64, checked."""
+    if tuple(Q.shape) != (D, D):
+        raise ValueError(f"a rotation of this model is {D} x {D}, got {tuple(Q.shape)}")
     Q = Q.double()
-    error = (Q.T @ Q - torch.eye(width, dtype=torch.float64, device=Q.device)).abs().max().item()
+    error = (Q.T @ Q - torch.eye(D, dtype=Q.dtype, device=Q.device)).abs().max().item()
     if not error < 1e-6:
         raise ValueError(f"not an orthogonal matrix: Q^T Q differs from the identity by {error:.1e}")
+    return Q

@@ -123,7 +123,7 @@ def test_a_sliced_model_with_fewer_neurons_is_saved_and_loaded(family, options, 
     [
         ({"neurons": 1.0}, "neurons must be a fraction, 0 <= neurons < 1, .* got 1.0"),
         ({"neurons": [8]}, r"got 1 numbers of neurons; this model has 2 MLPs"),
-        ({"neurons": [8, 41]}, "can't keep 41 neurons of 40"),
+        ({"neurons": [8, 41]}, "can't leave 41 neurons of 40"),
         ({"neurons": -0.1}, "neurons must be a fraction"),
     ],
 )

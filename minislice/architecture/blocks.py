@@ -64,9 +64,6 @@ class LowRankAdapter(nn.Module):
             x = x - (x @ self.A) @ self.A.T
         return nn.functional.pad(x, (0, self.padding)) if self.padding else x
 
-    def extra_repr(self) -> str:
-        return f"width={self.A.shape[0]}, rank={self.rank}, padding={self.padding}"
-
 
 class Block(HasMLP, nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
@@ -150,7 +147,7 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple if the layer could return attentions. `places` has the position of each block in a layer without dropped ones.
+    tuple if the layer could return attentions. `places` says where each block stood before others were dropped.
     """
 
     def __init__(self, blocks: Sequence[Block], arguments: Sequence[str]):

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 def made_by(model: PreTrainedModel) -> dict[str, Any]:
     """How a `SlicedForCausalLM` was made, for people, in JSON's types: its reports of slicing and of recovery.
 
-    A loaded model's config has the record already; what was done to it since is added.
+    A loaded model's config has that record already; then what was done later is returned.
     """
     report = getattr(model.base, "slicing", None) or getattr(model, "slicing", None)
     recovery = getattr(model.base, "recovery", None)
@@ -22,12 +22,12 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
         recovered["recovery"] = dataclasses.asdict(dataclasses.replace(recovery, losses=[]))  # may be thousands
     if report is None and model.config.slicing:
         return recovered
-    own = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
+    version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
     name = model.base.config.name_or_path
     record: dict[str, Any] = {
         # A name on the hub as it is; of a path the last part, which gives no folder of this machine away.
         "base_model": Path(name).name if Path(name).is_dir() else name,
-        "versions": f"minislice {own}, torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}",
     }
     if report is not None:
         record["calibration tokens"] = report.calibration_tokens
@@ -53,23 +53,16 @@ A {{family}} language model sliced with SliceGPT (Ashkboos et al., ICLR 2024), b
 {{usage}}
 """
 
-USAGE = """```python
-from transformers import AutoModelForCausalLM
-
-import minislice  # registers the architecture; without minislice, pass trust_remote_code=True below instead
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
-```
-
-`trust_remote_code=True` runs the Python files that lie in this folder."""
-
-USAGE_STOCK = """```python
+LOADING = """```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 
-It is an ordinary model of its architecture; minislice isn't needed."""
+"""
+USAGE_STOCK = f"{LOADING}It is an ordinary model of its architecture; minislice isn't needed."
+USAGE = f"""{LOADING}With `import minislice` before that, transformers knows the architecture. Without minislice, pass
+`trust_remote_code=True` too, which runs the Python files that lie in this folder."""
 
 
 def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> str:

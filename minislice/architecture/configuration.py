@@ -75,12 +75,8 @@ class SlicedConfig(PreTrainedConfig):
                 f"{blocks - 1}; got {self.dropped!r}"
             )
         blocks -= len(self.dropped)
-        for name, length in {
-            "widths": blocks + 1,
-            "adapters": blocks,
-            "norm_eps": blocks + 1,
-            "biases": per_layer,
-        }.items():
+        lengths = {"widths": blocks + 1, "adapters": blocks, "norm_eps": blocks + 1, "biases": per_layer}
+        for name, length in lengths.items():
             value = getattr(self, name)
             if not isinstance(value, list) or len(value) != length:
                 given = len(value) if isinstance(value, list) else repr(value)
@@ -108,7 +104,7 @@ class SlicedConfig(PreTrainedConfig):
         """Everything, and the sizes under the names at which other libraries look: PEFT makes prompts of them."""
         output = super().to_dict()
         output["base"].pop("_name_or_path", None)  # a folder of the machine that sliced the model
-        output["base"].pop("dtype", None)  # it is this config's own
+        output["base"].pop("dtype", None)  # this config has it
         return output | self.sizes
 
     def to_diff_dict(self) -> dict:

@@ -310,16 +310,15 @@ def registered_fields(config: PreTrainedConfig) -> dict[str, Any] | None:
 
 
 def register_fields(model_type: str, fields: dict[str, Any]) -> None:
-    """Register what `registered_fields` returned, unless the type is known."""
+    """Register what `registered_fields` returned, unless the type is known. JSON has lists in place of tuples."""
+
+    def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
     kinds = {"norm": NormKind, "stock_norm": StockNorm}
     fields = {name: kinds[name](**value) if isinstance(value, dict) else value for name, value in fields.items()}
-    fields["blocks"] = tuple(BlockSpec(**_with_tuples(block)) for block in fields["blocks"])
-    FAMILIES.setdefault(model_type, Family(**_with_tuples(fields)))
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same fields with tuples for JSON's lists."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    fields["blocks"] = tuple(BlockSpec(**with_tuples(block)) for block in fields["blocks"])
+    FAMILIES.setdefault(model_type, Family(**with_tuples(fields)))
 
 
 def find_family(config: PreTrainedConfig) -> Family:
@@ -330,9 +329,8 @@ def find_family(config: PreTrainedConfig) -> Family:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        reason = REFUSED.get(
-            config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
-        )
+        unknown = "no entry of the table describes it (`minislice propose` looks for one)"
+        reason = REFUSED.get(config.model_type, unknown)
         raise ValueError(
             f"minislice can't slice model_type {config.model_type!r}: {reason}; `minislice families` lists what it can"
         )

@@ -117,7 +117,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Have what was written to a file, or a folder's list of files, on the disk."""
+    """Wait until a file, or a folder's list of files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,13 +129,11 @@ def place_for(target: Path) -> Path:
     """The folder to make the new one in: the target's parent.
 
     Raises:
-        ValueError: it can't be written to; the target is a file, the current directory or a mount point, which can't be
-            renamed; the message says which.
+        ValueError: it can't be written to; or the target is a file, or the current directory.
     """
     require_utf8(target)
-    if target == Path.cwd() or os.path.ismount(target):
-        what = "a mount point" if os.path.ismount(target) else "the current directory"
-        raise ValueError(f"{target} is {what}, which can't be replaced whole; save to a folder in it")
+    if target == Path.cwd():
+        raise ValueError(f"{target} is the current directory, which can't be replaced whole; save to a folder in it")
     try:
         if target.exists() and not target.is_dir():
             raise ValueError(f"{target} is a file; give a folder to save to")
@@ -167,7 +165,7 @@ def make(folder: Path) -> list[Path]:
 
 
 def unmake(made: list[Path]) -> None:
-    """Remove what `make` made, as far as it is empty."""
+    """Remove those of these folders that are empty."""
     for folder in made:
         with suppress(OSError):
             folder.rmdir()
@@ -217,11 +215,12 @@ def put_in_place(new: Path, target: Path) -> None:
 
 
 def _unfinished(target: Path) -> str:
-    """A new name for what is to become the target, or no longer is."""
+    """A new name beside the target, for what will be renamed to it, or what it replaced."""
     return f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
 
 
 def _require_expendable(target: Path) -> None:
+    """Raise a ValueError where `force` would delete a git repository, the current or the home directory."""
     for what, path in {"the current directory": Path.cwd(), "your home directory": Path.home()}.items():
         if path.resolve().is_relative_to(target):
             raise ValueError(f"--force would delete {target}, which is or holds {what}; save to another folder")

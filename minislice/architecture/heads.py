@@ -1,4 +1,4 @@
-"""Heads that share their matrix with the embedding; where their weights come from is said in `minislice.heads`."""
+"""Heads that share their matrix with the embedding; `minislice.heads` makes them from a trained head."""
 
 from torch import Tensor, nn
 

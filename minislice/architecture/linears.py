@@ -1,7 +1,7 @@
 """A linear that reads or writes the signal: every kind is given the attributes of an `nn.Linear`.
 
 An `nn.Linear` needs nothing. Other modules are seen through a `StoredLinear`: transformers' `Conv1D` stores its matrix
-transposed; the experts of a mixture store all of theirs in one parameter of three dimensions; a router has a matrix,
+transposed; a mixture stores the matrices of all experts in one parameter of three dimensions; a router has a matrix,
 but no attributes for its sizes.
 """
 
@@ -136,7 +136,7 @@ class ExpertsWriter(Experts):
         self.store_matrices(matrices)
 
 
-Linear = nn.Module | StoredLinear  # a module, for PEFT wraps an `nn.Linear` in one of its own
+Linear = nn.Module | StoredLinear  # PEFT puts a module of another class around an `nn.Linear`
 
 
 def is_experts(module: nn.Module) -> bool:

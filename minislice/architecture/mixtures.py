@@ -89,8 +89,8 @@ def _product(experts: nn.Module, name: str, expert: int, x: Tensor) -> Tensor:
 
 def able_to_compute(model: PreTrainedModel) -> PreTrainedModel:
     """The same model, whose experts now compute in its dtype; transformers' default for experts knows no float64."""
-    experts = [module for module in model.modules() if is_experts(module)]
-    if model.dtype == torch.float64 and any(each.config._experts_implementation != ANY_WIDTH for each in experts):
+    configs = [module.config for module in model.modules() if is_experts(module)]
+    if model.dtype == torch.float64 and any(config._experts_implementation != ANY_WIDTH for config in configs):
         model.set_experts_implementation("eager")
     return model
 

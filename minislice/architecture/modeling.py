@@ -137,9 +137,9 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs):
-        """The dense model's own: a static cache's masks depend on its attention, and may be of its own making.
+        """As the dense model's class has it: the masks of a static cache depend on its attention.
 
-        `inputs_embeds` has a name here, for that is how transformers sees that they can be generated from.
+        `inputs_embeds` has a name here because transformers looks for it, to see whether they can be generated from.
         """
         return self.base.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
@@ -216,7 +216,7 @@ def without_memory(config: PreTrainedConfig, trust_remote_code: bool = False) ->
 
 
 class SavesSliced:
-    """`save_pretrained` of a fused or sliced OPT, LLaMA ... object; its own would write a folder that loads wrongly.
+    """`save_pretrained` of a fused or sliced OPT, LLaMA ...; transformers' own would write a folder that loads wrongly.
 
     An object and not a closure, so that a copied or pickled model gets one that saves the copy.
     """
@@ -358,10 +358,12 @@ def _require_loadable(base: PreTrainedModel) -> None:
 
 @contextmanager
 def _model_inside(folder: Path) -> Iterator[Path]:
-    """A new folder inside; its files move up when the block ends, over those of the model that is there, if one is.
+    """A new folder inside. When the block ends, its files move up and replace the files of a model that is there.
+
+    A README.md that somebody wrote stays.
 
     Raises:
-        ValueError: files that aren't a saved model's would be overwritten. A README.md that somebody wrote stays.
+        ValueError: files that aren't a saved model's would be overwritten.
     """
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

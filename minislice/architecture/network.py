@@ -134,8 +134,8 @@ class Network:
     def install(self) -> None:
         """Put the block layers in the place of transformers' layers; the model computes the same as before.
 
-        The config must be the model's own. Whoever installs blocks gives the model `modeling.SavesSliced`, for
-        transformers' own `save_pretrained` can't describe it.
+        No other model may share the config. The caller also gives the model `modeling.SavesSliced`, because
+        transformers' own `save_pretrained` can't describe blocks.
         """
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
@@ -148,7 +148,7 @@ class Network:
 
     @property
     def their_layers(self) -> nn.ModuleList:
-        """Where the model has its layers."""
+        """The model's list of layers: transformers' own ones until `install`."""
         return getattr(self.decoder, self.family.layers)
 
     @property
@@ -322,10 +322,10 @@ def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callabl
     module = _module(layer, name, config)
     check_linear(name, module, layer)
     does, width = ("reads", "in_features") if side is reader else ("writes", "out_features")
-    if (found := getattr(side(module), width)) != config.hidden_size:
+    if (size := getattr(side(module), width)) != config.hidden_size:
         raise ValueError(
             f"the entry of {config.model_type!r} says that {name} {does} the signal, which is {config.hidden_size} "
-            f"wide, but its {width} are {found}"
+            f"wide, but its {width} are {size}"
         )
     return module
 

@@ -54,7 +54,7 @@ class HasMLP:
 
     @property
     def neurons(self) -> int:
-        """The number of neurons of its MLP, or of each expert (a shared expert isn't counted); 0 without."""
+        """The number of neurons of the MLP, or of each expert (a shared expert isn't counted); 0 without an MLP."""
         if self.is_mixture:
             return ExpertsWriter(self.experts).matrices().shape[2]
         return mlp.neurons if (mlp := self.mlp_linears) else 0
@@ -74,11 +74,11 @@ def keep_experts_neurons(experts: nn.Module, left: Tensor) -> None:
     reader, writer = ExpertsReader(experts), ExpertsWriter(experts)
     made, read = reader.matrices(), writer.matrices()
     count = read.shape[2]
-    each = range(made.shape[1] // count)  # the rows that make a neuron: two with a gate, else one
+    parts = made.shape[1] // count  # the rows that make a neuron: two with a gate, else one
     if experts.is_concatenated:
-        rows = cat([left + row * count for row in each], dim=1)
+        rows = cat([left + part * count for part in range(parts)], dim=1)
     else:
-        rows = stack([left * len(each) + row for row in each], dim=2).flatten(1)
+        rows = stack([left * parts + part for part in range(parts)], dim=2).flatten(1)
     reader.store_matrices(made.gather(1, rows[..., None].expand(-1, -1, made.shape[2])))
     if experts.has_bias:
         reader.store(f"{reader.side}_bias", getattr(experts, f"{reader.side}_bias").gather(1, rows))

@@ -48,10 +48,10 @@ def data_folder() -> Path:
 def paper_table(number: int) -> list[dict[str, str | float]]:
     """The rows of one of the paper's tables (`data/paper`), numbers as floats."""
     folder = data_folder() / "paper"
-    found = sorted(folder.glob(f"table{number}_*.csv"))
-    if not found:
+    file = next(folder.glob(f"table{number}_*.csv"), None)
+    if file is None:
         raise ValueError(f"there is no table {number} in {folder}")
-    with found[0].open(newline="", encoding="utf-8") as rows:
+    with file.open(newline="", encoding="utf-8") as rows:
         return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(rows)]
 
 

@@ -141,9 +141,9 @@ def _document(row: object) -> str:
         return "\n\n".join(f"### {title}:\n{text}" for title, text in parts.items() if text)
     if text in ("", None):  # an empty row, as WikiText-2 has many
         return ""
-    found = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items()) or type(row).__name__
+    given = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items()) or type(row).__name__
     what = "a document is a string, or has a string in a field 'text', or Alpaca's 'instruction' and 'output'"
-    raise ValueError(f"{what}; found {found}")
+    raise ValueError(f"{what}; found {given}")
 
 
 def require_unicode(text: str) -> str:
