@@ -13,7 +13,7 @@ from dataclasses import replace
 import properties
 import pytest
 import torch
-from family_models import FAMILIES, REPRESENTATIVES, FamilyRecipe, family_recipes
+from family_models import FAMILIES, REPRESENTATIVES, VARIANTS, FamilyRecipe, family_recipes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streaming import streaming_equals_memory
@@ -28,6 +28,7 @@ from minislice.architecture.network import network
 from minislice.fusion import fuse_into
 
 stand_for_all = pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES)
+CASES = [(family, variant) for family in FAMILIES for variant in range(len(VARIANTS[family]))]
 
 
 def fixed(family: str, variant: int = 0, **fields) -> FamilyRecipe:
