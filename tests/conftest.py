@@ -34,3 +34,16 @@ def assets() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs MINISLICE_TEST_ASSETS, a folder with `models` and `oracle`")
     return Path(folder)
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command in this process: its exit status, standard output and standard error."""
+    from minislice.command.cli import main
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capfd.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capfd.readouterr()
+
+    return run

@@ -1,6 +1,7 @@
 """What a model costs: FLOPs against torch's own counter, bytes against the file, the clock against itself."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ import minislice
 from minislice.architecture.modeling import CACHE
 from minislice.architecture.network import network
 from minislice.corpus.embedded import EMBEDDED
-from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, step_seconds, throughput
+from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, size_in_words, step_seconds, throughput
 
 TOKENS = torch.arange(240).view(8, 30)
 
 
 def small(name="mini-opt", **options):
     model, _ = minislice.load(name, dtype=torch.float32)
-    return minislice.slice_model(model, TOKENS, width=100, **options) if options else model
+    return minislice.slice_model(model, TOKENS, **{"width": 100, **options}) if options else model
 
 
 def counted(model):
@@ -57,6 +58,26 @@ def test_flops_of_another_model_differ():
     assert counted(small(adapter="none")) != flops_per_token(small(adapter="full"), context=1)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adapter": "none"}, r"has \d\d\.\d% of the dense model's parameters"),
+        ({"width": 191, "head": "own"}, "not smaller: {now:,} parameters against {dense:,}, because .*the head"),
+        (
+            {"width": 192, "adapter": "none", "slice_head": True},
+            "because the head, which shared the embedding",
+        ),
+        ({"width": 191}, r"because residual adapters take [0-9,]+\.$"),  # beside the tied head
+    ],
+    ids=str,
+)
+def test_it_is_said_why_a_model_is_not_smaller(options, said):
+    dense, model = minislice.parameters(small()), small(**{"width": 96, **options})
+    now = minislice.parameters(model)
+    words = size_in_words(model, dense)
+    assert re.search(said.format(now=now, dense=dense), words) and ("not smaller" in words) == (now >= dense)
+
+
 def test_attention_grows_with_the_context():
     model = small()
     more = flops_per_token(model, context=101) - flops_per_token(model, context=1)
@@ -88,17 +109,12 @@ def test_measuring_time_changes_nothing_and_longer_takes_longer():
 
 
 def test_every_step_of_the_clock_generates_with_the_cache():
-    model = small()
-    lengths = []
-    hook = model.register_forward_pre_hook(
-        lambda module, args, inputs: lengths.append(
-            (
-                inputs["input_ids"].shape[1],
-                0 if (cache := inputs.get(CACHE)) is None else cache.get_seq_length(),
-            )
-        ),
-        with_kwargs=True,
-    )
+    model, lengths = small(), []
+
+    def note(module, args, inputs):
+        past = inputs.get(CACHE)
+        lengths.append((inputs["input_ids"].shape[1], 0 if past is None else past.get_seq_length()))
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
     step_seconds(model, length=5)
-    hook.remove()
     assert lengths[1:] == [(1, past) for past in range(5)]

@@ -1,5 +1,6 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,7 @@ RECIPES = {family: Recipe(family, hidden=16) for family in FAMILIES}
 OPT, LLAMA, PHI = (RECIPES[family] for family in FAMILIES)
 IDS = OPT.tokens()
 ONES = torch.ones(16, 16).double()
+NAN, INF = float("nan"), float("inf")
 
 
 def assert_raises_and_leaves_alone(model, action, *fragments):
@@ -71,12 +73,10 @@ done = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("first", "then", "fragments"),
     [
         ("fused", fuse, ["already fused"]),
-        ("rotated", fuse, ["already fused"]),
         ("sliced", fuse, ["already fused"]),
         ("rotated per block", rotate, ["can't rotate", "rotated per block already", 16]),
         ("rotated per block", done["sliced"], ["can't slice", "rotated per block already", 16]),
@@ -87,9 +87,8 @@ done = {
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_wrong_order_is_refused(family, first, then, fragments):
-    model = done[first](RECIPES[family].model())
-    assert_raises_and_leaves_alone(model, then, *fragments)
+def test_wrong_order_is_refused(first, then, fragments):
+    assert_raises_and_leaves_alone(done[first](LLAMA.model()), then, *fragments)
 
 
 @pytest.mark.parametrize(
@@ -129,19 +128,16 @@ def test_widths_that_do_not_fit_are_refused(options, fragments):
     assert_raises_and_leaves_alone(PHI.model(), lambda model: slice_model(model, IDS, **options), *fragments)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_tie_that_cannot_be_kept_is_refused(family):
-    tied, own = RECIPES[family].model(), replace(RECIPES[family], tied=False).model()
-    boundaries = len(network(tied).blocks) + 1
-    kept = fuse(RECIPES[family].model(), keep_tie=True)
+def test_a_tie_that_cannot_be_kept_is_refused():
+    tied, own, kept = PHI.model(), replace(PHI, tied=False).model(), fuse(PHI.model(), keep_tie=True)
     for model, options, fragments in [
         (own, {}, ["head='tied'", "this one's doesn't"]),
-        (fuse(RECIPES[family].model()), {}, ["needs the trained model", "fusion"]),
+        (fuse(PHI.model()), {}, ["needs the trained model", "fusion"]),
         (kept, {"head": "own"}, ["keep_tie", "head='tied'"]),
         (kept, {"head": None, "slice_head": True}, ["keep_tie", "slice neither"]),
         (tied, {"slice_embedding": True}, ["keeps the first boundary whole", "slice_embedding"]),
         (tied, {"slice_head": True}, ["keeps the last boundary whole", "slice_head"]),
-        (tied, {"width": [8] * boundaries}, ["give 16 at both ends"]),
+        (tied, {"width": [8, 8, 8]}, ["give 16 at both ends"]),
     ]:
         action = lambda model, options=options: slice_model(model, IDS, **{"head": "tied", **options})  # noqa: E731
         assert_raises_and_leaves_alone(model, action, *fragments)
@@ -157,38 +153,47 @@ too_high, negative = IDS.clone(), IDS.clone()
 too_high[1, 2], negative[0, 0] = VOCABULARY, -1
 
 
-@pytest.mark.parametrize("measure", [slice_model, perplexity], ids=["slice_model", "perplexity"])
-@pytest.mark.parametrize(
-    ("arguments", "options", "fragments"),
-    [
-        ([too_high], {}, [VOCABULARY, f"0 to {VOCABULARY - 1}", "tokenizer"]),
-        ([negative], {}, [-1, f"0 to {VOCABULARY - 1}"]),
-        ([IDS.double()], {}, ["ints", "(4, 30)", "float64"]),
-        ([IDS[None]], {}, ["[sequences, tokens]", "(1, 4, 30)"]),
-        ([torch.tensor(5)], {}, ["[sequences, tokens]", "()"]),
-        ([[]], {}, ["no tokens"]),
-        ([IDS[:0]], {}, ["no tokens", "(0, 30)"]),
-        ([IDS[:, :0]], {}, ["no tokens", "(4, 0)"]),
-        ([IDS[0, :0]], {}, ["no tokens", "0"]),
-        ([[IDS, IDS[:0]]], {}, ["no tokens"]),
-        ([IDS, torch.ones(4, 29).long()], {}, ["mask", "(4, 29)", "(4, 30)"]),
-        ([IDS, torch.ones(30).long()], {}, ["mask", "(30,)", "(4, 30)"]),
-        ([[IDS, IDS], [torch.ones_like(IDS)]], {}, ["2 batches", "1 attention mask"]),
-        ([[IDS, IDS], torch.ones_like(IDS)], {}, ["2 batches", "1 attention mask"]),
-    ],
-    ids=[
-        *("id too high", "id negative", "ids float", "ids 3-dimensional", "ids 0-dimensional", "no batch"),
-        *("no sequence", "sequences of nothing", "a sequence of nothing", "an empty batch", "mask too short"),
-        *("mask of one row", "one mask of two", "a mask for two"),
-    ],
-)
-def test_tokens_that_do_not_fit_are_refused(measure, arguments, options, fragments):
-    model = OPT.model()
-    assert_raises_and_leaves_alone(model, lambda model: measure(model, *arguments, **options), *fragments)
-
-
-ROWS = IDS.tolist()
 MEASURES = {"slice_model": slice_model, "perplexity": perplexity, "verify": verify}
+ROWS, ONES_LIKE, ZEROS_LIKE = IDS.tolist(), torch.ones_like(IDS), torch.zeros_like(IDS)
+BAD_TOKENS = {
+    "an id too high": ([too_high], [VOCABULARY, f"0 to {VOCABULARY - 1}", "tokenizer"]),
+    "an id below 0": ([negative], [-1, f"0 to {VOCABULARY - 1}"]),
+    "ids float": ([IDS.double()], ["ints", "(4, 30)", "float64"]),
+    "ids bool": ([IDS.bool()], ["ints", "(4, 30)", "bool"]),
+    "ids 3-dimensional": ([IDS[None]], ["[sequences, tokens]", "(1, 4, 30)"]),
+    "ids 0-dimensional": ([torch.tensor(5)], ["[sequences, tokens]", "()"]),
+    "no batch": ([[]], ["no tokens"]),
+    "no sequence": ([IDS[:0]], ["no tokens", "(0, 30)"]),
+    "a sequence of nothing": ([IDS[0, :0]], ["no tokens", "0"]),
+    "an empty batch": ([[IDS, IDS[:0]]], ["no tokens"]),
+    "nothing": ([None], ["tokens must be", "tensor", "got NoneType"]),
+    "nothing in a list": ([[IDS, None]], ["tokens must be", "got NoneType"]),
+    "a number": ([5], ["tokens must be", "got int"]),
+    "text": (["a text"], ["got str", "tokenizer("]),
+    "texts": ([["a text", "another"]], ["got str", "tokenizer("]),
+    "rows": ([ROWS], ["got list", "torch.tensor(rows)"]),
+    "a row": ([ROWS[0]], ["got int", "torch.tensor(rows)"]),
+    "ragged rows": ([[ROWS[0], ROWS[1][:7]]], ["got list", "different lengths", "tokenizer.pad"]),
+    "an array": ([IDS.numpy()], ["got ndarray", "torch.tensor(rows)"]),
+    "other entries": ([{"labels": IDS, "ids": IDS}], ["'input_ids'", "labels, ids"]),
+    "no entries": ([{}], ["'input_ids'", "none"]),
+    "other entries in the second batch": ([[{"input_ids": IDS}, {"labels": IDS}]], ["'input_ids'", "labels"]),
+    "rows in a dict": ([{"input_ids": ROWS}], ["tokens must be", "got list", 'return_tensors="pt"']),
+    "mask too short": ([IDS, torch.ones(4, 29).long()], ["mask", "(4, 29)", "(4, 30)"]),
+    "mask of one row": ([IDS, torch.ones(30).long()], ["mask", "(30,)", "(4, 30)"]),
+    "mask 3-dimensional": ([IDS, torch.ones(2, 2, 30)], ["mask", "(2, 2, 30)", "(4, 30)"]),
+    "one mask of two": ([[IDS, IDS], [ONES_LIKE]], ["2 batches", "1 attention mask"]),
+    "a mask for two": ([[IDS, IDS], ONES_LIKE], ["2 batches", "1 attention mask"]),
+    "mask a number": ([IDS, 5], ["attention mask must be", "got int"]),
+    "mask rows": ([IDS, [ROWS]], ["attention mask must be", "got list"]),
+    "mask rows in a dict": ([{"input_ids": IDS, "attention_mask": ROWS}], ["attention mask must be", "got list"]),
+    "mask a dict": ([IDS, {"attention_mask": ONES_LIKE}], ["attention mask must be", "got dict"]),
+    "mask of scores": ([IDS, torch.zeros(4, 30).index_fill(1, torch.tensor([0]), -INF)], ["1 for a token", "0"]),
+    "mask NaN": ([IDS, torch.full((4, 30), NAN)], ["mask", "1 for a token", "0"]),
+    "all padding": ([IDS, ZEROS_LIKE], ["nothing to calibrate on", "0 at every token"]),
+    "all padding in batches": ([[IDS, IDS], [ZEROS_LIKE] * 2], ["nothing to calibrate on"]),
+    "all padding in a dict": ([{"input_ids": IDS, "attention_mask": ZEROS_LIKE.bool()}], ["nothing to calibrate on"]),
+}
 
 
 @pytest.fixture
@@ -198,49 +203,12 @@ def unchecked(monkeypatch):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("measure", MEASURES)
-@pytest.mark.parametrize(
-    ("arguments", "fragments"),
-    [
-        ([None], ["tokens must be", "tensor", "got NoneType"]),
-        ([5], ["tokens must be", "got int"]),
-        (["a text"], ["got str", "tokenizer("]),
-        ([["a text", "another"]], ["got str", "tokenizer("]),
-        ([ROWS], ["got list", "torch.tensor(rows)"]),
-        ([ROWS[0]], ["got int", "torch.tensor(rows)"]),
-        ([[ROWS[0], ROWS[1][:7]]], ["got list", "different lengths", "tokenizer.pad"]),
-        ([IDS.numpy()], ["got ndarray", "torch.tensor(rows)"]),
-        ([{"labels": IDS, "ids": IDS}], ["'input_ids'", "labels, ids"]),
-        ([{}], ["'input_ids'", "none"]),
-        ([[{"input_ids": IDS}, {"labels": IDS}]], ["'input_ids'", "labels"]),
-        ([{"input_ids": ROWS}], ["tokens must be", "got list", 'return_tensors="pt"']),
-        ([{"input_ids": None}], ["tokens must be", "got NoneType"]),
-        ([IDS.bool()], ["ints", "(4, 30)", "bool"]),
-        ([[IDS, None]], ["tokens must be", "got NoneType"]),
-        ([IDS, 5], ["attention mask must be", "got int"]),
-        ([IDS, [ROWS]], ["attention mask must be", "got list"]),
-        ([{"input_ids": IDS, "attention_mask": ROWS}], ["attention mask must be", "got list"]),
-        ([IDS, {"attention_mask": torch.ones_like(IDS)}], ["attention mask must be", "got dict"]),
-        ([IDS, torch.tensor(1)], ["mask", "()", "(4, 30)"]),
-        ([IDS, torch.ones(4, 0)], ["mask", "(4, 0)", "(4, 30)"]),
-        ([IDS, torch.ones(2, 2, 30)], ["mask", "(2, 2, 30)", "(4, 30)"]),
-        ([IDS, torch.zeros(4, 30).index_fill(1, torch.tensor([0]), -torch.inf)], ["mask", "1 for a token", "0"]),
-        ([IDS, torch.full((4, 30), torch.nan)], ["mask", "1 for a token", "0"]),
-        ([IDS, torch.zeros_like(IDS)], ["nothing to calibrate on", "0 at every token"]),
-        ([[IDS, IDS], [torch.zeros_like(IDS)] * 2], ["nothing to calibrate on"]),
-        ([{"input_ids": IDS, "attention_mask": torch.zeros_like(IDS).bool()}], ["nothing to calibrate on"]),
-    ],
-    ids=[
-        *("nothing", "a number", "text", "texts", "rows", "a row", "ragged rows", "an array", "other entries"),
-        *("no entries", "other entries in the second batch", "rows in a dict", "nothing in a dict", "ids bool"),
-        *("nothing in a list", "mask a number", "mask rows", "mask rows in a dict", "mask a dict"),
-        *("mask 0-dimensional", "mask empty", "mask 3-dimensional", "mask of scores", "mask NaN", "all padding"),
-        *("all padding in batches", "all padding in a dict"),
-    ],
-)
-def test_what_is_no_tokens_is_refused_by_one_clear_error(measure, arguments, fragments):
-    action = MEASURES[measure]
-    assert_raises_and_leaves_alone(OPT.model(), lambda model: action(model, *arguments), *fragments)
+@pytest.mark.parametrize("case", BAD_TOKENS)
+def test_what_is_no_tokens_is_refused_by_one_clear_error(case):
+    arguments, fragments = BAD_TOKENS[case]
+    for measure in MEASURES.values():
+        action = lambda model, measure=measure: measure(model, *arguments)  # noqa: E731
+        assert_raises_and_leaves_alone(OPT.model(), action, *fragments)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -251,7 +219,6 @@ def test_what_is_no_model_is_refused_by_one_clear_error(measure, model):
         MEASURES[measure](model, IDS)
 
 
-NAN, INF = float("nan"), float("inf")
 WRONG = {
     "count": ["8", None, 2.5, 0, -1, True, NAN, INF, 10**30, [], b"8", torch.ones(2)],
     "count or None": ["8", 2.5, 0, -1, True, NAN, INF, 10**30, []],
@@ -345,14 +312,11 @@ def test_a_sequence_longer_than_the_table_of_positions_is_refused(measure):
     measure(LLAMA.model(), torch.arange(1, 66)[None])  # a rotary embedding has no table that ends
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_nothing_to_predict_is_refused(family):
-    model = RECIPES[family].model()
-    for arguments in ([IDS[:, :1]], [IDS, torch.zeros_like(IDS)]):
-        assert_raises_and_leaves_alone(model, lambda model, a=arguments: perplexity(model, *a), "nothing to predict")
+@pytest.mark.parametrize("arguments", [[IDS[:, :1]], [IDS, torch.zeros_like(IDS)]], ids=["one token", "padding"])
+def test_nothing_to_predict_is_refused(arguments):
+    assert_raises_and_leaves_alone(OPT.model(), lambda model: perplexity(model, *arguments), "nothing to predict")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("rotation", "fragments"),
     [
@@ -364,29 +328,16 @@ def test_nothing_to_predict_is_refused(family):
     ],
     ids=["too small", "not orthogonal", "NaN", "too many", "none"],
 )
-def test_rotations_that_do_not_fit_are_refused(family, rotation, fragments):
-    assert_raises_and_leaves_alone(RECIPES[family].model(), lambda model: rotate(model, rotation), *fragments)
+def test_rotations_that_do_not_fit_are_refused(rotation, fragments):
+    assert_raises_and_leaves_alone(LLAMA.model(), lambda model: rotate(model, rotation), *fragments)
 
 
-def _unknown():
-    return AutoModelForCausalLM.from_config(
-        BigBirdConfig(
-            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=VOCABULARY, is_decoder=True
-        )
-    )
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def _opt(**differences):
-    arguments = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = OPTConfig(**{**arguments, "ffn_dim": 32, "word_embed_proj_dim": 16, **differences})
+    config = OPTConfig(**{**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16, **differences})
     return AutoModelForCausalLM.from_config(config)
-
-
-def _bert():
-    config = BertConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    return BertModel(config)
 
 
 class PretendQuantized(nn.Linear):
@@ -401,15 +352,13 @@ def _quantized():
 
 
 @pytest.mark.parametrize(
-    "action",
-    [fuse, rotate, lambda model: slice_model(model, IDS, width=4)],
-    ids=["fuse", "rotate", "slice"],
-)
-@pytest.mark.parametrize(
     ("build", "fragments"),
     [
-        (_unknown, ["'big_bird'", "minislice propose", "minislice families"]),
-        (_bert, ["'bert'", "minislice families"]),
+        (
+            lambda: AutoModelForCausalLM.from_config(BigBirdConfig(**SMALL, is_decoder=True)),
+            ["'big_bird'", "minislice propose", "minislice families"],
+        ),
+        (lambda: BertModel(BertConfig(**SMALL)), ["'bert'", "minislice families"]),
         (lambda: _opt(do_layer_norm_before=False), ["post-norm", "opt-350m"]),
         (lambda: _opt(word_embed_proj_dim=8), ["8", "16", "projected", "opt-350m"]),
         (lambda: _opt(_remove_final_layer_norm=True), ["no final norm"]),
@@ -420,23 +369,24 @@ def _quantized():
     ],
     ids=["unknown", "encoder", "post-norm", "projected", "no final norm", "slow", "no head", "classifier", "quantized"],
 )
-def test_models_that_cannot_be_sliced_are_refused(action, build, fragments):
+def test_models_that_cannot_be_sliced_are_refused(build, fragments):
     model = build().eval()
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError) as error:
-        action(model)
-    for fragment in fragments:
-        assert fragment in str(error.value)
+    weights = copy.deepcopy(model.state_dict())
+    for action in (fuse, rotate, lambda model: slice_model(model, IDS, width=4)):
+        with pytest.raises(ValueError) as error:
+            action(model)
+        assert all(fragment in str(error.value) for fragment in fragments), error
+        assert len(str(error.value)) < 500 and "gpt_neox" not in str(error.value)  # the reason, not the list
     assert weights.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         model(input_ids=IDS)  # it still runs
-    assert len(str(error.value)) < 500 and "gpt_neox" not in str(error.value)  # the reason, not the list
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("signal", ["normalized", "raw"])
+@pytest.mark.parametrize(
+    ("family", "value", "signal"),
+    [("opt", torch.nan, "normalized"), ("llama", torch.inf, "raw"), ("phi", torch.inf, "normalized")],
+)
 def test_a_broken_embedding_is_named_by_its_sequence(family, value, signal):
     """One token is broken; the first sequence that has it is the third of the second batch."""
     model, token = RECIPES[family].model(), VOCABULARY - 1
@@ -447,9 +397,13 @@ def test_a_broken_embedding_is_named_by_its_sequence(family, value, signal):
         slice_model(model, ids, width=5, signal=signal, batch_size=2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("head", ["own", "fitted", "tied"])
-@pytest.mark.parametrize("row", ["an unused token's", "a head's"])
+@pytest.mark.parametrize(
+    ("family", "head", "row"),
+    [
+        *(("opt", "own", "a head's"), ("phi", "own", "an unused token's")),
+        *(("llama", "fitted", "an unused token's"), ("opt", "tied", "an unused token's")),
+    ],
+)
 def test_a_broken_weight_that_no_calibration_token_meets_is_named(family, head, row):
     model = replace(RECIPES[family], tied=head != "own").model()
     ids = IDS.masked_fill(IDS.eq(VOCABULARY - 1), 1)
@@ -459,20 +413,22 @@ def test_a_broken_weight_that_no_calibration_token_meets_is_named(family, head, 
         slice_model(model, ids, width=None if head == "tied" else 5, head=head)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("layer", [0, 1])
-def test_a_broken_weight_is_named_by_its_block(family, layer):
+@pytest.mark.parametrize(
+    ("family", "name", "block"),
+    [
+        ("opt", "model.decoder.layers.0.fc2", 1),
+        ("llama", "model.layers.1.mlp.down_proj", 3),
+        ("phi", "model.layers.1.mlp.fc2", 1),
+    ],
+)
+def test_a_broken_weight_is_named_by_its_block(family, name, block):
     model = RECIPES[family].model()
-    broken = {"opt": "fc2", "llama": "mlp.down_proj", "phi": "mlp.fc2"}[family]
-    weight = dict(model.named_modules())[f"{'model.decoder' if family == 'opt' else 'model'}.layers.{layer}.{broken}"]
-    weight.weight.data[0, 0] = torch.nan
-    block = layer if family == "phi" else 2 * layer + 1
+    model.get_submodule(name).weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match=rf"block {block} .* calibration sequence 0\b"):
-        slice_model(model, IDS, width=5, drop=[2] if (family, layer) == ("llama", 1) else [])  # all blocks are counted
+        slice_model(model, IDS, width=5, drop=[2] if family == "llama" else [])  # all blocks are counted
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("repair", [False, True])
+@pytest.mark.parametrize(("value", "repair"), [(torch.nan, False), (torch.inf, True)])
 def test_a_broken_weight_is_named_by_its_layer_where_w_out_is_solved_for(value, repair):
     """What the second MLP of three writes: before it all is well, behind it nothing is."""
     for shrink in (delete_neurons, partial(slice_model, slicing=0)):

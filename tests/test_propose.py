@@ -1,17 +1,16 @@
 """`propose` finds the table's entry on every family of the table, and the obstacle on every one that is refused."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
+from commands import document
 from family_models import FAMILIES, VARIANTS, FamilyRecipe
 from torch import nn
 
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.families import REFUSED, find_family
-from minislice.command.cli import main
 from minislice.measuring.propose import entry, propose
 from minislice.teaching.small import small_model
 
@@ -100,18 +99,16 @@ def test_what_is_printed_registers_the_family(monkeypatch):
     assert entry("stablelm", found.family) in str(found) and len(str(found).splitlines()) < 40
 
 
-def test_the_commands(tmp_path, capsys):
-    small_model("mistral").float().save_pretrained(tmp_path / "mistral")
-    small_model("gemma2").float().save_pretrained(tmp_path / "gemma2")
-    assert main(["propose", str(tmp_path / "mistral")]) == 0
-    assert "post_attention_layernorm" in capsys.readouterr().out
-    assert main(["propose", str(tmp_path / "gemma2"), "--json"]) == 1
-    assert "stands behind the branch" in json.loads(capsys.readouterr().out)["obstacle"]
-    assert main(["families"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+def test_the_commands(tmp_path, run):
+    for model_type in ("mistral", "gemma2"):
+        small_model(model_type).float().save_pretrained(tmp_path / model_type)
+    status, printed, _ = run("propose", tmp_path / "mistral")
+    assert status == 0 and "post_attention_layernorm" in printed
+    status, printed, _ = run("propose", tmp_path / "gemma2", "--json")
+    assert status == 1 and "stands behind the branch" in document(printed)["obstacle"]
+    printed = " ".join(run("families")[1].split())
     assert all(name in printed for name in (*TABLE, *REFUSED)) and "does not commute with a rotation" in printed
-    assert main(["families", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    told = document(run("families", "--json")[1])
     assert told["supported"].keys() == TABLE.keys() and told["refused"] == REFUSED
 
 
