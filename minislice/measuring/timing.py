@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,26 +56,23 @@ def inference_cost(
         require_int(name, value)
     require_positions(dense, max(prompt, length))
     models, device = {"dense": dense, "sliced": sliced}, dense.device
-
-    def clocks(batch_size: int) -> dict[str, Callable[[], float]]:
-        return {
-            name: lambda model=model: step_seconds(model, batch_size=batch_size, length=length)
-            for name, model in models.items()
-        }
-
-    prefills = in_turns({name: _prefill(model, prompt) for name, model in models.items()}, device, rounds)
-    steps = in_turns(clocks(1), None, rounds)
+    vocabulary = dense.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (1, prompt), generator=torch.Generator().manual_seed(0)).to(device)
+    passes = {name: partial(model, input_ids=ids, use_cache=True, logits_to_keep=1) for name, model in models.items()}
+    with inference(dense), inference(sliced):
+        prefills = in_turns({name: partial(seconds_of, work, device) for name, work in passes.items()}, rounds)
+    steps = in_turns({name: partial(step_seconds, model, length=length) for name, model in models.items()}, rounds)
     memory = []
-    for work in clocks(1).values():
+    for model in models.values():
         with peak_memory(device) as peak:
-            work()
+            step_seconds(model, length=length)
         memory.append(peak.added)
     if device.type == "cuda" and batch_size is None:
         pairs = ((dense, sliced), (sliced, dense))
         sizes, speeds = zip(*(_largest_throughput(*pair, length, rounds) for pair in pairs), strict=True)
     else:
-        sizes = (together, together)
-        seconds = in_turns(clocks(together), None, rounds)
+        sizes, settings = (together, together), {"batch_size": together, "length": length}
+        seconds = in_turns({name: partial(step_seconds, model, **settings) for name, model in models.items()}, rounds)
         speeds = [together / statistics.median(measured) for measured in seconds.values()]
     return {
         "parameters": pair_of(*map(parameters, models.values())),
@@ -93,19 +91,14 @@ def pair_of(dense: float | None, sliced: float | None) -> Pair:
     return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
 
 
-def in_turns(works: Mapping[Any, Callable[[], object]], device: torch.device | None, rounds: int) -> dict[Any, list]:
-    """The seconds of each, one after the other in every round; a first round warms up and doesn't count.
-
-    Without a device, each work measures itself and returns seconds.
-    """
-    seconds = {name: [] for name in works}
-    for _ in range(rounds + 1):
-        for name, work in works.items():
-            seconds[name].append(work() if device is None else _seconds(work, device))
-    return {name: measured[1:] for name, measured in seconds.items()}
+def in_turns(clocks: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
+    """The seconds that each clock returns, one after the other in every round; a first round warms up, uncounted."""
+    measured = [{name: clock() for name, clock in clocks.items()} for _ in range(rounds + 1)]
+    return {name: [seconds[name] for seconds in measured[1:]] for name in clocks}
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long the device works."""
     if device.type != "cuda":
         began = time.perf_counter()
         work()
@@ -205,51 +198,32 @@ def _resident(name: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
+@torch.no_grad()
 def product_milliseconds(
     models: Mapping[str, PreTrainedModel], *, tokens: int = 2048, repeats: int = 1000
 ) -> dict[str, dict[str, float]]:
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
     "adapter" is the sum of the layer's residual adapters; "total" is the sum without it, as in the paper. The experts
-    of a mixture are left out.
+    of a mixture are left out: the router decides how much they multiply.
     """
-    works = {}
+    clocks = {}
     for model_name, model in models.items():
         layers = network(model).layers
         for index, block in enumerate(layers[len(layers) // 2].blocks):
-            for name, linear in block.linears.items():
-                if not isinstance(linear, Experts):  # the router decides how much they multiply
-                    module = getattr(linear, "module", linear)
-                    key = (model_name, name.rpartition(".")[2], index)
-                    works[key] = _product(module, linear.in_features, linear.weight, tokens)
+            products = [
+                (name.rpartition(".")[2], getattr(linear, "module", linear), linear.in_features)
+                for name, linear in block.linears.items()
+                if not isinstance(linear, Experts)
+            ]
             if block.adapter is not None:
-                weight = next(block.adapter.parameters())
-                key = (model_name, "adapter", index)
-                works[key] = _product(block.adapter, block.w_in[0].in_features, weight, tokens)
+                products.append(("adapter", block.adapter, block.w_in[0].in_features))
+            for name, module, width in products:
+                x = torch.randn(tokens, width, device=model.device, dtype=model.dtype)
+                clocks[model_name, name, index] = partial(seconds_of, partial(module, x), model.device)
     found = {name: {} for name in models}
-    for (model_name, name, _), seconds in in_turns(works, next(iter(models.values())).device, repeats).items():
+    for (model_name, name, _), seconds in in_turns(clocks, repeats).items():
         found[model_name][name] = found[model_name].get(name, 0.0) + 1000 * statistics.median(seconds)
     for products in found.values():
         products["total"] = sum(milliseconds for name, milliseconds in products.items() if name != "adapter")
     return found
-
-
-def _product(module: torch.nn.Module, width: int, like: torch.Tensor, tokens: int) -> Callable[[], None]:
-    x = torch.randn(tokens, width, device=like.device, dtype=like.dtype)
-
-    def work() -> None:
-        with torch.no_grad():
-            module(x)
-
-    return work
-
-
-def _prefill(model: PreTrainedModel, tokens: int) -> Callable[[], None]:
-    vocabulary = model.get_input_embeddings().num_embeddings
-    prompt = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0)).to(model.device)
-
-    def work() -> None:
-        with inference(model):
-            model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-
-    return work
