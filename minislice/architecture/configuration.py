@@ -128,22 +128,10 @@ class SlicedConfig(PreTrainedConfig):
         """The config from which transformers reads layers, heads and vocabulary."""
         return self.base
 
-    @property
-    def hidden_size(self) -> int:
-        """D, the width before slicing."""
-        return self.base.hidden_size
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return self.base.num_hidden_layers
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.base.max_position_embeddings
-
-    @property
-    def vocab_size(self) -> int:
-        return self.base.vocab_size
+    hidden_size = property(lambda self: self.base.hidden_size)  # D, the width before slicing
+    num_hidden_layers = property(lambda self: self.base.num_hidden_layers)
+    max_position_embeddings = property(lambda self: self.base.max_position_embeddings)
+    vocab_size = property(lambda self: self.base.vocab_size)
 
 
 def _are_sizes(values: object, least: int, most: int) -> bool:

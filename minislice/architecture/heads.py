@@ -51,9 +51,7 @@ class TiedHead(SharingHead):
         for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
             setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
 
-    @property
-    def in_features(self) -> int:
-        return len(self.alpha)
+    in_features = property(lambda self: len(self.alpha))
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
         return self.logits(x * self.alpha if self.beta is None else x * self.alpha + self.beta)
@@ -71,9 +69,7 @@ class FittedHead(SharingHead):
         self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
         self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
 
-    @property
-    def in_features(self) -> int:
-        return self.H.shape[0]
+    in_features = property(lambda self: self.H.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., vocabulary]
         return self.logits(x @ self.H)
