@@ -54,7 +54,7 @@ def align(
     cosines = (U.T @ S).norm(dim=1)
     deficits = (U.T @ sines).square().sum(1) / (1 + cosines)  # 1 - cos = sin^2 / (1 + cos)
     if k == k_next and cosines.min() > SMALL_COSINE:
-        # U V^T = S + U (C^-1 - 1) U^T S, the orthogonal factor of S, without decomposing all of it
+        # U V^T = S + U diag(1/c - 1) U^T S, the orthogonal factor of S, without decomposing all of it
         rotation = S + U @ ((1 / cosines - 1)[:, None] * (U.T @ S))
     else:
         rotation = orthogonal_factor(S)
@@ -67,18 +67,19 @@ def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
     return torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, P.shape[1] :]], dim=1)
 
 
-def left_singular_vectors(S: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
-    """The left singular vectors of S by descending singular value, m = min(k, r) of them, for singular values up to 1.
+def left_singular_vectors(matrix: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
+    """The left singular vectors by descending singular value, m = min(k, r) of them, for singular values up to 1.
 
-    From the eigenvectors W of S^T S: the columns of S W are orthogonal, and QR makes them unit vectors. Unlike the
-    singular value decomposition, LAPACK's symmetric one converges also where many singular values are equal.
+    They come from the eigenvectors W of matrix^T matrix: the columns of matrix W are orthogonal, and QR makes them unit
+    vectors. LAPACK's solver for symmetric matrices converges also where many singular values are equal; its singular
+    value decomposition may not.
     """
-    W = torch.linalg.eigh(S.T @ S).eigenvectors.flip(1)
-    return torch.linalg.qr(S @ W[:, : S.shape[0]]).Q
+    W = torch.linalg.eigh(matrix.T @ matrix).eigenvectors.flip(1)
+    return torch.linalg.qr(matrix @ W[:, : matrix.shape[0]]).Q
 
 
 def orthogonal_factor(S: Float64[Tensor, "k k_next"]) -> Float64[Tensor, "k_next k_next"]:
-    """U V^T of S = U diag(c) V^T, k <= k_next, with the rows of V^T that belong to no singular value below it."""
+    """U V^T of S = U diag(c) V^T, and below it the other k_next - k rows of V^T; needs k <= k_next."""
     k = len(S)
     try:
         U, _, V_T = torch.linalg.svd(S, full_matrices=True)
