@@ -102,29 +102,18 @@ def test_wrong_order_is_refused(first, then, fragments):
         ({"adapter": "low-rank", "tolerance": 1.5}, ["tolerance", "1.5"]),
         ({"width": 0}, ["between 1 and", "16", "0"]),
         ({"width": 17}, ["between 1 and", "16", "17"]),
-        ({"width": [8, 8]}, ["2 widths", "boundaries"]),
+        ({"width": [8, 17, 8]}, ["between 1 and", "16", "17"]),
+        ({"width": [8, 0, 8]}, ["between 1 and", "16", "0"]),
         ({"width": []}, ["0 widths", "boundaries"]),
+        ({"width": [8, 8, 8, 8]}, ["4 widths", "3 boundaries"]),
+        ({"width": [8, 8, 4], "adapter": "none"}, ["never shrinks"]),
+        ({"width": [8, 8, 16], "slice_embedding": False}, ["first boundary whole", "give 16 there"]),
         ({"head": "shared"}, ["head", "own, tied, fitted", "'shared'"]),
         ({"discard": 0.1, "adapter": "none"}, ["adapter='none'", "width"]),
     ],
     ids=lambda value: " ".join(f"{name}={option}" for name, option in value.items()) if isinstance(value, dict) else "",
 )
 def test_options_that_make_no_sense_are_refused(options, fragments):
-    model = OPT.model()
-    assert_raises_and_leaves_alone(model, lambda model: slice_model(model, IDS, **options), *fragments)
-
-
-@pytest.mark.parametrize(
-    ("options", "fragments"),
-    [
-        ({"width": [8, 17, 8]}, ["between 1 and", "16", "17"]),
-        ({"width": [8, 0, 8]}, ["between 1 and", "16", "0"]),
-        ({"width": [8, 8, 8, 8]}, ["4 widths", "3 boundaries"]),
-        ({"width": [8, 8, 4], "adapter": "none"}, ["never shrinks"]),
-        ({"width": [8, 8, 16], "slice_embedding": False}, ["first boundary whole", "give 16 there"]),
-    ],
-)
-def test_widths_that_do_not_fit_are_refused(options, fragments):
     assert_raises_and_leaves_alone(PHI.model(), lambda model: slice_model(model, IDS, **options), *fragments)
 
 
@@ -239,56 +228,44 @@ TRAINING = dict.fromkeys(("rank", "accumulation", "every", "patience"), "count")
 TRAINING |= dict.fromkeys(("alpha", "learning_rate", "epochs"), "positive")
 TRAINING |= {"dropout": "fraction", "held_out": "fraction", "steps": "count or None", "train_adapters": "flag"}
 BATCH, SEED, LIMIT = {"batch_size": "count"}, {"seed": "seed"}, {"limit": "count or None"}
-OPTIONS = {
-    fuse: {"keep_tie": "flag"},
-    rotate: {"per_block": "flag", **SEED},
-    slice_model: {**SLICING, **CHOICES, "slice_head": "flag", **SEED, **BATCH},
-    delete_neurons: {"neurons": "fraction", "multiple": "count", "repair": "flag", **BATCH},
-    partial(delete_layers, layers=1): {"known": "ints", **BATCH},
-    delete_layers: {"size": "share"},
-    plan_compression: {"size": "share", "widths": "shares", "drop": "flag", "multiple": "count", **BATCH},
-    compress: {"size": "share", "multiple": "count", **BATCH},
-    partial(neurons_for, size=0.9): {"size": "share", "multiple": "count"},
-    perplexity: BATCH,
-    verify: {"dtypes": "names", **SEED, **BATCH},
-    compare: {"sizes": "shares", "variants": "mapping", "tasks": "names", **LIMIT},
-    zero_shot: {"tasks": "names", **LIMIT, **BATCH},
-    propose: SEED,
-    own_text: {"vocabulary": "count or None", **SEED, **BATCH},
-    recover: {**TRAINING, **SEED, **BATCH},
-    inference_cost: {"prompt": "count", "length": "count", "rounds": "count", "batch_size": "count or None"},
-    sample: {"samples": "count", "seqlen": "count", **SEED},
-}
-NEEDED = {  # what stands beside the model
-    **dict.fromkeys(("perplexity", "slice_model", "delete_neurons", "delete_layers", "verify", "recover"), (IDS,)),
-    **dict.fromkeys(("plan_compression", "compress"), (IDS,)),
-    "compare": (IDS, IDS),
-    **{"own_text": (2, 4), "zero_shot": (object(),), "inference_cost": (LLAMA.model(),)},
-}
-CASES = [(function, option, kind) for function, kinds in OPTIONS.items() for option, kind in kinds.items()]
+COUNTS = dict.fromkeys(("prompt", "length", "rounds"), "count")
 
 
-def name_of(function) -> str:
-    names = {inference_cost: "inference_cost"}
-    function = getattr(function, "func", function)
-    return names.get(function, function.__name__)
+def sampled(model, **options):
+    return sample(IDS.flatten(), **{"samples": 1, "seqlen": 4, **options})
+
+
+OPTIONS = [  # a function, what stands beside the model, and what kind of value each option takes
+    (fuse, (), {"keep_tie": "flag"}),
+    (rotate, (), {"per_block": "flag", **SEED}),
+    (slice_model, (IDS,), {**SLICING, **CHOICES, "slice_head": "flag", **SEED, **BATCH}),
+    (delete_neurons, (IDS,), {"neurons": "fraction", "multiple": "count", "repair": "flag", **BATCH}),
+    (partial(delete_layers, layers=1), (IDS,), {"known": "ints", **BATCH}),
+    (delete_layers, (IDS,), {"size": "share"}),
+    (plan_compression, (IDS,), {"size": "share", "widths": "shares", "drop": "flag", "multiple": "count", **BATCH}),
+    (compress, (IDS,), {"size": "share", "multiple": "count", **BATCH}),
+    (partial(neurons_for, size=0.9), (), {"size": "share", "multiple": "count"}),
+    (perplexity, (IDS,), BATCH),
+    (verify, (IDS,), {"dtypes": "names", **SEED, **BATCH}),
+    (compare, (IDS, IDS), {"sizes": "shares", "variants": "mapping", "tasks": "names", **LIMIT}),
+    (zero_shot, (object(),), {"tasks": "names", **LIMIT, **BATCH}),
+    (propose, (), SEED),
+    (own_text, (2, 4), {"vocabulary": "count or None", **SEED, **BATCH}),
+    (recover, (IDS,), {**TRAINING, **SEED, **BATCH}),
+    (inference_cost, (LLAMA.model(),), {**COUNTS, "batch_size": "count or None"}),
+    (sampled, (), {"samples": "count", "seqlen": "count", **SEED}),
+]
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    ("function", "option", "kind"), CASES, ids=[f"{name_of(function)}-{option}" for function, option, _ in CASES]
-)
-def test_an_option_out_of_its_range_is_refused_by_its_name(function, option, kind):
-    model = LLAMA.model()
-    if function is recover:
-        model = done["sliced"](model)
-    if function is sample:
-        model, function = IDS.flatten(), partial(sample, **{"samples": 1, "seqlen": 4})
-    for value in WRONG[kind]:
-        if option == "widths" and value is None:  # the default
-            continue
-        with pytest.raises(ValueError, match=option):
-            function(model, *NEEDED.get(name_of(function), ()), **{option: value})
+@pytest.mark.parametrize(("function", "beside", "kinds"), OPTIONS)
+def test_an_option_out_of_its_range_is_refused_by_its_name(function, beside, kinds):
+    model = done["sliced"](LLAMA.model()) if function is recover else LLAMA.model()
+    for option, kind in kinds.items():
+        for value in WRONG[kind]:
+            if option != "widths" or value is not None:  # the default
+                with pytest.raises(ValueError, match=option):
+                    function(model, *beside, **{option: value})
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -199,21 +199,13 @@ def test_measuring_changes_neither_model_nor_tokenizer(models, originals):
     assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_a_limit_takes_the_first_items(models, originals):
-    dense, tokenizer = models[0]["dense"], models[1]
-    whole, part = (minislice.zero_shot(dense, tokenizer, "arc_easy", tasks_from=originals, limit=n) for n in (None, 4))
-    assert part["arc_easy"].correct == whole["arc_easy"].correct[:4] and part["arc_easy"].count == 4
-
-
-def test_a_model_saved_and_loaded_onto_every_device_answers_alike(models, originals, tmp_path):
-    sliced, tokenizer = models[0]["sliced"], models[1]
-    sliced.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
-    loaded, its_own = minislice.load(tmp_path / "model", device="auto")
-    first, second = (
-        minislice.zero_shot(*pair, "hellaswag", tasks_from=originals)
-        for pair in ((sliced, tokenizer), (loaded, its_own))
-    )
-    assert first == second
+def test_a_limit_takes_the_first_items_and_a_loaded_model_answers_alike(models, originals, tmp_path):
+    (model, tokenizer), task = (models[0]["sliced"], models[1]), "hellaswag"
+    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    whole = minislice.zero_shot(model, tokenizer, task, tasks_from=originals)
+    assert minislice.zero_shot(*minislice.load(tmp_path / "model", device="auto"), task, tasks_from=originals) == whole
+    part = minislice.zero_shot(model, tokenizer, task, tasks_from=originals, limit=4)[task]
+    assert part.correct == whole[task].correct[:4] and part.count == 4
 
 
 def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, originals, monkeypatch):
@@ -256,12 +248,6 @@ def test_a_copy_converted_wrongly_is_found(task, originals, copies, tmp_path, mo
     monkeypatch.setitem(local_tasks.LOCAL, task, dataclasses.replace(LOCAL[task], read=wrong))
     with pytest.raises(AssertionError):
         copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
-
-
-def test_the_prompt_is_the_harness_own(copies, tmp_path):
-    context, choices, right = asked("piqa", copies, tmp_path / "copies")[1]
-    assert context == "Question: How to import a function?\nAnswer:"
-    assert (choices, right) == (("write import function", "function"), 1)
 
 
 def test_published_copies_are_read_whole(assets):
@@ -309,11 +295,11 @@ def test_an_item_without_a_right_answer_is_told_by_its_line(task, change, messag
         read_items(task, folder_of({task: items}, tmp_path / "tasks"))
 
 
-@pytest.mark.parametrize(("task", "gold"), [*zip(ORIGINAL, [-1, 9, None, "1.0"], strict=True)])
-def test_a_converted_item_without_a_right_answer_is_told(task, gold, tmp_path):
-    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
-        items = [{**converted(task, ORIGINAL[task][0]), "gold": gold}]
-        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
+def test_a_converted_item_without_a_right_answer_is_told(tmp_path):
+    for task, gold in zip(ORIGINAL, (-1, 9, None, "1.0"), strict=True):
+        folder = folder_of({task: [{**converted(task, ORIGINAL[task][0]), "gold": gold}]}, tmp_path / task)
+        with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
+            read_items(task, folder)
 
 
 def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
@@ -322,23 +308,18 @@ def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
     (tmp_path / "arc_easy.jsonl").write_text('{"question": \n')
     (tmp_path / "winogrande.jsonl").write_text("\n")
     (tmp_path / "hellaswag.jsonl").write_text('{"query": "no activity", "choices": ["a"], "gold": 3}\n')
-    for tasks, options, message in (
-        (
-            "piqa",
-            {"tasks_from": tmp_path},
-            r"line 1: an item has the fields goal, sol1, sol2, label; it has no 'label'",
-        ),
-        ("arc_easy", {"tasks_from": tmp_path}, r"arc_easy.jsonl, line 1: .*Expecting value"),
-        ("hellaswag", {"tasks_from": tmp_path}, r"hellaswag.jsonl, line 1: "),
-        ("winogrande", {"tasks_from": tmp_path}, "winogrande.jsonl has no items in it"),
-        ("arc_challenge", {"tasks_from": originals}, r"arc_challenge.jsonl doesn't exist"),
-        ("boolq", {"tasks_from": originals}, "no local copy of boolq can be read; there are piqa, winogrande"),
-        ("piqa", {"limit": 0, "tasks_from": originals}, "limit must be a whole number of at least 1"),
-        (["piqa", "piqa"], {"tasks_from": originals}, "each task once"),
-        ([], {}, "at least one"),
+    for tasks, folder, message in (
+        ("piqa", tmp_path, r"line 1: an item has the fields goal, sol1, sol2, label; it has no 'label'"),
+        ("arc_easy", tmp_path, r"arc_easy.jsonl, line 1: .*Expecting value"),
+        ("hellaswag", tmp_path, r"hellaswag.jsonl, line 1: "),
+        ("winogrande", tmp_path, "winogrande.jsonl has no items in it"),
+        ("arc_challenge", originals, r"arc_challenge.jsonl doesn't exist"),
+        ("boolq", originals, "no local copy of boolq can be read; there are piqa, winogrande"),
+        (["piqa", "piqa"], originals, "each task once"),
+        ([], None, "at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            minislice.zero_shot(dense, tokenizer, tasks, **options)
+            minislice.zero_shot(dense, tokenizer, tasks, tasks_from=folder)
     with pytest.raises(ValueError, match="need the model's tokenizer"):
         minislice.zero_shot(dense, None, "piqa", tasks_from=originals)
 
@@ -348,9 +329,7 @@ def test_labels_may_be_numbers_and_a_mark_of_bytes_is_no_text(tmp_path):
     folder = folder_of({"winogrande": items}, tmp_path / "tasks")
     (folder / "winogrande.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "winogrande.jsonl").read_bytes())
     assert read_items("winogrande", folder) == [ORIGINAL["winogrande"][1]]
-    (folder / "piqa.jsonl").write_text(
-        json.dumps({**ORIGINAL["piqa"][0], "goal": "na\xefve"}, ensure_ascii=False), "latin-1"
-    )
+    (folder / "piqa.jsonl").write_bytes(b'{"goal": "na\xefve"}')
     with pytest.raises(ValueError, match=r"can't read .*piqa\.jsonl as utf-8 text: .*; save it as utf-8"):
         read_items("piqa", folder)
 

@@ -11,8 +11,9 @@ from ..checks import require_choice, require_number
 from ..corpus.documents import evaluation_windows
 from ..corpus.text import is_one_file, require_source
 from ..measuring.records import require_results
+from ..teaching import plots
 from .inputs import files_read, load_both, load_model, texts_of, token_sets
-from .output import print_result
+from .output import picture, print_result
 
 RESULTS = "results.jsonl"
 
@@ -55,7 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     text = table(rows)
     with whole_file(out / "table.md") as new:
         new.write_text(text + "\n", encoding="utf-8")
-    _draw(rows, out / "plot.png")
+    with picture(out / "plot.png"):
+        plots.by_parameters(rows)
     result = {
         "model": arguments.model,
         "calibration": texts.describe("calibration", calibration),
@@ -67,20 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     notes = [f"{name}: {result[name]}" for name in ("calibration", "evaluation", "second evaluation") if result[name]]
     notes.append(f"saved to {out}")
     print_result(arguments, result, "\n".join(["", text, "", *notes]))
-
-
-def _draw(rows: list[dict], path: Path) -> None:
-    import matplotlib.pyplot as plt  # takes a second, which no other command waits for
-
-    from ..teaching import plots
-
-    with plt.rc_context():
-        plots.use_style()
-        figure, ax = plt.subplots()
-        plots.by_parameters(rows, ax=ax)
-        with whole_file(path) as new:
-            figure.savefig(new, format="png", dpi=150)
-        plt.close(figure)
 
 
 def _require_own(out: Path) -> None:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..adapters import FORMS
-from ..architecture.folder import require_file, whole_file
+from ..architecture.folder import require_file
 from ..architecture.network import network
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SPLITS, load_text, sample, tokenize
@@ -23,7 +23,8 @@ from ..measuring.tables import table
 from ..options import SlicingOptions
 from ..slicing import slice_model
 from ..storage.checkpoint import load, load_tokenizer, locate
-from .output import print_result
+from ..teaching import plots
+from .output import picture, print_result
 from .parser import PICTURE
 
 SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
@@ -106,22 +107,14 @@ def _cells(row: dict) -> list[str]:
 
 def draw(path: Path, calibration: Tensor) -> None:
     """A picture of the LLaMA's embedding, as trained and rotated onto its principal components, and where it is cut."""
-    import matplotlib.pyplot as plt  # takes half a second
-
-    from ..teaching import plots
-
     model, _ = load("mini-llama", dtype="float32", device="cpu")
     dense = model.get_input_embeddings().weight[:96].detach().clone()
     slice_model(model, calibration, **vars(SlicingOptions.paper(slicing=0)))
     rotated = model.get_input_embeddings().weight[:96]
     pictures = {"as trained": dense, f"on principal components: {SLICING:.0%} are cut": rotated}
-    with plt.rc_context():
-        plots.use_style()
+    with picture(path):
         axes = plots.panels(len(pictures))
         largest = 3 * dense.std().item()
         for ax, (title, values) in zip(axes, pictures.items(), strict=True):
             plots.matrix(values.abs(), "column", "token", "|value|", title=title, largest=largest, ax=ax)
         axes[1].axvline((1 - SLICING) * dense.shape[1], color="tab:red")
-        with whole_file(path) as new:
-            axes[0].figure.savefig(new, format="png", dpi=150)
-        plt.close(axes[0].figure)

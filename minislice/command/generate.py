@@ -6,7 +6,8 @@ import torch
 
 from ..beyond.self_calibration import require_finite
 from ..corpus.text import require_unicode
-from .inputs import length_limit, load_both, require_known
+from ..measuring.cost import length_limit
+from .inputs import load_both, require_known
 from .output import print_result
 
 

@@ -12,19 +12,18 @@ import torch
 from transformers import PreTrainedModel
 
 from ..beyond.self_calibration import own_text
-from ..corpus.batches import position_limit
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
 from ..large import processes
 from ..likelihood import perplexity
-from ..measuring.cost import parameters
+from ..measuring.cost import length_limit, parameters
 from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN
 
 
 def device_of(name: str | None) -> str:
-    """The device, which is there and can compute: told before anything is loaded."""
+    """The device to compute on; a ValueError, before anything is loaded, where it isn't there or can't compute."""
     if name is None:
         return f"cuda:{processes.local_index()}" if torch.cuda.is_available() else "cpu"
     return usable_device(name)
@@ -68,11 +67,7 @@ def require_known(ids: torch.Tensor, model: PreTrainedModel) -> None:
 
 
 def files_read(arguments: argparse.Namespace) -> list[Path]:
-    """The files and folders here that the command line names to be read: what the command writes must be apart.
-
-    Raises:
-        ValueError: there is no such model.
-    """
+    """The files and folders that the command line names to be read: what the command writes must be apart."""
     options = ("calibration", "evaluation", "second_evaluation", "wikitext2", "alpaca")
     texts = [name for option in options if (name := getattr(arguments, option, None)) and name not in (*SOURCES, OWN)]
     model = locate(arguments.model) if arguments.model else None
@@ -127,11 +122,6 @@ def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: in
     if arguments.seqlen:
         return arguments.seqlen
     return SEQLEN if arguments.model in EMBEDDED else min(default, length_limit(model) or default)
-
-
-def length_limit(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have, or had in training where the model itself sets no limit."""
-    return position_limit(model) or getattr(model.config, "max_position_embeddings", None)
 
 
 def token_sets(
@@ -196,15 +186,11 @@ def before_and_after(
 
 
 def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings) -> float:
-    """The perplexity.
-
-    Raises:
-        ValueError: it isn't a number.
-    """
-    found = perplexity(model, tokens, **settings)
-    if math.isnan(found):
+    """The perplexity; a ValueError where it isn't a number."""
+    value = perplexity(model, tokens, **settings)
+    if math.isnan(value):
         raise ValueError(
             f"the perplexity of {name} isn't a number: the logits have a NaN or an infinity; check the weights, or use "
             "a wider dtype (--dtype)"
         )
-    return found
+    return value

@@ -3,10 +3,14 @@
 import argparse
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from ..architecture.folder import whole_file
 from ..measuring.tables import table
 
 
@@ -31,6 +35,21 @@ def save_sliced(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer
         f"dense {result['dense perplexity']:.4f}",
     }
     model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
+
+
+@contextmanager
+def picture(path: Path) -> Iterator[None]:
+    """What is drawn in the block, in the notebooks' style, as a PNG file."""
+    import matplotlib.pyplot as plt  # takes half a second, which other commands don't wait for
+
+    from ..teaching import plots
+
+    with plt.rc_context():
+        plots.use_style()
+        yield
+        with whole_file(path) as new:
+            plt.savefig(new, format="png", dpi=150)
+        plt.close()
 
 
 def _without_nan(value):

@@ -9,15 +9,12 @@ from .output import print_result
 
 def run(arguments: argparse.Namespace) -> int:
     model, _ = load(arguments.model, dtype="float32", trust_remote_code=arguments.trust_remote_code)
-    found = propose(model, seed=arguments.seed)
-    print_result(
-        arguments,
-        {
-            "model_type": found.model_type,
-            "passed": found.passed,
-            "entry": None if found.family is None else entry(found.model_type, found.family),
-            "obstacle": found.obstacle,
-        },
-        str(found),
-    )
-    return 0 if found.passed else 1
+    proposal = propose(model, seed=arguments.seed)
+    result = {
+        "model_type": proposal.model_type,
+        "passed": proposal.passed,
+        "entry": None if proposal.family is None else entry(proposal.model_type, proposal.family),
+        "obstacle": proposal.obstacle,
+    }
+    print_result(arguments, result, str(proposal))
+    return 0 if proposal.passed else 1

@@ -64,7 +64,7 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
 
 
 def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
-    """As `_slice_in_memory`; nothing is measured, so that no text is needed for it."""
+    """As `_slice_in_memory`, but nothing is measured, so that no text is needed for that."""
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
@@ -103,11 +103,7 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
 
 
 def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
-    """Say whether what is to become of a model of one width, without adapters, can be exported.
-
-    Raises:
-        ValueError: widths that the model can't have.
-    """
+    """Refuse widths that the model can't have; say of one width and no adapters whether the result can be exported."""
     options = options.resolved(net)
     widths = options.fit(net)
     if None in widths or len(set(widths)) > 1:
@@ -117,11 +113,11 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         return
     try:
         stock = stock_network(sliced)
-        said = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
+        answer = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
     except ValueError as error:
-        said = " ".join(str(error).split())
+        answer = " ".join(str(error).split())
     if arguments.processes.index == 0 and not arguments.json:
-        print(f"Export to a stock architecture: {said}", flush=True)
+        print(f"Export to a stock architecture: {answer}", flush=True)
 
 
 def _describe_slicing(report: SlicingReport) -> dict:

@@ -90,13 +90,14 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
     return (time.perf_counter() - began) / length
 
 
-def require_positions(model: PreTrainedModel, tokens: int) -> None:
-    """Refuse sequences longer than the model's, before so many tokens are made.
+def length_limit(model: PreTrainedModel) -> int | None:
+    """How many tokens a sequence may have, or had in training where the model itself sets no limit."""
+    return position_limit(model) or getattr(model.config, "max_position_embeddings", None)
 
-    Raises:
-        ValueError: they are.
-    """
-    limit = position_limit(model) or getattr(model.config, "max_position_embeddings", None) or LONGEST
+
+def require_positions(model: PreTrainedModel, tokens: int) -> None:
+    """Raise a ValueError, before so many tokens are made, where sequences are longer than the model's."""
+    limit = length_limit(model) or LONGEST
     if tokens > limit:
         raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,13 +34,11 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Of Python, minislice, and every package that a result may depend on."""
-    found = {"python": platform.python_version(), "minislice": __version__}
+    numbers = {"python": platform.python_version(), "minislice": __version__}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            numbers[package] = version(package)
+    return numbers
 
 
 def hardware(device: str) -> str:

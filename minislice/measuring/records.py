@@ -32,11 +32,11 @@ def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
         if line.strip():
             try:
                 record = json.loads(line)
-                found = faults(record)
+                reasons = faults(record)
             except Exception as error:  # of whatever stands where a record should
-                found = [f"{type(error).__name__}: {error}"]
-            if found:
-                raise ValueError(f"{path} is not a results file of minislice: line {number}: {found[0][:200]}")
+                reasons = [f"{type(error).__name__}: {error}"]
+            if reasons:
+                raise ValueError(f"{path} is not a results file of minislice: line {number}: {reasons[0][:200]}")
             records[record["key"]] = record
     return list(records.values())
 
@@ -49,9 +49,9 @@ def require_results(path: str | os.PathLike, reads: Iterable[Path] = ()) -> Path
 class Records:
     """A file that this process alone appends to (see `opened`), or, without a path, a list in memory."""
 
-    def __init__(self, path: Path | None = None, found: Iterable[dict[str, Any]] = ()):
+    def __init__(self, path: Path | None = None, records: Iterable[dict[str, Any]] = ()):
         self.path = path
-        self.finished = {record["key"]: record for record in found if record["status"] == "done"}
+        self.finished = {record["key"]: record for record in records if record["status"] == "done"}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record, and have it on the disk."""

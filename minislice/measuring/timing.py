@@ -221,9 +221,9 @@ def product_milliseconds(
             for name, module, width in products:
                 x = torch.randn(tokens, width, device=model.device, dtype=model.dtype)
                 clocks[model_name, name, index] = partial(seconds_of, partial(module, x), model.device)
-    found = {name: {} for name in models}
+    times = {name: {} for name in models}
     for (model_name, name, _), seconds in in_turns(clocks, repeats).items():
-        found[model_name][name] = found[model_name].get(name, 0.0) + 1000 * statistics.median(seconds)
-    for products in found.values():
+        times[model_name][name] = times[model_name].get(name, 0.0) + 1000 * statistics.median(seconds)
+    for products in times.values():
         products["total"] = sum(milliseconds for name, milliseconds in products.items() if name != "adapter")
-    return found
+    return times

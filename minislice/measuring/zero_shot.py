@@ -138,8 +138,8 @@ def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
 
 
 def _score(task: str, results: dict) -> Score:
-    found = results["results"][task]
-    metric = next((name for name in ("acc_norm", "acc") if f"{name},none" in found), None)
+    numbers = results["results"][task]
+    metric = next((name for name in ("acc_norm", "acc") if f"{name},none" in numbers), None)
     if metric is None:
         raise ValueError(f"{task} is no multiple-choice task: the harness gives no accuracy for it")
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
@@ -148,9 +148,9 @@ def _score(task: str, results: dict) -> Score:
             f"{task}: the logits have a NaN or an infinity; check the weights, or use a wider dtype (--dtype)"
         )
     correct = tuple(bool(sample[metric]) for sample in samples)
-    error = found[f"{metric}_stderr,none"]
+    error = numbers[f"{metric}_stderr,none"]
     error = 100 * error if isinstance(error, float) else math.nan  # of a single item there is none
-    return Score(task, metric, 100 * found[f"{metric},none"], error, len(correct), correct)
+    return Score(task, metric, 100 * numbers[f"{metric},none"], error, len(correct), correct)
 
 
 @contextlib.contextmanager
