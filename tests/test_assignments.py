@@ -26,7 +26,7 @@ from minislice.teaching.assignments.judging import Places
 HERE = Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks" / "assignments"
 sys.path.insert(0, str(HERE / "assignments"))
-for module in ("a1", "a2", "a3", "a4", "a5", "a6", "a7", "m"):
+for module in ("a1", "a2", "a3", "a4", "a5", "a6", "a7", "a8", "a9", "m"):
     importlib.import_module(module)
 from answers import RIGHT, WRONG  # noqa: E402
 

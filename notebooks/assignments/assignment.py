@@ -160,7 +160,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
     make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
-    make.add_argument("name", metavar="NAME", help="of the assignment: a1 to a7, m1 to m3")
+    make.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3")
     make.add_argument("--to", required=True, type=Path, metavar="FILE", help="the notebook to write")
     make.add_argument("--release", action="store_true", help="write what students get, without answers")
     make.add_argument("--force", action="store_true", help="overwrite the file")

@@ -204,7 +204,7 @@ class Assignment:
     """One notebook.
 
     Args:
-        name: "a1" .. "a7", "m1" .. "m3".
+        name: "a1" .. "a9", "m1" .. "m3".
         goal: what the student can do afterwards.
         before: what the student needs before.
         notation: what all questions share, in Markdown.

@@ -1,0 +1,159 @@
+"""A9: which changes of attention's weights leave its output as it was (notebook 10)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+
+from . import toy
+from .exercise import Case, Failure
+from .feedback import checker
+from .forms import Array
+from .judging import Places
+from .markdown import read
+
+
+def _turns(angles: np.ndarray, scales: Any = 1.0) -> np.ndarray:
+    """M [d, d] for which x M rotates each pair of x by its angle, and multiplies it by its scale."""
+    M = np.zeros((2 * len(angles),) * 2)
+    even, odd = np.arange(0, len(M), 2), np.arange(1, len(M), 2)
+    M[even, even] = M[odd, odd] = scales * np.cos(angles)
+    M[even, odd], M[odd, even] = scales * np.sin(angles), -scales * np.sin(angles)
+    return M
+
+
+def _angles(rng: Generator, pairs: int) -> np.ndarray:
+    """Different angles, none of them near zero."""
+    return np.sort(rng.uniform(0.3, 0.5, pairs)) + 0.4 * np.arange(pairs)
+
+
+def _attention(W: Mapping[str, np.ndarray], x: np.ndarray, theta: np.ndarray) -> np.ndarray:
+    """y, [T, D]."""
+    T, d = len(x), W["Q"].shape[1]
+    turns = np.stack([_turns(position * theta) for position in range(T)])
+    q, k = (np.einsum("ti,tij->tj", rows, turns) for rows in (x @ W["Q"], x @ W["K"] + W["b"]))
+    scores = np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(d), -np.inf)
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True) @ x @ W["V"] @ W["O"]
+
+
+def _value_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for D, d in ((3, 2), (4, 3), (5, 4), (6, 2)):
+        W_V, W_O = rng.standard_normal((D, d)), rng.standard_normal((d, D))
+        cases.append(Case({"D": D, "d": d}, {"W_V": W_V, "W_O": W_O, "R": _invertible(rng, d)}))
+    return cases
+
+
+def _invertible(rng: Generator, d: int) -> np.ndarray:
+    """Far from orthogonal, and from singular."""
+    return toy.haar(rng, d) * np.linspace(0.5, 2.0, d) @ toy.haar(rng, d)
+
+
+def _judge_value(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    W_V, W_O, R = arguments.values()
+    places = Places().add("W_V", W_V @ R, result[0], {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R.")
+    mistakes = {
+        "R^T is the inverse of a rotation; R is none.": R.T @ W_O,
+        "It is multiplied by R, not by its inverse.": R @ W_O,
+        "It is as it was.": W_O,
+    }
+    return places.add("W_O", np.linalg.solve(R, W_O), result[1], mistakes, "what is W_V R times it?").failure()
+
+
+def _rotary_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for D, pairs in ((3, 1), (4, 2), (5, 3), (6, 2)):
+        W_Q, W_K = rng.standard_normal((2, D, 2 * pairs))
+        angles, scales = rng.uniform(0.3, 2.8, pairs), rng.uniform(1.5, 3.0, pairs)
+        given = {"W_Q": W_Q, "W_K": W_K, "angles": angles, "scales": scales}
+        cases.append(Case({"D": D, "d": 2 * pairs}, given))
+    return cases
+
+
+def _judge_rotary(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
+    W_Q, W_K, angles, scales = arguments.values()
+    mistakes = {
+        "It is rotated the other way.": W_Q @ _turns(-angles, scales),
+        "It is not scaled.": W_Q @ _turns(angles),
+        "It is divided by the scale.": W_Q @ _turns(angles, 1 / scales),
+    }
+    places = Places().add("W_Q", W_Q @ _turns(angles, scales), result[0], mistakes, "rows are rotated, pair by pair.")
+    mistakes = {
+        "It is rotated the other way: a dot product stays if both turn alike.": W_K @ _turns(-angles, 1 / scales),
+        "It is multiplied by the scale, as the queries are.": W_K @ _turns(angles, scales),
+        "It is not scaled.": W_K @ _turns(angles),
+        "It is not rotated.": W_K / np.repeat(scales, 2),
+        "It is as it was.": W_K,
+    }
+    hint = "what keeps the dot product of each pair?"
+    return places.add("W_K", W_K @ _turns(angles, 1 / scales), result[1], mistakes, hint).failure()
+
+
+def _candidates(rng: Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
+    """Six changes A, B, F, G, beta in random order; two or three of them are symmetries."""
+    d = 2 * pairs
+    same, none, R, vector = np.eye(d), np.zeros(d), _invertible(rng, d), rng.standard_normal(d)
+    angles, scales, inverse = rng.uniform(0.5, 2.5, pairs), rng.uniform(1.5, 3.0, pairs), np.linalg.inv(R)
+    kept = [
+        (same, same, R, inverse, none),
+        (_turns(angles, scales), _turns(angles, 1 / scales), same, same, none),
+        (-same, -same, -same, -same, none),
+    ]
+    broken = [
+        (same, same, R, R.T, none),  # R is no rotation
+        (R, inverse.T, same, same, none),  # a symmetry without positions; R doesn't commute with them
+        (_turns(angles), _turns(-angles), same, same, none),  # queries and keys turn in opposite directions
+        (_turns(angles, scales), _turns(angles, scales), same, same, none),  # both grow
+        (same, same, same, same, vector),  # a symmetry without positions; here the constant turns with them
+    ]
+    if pairs > 1:
+        exchanged = np.roll(same, 2, axis=0)  # pairs get each other's angles
+        broken.append((exchanged, exchanged, same, same, none))
+    count = int(rng.integers(2, 4))
+    chosen = [kept[i] for i in rng.permutation(3)[:count]]
+    chosen += [broken[i] for i in rng.permutation(len(broken))[: 6 - count]]
+    return [chosen[i] for i in rng.permutation(6)]
+
+
+def _unchanged_cases(rng: Generator) -> list[Case]:
+    cases = []
+    for pairs in (1, 2, 2, 3, 3):
+        parts = zip(*_candidates(rng, pairs), strict=True)
+        changes = {name: np.stack(part) for name, part in zip(("A", "B", "F", "G", "beta"), parts, strict=True)}
+        cases.append(Case({"d": 2 * pairs}, changes | {"theta": _angles(rng, pairs)}))
+    return cases
+
+
+def _judge_unchanged(arguments: Mapping[str, Any], answer: np.ndarray) -> Failure | None:
+    """Every candidate is tried on attention with random weights."""
+    *changes, theta = arguments.values()
+    d, rng, places = 2 * len(theta), np.random.default_rng(0), Places()
+    W = {name: rng.standard_normal((d + 1, d)) for name in "QKV"}
+    W |= {"O": rng.standard_normal((d, d + 1)), "b": rng.standard_normal(d)}
+    x = rng.standard_normal((6, d + 1))
+    before = _attention(W, x, theta)
+    for number, (A, B, F, G, beta) in enumerate(zip(*changes, strict=True)):
+        changed = {"Q": W["Q"] @ A, "K": W["K"] @ B, "b": W["b"] @ B + beta, "V": W["V"] @ F, "O": G @ W["O"]}
+        holds = np.abs(_attention(changed, x, theta) - before).max() < 1e-7
+        hint = "try it: two random matrices, four tokens, and the formula above."
+        places.add(f"unchanged[{number}]", float(holds), answer[number], hint=hint)
+    return places.failure()
+
+
+A9 = read(
+    "a9",
+    value_output=(
+        _value_cases,
+        lambda given: tuple(Array(name, given[name].shape) for name in ("W_V", "W_O")),
+        _judge_value,
+    ),
+    rotary_pair=(
+        _rotary_cases,
+        lambda given: tuple(Array(name, given[name].shape) for name in ("W_Q", "W_K")),
+        _judge_rotary,
+    ),
+    unchanged=(_unchanged_cases, lambda given: Array("unchanged", (6,)), _judge_unchanged),
+)
+check = checker(A9)
