@@ -4,24 +4,22 @@ import copy
 import json
 import logging
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from models import FAMILIES, VOCABULARY, Recipe
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from streamed import edit, snapshot
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import minislice
-from minislice.architecture.blocks import LowRankAdapter
+from minislice.architecture import modeling
 from minislice.architecture.heads import FittedHead
-from minislice.architecture.modeling import CACHE, SlicedForCausalLM
+from minislice.architecture.modeling import CACHE, SlicedForCausalLM, form_of
 from minislice.architecture.network import network
 from minislice.measuring.cost import step_seconds
 from minislice.storage.files import INDEX
@@ -35,18 +33,13 @@ PAIRWISE = [
 OPTIONS = {"do_sample": False, "max_new_tokens": 6}
 
 
-def sliced(family, *, dtype=torch.float32, seed=0, width=12, tied_head=False, **options):
+def sliced(family, *, dtype=torch.float32, seed=0, **options):
     """A random model, sliced in place, and tokens. Only parameters change dtype, as in `from_pretrained`."""
     recipe = Recipe(family, seed=seed)
     model, tokens = recipe.model(), recipe.tokens()
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    minislice.slice_model(model, tokens, width=width, **({"head": "own"} if tied_head else {}), **options)
-    if tied_head:
-        net = network(model)
-        H = torch.randn(net.widths[-1], width, generator=torch.Generator().manual_seed(seed)).to(dtype)
-        model.lm_head = FittedHead(net.embeddings[0], H, model.lm_head.bias)
-    return model, tokens
+    return minislice.slice_model(model, tokens, **{"width": 12, **options}), tokens
 
 
 @torch.no_grad()
@@ -61,75 +54,82 @@ def files_of(folder: Path) -> set[str]:
 # ---- the same function, the same size ----
 
 
-@pytest.mark.parametrize(("family", "dtype", "form", "slice_head"), PAIRWISE)
-def test_loaded_logits_are_bit_identical(family, dtype, form, slice_head, tmp_path):
-    model, tokens = sliced(family, dtype=dtype, adapter=form, slice_head=slice_head)
+def saved_equals_loaded(model, tokens, folder: Path) -> SlicedForCausalLM:
     before = logits(model, tokens)
-    model.save_pretrained(tmp_path / "model")
-    assert torch.equal(logits(model, tokens), before)  # saving changed nothing
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert type(loaded) is SlicedForCausalLM and loaded.dtype == dtype and not loaded.training
-    assert torch.equal(logits(loaded, tokens), before)
-    assert [type(block.adapter) for block in network(loaded).blocks] == [
-        type(block.adapter) for block in network(model).blocks
-    ]
-    assert loaded.num_parameters() == minislice.parameters(loaded) == minislice.parameters(model)
+    model.save_pretrained(folder)
+    assert torch.equal(logits(model, tokens), before), "saving changed the model"
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(loaded) is SlicedForCausalLM and loaded.dtype == model.dtype and not loaded.training
+    assert torch.equal(logits(loaded, tokens), before), "logits differ"
+    assert [form_of(block) for block in network(loaded).blocks] == [form_of(block) for block in network(model).blocks]
+    parameters = minislice.parameters(model)
+    assert loaded.num_parameters() == minislice.parameters(loaded) == parameters, "parameters differ"
+    path = folder / "model.safetensors"  # which has the parameters and nothing else
+    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+    assert path.stat().st_size == header + model.dtype.itemsize * parameters
+    assert not [name for name in files_of(folder) if name.endswith((".bin", ".pt", ".pkl"))]
+    return loaded
+
+
+@pytest.mark.parametrize(("family", "dtype", "form", "slice_head"), PAIRWISE)
+def test_a_loaded_model_is_the_saved_one(family, dtype, form, slice_head, tmp_path):
+    model, tokens = sliced(family, dtype=dtype, adapter=form, slice_head=slice_head)
+    loaded = saved_equals_loaded(model, tokens, tmp_path / "model")
     head = ("linear", "own") if slice_head else ("tied", "tied")  # nobody said what becomes of it
     assert (loaded.config.head, loaded.config.slicing["options"]["head"]) == head
-    path = tmp_path / "model" / "model.safetensors"  # which has the parameters and nothing else
-    header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
-    assert path.stat().st_size == header + dtype.itemsize * minislice.parameters(model)
-    assert not [name for name in files_of(path.parent) if name.endswith((".bin", ".pt", ".pkl"))]
 
 
-@pytest.mark.parametrize(
-    ("family", "prepare"),
-    [("opt", minislice.fuse), ("llama", minislice.rotate), ("phi", lambda m: minislice.rotate(m, per_block=True))],
-)
-def test_a_fused_or_rotated_model_survives_saving(family, prepare, tmp_path):
-    recipe = Recipe(family)
-    model, tokens = prepare(recipe.model()), recipe.tokens()
-    model.save_pretrained(tmp_path / "model")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokens), logits(model, tokens))
+EPS_OF_A_MODULE = Recipe("opt", eps=0.5)  # OPT's config has no eps
+WHOLE = [
+    (EPS_OF_A_MODULE, minislice.fuse),
+    (Recipe("llama"), minislice.rotate),
+    (Recipe("phi"), partial(minislice.rotate, per_block=True)),
+]
 
 
-def test_the_norms_eps_comes_from_the_module(tmp_path):
-    recipe = Recipe("opt", eps=0.5)  # OPT's config has no eps
-    model, tokens = minislice.fuse(recipe.model()), recipe.tokens()
-    model.save_pretrained(tmp_path / "model")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokens), logits(model, tokens))
+@pytest.mark.parametrize(("recipe", "prepare"), WHOLE)
+def test_a_fused_or_rotated_model_survives_saving(recipe, prepare, tmp_path):
+    saved_equals_loaded(prepare(recipe.model()), recipe.tokens(), tmp_path / "model")
 
 
-@pytest.mark.parametrize(("family", "slice_head"), [("opt", True), ("llama", False), ("phi", True)])
+MISTAKES = {
+    "eps of the config": ("description", lambda right: lambda model: right(model) | {"norm_eps": [1e-5] * 5}),
+    "norms of the new width": ("RMSNorm", lambda right: lambda D, eps: right(D // 2, eps)),
+    "a head that isn't tied": ("_tied", lambda right: lambda base: None),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_saving_fails_on(mistake, tmp_path, monkeypatch):
+    model, tokens = minislice.fuse(EPS_OF_A_MODULE.model(), keep_tie=True), EPS_OF_A_MODULE.tokens()
+    saved_equals_loaded(model, tokens, tmp_path / "right")
+    name, wrong = MISTAKES[mistake]
+    monkeypatch.setattr(modeling, name, wrong(getattr(modeling, name)))
+    with pytest.raises((AssertionError, ValueError), match=r"logits differ|1 tensors are missing"):
+        saved_equals_loaded(model, tokens, tmp_path / "wrong")
+
+
+@pytest.mark.parametrize(("family", "slice_head"), [("opt", True), ("llama", False)])
 def test_a_tied_head_is_stored_once_and_tied_again(family, slice_head, tmp_path):
-    model, tokens = sliced(family, tied_head=True, slice_head=slice_head)
-    model.save_pretrained(tmp_path / "model")
+    model, tokens = sliced(family, head="fitted", slice_head=slice_head)
+    loaded = saved_equals_loaded(model, tokens, tmp_path / "model")
     stored = load_file(tmp_path / "model" / "model.safetensors")
-    assert sum(tensor.shape == (VOCABULARY, 12) for tensor in stored.values()) == 1
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+    embedding = loaded.get_input_embeddings().weight
+    assert sum(tensor.shape == embedding.shape for tensor in stored.values()) == 1
     (tied,) = loaded.all_tied_weights_keys.items()  # what transformers ties after loading, and keeps on one device
-    assert [loaded.get_parameter(name) is loaded.get_input_embeddings().weight for name in tied] == [True, True]
-    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
-    assert loaded.num_parameters() == minislice.parameters(model) == sum(t.numel() for t in stored.values())
+    assert all(loaded.get_parameter(name) is embedding for name in tied)
+    assert loaded.get_output_embeddings().weight is embedding
 
 
-def test_a_large_model_is_sharded_and_loads_from_its_shards(tmp_path):
-    model, tokens = sliced("llama")
-    model.save_pretrained(tmp_path / "model", max_shard_size="8KB")
-    shards = sorted((tmp_path / "model").glob("model-*.safetensors"))
-    assert len(shards) > 2 and not (tmp_path / "model" / "model.safetensors").exists()
-    assert torch.equal(logits(minislice.load(tmp_path / "model")[0], tokens), logits(model, tokens))
-
-
-def test_a_loaded_model_is_saved_and_loaded_again_unchanged(tmp_path):
+def test_what_is_loaded_from_shards_is_saved_again_with_the_same_bytes(tmp_path):
     model, tokens = sliced("phi", adapter="low-rank")
     model.save_pretrained(tmp_path / "first")
-    loaded, _ = minislice.load(tmp_path / "first")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="8KB")
+    assert len([*(tmp_path / "shards").glob("model-*.safetensors")]) > 2
+    loaded, _ = minislice.load(tmp_path / "shards")
+    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
     loaded.save_pretrained(tmp_path / "second")
-    assert torch.equal(logits(minislice.load(tmp_path / "second")[0], tokens), logits(model, tokens))
-    for name in ("config.json", "README.md", "model.safetensors"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -138,10 +138,9 @@ def test_a_copy_saves_itself_and_not_the_original(copied, tmp_path):
     other = copied(model)
     with torch.no_grad():
         other.lm_head.weight.add_(1.0)
-    other.save_pretrained(tmp_path / "copy")
-    model.save_pretrained(tmp_path / "original")
-    assert torch.equal(logits(minislice.load(tmp_path / "copy")[0], tokens), logits(other, tokens))
-    assert torch.equal(logits(minislice.load(tmp_path / "original")[0], tokens), logits(model, tokens))
+    for name, each in {"copy": other, "original": model}.items():
+        each.save_pretrained(tmp_path / name)
+        assert torch.equal(logits(minislice.load(tmp_path / name)[0], tokens), logits(each, tokens))
 
 
 def test_a_given_state_dict_is_what_is_saved(tmp_path):
@@ -167,10 +166,15 @@ def saved(request, tmp_path_factory):
     return model, tokens, folder
 
 
+@pytest.fixture
+def loaded(saved):
+    """The model loaded from that folder, to be changed by one test."""
+    return AutoModelForCausalLM.from_pretrained(saved[2])
+
+
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
-def test_it_generates_as_the_model_that_was_saved(saved, how):
-    model, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+def test_it_generates_as_the_model_that_was_saved(saved, loaded, how):
+    model, tokens, _ = saved
     assert loaded.generation_config.max_new_tokens == 7
     outputs = []
     for each, cached in ((model, True), (loaded, True), (loaded, False)):
@@ -180,10 +184,17 @@ def test_it_generates_as_the_model_that_was_saved(saved, how):
     assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
 
 
+def test_padding_on_the_left_does_not_change_what_it_generates(saved, loaded):
+    tokens = saved[1][:1, :5]
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), tokens], dim=1)
+    mask = (torch.arange(8) >= 3)[None].long()
+    generated = loaded.generate(padded, attention_mask=mask, **OPTIONS)
+    assert torch.equal(generated[:, 3:], loaded.generate(tokens, **OPTIONS))
+
+
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_the_cache_has_both_of_its_names_and_neither_is_deprecated(name, saved, monkeypatch):
-    model, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+def test_the_cache_has_both_of_its_names_and_neither_is_deprecated(name, saved, loaded, monkeypatch):
+    model, tokens, _ = saved
 
     def fail(logger, message, *arguments):
         raise AssertionError(message)
@@ -199,76 +210,55 @@ def test_the_cache_has_both_of_its_names_and_neither_is_deprecated(name, saved, 
     torch.testing.assert_close(last, logits(model, tokens)[:, -1:], rtol=1e-4, atol=1e-4)
 
 
-def test_padding_on_the_left_does_not_change_what_it_generates(saved):
-    _, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    alone = loaded.generate(tokens[:1, :5], **OPTIONS)
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), tokens[:1, :5]], dim=1)
-    mask = (torch.arange(8) >= 3)[None].long()
-    assert torch.equal(loaded.generate(padded, attention_mask=mask, **OPTIONS)[:, 3:], alone)
-
-
-@pytest.mark.parametrize(("name", "dtype"), [*zip(["dtype", "torch_dtype", "dtype"], DTYPES, strict=True)])
-def test_every_parameter_takes_the_dtype_asked_for(saved, name, dtype):
-    _, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder, **{name: dtype})
-    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-    assert logits(loaded, tokens).dtype == dtype
-
-
-def test_device_map_auto_places_it_without_changing_it(saved):
+def test_every_parameter_takes_the_dtype_and_the_device_asked_for(saved):
     model, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder, device_map="auto")
-    assert torch.equal(logits(loaded, tokens.to(loaded.device)).cpu(), logits(model, tokens))
+    for name, dtype in zip(["dtype", "torch_dtype", "dtype"], DTYPES, strict=True):
+        other = AutoModelForCausalLM.from_pretrained(folder, **{name: dtype})
+        assert {parameter.dtype for parameter in other.parameters()} == {dtype} == {logits(other, tokens).dtype}
+    placed = AutoModelForCausalLM.from_pretrained(folder, device_map="auto")
+    assert torch.equal(logits(placed, tokens.to(placed.device)).cpu(), logits(model, tokens))
 
 
 @pytest.mark.parametrize(
     ("family", "head", "share"),
-    [
-        ("opt", "own", 0.86),
-        ("llama", "own", 0.86),
-        ("phi", "tied", 0.86),
-        ("opt", "fitted", 0.1),
-        ("llama", "tied", 0.1),
-    ],
+    [("opt", "own", 0.86), ("phi", "tied", 0.86), ("opt", "fitted", 0.1), ("llama", "tied", 0.1)],
 )
 def test_spread_over_devices_it_computes_the_same(family, head, share, tmp_path):
     model, tokens = sliced(family, head=head)
     model.save_pretrained(tmp_path / "model")
     settings = {"max_memory": {"cpu": int(share * 4 * minislice.parameters(model))}, "offload_folder": tmp_path / "off"}
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map="auto", **settings)
-    assert "disk" in loaded.hf_device_map.values()
-    assert not [name for name in loaded.hf_device_map if ".blocks" in name]  # a layer is never split
-    assert torch.equal(logits(loaded, tokens), logits(model, tokens))
+    spread = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map="auto", **settings)
+    assert "disk" in spread.hf_device_map.values()
+    assert not [name for name in spread.hf_device_map if ".blocks" in name]  # a layer is never split
+    assert torch.equal(logits(spread, tokens), logits(model, tokens))
 
 
-def test_the_attention_asked_for_is_the_attention_used(saved):
+def test_the_attention_asked_for_is_the_attention_used(saved, loaded):
     _, tokens, folder = saved
     eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    sdpa = AutoModelForCausalLM.from_pretrained(folder)
-    attention = network(eager).blocks[0].attention
-    assert attention.config._attn_implementation == "eager"
-    assert network(sdpa).blocks[0].attention.config._attn_implementation == "sdpa"
+    config = network(eager).blocks[0].attention.config
+    assert config._attn_implementation == "eager"
+    assert network(loaded).blocks[0].attention.config._attn_implementation == "sdpa"
     assert eager(input_ids=tokens, output_attentions=True).attentions[0].shape[-2:] == (30, 30)
-    torch.testing.assert_close(logits(eager, tokens), logits(sdpa, tokens), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(eager, tokens), logits(loaded, tokens), rtol=1e-4, atol=1e-4)
     eager.set_attn_implementation("sdpa")
-    assert attention.config._attn_implementation == "sdpa"
+    assert config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(("family", "form"), [*zip(FAMILIES, FORMS, strict=True)])
 def test_gradients_reach_every_weight_with_and_without_checkpointing(family, form, tmp_path):
-    model, tokens = sliced(family, adapter=form, tied_head=form == "none")
+    model, tokens = sliced(family, adapter=form, **({"head": "fitted"} if form == "none" else {}))
     model.save_pretrained(tmp_path / "model")
     gradients = []
     for checkpointing in (False, True):
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").train()
-        if hasattr(loaded.config.base, "dropout"):
-            for block in network(loaded).blocks:
+        trained = AutoModelForCausalLM.from_pretrained(tmp_path / "model").train()
+        if hasattr(trained.config.base, "dropout"):
+            for block in network(trained).blocks:
                 block.dropout.p = 0.0  # OPT's default isn't zero
         if checkpointing:
-            getattr(loaded, "activation_checkpointing_enable", loaded.gradient_checkpointing_enable)()  # its old name
-        loaded(input_ids=tokens, labels=tokens).loss.backward()
-        gradients.append({name: parameter.grad for name, parameter in loaded.named_parameters()})
+            getattr(trained, "activation_checkpointing_enable", trained.gradient_checkpointing_enable)()  # its old name
+        trained(input_ids=tokens, labels=tokens).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in trained.named_parameters()})
     # A key's bias shifts every score of a row alike, and softmax takes no notice: there it is rounding.
     silent = [n for n, g in gradients[0].items() if g is None or (not g.any() and not n.endswith("k_proj.bias"))]
     assert len(gradients[0]) > 10 and not silent
@@ -276,116 +266,50 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing(family, for
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_labels_give_the_mean_loss_of_the_predicted_tokens(saved):
-    _, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+def test_it_returns_the_mean_loss_and_what_each_layer_reads(saved, loaded):
+    model, tokens, _ = saved
     expected = nn.functional.cross_entropy(logits(loaded, tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    torch.testing.assert_close(loaded(input_ids=tokens, labels=tokens).loss, expected)
-    as_tuple = loaded(input_ids=tokens, labels=tokens, return_dict=False)
-    torch.testing.assert_close(as_tuple[0], expected)
-
-
-def test_hidden_states_are_what_each_layer_reads(saved):
-    model, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    states = loaded(input_ids=tokens, output_hidden_states=True).hidden_states
-    net = network(loaded)
-    firsts = [0, *range(len(net.layers[0].blocks), len(net.blocks), len(net.layers[0].blocks))]
-    assert [state.shape[-1] for state in states] == [net.widths[index] for index in firsts] + [net.widths[-1]]
+    torch.testing.assert_close(loaded(input_ids=tokens, labels=tokens, return_dict=False)[0], expected)
+    output = loaded(input_ids=tokens, labels=tokens, output_hidden_states=True)
+    torch.testing.assert_close(output.loss, expected)
+    net, states = network(loaded), output.hidden_states
+    assert [state.shape[-1] for state in states] == net.widths[:: net.blocks_per_layer]
     assert torch.equal(net.head(states[-1]), logits(model, tokens))
-    assert logits(loaded, tokens).shape and loaded(input_ids=tokens).hidden_states is None
+    assert loaded(input_ids=tokens).hidden_states is None
 
 
-def test_embeddings_can_be_read_and_replaced(saved):
-    _, tokens, folder = saved
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+def test_embeddings_can_be_read_and_replaced(saved, loaded):
+    tokens = saved[1]
     assert loaded.get_input_embeddings() is network(loaded).embeddings[0]
     assert loaded.get_output_embeddings() is network(loaded).head
     tied, before = loaded.config.head == "tied", logits(loaded, tokens)
     loaded.resize_token_embeddings(VOCABULARY + 8)
     assert logits(loaded, tokens + 5).shape[-1] == loaded.config.vocab_size == VOCABULARY + 8
     torch.testing.assert_close(logits(loaded, tokens)[..., :VOCABULARY], before)
+    loaded.set_input_embeddings(nn.Embedding(*loaded.get_input_embeddings().weight.shape))
     assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
 
 
-def test_a_replaced_embedding_stays_tied(tmp_path):
-    model, _ = sliced("opt", tied_head=True)
-    wrapped = SlicedForCausalLM.wrap(model)
-    new = nn.Embedding(VOCABULARY, 12)
-    wrapped.set_input_embeddings(new)
-    assert wrapped.get_input_embeddings() is new and wrapped.get_output_embeddings().weight is new.weight
-
-
-def test_minislice_measures_a_loaded_model_and_refuses_to_slice_it_again(saved):
-    model, tokens, folder = saved
-    loaded, _ = minislice.load(folder)
+def test_minislice_measures_a_loaded_model_and_refuses_to_slice_it_again(saved, loaded):
+    model, tokens, _ = saved
     assert minislice.perplexity(loaded, tokens) == minislice.perplexity(model, tokens)
     for action in (minislice.rotate, lambda m: minislice.slice_model(m, tokens), minislice.fuse):
         with pytest.raises(ValueError, match="already"):
             action(loaded)
 
 
-def test_what_is_sliced_after_loading_is_saved_as_it_is(tmp_path):
-    recipe = Recipe("llama")
-    tokens = recipe.tokens()
-    minislice.fuse(recipe.model()).save_pretrained(tmp_path / "fused")
-    loaded, _ = minislice.load(tmp_path / "fused")
-    minislice.slice_model(loaded, tokens, width=9, slice_head=True)
-    loaded.save_pretrained(tmp_path / "sliced")
-    again, _ = minislice.load(tmp_path / "sliced")
-    assert set(again.config.widths) == {9} and again.config.slicing["options"]["width"] == 9
-    assert torch.equal(logits(again, tokens), logits(loaded, tokens))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_loaded_model_remembers_whether_its_head_was_tied(tied, tmp_path):
-    recipe = Recipe("opt", tied=tied)
-    minislice.fuse(recipe.model()).save_pretrained(tmp_path / "fused")
-    loaded, _ = minislice.load(tmp_path / "fused")
-    if not tied:
-        with pytest.raises(ValueError, match="shares the embedding"):
-            minislice.slice_model(loaded, recipe.tokens(), width=9, head="fitted")
-        return
-    minislice.slice_model(loaded, recipe.tokens(), width=9, head="fitted")
-    loaded.save_pretrained(tmp_path / "sliced")
-    again, _ = minislice.load(tmp_path / "sliced")
-    assert isinstance(again.get_output_embeddings(), FittedHead)
-    assert torch.equal(logits(again, recipe.tokens()), logits(loaded, recipe.tokens()))
-
-
-def test_it_loads_by_trust_remote_code_where_minislice_is_missing(tmp_path):
-    folders = []
-    for family, options in (("opt", {"tied_head": True}), ("llama", {"adapter": "low-rank"}), ("phi", {})):
-        model, tokens = sliced(family, **options)
-        folders.append(str(tmp_path / family))
-        model.save_pretrained(folders[-1])
-        torch.save({"tokens": tokens, "logits": logits(model, tokens)}, tmp_path / f"{family}.pt")
-    script = """
-        import sys
-        sys.modules["minislice"] = None  # importing it fails, installed or not
-        import torch
-        from transformers import AutoModelForCausalLM
-        for folder in sys.argv[1:]:
-            expected = torch.load(folder + ".pt")
-            for again in ("", "-again"):
-                model = AutoModelForCausalLM.from_pretrained(folder + again, trust_remote_code=True)
-                assert type(model).__module__.startswith("transformers_modules"), type(model)
-                with torch.no_grad():
-                    assert torch.equal(model(input_ids=expected["tokens"]).logits, expected["logits"])
-                assert model.generate(expected["tokens"][:1, :4], max_new_tokens=3, do_sample=False).shape == (1, 7)
-                if not again:
-                    model.save_pretrained(folder + "-again")
-        print("loaded", len(sys.argv) - 1)
-    """
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    result = run_python(script, *folders, cwd=tmp_path, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["loaded", "3"]
-
-
-def run_python(script: str, *arguments: str, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+def test_a_loaded_fused_model_is_sliced_and_remembers_whether_its_head_was_tied(tmp_path):
+    for tied in (False, True):
+        recipe = Recipe("opt", tied=tied)
+        minislice.fuse(recipe.model()).save_pretrained(tmp_path / f"fused-{tied}")
+        model, _ = minislice.load(tmp_path / f"fused-{tied}")
+        if not tied:
+            with pytest.raises(ValueError, match="shares the embedding"):
+                minislice.slice_model(model, recipe.tokens(), width=9, head="fitted")
+    minislice.slice_model(model, recipe.tokens(), width=9, head="fitted", slice_head=True)
+    loaded = saved_equals_loaded(model, recipe.tokens(), tmp_path / "sliced")
+    assert isinstance(loaded.get_output_embeddings(), FittedHead)
+    assert set(loaded.config.widths) == {9} and loaded.config.slicing["options"]["width"] == 9
 
 
 # ---- what travels along ----
@@ -410,13 +334,8 @@ def test_tokenizer_and_notes_travel(tmp_path):
     assert loaded.config.slicing["perplexity"] == 12.3456789
     assert loaded.config.slicing["options"]["adapter"] == "none"
     card = (tmp_path / "model" / "README.md").read_text()
-    said = [
-        "base_model: facebook/opt-125m",
-        "| calibration | a \\| b |",
-        "| perplexity | 12.35 |",
-        "| adapters | full |",  # at both ends, beside the tied head
-        "| head | tied |",
-    ]
+    said = ["base_model: facebook/opt-125m", "| calibration | a \\| b |", "| perplexity | 12.35 |", "| head | tied |"]
+    said += ["| adapters | full |"]  # at both ends, beside the tied head
     said += ["| option `seed` | 0 |", "| widths | 12 to 16 of 16 |", f"| parameters | {loaded.num_parameters():,} |"]
     said += [f"torch {torch.__version__}", "AutoModelForCausalLM.from_pretrained"]
     assert [line for line in said if line not in card] == []
@@ -436,114 +355,100 @@ def test_a_folder_of_this_machine_is_not_given_away(tmp_path):
 # ---- whole or not at all ----
 
 
-def test_a_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
+def test_until_the_last_file_is_written_there_is_no_new_folder_and_the_old_one_is_whole(tmp_path, monkeypatch):
+    """A process that is killed leaves the disk as it is at that moment; one that fails leaves nothing new."""
     model, _ = sliced("opt")
     model.save_pretrained(tmp_path / "model")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    monkeypatch.setattr("minislice.architecture.modeling.model_card", lambda *_: 1 / 0)
+    before, found = snapshot(tmp_path), []
+
+    def fail(*arguments):  # in place of the model card, which is written last
+        found.extend(files_of(tmp_path) - {"model"})
+        assert before.items() <= snapshot(tmp_path).items()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(modeling, "model_card", fail)
     for name in ("model", "new"):
         with pytest.raises(ZeroDivisionError):
             model.save_pretrained(tmp_path / name, force=True)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
-    assert files_of(tmp_path) == {"model"}
-
-
-def test_a_killed_save_leaves_no_folder(tmp_path):
-    script = """
-        import os, signal, sys
-        sys.path[:0] = sys.argv[2:]
-        import minislice, minislice.architecture.modeling
-        from models import Recipe
-        minislice.architecture.modeling.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # the last written
-        minislice.fuse(Recipe("llama").model()).save_pretrained(sys.argv[1])
-    """
-    here = Path(__file__).parent
-    result = run_python(script, str(tmp_path / "model"), str(here), str(here.parent), cwd=tmp_path)
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    left = files_of(tmp_path)
-    assert len(left) == 1 and left.pop().startswith(".model.partial-")  # it was interrupted, not refused
+    assert snapshot(tmp_path) == before
+    assert [name.rpartition("-")[0] for name in found] == [".model.partial", ".new.partial"]
 
 
 def test_a_folder_with_files_is_replaced_only_with_force(tmp_path):
     model, tokens = sliced("opt")
     folder = tmp_path / "model"
     folder.mkdir()
+    model.save_pretrained(folder)  # an empty one
     (folder / "thesis.txt").write_text("mine")
+    before = snapshot(tmp_path)
     for action in (lambda f: model.save_pretrained(f, force=False), lambda f: minislice.save(model, f)):
         with pytest.raises(ValueError, match="force"):
             action(folder)
-    assert files_of(folder) == {"thesis.txt"} and files_of(tmp_path) == {"model"}
+    with pytest.raises(ValueError, match="is a file"):
+        model.save_pretrained(folder / "thesis.txt", force=True)
+    assert snapshot(tmp_path) == before
     model.save_pretrained(folder, force=True)
     assert "thesis.txt" not in files_of(folder) and files_of(tmp_path) == {"model"}
     assert torch.equal(logits(minislice.load(folder)[0], tokens), logits(model, tokens))
 
 
-def test_an_empty_folder_is_fine_and_a_file_is_not(tmp_path):
-    model, _ = sliced("opt")
-    (tmp_path / "empty").mkdir()
-    model.save_pretrained(tmp_path / "empty")
-    assert "config.json" in files_of(tmp_path / "empty")
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match="is a file"):
-        model.save_pretrained(tmp_path / "file", force=True)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_a_dense_model_is_not_saved_as_a_sliced_one(tmp_path):
     with pytest.raises(ValueError, match="isn't sliced"):
         minislice.save(Recipe("opt").model(), tmp_path / "model")
-    assert not (tmp_path / "model").exists()
+    assert files_of(tmp_path) == set()
 
 
-# ---- one clear error each, naming the file ----
+# ---- one clear error each, naming the file or the folder ----
 
 
-def edit_config(**changes):
+def config(**changes):
     def damage(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        fields = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**fields, **changes}))
 
     return damage
 
 
-def edit_tensors(change):
-    def damage(folder: Path) -> None:
-        path = sorted(folder.glob("*.safetensors"))[-1]
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path, metadata={"format": "pt"})
-
-    return damage
+def last_file(change):
+    return lambda folder: change(sorted(folder.glob("*.safetensors"))[-1])
 
 
-def truncate(folder: Path) -> None:
-    path = sorted(folder.glob("*.safetensors"))[-1]
-    path.write_bytes(path.read_bytes()[:-5])
+def tensors(change):
+    return last_file(lambda path: edit(path, change))
 
 
 LAST_SHARD = r"model-\d+-of-\d+\.safetensors"
 DAMAGES = {
-    "truncated": (truncate, LAST_SHARD + ".* cut off"),
-    "not safetensors": (lambda f: sorted(f.glob("*.safetensors"))[-1].write_bytes(b"pickle" * 9), LAST_SHARD),
-    "missing shard": (lambda f: sorted(f.glob("*.safetensors"))[-1].unlink(), LAST_SHARD + " is missing"),
-    "shape": (edit_tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
-    "missing tensor": (edit_tensors(lambda t: t.pop(next(iter(t)))), LAST_SHARD + ".*it isn't there"),
-    "unexpected tensor": (edit_tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
-    "index": (lambda f: (f / INDEX).write_text("{"), "index.json is damaged"),
-    "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
-    "newer": (edit_config(format_version=4), r"config\.json.*newer minislice \(format 4"),
-    "other architecture": (edit_config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
-    "width": (edit_config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
-    "adapter": (edit_config(adapters=["full", "full", "full", 13]), r"config\.json.*'adapters' has 13 for block 3"),
-    "norms": (edit_config(norm_eps=[]), r"config\.json.*'norm_eps'"),
-    "head": (edit_config(head="shared"), r"config\.json.*'head'"),
-    "no base": (edit_config(base=None), r"config\.json.*`base`"),
-    "width that the tensors don't have": (edit_config(widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
+    "truncated": (last_file(lambda path: path.write_bytes(path.read_bytes()[:-5])), LAST_SHARD + ".* cut off"),
+    "missing shard": (last_file(Path.unlink), f"{LAST_SHARD}', which isn't in the same folder"),
+    "shape": (tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
+    "missing tensor": (tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"),
+    "unexpected tensor": (tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
+    "index": (lambda folder: (folder / INDEX).write_text("{"), "index.json is damaged"),
+    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    "newer": (config(format_version=4), r"config\.json.*newer minislice \(format 4"),
+    "other architecture": (config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
+    "width": (config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
+    "width that is no number": (
+        config(widths=[12, 12, 12, True, 20]),
+        r"config\.json.*'widths' must lie between 1 and",
+    ),
+    "adapter": (config(adapters=["full", "full", "full", 13]), r"config\.json.*'adapters' has 13 for block 3"),
+    "norms": (config(norm_eps=[]), r"config\.json.*'norm_eps'"),
+    "head": (config(head="shared"), r"config\.json.*'head'"),
+    "no base": (config(base=None), r"config\.json.*`base`"),
+    "width that the tensors don't have": (config(widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
+    "too few neurons": (config(neurons=[8]), r"'neurons' must be a list of 2 numbers, .* which are \[40, 40\]; got"),
+    "too many neurons": (config(neurons=[8, 41]), "'neurons' must be a list of 2 numbers"),
+    "a block that isn't there": (config(dropped=[4]), "'dropped' must be a list of blocks, each once, .* 0 to 3; got"),
+    "a block twice": (config(dropped=[1, 1]), "'dropped' must be a list of blocks, each once"),
+    "a block too few": (config(dropped=[1]), "a model of 3 blocks needs 4 entries in 'widths', got 5"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
+def test_a_damaged_folder_gives_one_error_that_names_it(damage, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # the annotations, which only tests check
     model, _ = sliced("llama", adapter="full", head="own")
     folder = tmp_path / "model"
     model.save_pretrained(folder, max_shard_size="8KB")
@@ -555,50 +460,30 @@ def test_a_damaged_folder_gives_one_error_that_names_the_file(damage, tmp_path):
     assert str(folder) in str(error.value)
 
 
-NEURONS = [[8], [8, 41], [8, True], "88"]
-DROPPED = [[4], [1, 1], [1.0], "1"]
-SIZES = {
-    r"'neurons' must be a list of 2 numbers, .* the dense model's, which are \[40, 40\]; got": ("neurons", NEURONS),
-    "'dropped' must be a list of blocks, each once, of the 4 .*, 0 to 3; got": ("dropped", DROPPED),
-    "a model of 3 blocks needs 4 entries in 'widths', got 5": ("dropped", [[1]]),
-    "'widths' must lie between 1 and the hidden size 20, got": (
-        "widths",
-        [[12, 12, 12, bad, 20] for bad in (True, "9")],
-    ),
-}
-
-
-@pytest.mark.parametrize("load", [minislice.load, AutoModelForCausalLM.from_pretrained])
-@pytest.mark.parametrize(
-    ("message", "name", "value"), [(said, name, value) for said, (name, values) in SIZES.items() for value in values]
-)
-def test_sizes_that_no_model_has_are_refused_in_one_error(message, name, value, load, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # the annotations, which only tests check
-    sliced("llama")[0].save_pretrained(tmp_path / "model")
-    edit_config(**{name: value})(tmp_path / "model")
-    with pytest.raises(ValueError, match=message) as error:
-        load(tmp_path / "model")
-    assert load is not minislice.load or str(tmp_path / "model" / "config.json") in str(error.value)
-
-
 def test_a_folder_without_the_block_that_a_cache_is_measured_by_is_refused(tmp_path):
     sliced("llama", drop=[1])[0].save_pretrained(tmp_path / "model")
-    edit_config(dropped=[0])(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"config\.json: block 0 can't be dropped: it has the attention"):
+    config(dropped=[0])(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model: block 0 can't be dropped: it has the attention"):
         minislice.load(tmp_path / "model")
 
 
-def test_transformers_own_loader_refuses_a_missing_tensor(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"), (config(dropped=[4]), "'dropped' must be a")],
+)
+def test_transformers_own_loader_refuses_damage_too(damage, message, tmp_path):
     sliced("phi")[0].save_pretrained(tmp_path / "model")
-    edit_tensors(lambda tensors: tensors.pop(next(iter(tensors))))(tmp_path / "model")
-    with pytest.raises(ValueError, match="1 tensors are missing"):
+    damage(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
         AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
-def test_a_damaged_dense_folder_gives_the_same_errors(tmp_path):
-    Recipe("llama", tied=False).model().save_pretrained(tmp_path / "model")
-    minislice.load(tmp_path / "model")
-    edit_tensors(lambda tensors: tensors.pop("lm_head.weight"))(tmp_path / "model")
+def test_a_dense_model_is_loaded_as_it_is_or_refused_where_a_tensor_is_missing(tmp_path):
+    model = Recipe("llama", tied=False).model()
+    model.save_pretrained(tmp_path / "model")
+    loaded, words = minislice.load(tmp_path / "model", dtype=torch.bfloat16, device="cpu")
+    assert words is None and not loaded.training and loaded.dtype == torch.bfloat16 and type(loaded) is type(model)
+    tensors(lambda t: t.pop("lm_head.weight"))(tmp_path / "model")
     with pytest.raises(ValueError, match="model: 1 tensors are missing, such as lm_head"):
         minislice.load(tmp_path / "model")
 
@@ -624,21 +509,3 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
     monkeypatch.setattr("minislice.storage.checkpoint.PreTrainedConfig", None)  # nothing of transformers' is asked
     with pytest.raises(ValueError, match=r"'absent/model'.*127\.0\.0\.1:9 can't be reached.*folder.*HF_HUB_OFFLINE=1"):
         minislice.load("absent/model")
-
-
-def test_load_returns_a_dense_model_in_eval_mode_without_a_tokenizer_where_there_is_none(tmp_path):
-    recipe = Recipe("phi")
-    model = recipe.model().float()
-    model.save_pretrained(tmp_path / "model")
-    loaded, words = minislice.load(tmp_path / "model", dtype=torch.bfloat16, device="cpu")
-    assert words is None and not loaded.training and loaded.dtype == torch.bfloat16
-    assert type(loaded) is type(model)
-
-
-def test_the_low_rank_adapter_keeps_its_rank_and_padding(tmp_path):
-    model, _ = sliced("llama", adapter="none", head="own")  # the last boundary is whole: padding
-    model.save_pretrained(tmp_path / "model")
-    loaded, _ = minislice.load(tmp_path / "model")
-    last = network(loaded).blocks[-1].adapter
-    assert isinstance(last, LowRankAdapter) and (last.rank, last.padding) == (0, 8)
-    assert loaded.config.adapters == [None, None, None, 0]

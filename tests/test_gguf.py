@@ -166,7 +166,7 @@ FAULTS = {
     "misnamed": (2, lambda tensors: tensors.update({"blk.1.up.weight": tensors.pop(UP)}), "missing, such as that of"),
     "a block too few": (1, lambda tensors: None, "9 tensors have no place in the model .* such as blk.1"),
     "a block too many": (3, lambda tensors: None, "9 tensors are missing, such as that of model.layers.2"),
-    "four million": (4_000_000, lambda tensors: None, "num_hidden_layers must be a whole number from 1 to 1,000"),
+    "four million": (4_000_000, lambda tensors: None, "num_hidden_layers must be a whole number from 1 to 1000"),
     "a bias": (2, lambda tensors: tensors.update({"blk.0.attn_q.bias": torch.ones(20)}), "such as blk.0.attn_q.bias"),
     "RoPE's scaling": (2, lambda tensors: tensors.update({"rope_freqs.weight": torch.ones(4)}), "rope_freqs.weight"),
     "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't read"),

@@ -114,15 +114,9 @@ def load(
         return model.to("cpu" if device in (None, "auto") else device).eval(), gguf_tokenizer(source)
     config = load_config(source, trust_remote_code)
     trusted = trust_remote_code and not isinstance(config, SlicedConfig)  # minislice has the code of its own models
-    tensors = {}
-    if isinstance(source, Path):
-        tensors = stored_tensors(source)
-        try:
-            empty = without_memory(config, trusted)
-        except Exception as error:  # the config of a sliced model may have any value
-            raise ValueError(f"{source / 'config.json'}: {error}") from error
-        require_fit(empty, tensors)
+    tensors = stored_tensors(source) if isinstance(source, Path) else {}
     try:
+        require_fit(without_memory(config, trusted), tensors)
         model, found = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -158,22 +152,21 @@ def locate(name: str | os.PathLike) -> Path | str:
     folder = Path(name)
     require_utf8(folder)
     if folder.is_dir():
-        require_fetched(folder)
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
                 f"{folder} holds a PEFT adapter; merge it into its base model first (merge_and_unload), and save that"
             )
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder / 'config.json'} doesn't exist: {folder} is not a model's folder")
-        return folder
-    if folder.is_file() and is_gguf(folder):
-        require_fetched(folder)
-        return folder
-    if folder.exists():
-        raise ValueError(f"{folder} is a file; give the folder of a model, or a GGUF file")
-    if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    elif folder.exists():
+        if not is_gguf(folder):
+            raise ValueError(f"{folder} is a file; give the folder of a model, or a GGUF file")
+    elif isinstance(name, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ValueError(f"{folder}: no such folder")
-    return name
+    else:
+        return name
+    require_fetched(folder)
+    return folder
 
 
 def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -194,15 +187,13 @@ def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrain
         require_buildable(config, trusted)
         for part in (config, getattr(config, "base", config)):
             part.return_dict = True  # transformers' own classes need it inside
-    except OSError as error:
-        if isinstance(source, Path):
-            raise ValueError(f"{source / 'config.json'} can't be read: {error}") from error
-        raise ValueError(
-            f"{source!r} is no folder here, none of the embedded models ({', '.join(EMBEDDED)}), and can't be fetched "
-            f"from the Hugging Face hub: {error}"
-        ) from error
     except Exception as error:  # a config class may stumble over any value
-        where = source / "config.json" if isinstance(source, Path) else source
+        where = f"{source / 'config.json'}" if isinstance(source, Path) else source
+        if isinstance(error, OSError) and not isinstance(source, Path):
+            models = ", ".join(EMBEDDED)
+            where = (
+                f"{source!r} is no folder here, none of the embedded models ({models}), and not to be had from the hub"
+            )
         raise ValueError(f"{where}: {error}") from error
     if isinstance(source, Path):
         require_generation_config(source)

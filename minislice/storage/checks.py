@@ -15,7 +15,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrain
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.modeling import without_memory
-from .files import Stored, read_json
+from ..checks import require, require_int
+from .files import Stored
 
 # Sizes in a config.json, under the names that families have for them.
 SIZES = (
@@ -24,26 +25,22 @@ SIZES = (
     *("n_embd", "n_inner", "n_layer", "n_head", "n_positions", "num_labels"),
     *("num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
 )
-LARGEST = 10**8  # of any size; the largest that was published is a tenth of it
-MOST = {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 100_000}  # transformers writes each label down
+# No published model has a size of a tenth of this. transformers makes an object for each layer and each label.
+LARGEST = dict.fromkeys(SIZES, 10**8) | {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 100_000}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def require_values(fields: Any) -> None:
     """Raise a ValueError for a config with a size that no model has, a dtype outside `FLOATS`, or quantized weights."""
-    if not isinstance(fields, dict):
-        raise ValueError(f"a config must be a JSON object, got {type(fields).__name__}")
-    for name in SIZES:
-        size, most = fields.get(name), MOST.get(name, LARGEST)
-        if size is not None and not (type(size) is int and 1 <= size <= most):
-            raise ValueError(f"{name} must be a whole number from 1 to {most:,}, got {_short(size)}")
+    require(isinstance(fields, dict), "a config", "a JSON object", fields)
+    for name, most in LARGEST.items():
+        if fields.get(name) is not None:
+            require_int(name, fields[name], most=most)
     for name in ("dtype", "torch_dtype"):
-        if fields.get(name) not in (None, *FLOATS):
-            raise ValueError(f"{name} must be one of {', '.join(FLOATS)}, got {_short(fields[name])}")
+        require(fields.get(name) in (None, *FLOATS), name, f"one of {', '.join(FLOATS)}", fields.get(name))
     if quantized := fields.get("quantization_config"):
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise ValueError(
-            f"the weights are quantized ({_short(method)}); minislice needs them in floating point: take the model "
+            f"the weights are quantized ({quantized!s:.80}); minislice needs them in floating point: take the model "
             "that was quantized"
         )
     if isinstance(fields.get("base"), dict):  # of a sliced model
@@ -61,8 +58,9 @@ def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False)
     config.num_hidden_layers = 1
     try:
         without_memory(config, trust_remote_code)
-    except Exception as error:  # transformers' code may raise anything
-        raise ValueError(f"no {config.model_type!r} model can be made of it: {_said(error)}") from error
+    except Exception as error:  # transformers' code may raise anything; a KeyError's text is the unknown name alone
+        reason = f"transformers has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"no {config.model_type!r} model can be made of it: {reason}") from error
 
 
 # Tensors that some release of transformers saved although they are computed, not trained: masks, tables of positions.
@@ -77,15 +75,11 @@ def surplus(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
 
 def require_generation_config(folder: Path) -> None:
     """Raise a ValueError for a generation_config.json that transformers can't read."""
-    if not (path := folder / "generation_config.json").is_file():
-        return
-    fields = read_json(path)
-    try:
-        if not isinstance(fields, dict):
-            raise ValueError(f"must be a JSON object, got {type(fields).__name__}")
-        GenerationConfig.from_dict(fields)
-    except Exception as error:  # as in `require_buildable`
-        raise ValueError(f"{path}: {_said(error)}") from error
+    if (path := folder / "generation_config.json").is_file():
+        try:
+            GenerationConfig.from_pretrained(folder)
+        except Exception as error:  # as in `require_buildable`
+            raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
@@ -113,15 +107,5 @@ def usable_device(device: torch.device | str | None) -> torch.device | str | Non
     try:
         torch.ones(1, device=device).item()
     except Exception as error:  # torch raises another kind for each device that it wasn't built for
-        raise ValueError(f"can't use the device {str(device)!r}: {_said(error)}") from error
+        raise ValueError(f"can't use the device {str(device)!r}: {error}") from error
     return device
-
-
-def _said(error: Exception) -> str:
-    """An exception's message; a KeyError's is the key alone, such as the name of an activation."""
-    return f"transformers has no {error}" if isinstance(error, KeyError) else str(error)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -47,86 +45,56 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of the model in a folder, by name: from safetensors files, or else from PyTorch's older .bin files.
 
     Raises:
-        ValueError: a file is missing, damaged or holds something else than tensors, or the index is wrong.
+        ValueError: a file is missing, damaged or holds something else than tensors.
     """
-    found = _stored(folder, "model.safetensors", _in_safetensors) or _stored(folder, "pytorch_model.bin", _in_bin)
-    if not found:
-        _refuse_what_is_there(folder)
-    return found
-
-
-def _refuse_what_is_there(folder: Path) -> None:
-    """Raise a ValueError for a folder without the weight files that transformers looks for."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index, single = folder / f"{name}.index.json", folder / name
+        if files := _named_by(index) if index.is_file() else [single] if single.is_file() else []:
+            return {name: tensor for file in files for name, tensor in _tensors_in(file).items()}
     names = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    if shards := [name for name in names if re.search(r"-of-\d+\.", name)]:
-        index = f"{shards[0].split('-')[0]}{Path(shards[0]).suffix}.index.json"
-        reason = f"has shards such as {shards[0]} and no {index} to say which tensor is where; get that file too"
-    elif names:
-        wanted = "model.safetensors" if names[0].endswith(".safetensors") else "pytorch_model.bin"
-        reason = f"has no {wanted}, but {', '.join(names)}; if that is the whole model, rename it to {wanted}"
-    else:
-        reason = "has no weights: no model.safetensors"
-    raise ValueError(f"{folder} {reason}")
+    raise ValueError(
+        f"{folder} has no weights: no model.safetensors, and no {INDEX}, which shards need (get that file too); it has "
+        f"{', '.join(names) or 'no such files'}. If one file is the whole model, rename it to model.safetensors"
+    )
 
 
 def require_fetched(path: Path) -> None:
     """Raise a ValueError for a file, or for a folder with a file, that is a Git LFS pointer."""
-    for file in path.iterdir() if path.is_dir() else [path]:
-        if file.is_file():
-            with open(file, "rb") as content:
-                if content.read(len(LFS)) == LFS:
-                    raise ValueError(f"{file} is a Git LFS pointer, not the file itself; run 'git lfs pull' there")
+    for file in filter(Path.is_file, path.iterdir() if path.is_dir() else [path]):
+        with open(file, "rb") as content:
+            if content.read(len(LFS)) == LFS:
+                raise ValueError(f"{file} is a Git LFS pointer, not the file itself; run 'git lfs pull' there")
 
 
-def _stored(folder: Path, single: str, read: Callable[[Path], dict[str, Stored]]) -> dict[str, Stored]:
-    """The tensors in one file of this name, or in the files that its index names."""
-    index, names = folder / f"{single}.index.json", [single] if (folder / single).is_file() else []
-    files = {}
-    if index.is_file():
-        fields = read_json(index)
-        files = fields.get("weight_map") if isinstance(fields, dict) else None
-        if not isinstance(files, dict):
-            raise ValueError(f"{index} is damaged: it has no object 'weight_map'")
-        if bad := [name for name in files.values() if not isinstance(name, str) or Path(name).parts != (name,)]:
-            raise ValueError(f"{index} is damaged: a tensor must be in a file of the same folder, got {bad[0]!r:.40}")
-        names = sorted({*files.values()})
-    tensors = {}
-    for name in names:
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; {index.name} names it")
-        tensors |= read(folder / name)
-    for key, name in files.items():
-        if key not in tensors or tensors[key].path.name != name:
-            found = f"it is in {tensors[key].path.name}" if key in tensors else "it isn't there"
-            raise ValueError(f"{index} says that {key} is in {name}, but {found}")
-    return tensors
-
-
-def _in_safetensors(path: Path) -> dict[str, Stored]:
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's, by the file's
+def _named_by(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
     try:
+        names = {*read_json(index)["weight_map"].values()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{index} is damaged: it doesn't say which file has which tensor") from error
+    if missing := names - {path.name for path in index.parent.iterdir()}:
+        raise ValueError(f"{index} names {missing.pop()!r}, which isn't in the same folder; get that file too")
+    return [index.parent / name for name in sorted(names)]
+
+
+def _tensors_in(path: Path) -> dict[str, Stored]:
+    """The tensors in a file, by name, without their contents. Of a pickle torch reads tensors and nothing else."""
+    dtypes = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # torch's names, by the file's
+    try:
+        if path.suffix == ".bin":
+            tensors = torch.load(path, map_location="meta", weights_only=True)
+            return {
+                name: Stored(path, tuple(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()
+            }
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return {
-                name: Stored(path, tuple(part.get_shape()), names.get(part.get_dtype(), part.get_dtype()))
+                name: Stored(path, tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
                 for name, part in slices.items()
             }
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is damaged or cut off: {error}") from error
-
-
-def _in_bin(path: Path) -> dict[str, Stored]:
-    """The tensors of a pickle, without their contents; torch unpickles nothing else."""
-    try:
-        tensors = torch.load(path, map_location="meta", weights_only=True)
-        return {
-            name: Stored(path, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-            for name, tensor in tensors.items()
-        }
-    except Exception as error:  # a pickle can fail in any way
+    except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
-            f"{path} is damaged, or holds something else than tensors, which minislice doesn't run; get the model's "
-            "safetensors files"
+            f"{path} is damaged or cut off, or holds something else than tensors; get the safetensors file again"
         ) from error
 
 
@@ -134,5 +102,5 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file, or a ValueError with the file's name."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

@@ -44,7 +44,7 @@ def smollm2() -> Path | str:
 
 
 def gguf_config(file: Path) -> PreTrainedConfig:
-    """The config that the file describes, or a ValueError if transformers can't read the file or its family."""
+    """The config that the file describes; a ValueError if transformers can't read the file or its family."""
     config = _read(AutoConfig, file)
     try:
         require_values(config.to_dict())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..architecture.configuration import shorten
-from ..architecture.families import INNER_NORMS, StockNorm, find_family
+from ..architecture.families import INNER_NORMS, StockNorm
 from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.modeling import without_memory
 from ..architecture.network import Network, network
@@ -66,17 +66,16 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
         _fill_norm(stock.final_norm, net, net.head.alpha, net.head.beta)
     _fill(stock.head, {name: tensor for name, tensor in net.head.state_dict().items() if name in ("weight", "bias")})
     stock.model.tie_weights()  # if its config says so
-    if left := [name for name, parameter in stock.model.named_parameters() if parameter.is_meta]:
-        raise ValueError(f"can't export: the stock model has {', '.join(left[:3])}, the sliced one doesn't")
+    if empty := [name for name, parameter in stock.model.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"can't export: the stock model has {', '.join(empty[:3])}, the sliced one doesn't")
     return stock.model
 
 
 def stock_network(net: Network) -> Network:
     """The stock network that a sliced one becomes, without weights, or the ValueError of `stock_model`."""
-    config = net.model.config
-    norm = find_family(config).stock_norm
+    norm = net.family.stock_norm
     if isinstance(norm, str):
-        raise ValueError(f"a sliced {config.model_type!r} model can't be exported: {norm}")
+        raise ValueError(f"a sliced {net.model.config.model_type!r} model can't be exported: {norm}")
     width = _only_width(net) + (net.subtracts_mean and not _is_tied(net))
     _require_whole_layers(net)
     stock = network(without_memory(_stock_config(net, norm, width)))
@@ -99,14 +98,13 @@ def _only_width(net: Network) -> int:
     if not net.is_fused:
         raise ValueError("this model isn't sliced: it has a stock architecture already")
     if net.has_adapters or len(set(net.widths)) > 1 or len({norm.eps for norm in net.norms}) > 1:
-        state = "residual adapters" if net.has_adapters else f"boundaries of different widths {net.widths}"
-        untied = ""
-        if isinstance(net.head, TiedHead):
-            state = f"a tied head, so that its ends are {net.trained_width} wide, with residual adapters beside them"
-            untied = ", which gives the head weights of its own"
+        state = "residual adapters" if net.has_adapters else "boundaries of different widths"
+        if _is_tied(net):
+            state = f"a tied head, so that its ends are {net.trained_width} wide"
         raise ValueError(
             f"this model has {state}, and no stock architecture does; slice the dense model with one width, "
-            f'adapter="none" and slice_head=True (--adapter none --slice-head){untied}, then export that'
+            'adapter="none" and slice_head=True (--adapter none --slice-head), so that a tied head gets weights of its '
+            "own, then export that"
         )
     return net.widths[0]
 
@@ -124,19 +122,17 @@ def _require_whole_layers(net: Network) -> None:
 
 def _require_same_mlps(net: Network, stock: Network) -> None:
     """Raise a ValueError if the stock network's MLPs differ from the sliced one's."""
-    ours, theirs = ([(block.has_neurons, block.is_mixture) for block in each.blocks] for each in (net, stock))
-    if ours != theirs:
+    if [block.is_mixture for block in net.blocks] != [block.is_mixture for block in stock.blocks]:
         raise ValueError(
             "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
             "none out (--drop), then export that"
         )
     ours, theirs = ([block.neurons for block in each.blocks if block.has_neurons] for each in (net, stock))
     if ours != theirs:
-        counts = " to ".join(map(str, sorted({min(ours), max(ours)})))
         raise ValueError(
-            f"this model's MLPs have {counts} neurons, and {type(stock.model).__name__} would have {max(theirs)} in "
-            "each; slice the dense model with a fraction of neurons to delete, the same for all (--neurons 0.25), then "
-            "export that"
+            f"this model's MLPs have {min(ours)} to {max(ours)} neurons, and {type(stock.model).__name__} would have "
+            f"{max(theirs)} in each; slice the dense model with a fraction of neurons to delete, the same for all "
+            "(--neurons 0.25), then export that"
         )
 
 
@@ -151,28 +147,15 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
         inner = max((block.neurons for block in net.blocks if block.is_mixture == of_experts), default=0)
         if inner and (name := net.family.neurons_in(of_experts)):
             setattr(dense, name, inner)
-
-    def resized(width: int) -> PreTrainedConfig:
-        fields = dense.to_dict()
-        fields["head_dim"] = getattr(dense, "head_dim", None) or D // dense.num_attention_heads
-        fields |= {"hidden_size": width, norm.eps: net.final_norm.eps * D / width}
-        return AutoConfig.for_model(**fields)
-
-    def accepted(width: int) -> bool:
-        try:
-            return bool(resized(width))
-        except (ValueError, StrictDataclassError):
-            return False
-
+    fields = dense.to_dict()
+    fields["head_dim"] = getattr(dense, "head_dim", None) or D // dense.num_attention_heads
+    fields |= {"hidden_size": width, norm.eps: net.final_norm.eps * D / width}
     try:
-        return resized(width)
+        return AutoConfig.for_model(**fields)
     except (ValueError, StrictDataclassError) as error:
-        lower = next((w for w in range(width - 1, 0, -1) if accepted(w)), None)
-        higher = next((w for w in range(width + 1, D + 1) if accepted(w)), None)
-        nearest = " or ".join(str(w - net.subtracts_mean) for w in (lower, higher) if w)
         raise ValueError(
-            f"transformers' {type(dense).__name__} refuses a hidden size of {width}; slice to a width of {nearest}, "
-            f"which it takes. It says: {error}"
+            f"transformers' {type(dense).__name__} refuses a hidden size of {width}; slice to another width than "
+            f"{net.widths[0]}. It says: {error}"
         ) from error
 
 
@@ -192,11 +175,9 @@ def _fill_norm(module: nn.Module, net: Network, scale: Tensor, shift: Tensor | N
 
 def _fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Give a stock module these parameters, or raise a ValueError if one doesn't fit."""
-    places = {name: place.shape for name, place in module.state_dict().items()}
-    for name, tensor in tensors.items():
-        if places.get(name) != tensor.shape:
-            raise ValueError(
-                f"can't export: {name} is {list(tensor.shape)}, and the stock model has "
-                f"{list(places[name]) if name in places else 'no such tensor'} there"
-            )
-    module.load_state_dict(tensors, strict=False, assign=True)
+    try:
+        surplus = module.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"can't export: {error}") from error
+    if surplus:
+        raise ValueError(f"can't export: the stock model has no {', '.join(surplus)}")
