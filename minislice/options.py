@@ -52,6 +52,7 @@ class SlicingOptions:
             Every expert of a mixture loses the same number; see `beyond.neurons`.
         drop: beyond the paper, leave whole blocks out: a list of their numbers. `width` has one entry fewer for each.
         repair: beyond the paper, solve for each W_out again, to make up for what slicing loses; see `beyond.inner`.
+        reconstruct: beyond the paper, move all matrices of each block after the repair; see `beyond.reconstruction`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
             norms, unrotated, "column-norm". The last two are there to compare with.
         orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
@@ -75,6 +76,7 @@ class SlicingOptions:
     neurons: float | Sequence[int] = 0.0
     drop: Sequence[int] = ()
     repair: bool = False
+    reconstruct: bool = False
     basis: str = "pca"
     orientation: str = "pca"
     pca_dtype: str = "float64"
@@ -100,7 +102,8 @@ class SlicingOptions:
     @property
     def beyond(self) -> str:
         """The names of the options given here that the paper doesn't have."""
-        given = {"neurons": self.neurons != 0, "drop": bool(self.drop), "repair": self.repair}
+        given = {"neurons": self.neurons != 0, "drop": bool(self.drop)}
+        given |= {"repair": self.repair, "reconstruct": self.reconstruct}
         return ", ".join(name for name, is_given in given.items() if is_given)
 
     def resolved(self, net: Network) -> "SlicingOptions":
@@ -215,8 +218,10 @@ def _check(options: SlicingOptions) -> None:
         require_choice("head", options.head, HEADS)
     if options.slice_embedding is not None:
         require_flag("slice_embedding", options.slice_embedding)
-    for name in ("slice_head", "repair"):
+    for name in ("slice_head", "repair", "reconstruct"):
         require_flag(name, getattr(options, name))
+    if options.reconstruct and not options.repair:
+        raise ValueError("reconstruct goes on where repair ends: give repair as well")
     for name in ("slicing", "discard"):
         if getattr(options, name) is not None:
             require_number(name, getattr(options, name), below=1)

@@ -64,6 +64,7 @@ def resumed_run_equals_whole(folder: Path, options: dict) -> None:
 
 
 RESUMED = {"width": 9, "adapter": "full", "orientation": "random", "head": "fitted", "neurons": 0.5, "repair": True}
+RESUMED["reconstruct"] = True
 
 
 @pytest.mark.parametrize("options", [RESUMED, {"width": 9, "basis": "random", "adapter": "none"}])

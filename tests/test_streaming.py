@@ -76,6 +76,7 @@ MIXTURE = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left"
 @example(recipe=Recipe("opt", option=True), dtype=torch.float32, shards=True, options=FITTED)
 @example(recipe=Recipe("phi", padding="left"), dtype=torch.float32, shards=False, options=OPTIONS[5])
 @example(recipe=Recipe("llama"), dtype=torch.float32, shards=True, options=OPTIONS[6])
+@example(recipe=Recipe("llama"), dtype=torch.float32, shards=False, options={**OPTIONS[5], "reconstruct": True})
 @example(recipe=MIXTURE, dtype=torch.float32, shards=False, options={**OPTIONS[5], "width": 12})
 def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
     streaming_equals_memory(recipe, dtype, shards, options)

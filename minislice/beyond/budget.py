@@ -197,6 +197,7 @@ def compress(
     *,
     size: float = 0.8,
     plan: Plan | None = None,
+    reconstruct: bool = False,
     batch_size: int = 8,
     progress: bool = False,
     **options,
@@ -207,6 +208,7 @@ def compress(
 
     Args:
         plan: what `plan_compression` returned; without one it is called.
+        reconstruct: move all matrices of each block, to make up for what is lost (see `reconstruction`).
         options: of `plan_compression`.
 
     Returns the same model object, a sliced one. Errors are the ones of `plan_compression` and `slice_model`.
@@ -216,4 +218,5 @@ def compress(
     if plan is None:
         settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
         plan = plan_compression(model, tokens, attention_mask, **settings)
-    return slice_model(model, tokens, attention_mask, batch_size=batch_size, progress=progress, **plan.options)
+    settings = {"reconstruct": reconstruct, "batch_size": batch_size, "progress": progress}
+    return slice_model(model, tokens, attention_mask, **settings, **plan.options)

@@ -28,7 +28,7 @@ from ..calibration import Calibration, Signal
 from ..checks import require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import slice_width
-from . import experts, inner
+from . import experts, inner, reconstruction
 from .inner import refit, with_ridge
 
 ROUNDS = 32  # at most so many, in which the neurons are deleted
@@ -111,13 +111,20 @@ def solve_block(
     P: Float64[Tensor, "D k"] | None,
     dense: Signal | None,
     delete: int,
+    reconstruct: bool = False,
 ) -> None:
     """Delete so many neurons of a block, or of each expert, and solve for W_out again, in place.
 
     Args:
         calibration, block, layer, Z, P, dense: as in `inner.block_moments`. With `dense` the block is repaired too; a
             mixture isn't, for an expert can't make up for what the other experts of a token lack.
+        reconstruct: then move all of the block's matrices (see `reconstruction`); needs `dense`.
     """
+    if reconstruct:
+        learned, held_out = reconstruction.split(calibration, Z, dense)
+        part, Z_learned, dense_learned = learned
+        solve_block(part, block, layer, Z_learned, P, dense_learned, delete)
+        return reconstruction.reconstruct(block, layer, P, learned, held_out)
     repair = dense is not None and not block.is_mixture
     if delete or repair:
         C, B = side_of(block).block_moments(calibration, block, layer, Z, P, dense)
@@ -138,6 +145,7 @@ def delete_neurons(
     neurons: float = 0.25,
     multiple: int = 8,
     repair: bool = False,
+    reconstruct: bool = False,
     batch_size: int = 8,
     progress: bool = False,
     calibration: Callable[[list[Batch]], Calibration] = Calibration,
@@ -151,6 +159,7 @@ def delete_neurons(
         tokens, attention_mask, batch_size, progress, calibration: as in `slice_model`.
         neurons: the fraction to delete, 0 <= neurons < 1; the number left is rounded down to a multiple of `multiple`.
         repair: aim each W_out at the dense network's signal behind it (see `inner`), not at its own block's output.
+        reconstruct: with repair, move all matrices of each block (see `reconstruction`).
 
     Returns the same model object.
 
@@ -162,6 +171,9 @@ def delete_neurons(
     require_number("neurons", neurons, below=1)
     require_int("multiple", multiple)
     require_flag("repair", repair)
+    require_flag("reconstruct", reconstruct)
+    if reconstruct and not repair:
+        raise ValueError("reconstruct goes on where repair ends: give repair as well")
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
@@ -186,7 +198,7 @@ def delete_neurons(
                 if repair:
                     dense = held.forward(block, index, dense)
                 delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
-                solve_block(held, block, index, Z, None, dense, delete)
+                solve_block(held, block, index, Z, None, dense, delete, reconstruct)
                 Z = held.forward(block, index, Z)
     for of_experts, count in left.items():
         setattr(net.model.config, net.family.neurons_in(of_experts), count)

@@ -1,7 +1,8 @@
-"""Beyond the paper: the pass of `minislice.slicing` with three more things to do at each block.
+"""Beyond the paper: the pass of `minislice.slicing` with four more things to do at each block.
 
 neurons   delete some of the MLP's, and solve for W_out again (`neurons`)
 repair    solve for W_out again, to make up for what the blocks before have lost (`inner`)
+reconstruct  move all of the block's matrices, for the same purpose (`reconstruction`)
 drop      leave the whole block out: the signal goes past it
 """
 
@@ -17,7 +18,7 @@ from .neurons import solve_block
 
 
 class BeyondSlicer(slicing.Slicer):
-    """`Slicer`, with the options `neurons`, `repair` and `drop`.
+    """`Slicer`, with the options `neurons`, `repair`, `reconstruct` and `drop`.
 
     To repair, it walks the dense network beside the sliced one; `dense` is the signal there.
     """
@@ -54,12 +55,13 @@ class BeyondSlicer(slicing.Slicer):
             super().slice_block(block, layer)
 
     def solve(self, block: Block, layer: int) -> None:
-        """Delete neurons, repair, or both."""
-        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, self.delete.get(block, 0))
+        """Delete neurons, repair, reconstruct."""
+        asked = {"delete": self.delete.get(block, 0), "reconstruct": self.options.reconstruct}
+        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, **asked)
 
 
 def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **keywords) -> PreTrainedModel:
-    """Slice a model in place: `minislice.slicing.slice_model` with the options `neurons`, `repair` and `drop` too.
+    """Slice a model in place: `minislice.slicing.slice_model` with `neurons`, `repair`, `reconstruct` and `drop` too.
 
         minislice.slice_model(model, tokens, slicing=0.25)
 

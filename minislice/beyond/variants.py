@@ -15,6 +15,7 @@ A size that can't be reached is a ValueError. To add a variant, add an entry to 
 
 from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -88,10 +89,10 @@ def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: lis
     return max(known or [], model.deleted_layers, key=len)
 
 
-def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known):
+def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known, reconstruct: bool = False):
     """What `compress` chooses; returns the prices, which serve every size."""
     known = known or prices(model, tokens)
-    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known))
+    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known), reconstruct=reconstruct)
     return known
 
 
@@ -103,4 +104,5 @@ VARIANTS: dict[str, Variant] = {
     "neurons": fewer_neurons,  # the inner width alone
     "depth": remembering(fewer_layers),
     "mixed": remembering(mixed),  # width, neurons and blocks, by what each costs
+    "reconstructed": remembering(partial(mixed, reconstruct=True)),  # the same, and all matrices of a block move
 }
