@@ -2,9 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 
 import pytest
@@ -126,17 +123,8 @@ def test_a_registered_family_travels_with_a_saved_model(tmp_path, monkeypatch):
     model, ids = persimmon(), Recipe("llama").tokens()
     monkeypatch.setitem(FAMILIES, "persimmon", minislice.propose(model).family)
     minislice.slice_model(model, ids, width=8).save_pretrained(tmp_path / "model")
-    torch.save([ids, logits(model, ids)], tmp_path / "expected.pt")
-    script = """
-        import sys, torch, minislice
-        ids, expected = torch.load(sys.argv[1] + "/expected.pt")
-        model, _ = minislice.load(sys.argv[1] + "/model")
-        assert torch.equal(model(input_ids=ids).logits.flatten(0, 1), expected)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     monkeypatch.delitem(FAMILIES, "persimmon")
-    minislice.load(tmp_path / "model")
+    assert torch.equal(logits(minislice.load(tmp_path / "model")[0], ids), logits(model, ids))
     assert FAMILIES.pop("persimmon").embeddings == ("embed_tokens",)
     own = minislice.slice_model(Recipe("opt").model(), ids, width=8)
     own.save_pretrained(tmp_path / "own")
