@@ -186,7 +186,7 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
     """
     target = require_free(target, force)
     new = place_for(target) / _unfinished(target)
-    is_kept = False
+    stays = False
     try:
         with writing(target):
             make(new)
@@ -194,10 +194,10 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
         try:
             put_in_place(new, require_free(target, force))  # something may have appeared there meanwhile
         except (ValueError, OSError) as error:
-            is_kept = True
+            stays = True
             raise ValueError(f"{error}. The new folder is whole: it is {new}; move it") from error
     finally:
-        if not is_kept:
+        if not stays:
             shutil.rmtree(new, ignore_errors=True)
 
 
