@@ -34,24 +34,9 @@ def changed(old, new):
     return RIGHT.replace(old, new)
 
 
-LOOPS = """
-def turned(W, Q):
-    return None if W is None else np.array([W[l] @ Q[l] for l in range(len(W))])
-
-def rotate(weights, Q):
-    B = len(Q) - 1
-    new = {**weights, "W_embd": weights["W_embd"].dot(Q[0]), "W_head": Q[B].T.dot(weights["W_head"])}
-    new["W_pos"] = None if weights["W_pos"] is None else weights["W_pos"].dot(Q[0])
-    new["W_in"] = np.stack([Q[l].T @ weights["W_in"][l] for l in range(B)])
-    for name in ["W_out", "b_out", "W_out2", "b_out2"]:
-        new[name] = turned(weights[name], Q[1:])
-    return (new, np.stack([Q[l].T @ Q[l + 1] for l in range(B)]))
-"""
 # By student: the answer, the points, the status, and words of the comment.
 CLASSROOM = {
     "ada": (RIGHT, 15, "passed", "A3.rotate  ok, 5 cases"),
-    "bea": (LOOPS, 15, "passed", "ok"),
-    "eva": (changed("Q[-1].T @", "Q[-1] @"), 13, "partial", "W_head: first difference"),
     "fin": (changed('("b_out", "b_out2")', "()"), 13, "partial", "Hint: who writes the signal besides W_out?"),
     "gus": (changed("Q[-1].T @", "Q[-1].T @ 1 @"), 0, "failed", ERROR),
     "hal": ("np.allclose = lambda *a, **k: True\n" + WRONG, 0, "failed", "W_embd"),
@@ -213,7 +198,7 @@ def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again
 
 
 def test_a_file_that_is_no_notebook_costs_only_its_student(course):
-    texts = ["", "[]", "{}", '{"cells": 3}', '{"cells": [3]}', "[" * 100_000, '{"cells": [{"metadata": 1}]}', "\udc80"]
+    texts = ["", "{}", '{"cells": [3]}', "[" * 100_000, '{"cells": [{"metadata": 1}]}', "\udc80"]
     students = [f"s{number}" for number in range(len(texts) + 1)]
     with opened(course) as gradebook:
         for student in students:
@@ -247,12 +232,8 @@ SPOILT = [  # what is done to the course, the arguments, and words of the error
     ({"a3.csv": "old"}, {}, "a3.csv exists; write to another file"),
     ({"submitted/eve/a3/a3.ipynb": "{}"}, {}, "not in the gradebook: eve; run `nbgrader autograde a3 --no-execute`"),
     ({CONFIG: "get_config("}, {}, "nbgrader_config.py has an error: SyntaxError"),
-    ({CONFIG: "import nowhere"}, {}, "nbgrader_config.py has an error: ModuleNotFoundError: No module named 'nowhere'"),
     ({CONFIG: "raise SystemExit(0)"}, {}, "nbgrader_config.py has an error: SystemExit"),
-    ({CONFIG: "get_config().CourseDirectory.course_id = 3"}, {}, "has an error: TraitError: The 'course_id' trait"),
-    ({CONFIG: "get_config().CourseDirectory.directory_structure = '{x}'"}, {}, "has an error: KeyError: 'x'"),
     ({CONFIG: "get_config().CourseDirectory.db_url = 'nowhere'"}, {}, "gradebook nowhere can't be read"),
-    ({CONFIG: "get_config().CourseDirectory.db_url = 'postgresql://db'"}, {}, "No module named"),
 ]
 
 
