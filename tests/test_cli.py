@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minislice
 from minislice.command.cli import FILES, SCRIPTS, main
-from minislice.command.inputs import texts_of
+from minislice.command.inputs import given, texts_of
 from minislice.command.parser import COMMANDS, make_parser
 from minislice.corpus.embedded import data_folder
 from minislice.corpus.text import load_text, sample, tokenize, windows
@@ -308,16 +308,21 @@ def test_a_tied_head_stays_tied_and_what_was_done_is_said(run, place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "widths"),
+    ("options", "fields"),
     [
-        (["--width", 96, "--slice-embedding", "--keep-head"], [*[96] * 8, 192]),
-        (["--width", 96, "--keep-embedding", "--slice-head", "--adapter", "none"], [192, *[96] * 8]),
-        (["--width", "192,96,96,104,104,96,96,100,192"], [192, 96, 96, 104, 104, 96, 96, 100, 192]),
+        (["--width", "96", "--slice-embedding", "--keep-head"], {"slice_embedding": True, "slice_head": False}),
+        (["--width", "96", "--keep-embedding", "--slice-head"], {"slice_embedding": False, "slice_head": True}),
+        (["--discard", "0.1", "--multiple", "4", "--signal", "raw"], {"discard": 0.1, "multiple": 4, "signal": "raw"}),
+        (["--neurons", "0.5", "--drop", "3,2", "--repair"], {"neurons": 0.5, "drop": [2, 3], "repair": True}),
+        (["--neurons", "8, 16", "--head", "fitted"], {"neurons": [8, 16], "head": "fitted"}),
+        (["--basis", "random", "--orientation", "random", "--seed", "3"], {"basis": "random", "seed": 3}),
+        (["--adapter", "none", "--tolerance", "0.1"], {"adapter": "none", "tolerance": 0.1}),
+        (["--width", "192,96,104"], {"width": [192, 96, 104]}),
     ],
 )
-def test_the_ends_and_every_width_can_be_named(options, widths, run, place):
-    status, out, _ = run("slice", "mini-llama", *texts(place), *SIZES, *FEW, *options, "--quiet", "--json")
-    assert status == 0 and document(out)["widths"] == widths
+def test_an_option_of_slice_is_what_it_is_in_python(options, fields):
+    asked = vars(SlicingOptions(**given(make_parser().parse_args(["slice", "m", *options]), SlicingOptions)))
+    assert fields.items() <= asked.items()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -496,10 +501,10 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_alternatives(comm
 def test_code_of_a_model_runs_only_if_it_is_trusted(command, run, place, tmp_path, monkeypatch):
     monkeypatch.setitem(minislice.families.FAMILIES, "own", minislice.families.FAMILIES["llama"])
     monkeypatch.chdir(tmp_path)
-    given = [command[0], place / "code", *command[1:], "--quiet"]
-    assert_refused(run(*given), "pass the argument `--trust-remote-code`")
+    command = [command[0], place / "code", *command[1:], "--quiet"]
+    assert_refused(run(*command), "pass the argument `--trust-remote-code`")
     if command[0] in ("verify", "generate", "cost"):  # eval loads as generate does; a streamed layer isn't whole
-        assert run(*given, "--trust-remote-code")[0] == 0
+        assert run(*command, "--trust-remote-code")[0] == 0
 
 
 # ---- what can't be done is one line (which values an option takes: test_errors) ----

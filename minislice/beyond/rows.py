@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..measuring.paired import WindowLosses, perplexity_ratio
+from ..measuring.tables import markdown
 
 SCHEMA = 1
 FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
@@ -80,27 +81,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for each row, and the reasons of those that failed."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
     second = ["perplexity, second text", "ratio"] if any(row.get("second") for row in rows) else []
-    heads = [
-        "variant",
-        "size",
-        "parameters",
-        "of dense",
-        "perplexity",
-        "ratio to dense",
-        *second,
-        "CPU seconds",
-        *tasks,
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * 2 + "|---:" * (len(heads) - 2) + "|"]
+    heads = ["variant", "size", "parameters", "of dense", "perplexity", "ratio to dense", *second]
+    heads += ["CPU seconds", *tasks]
+    lines = []
     for row in rows:
         cells = [row["variant"], f"{row['size']:.0%}"]
         if row["status"] == "done":
             cells += [f"{row['parameters']:,}", f"{row['parameters'] / row['dense_parameters']:.1%}", *_measured(row)]
             cells += _measured(row.get("second")) if second else []
             cells += [f"{row['seconds']:.1f}", *(_accuracy(**row["tasks"].get(task, {})) for task in tasks)]
-        lines.append("| " + " | ".join(cells + ["-"] * (len(heads) - len(cells))) + " |")
+        lines.append(cells + ["-"] * (len(heads) - len(cells)))
     failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
-    return "\n".join(lines + (["", *failed] if failed else []))
+    return "\n".join([markdown(heads, lines, words=2), *(["", *failed] if failed else [])])
 
 
 def _measured(row: dict[str, Any] | None) -> list[str]:

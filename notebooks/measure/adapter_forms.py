@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ASSETS, cost_parser, markdown, models
+from common import ASSETS, cost_parser, models
 
 import minislice
 from minislice.architecture.network import network
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize
+from minislice.measuring.tables import markdown
 from minislice.options import slice_width
 
 SLICING = 0.25

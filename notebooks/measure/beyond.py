@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from common import ALPACA, ASSETS, MORE, WIKITEXT, markdown, models, read, write
+from common import ALPACA, ASSETS, MORE, WIKITEXT, models, read, write
 
 import minislice
 from minislice.architecture.folder import whole_file
@@ -28,6 +28,7 @@ from minislice.beyond.compare import SIZES
 from minislice.beyond.variants import VARIANTS
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
 from minislice.corpus.text import disjoint_streams, windows
+from minislice.measuring.tables import markdown
 from minislice.teaching import plots
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"

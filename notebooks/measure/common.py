@@ -7,7 +7,6 @@ tokens); the three embedded models need none.
 import argparse
 import json
 import os
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -38,12 +37,6 @@ def cost_parser(description: str, threads: bool = False) -> argparse.ArgumentPar
     if threads:
         parser.add_argument("--threads", type=int, default=2)
     return parser
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    first, *others = ("| " + " | ".join(cells) + " |" for cells in (heads, *lines))
-    return "\n".join([first, "|---" * len(heads) + "|", *others])
 
 
 def read(results: Path) -> list[dict]:

@@ -3,8 +3,9 @@
 import statistics
 
 import torch
-from common import markdown
 from torch import Tensor
+
+from minislice.measuring.tables import markdown
 
 RULERS = ("energy", "readers", "cosine", "gradient", "Fisher", "measured", "divergence", "interpolated", "size")
 COLUMNS = ("block", "neurons 1/3", "neurons 1/2", "boundary", "all", "all, per parameter")

@@ -8,7 +8,7 @@ calibrate unless the ruler says otherwise, perplexity is over 40 other windows.
 """
 
 import torch
-from common import markdown, models
+from common import models
 from torch import nn
 
 import minislice
@@ -16,6 +16,7 @@ from minislice.architecture.network import inference, network
 from minislice.beyond.depth import delete_layer, losses_without_each
 from minislice.corpus.batches import token_batches
 from minislice.corpus.text import disjoint_streams, sample, windows
+from minislice.measuring.tables import markdown
 
 
 def influences(model, tokens) -> list[float]:

@@ -12,11 +12,12 @@ the parameters.
 import json
 
 import torch
-from common import cost_parser, markdown
+from common import cost_parser
 from transformers import LlamaConfig, OPTConfig, PhiConfig
 
 from minislice.adapters import FORMS
 from minislice.measuring.shapes import random_model, sliced_config
+from minislice.measuring.tables import markdown
 from minislice.measuring.timing import inference_cost
 
 WIDTH = {"hidden_size": 768, "num_attention_heads": 12}

@@ -23,12 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common import ALPACA, ASSETS, WIKITEXT, markdown, measured_by, read
+from common import ALPACA, ASSETS, WIKITEXT, measured_by, read
 
 import minislice
 from minislice.architecture.folder import whole_folder
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.layers import signal_errors
+from minislice.measuring.tables import markdown
 
 ROOT = Path(__file__).parents[2]
 TEXTS = {"wikitext": WIKITEXT, "alpaca": ALPACA}

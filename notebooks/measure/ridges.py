@@ -12,11 +12,11 @@ import copy
 
 import torch
 from adapter_forms import models_at_hand
-from common import markdown
 
 import minislice
 from minislice import delete_neurons, slice_model
 from minislice.beyond import inner, neurons
+from minislice.measuring.tables import markdown
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
