@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from bench import Bench
 from protocol import COST, Row, Setting, settings_of
@@ -18,14 +19,12 @@ from minislice.storage.checkpoint import load_tokenizer, locate
 
 # Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
 MARGIN = 1.3
-SIGNALS = 2  # at the width that was reached, and at full width
 
 
 @dataclass(frozen=True)
 class Machine:
     """Bytes that there are."""
 
-    device: str
     device_memory: int  # of the device that computes; the host's for a CPU
     all_devices: int  # of every GPU together
     host_memory: int
@@ -34,11 +33,11 @@ class Machine:
     @classmethod
     def here(cls, device: str, folder: Path) -> "Machine":
         """The machine that this runs on; `folder` is where the results go."""
-        host, disk = _host_memory(), shutil.disk_usage(folder).free
+        host, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
         if torch.device(device).type != "cuda":
-            return cls(device, host, host, host, disk)
+            return cls(host, host, host, disk)
         cards = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-        return cls(device, cards[torch.device(device).index or 0], sum(cards), host, disk)
+        return cls(cards[torch.device(device).index or 0], sum(cards), host, disk)
 
 
 def dtype_on(device: str) -> str:
@@ -65,7 +64,7 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
             where += " (--stream needs one layer at a time)"
         wanted = [
             (weights * (MARGIN if setting.percent else 1.0), room, where),
-            (SIGNALS * signal, machine.host_memory, "the signal in host memory"),
+            (2 * signal, machine.host_memory, "the signal in host memory"),  # sliced, and of full width
         ]
     for needed, there, what in wanted:
         if needed > there:
@@ -143,12 +142,3 @@ def _access(settings: list[Setting]) -> str:
 def _parameters(shape: str) -> int:
     with torch.device("meta"):
         return parameters(AutoModelForCausalLM.from_config(SHAPES[shape]))
-
-
-def _host_memory() -> int:
-    """What is available on Linux, and nothing to fear from elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except OSError:
-        return 1 << 62

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from minislice.checks import require_int
+from minislice.checks import require_choice, require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
 from minislice.measuring.zero_shot import TASKS
+from minislice.pca import SIGNALS
 
 PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
 ZERO_SHOT = {7: ("wikitext2", False), 8: ("alpaca", False), 9: ("wikitext2", True), 10: ("alpaca", True)}
@@ -32,7 +33,6 @@ SLIPS = {  # in print: (table, model, slicing, column)
 }
 GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
-MOST_SEEDS = 100
 ORDER = ("perplexity", "zero-shot", "products", "inference", "time", None)  # of measures, for one model
 
 
@@ -54,10 +54,7 @@ OPT_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B")
 FAMILIES = {
     "opt": Family(
         "OPT",
-        {
-            f"OPT-{size}": f"facebook/opt-{size.lower()}"
-            for size in ["125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B"]
-        },
+        {f"OPT-{size}": f"facebook/opt-{size.lower()}" for size in OPT_SIZES},
         "mini-opt",
         "OPT's licence allows research, not commerce",
     ),
@@ -96,7 +93,9 @@ class Profile:
     model: str | None = None  # a stand-in for the paper's models: embedded, a folder, or on the hub
 
     def __post_init__(self):
-        require_int("seeds", self.seeds, most=MOST_SEEDS)
+        require_int("seeds", self.seeds, most=100)
+        for signal in self.signals:
+            require_choice("signals", signal, SIGNALS)
 
     @property
     def is_papers(self) -> bool:
@@ -268,7 +267,8 @@ def _table(family: Family, profile: Profile, number: int) -> Iterator[Row]:
     dense = None  # the row that those behind it are compared with
     for line in printed:
         label, percent = _label(number, line), _percent(number, line)
-        paper = {metric: value for metric in METRICS[number] if (value := _printed(line, metric)) is not None}
+        columns = {metric: "wikitext2_perplexity" if metric == "perplexity" else metric for metric in METRICS[number]}
+        paper = {metric: line[column] for metric, column in columns.items() if line.get(column) is not None}
         if label.startswith("sparsegpt"):
             if profile.is_papers:
                 yield Row(number, line["model"], percent, paper, label)
@@ -297,10 +297,6 @@ def _percent(number: int, line: dict) -> int:
     if number == 12:
         return int(line["method"].removeprefix("slicegpt_")) if line["method"].startswith("slicegpt_") else 0
     return int(line.get("slicing_percent", 30))  # table 3 is at 30%
-
-
-def _printed(line: dict, metric: str) -> float | None:
-    return line.get("wikitext2_perplexity" if metric == "perplexity" else metric)
 
 
 def _settings(family: Family, profile: Profile, number: int, model: str, percent: int) -> Iterator[Setting]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import FAMILIES, METRICS, PROFILES, SLIPS, Profile, Row, Setting, rows
-from results import read
+from results import how, read
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
@@ -83,16 +83,22 @@ def _cell(row: Row, signal: str | None, metric: str, records: list[dict], asked:
     done = [record for record in records if name in record["values"]]
     values = [record["values"][name] for record in done]
     ours = statistics.fmean(values) if values else None
-    difference = None if paper is None or ours is None else ours - paper
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    error = done[0]["errors"].get(name) if done else None
     status = "done" if len(done) == asked else f"{len(done)} of {asked} seeds" if done else NOT_RUN
     if reasons := [f"{record['status']}: {record['reason']}" for record in records if record["reason"]]:
         status += f" ({'; '.join(dict.fromkeys(reasons))})"
-    slip = SLIPS.get((row.table, row.model, row.percent, metric), "")
-    keys = [record["key"] for record in done]
-    status = status if asked else "printed only"
-    return Cell(row, signal, metric, paper, ours, difference, spread, error, keys, status, slip)
+    return Cell(
+        row,
+        signal,
+        metric,
+        paper,
+        ours,
+        difference=None if paper is None or ours is None else ours - paper,
+        spread=statistics.stdev(values) if len(values) > 1 else None,
+        error=done[0]["errors"].get(name) if done else None,
+        keys=[record["key"] for record in done],
+        status=status if asked else "printed only",
+        slip=SLIPS.get((row.table, row.model, row.percent, metric), ""),
+    )
 
 
 def _name(row: Row, metric: str) -> str:
@@ -120,7 +126,7 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     Raises:
         ValueError: there are no results; a file of these names isn't a report (see `folder.require_file`).
     """
-    records = read(results, use=_use)
+    records = read(results)
     if not records:
         raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
     out = Path(out)
@@ -133,15 +139,6 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
     return {"report": out, "csv": beside}
-
-
-def _use(record: dict) -> None:
-    """Raise some error for a record that somebody else wrote or edited."""
-    Profile.from_json(record["profile"])
-    Setting.from_json(record["setting"])
-    list(map(float, [*record["values"].values(), *record["errors"].values()]))
-    _how(record)
-    FAMILIES[record["family"]]
 
 
 def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
@@ -175,7 +172,7 @@ def markdown(records: list[dict]) -> str:
             lines += _table(table_rows(table, every))
             slips = [cell for cell in every if cell.row.table == table and cell.slip]
             lines += ["", *(f"- {cell.row.model}, {cell.row.percent}%, {cell.metric}: {cell.slip}" for cell in slips)]
-        lines += ["", "### How each was measured", "", *_table([_how(record) for record in own])]
+        lines += ["", "### How each was measured", "", *_table([how(record) for record in own])]
     return "\n".join(lines) + "\n"
 
 
@@ -223,31 +220,6 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def _how(record: dict) -> dict[str, str]:
-    """How a setting was measured; the rest is in the results file, under the record's key."""
-    facts, setting = record["facts"], record["setting"]
-    dense, own, peak = (facts.get(name) for name in ("dense parameters", "parameters", "peak memory, bytes"))
-    result = "" if record["status"] == "done" else f" **{record['status']}**: {record['reason']}"
-    what = f"{setting['model']} {record['revision']}, {setting['percent']}%, seed {setting['seed']}"
-    return {
-        "key": record["key"],
-        "what": f"{what}, {setting['measure']} in {setting['dtype']}{result}",
-        "of parameters": f"{own / dense:.3f}" if own and dense else "-",
-        "calibration": _tokens(facts.get("calibration")),
-        "evaluation": _tokens(facts.get("evaluation")),
-        "seconds": f"{facts['seconds']['all']:.0f}",
-        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "-",
-        "where": f"{record['hardware']}; minislice at {record['commit']}, torch {record['versions']['torch']}",
-        "command": f"`{record['command']}`",
-    }
-
-
-def _tokens(described: dict | None) -> str:
-    if described is None:
-        return "-"
-    return f"{described['text']} {described['sequences']} x {described['seqlen']} ({described['tokens']})"
-
-
 def _table(lines: list[dict[str, str]]) -> list[str]:
     """Markdown of rows that have the same columns."""
     words = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
@@ -274,11 +246,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="REPORT", required=True, help="such as report.md; the CSV is report.csv")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Write both files."""
     written = write(arguments.results, arguments.out)
     print_result(arguments, {name: str(path) for name, path in written.items()})
-    return 0
 
 
 if __name__ == "__main__":

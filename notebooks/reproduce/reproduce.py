@@ -25,11 +25,10 @@ from preflight import Machine, dtype_on, overview, why_not
 from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, in_dtype, profile_for, rows, settings_of
 
 from minislice.adapters import FORMS
-from minislice.checks import require_choice
 from minislice.command.cli import run_script
-from minislice.command.inputs import files_read
+from minislice.command.inputs import files_read, given
 from minislice.command.output import print_result
-from minislice.command.parser import DTYPES, MODEL_HELP, positive
+from minislice.command.parser import DTYPES, MODEL_HELP, names, positive, several
 from minislice.corpus.batches import with_what_fits
 from minislice.measuring import provenance
 from minislice.measuring.records import Records, require_results
@@ -190,8 +189,10 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     """Add this command's own."""
     sub.add_argument("family", metavar="FAMILY", choices=FAMILIES, help=f"one of {', '.join(FAMILIES)}")
     numbers = ", ".join(map(str, TABLES))
-    sub.add_argument("--tables", help=f"comma-separated, of {numbers} (default: all that the family is in)")
-    sub.add_argument("--models", help="the paper's names or their ends, such as 7B,13B (default: all)")
+    sub.add_argument(
+        "--tables", type=several(int), help=f"comma-separated, of {numbers} (default: all that the family is in)"
+    )
+    sub.add_argument("--models", type=names, help="the paper's names or their ends, such as 7B,13B (default: all)")
     sub.add_argument("--out", metavar="FILE", required=True, help="results, one JSON record a line; it is appended to")
     text = "as the paper did, or in seconds on the embedded model of the family (default: paper)"
     sub.add_argument("--profile", choices=PROFILES, default="paper", help=text)
@@ -204,28 +205,27 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", help="that computes (default: cuda if there is one)")
     sub.add_argument("--dtype", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
     sub.add_argument("--seeds", type=positive, help="(default: 3 up to 13B, else 1)")
-    sub.add_argument("--signals", help=f"comma-separated, of {', '.join(SIGNALS)} (default: both)")
+    sub.add_argument("--signals", type=names, help=f"comma-separated, of {', '.join(SIGNALS)} (default: both)")
     sub.add_argument("--adapter", choices=FORMS, help="(default: full, the paper's)")
-    sub.add_argument("--tasks", help="of tables 7 to 10, comma-separated (default: the paper's five)")
+    sub.add_argument("--tasks", type=names, help="of tables 7 to 10, comma-separated (default: the paper's five)")
     sub.add_argument("--tasks-from", metavar="DIR", help="local copies of them, TASK.jsonl")
     sub.add_argument("--limit", type=positive, help="items of each task (default: all)")
     sub.add_argument("--model", help=f"in place of the paper's models, without its values: {MODEL_HELP}")
     for name in ("wikitext2", "alpaca"):
         text = "a file in place of that text: its first half calibrates, its second is measured on"
         sub.add_argument(f"--{name}", metavar="FILE", help=text)
-    sub.add_argument(
-        "--samples", type=positive, help="calibration sequences for the paper's 1024; an eighth for its 128"
-    )
+    text = "calibration sequences for the paper's 1024; an eighth for its 128"
+    sub.add_argument("--samples", dest="most_samples", type=positive, metavar="SAMPLES", help=text)
     sub.add_argument("--seqlen", type=positive, help="tokens of a sequence (default: 2048)")
-    sub.add_argument("--eval-samples", type=positive, help="windows to measure perplexity on (default: all)")
-    sub.add_argument(
-        "--recovery-samples", type=positive, help="sequences for the paper's 1000 of WikiText-2, 5000 of Alpaca"
-    )
+    text = "windows to measure perplexity on (default: all)"
+    sub.add_argument("--eval-samples", dest="windows", type=positive, metavar="SAMPLES", help=text)
+    text = "sequences for the paper's 1000 of WikiText-2; five times as many for its 5000 of Alpaca"
+    sub.add_argument("--recovery-samples", dest="wikitext2_sequences", type=positive, metavar="SAMPLES", help=text)
     sub.add_argument("--recovery-seqlen", type=positive, help="(default: 1024)")
     sub.add_argument("--recovery-steps", type=positive, help="(default: one pass over the sequences)")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Run the rows, or only say which could be."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
@@ -234,15 +234,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
     profile = profile_for(arguments.family, arguments.profile, **_changes(arguments))
-    tables = [_table(word) for word in arguments.tables.split(",")] if arguments.tables else None
-    chosen = rows(arguments.family, profile, tables, arguments.models.split(",") if arguments.models else None)
+    chosen = rows(arguments.family, profile, arguments.tables, arguments.models)
     require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
         machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
         lines = overview(chosen, machine, profile.dtype.replace("auto", dtype_on(arguments.device)), arguments.stream)
         text = "\n".join("; ".join(f"{name}: {value}" for name, value in line.items() if value) for line in lines)
         print_result(arguments, {"models": lines}, text)
-        return 0
+        return
     same = ("family", "device", "batch_size", "stream", "process_count")
     count = reproduce(
         chosen,
@@ -254,27 +253,16 @@ def run(arguments: argparse.Namespace) -> int:
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
     )
     print_result(arguments, {**count, "results": arguments.out})
-    return 0
-
-
-def _table(word: str) -> int:
-    if not word.strip().isdecimal():
-        raise ValueError(f"--tables takes numbers, comma-separated, got {word!r}")
-    return int(word)
 
 
 def _changes(arguments: argparse.Namespace) -> dict:
     """The fields of the profile that the command line changes."""
-    same = ("dtype", "seeds", "adapter", "tasks_from", "limit", "model", "seqlen", "recovery_seqlen", "recovery_steps")
-    changes = {name: getattr(arguments, name) for name in same} | {"windows": arguments.eval_samples}
-    for name in ("signals", "tasks"):
-        changes[name] = tuple(words.split(",")) if (words := getattr(arguments, name)) else None
-    for signal in changes["signals"] or ():
-        require_choice("--signals", signal, SIGNALS)
-    if samples := arguments.samples:
-        changes["samples"] = {papers: max(1, papers * samples // 1024) for papers in (128, 1024, 2048)}
-    if samples := arguments.recovery_samples:
-        changes["recovery_samples"] = {"wikitext2": samples, "alpaca": 5 * samples}
+    changes = given(arguments, Profile)
+    changes |= {name: tuple(words) for name, words in changes.items() if isinstance(words, list)}
+    if count := arguments.most_samples:
+        changes["samples"] = {papers: max(1, papers * count // 1024) for papers in (128, 1024, 2048)}
+    if count := arguments.wikitext2_sequences:
+        changes["recovery_samples"] = {"wikitext2": count, "alpaca": 5 * count}
     files = {name: getattr(arguments, name) for name in ("wikitext2", "alpaca")}
     changes["texts"] = PROFILES[arguments.profile].texts | {name: (file,) * 2 for name, file in files.items() if file}
     return changes

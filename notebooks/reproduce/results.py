@@ -8,23 +8,19 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from protocol import COST, Setting
+from protocol import COST, FAMILIES, Profile, Setting
 
 from minislice.measuring import records
 from minislice.storage.checkpoint import load_config, locate
 from minislice.storage.files import checksum
 
 SCHEMA = 1
-STATUSES = ("done", "failed", "skipped")  # "skipped" is not tried, since it can't run on this machine
-TEXTS = ("key", "status", "family", "revision", "commit", "hardware", "command", "when")
-DICTS = ("profile", "setting", "values", "errors", "facts", "versions")
-FIELDS = dict.fromkeys(TEXTS, str) | dict.fromkeys(DICTS, dict) | {"schema": int, "reason": (str, type(None))}
+STATUSES = ("done", "failed", "skipped")  # "skipped": this machine can't run it, so it wasn't tried
 
 
 def key_of(setting: Setting, revision: str, commit: str) -> str:
@@ -65,32 +61,53 @@ def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
     return records.opened(path, faults)
 
 
-def read(
-    path: str | os.PathLike, use: Callable[[dict[str, Any]], object] = lambda record: None
-) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a file in their order, of each key the last; none where there is no file.
 
-    Args:
-        use: is given each record, and raises an error where it can't be used.
-
     Raises:
-        ValueError: a line is no record, or can't be used.
+        ValueError: a line is no record.
     """
-    return records.read(path, lambda record: faults(record) or use(record) or [])
+    return records.read(path, faults)
 
 
 def faults(record: dict[str, Any]) -> list[str]:
-    """What keeps a record from being one, in words."""
-    wrong = [
-        f"{name} is {record.get(name)!r}" for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)
-    ]
-    if wrong:
-        return wrong
-    status, done = record["status"], record["status"] == "done"
+    """What contradicts itself in a record, in words; where a field is missing or of another kind, any error."""
+    if record["schema"] != SCHEMA:
+        return [f"schema {record['schema']}, where this minislice reads {SCHEMA}"]
+    Profile.from_json(record["profile"])
+    Setting.from_json(record["setting"])
+    list(map(float, [*record["values"].values(), *record["errors"].values()]))
+    status, done, texts = record["status"], record["status"] == "done", [*how(record).values(), record["when"]]
     contradictions = {
-        f"schema {record['schema']}, where this minislice reads {SCHEMA}": record["schema"] != SCHEMA,
+        f"family {record['family']!r}": record["family"] not in FAMILIES,
         f"status {status!r}": status not in STATUSES,
         f"{status} with {len(record['values'])} values": done != bool(record["values"]),
         f"{status} with the reason {record['reason']!r}": done == bool(record["reason"]),
+        "a number where a text should be": not all(isinstance(text, str) for text in texts),
     }
     return [what for what, is_so in contradictions.items() if is_so]
+
+
+def how(record: dict[str, Any]) -> dict[str, str]:
+    """How a setting was measured, by column of the report; the rest is in the results file, under the record's key."""
+    facts, setting = record["facts"], record["setting"]
+    dense, sliced, peak = (facts.get(name) for name in ("dense parameters", "parameters", "peak memory, bytes"))
+    result = "" if record["status"] == "done" else f" **{record['status']}**: {record['reason']}"
+    what = f"{setting['model']} {record['revision']}, {setting['percent']}%, seed {setting['seed']}"
+    return {
+        "key": record["key"],
+        "what": f"{what}, {setting['measure']} in {setting['dtype']}{result}",
+        "of parameters": f"{sliced / dense:.3f}" if sliced and dense else "-",
+        "calibration": _tokens(facts.get("calibration")),
+        "evaluation": _tokens(facts.get("evaluation")),
+        "seconds": f"{facts['seconds']['all']:.0f}",
+        "peak memory": f"{peak / 1e9:.2f} GB" if peak else "-",
+        "where": f"{record['hardware']}; minislice at {record['commit']}, torch {record['versions']['torch']}",
+        "command": f"`{record['command']}`",
+    }
+
+
+def _tokens(described: dict[str, Any] | None) -> str:
+    if described is None:
+        return "-"
+    return f"{described['text']} {described['sequences']} x {described['seqlen']} ({described['tokens']})"
