@@ -20,7 +20,7 @@ from grade import Row, grade
 from grading.book import Book
 from grading.sandbox import Limits, Sandbox
 
-from minislice.command.cli import main, run_script
+from minislice.command.cli import run_script
 
 api = pytest.importorskip("nbgrader.api", reason="needs nbgrader")
 LIMITS = Limits(cpu=2)
@@ -310,10 +310,3 @@ def test_the_script_prints_points_or_one_json_document_or_one_error(course, caps
     assert run_script(grading, [*common, str(course / "two.csv")]) == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1) and "two.csv" in printed.err
-
-
-@pytest.mark.parametrize("name", ["grade", "assignment"])
-def test_minislice_says_where_its_scripts_are(name, capsys):
-    assert main([name, "a3"]) == 2
-    script = re.fullmatch(r"minislice: .* python (\S+) --help\n", capsys.readouterr().err)[1]
-    assert (Path(__file__).parents[1] / script).is_file()

@@ -184,6 +184,13 @@ class MutationQuestion(Task):
                 survived.add(name)
         return Kills(None, tuple(n for n in mutants if n not in survived), tuple(n for n in mutants if n in survived))
 
+    def heading(self, kills: "Kills") -> str:
+        """The result of a check in words."""
+        if kills.rejected:
+            return "FAILED  it raises on the right function"
+        shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (self.shown, self.hidden))
+        return f"kills {shown} of {len(self.shown)} shown and {hidden} of {len(self.hidden)} hidden mutants"
+
 
 @dataclass(frozen=True)
 class Kills:

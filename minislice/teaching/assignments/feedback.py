@@ -93,15 +93,11 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
         return None
 
     kills = question.try_out(rejects, np.random.default_rng(seed))
-    if kills.rejected:
-        if kills.rejected.kind == "missing":
-            return kills.rejected.what, None, False
-        return "FAILED  it raises on the right function", kills.rejected, False
-    shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
-    heading = f"kills {shown} of {len(question.shown)} shown and {hidden} of {len(question.hidden)} hidden mutants"
-    alive = [name for name in kills.survived if name in question.shown]
-    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else None
-    return heading, failure, not kills.survived
+    if kills.rejected and kills.rejected.kind == "missing":
+        return kills.rejected.what, None, False
+    alive = [] if kills.rejected else [name for name in kills.survived if name in question.shown]
+    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else kills.rejected
+    return question.heading(kills), failure, not kills.survived
 
 
 def _described(case: Case) -> str:

@@ -129,11 +129,7 @@ class _Trial:
     def _judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
         question, order = self.question, np.random.default_rng(seed("order"))
         kills = question.try_out(lambda candidate, trial: self._rejects(candidate, seed(str(trial))), order)
-        if kills.rejected:
-            return 0.0, kills.rejected, "FAILED  it raises on the right function"
-        shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (question.shown, question.hidden))
-        heading = f"kills {shown} of {len(question.shown)} shown and {hidden} of {len(question.hidden)} hidden mutants"
-        return kills.share, None, heading
+        return kills.share, kills.rejected, question.heading(kills)
 
     def _rejects(self, candidate: Callable[..., Any], seed: int) -> Failure | None:
         """How a check raised on a candidate, or None. One that was stopped hasn't raised: only the reference minds."""
