@@ -27,7 +27,7 @@ SMALL = {
         ["--layers", "1", "--vocabulary", "512", "--rounds", "1", "--steps", "1"],
         {"OPT", "LLaMA", "Phi"},
     ),
-    "slicing_cost.py": (["--small", "--rounds", "1"], {"slicing / forward", "by phase", "beyond / slicing"}),
+    "slicing_cost.py": (["--shape", "tiny", "--rounds", "1"], {"slicing / forward", "by phase", "beyond / slicing"}),
     "streaming_cost.py": (["--shape", "tiny", "--threads", "1"], {"slicing / forward", "by phase", "peak, GiB"}),
     "gpu_cost.py": (
         ["--shape", "tiny", "--device", "cpu", "--samples", "4", "--seqlen", "64", "--matrix", "64"],

@@ -7,16 +7,13 @@ that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own he
 """
 
 import copy
-import json
-import math
 import tempfile
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ASSETS, cost_parser, models
+from common import ASSETS, models
 
 import minislice
 from minislice.architecture.network import network
@@ -36,15 +33,6 @@ TIED_ADAPTERS = {  # besides, where the head was tied
     "none, fitted head": {"adapter": "none", "head": "fitted"},
     "low-rank, tied head": {"head": "tied"},
 }
-
-
-@dataclass(frozen=True)
-class Point:
-    """One sliced model."""
-
-    variant: str
-    parameters: int
-    perplexity: float
 
 
 def models_at_hand():
@@ -73,16 +61,11 @@ def measured(model, evaluation) -> dict:
     return {"perplexity": perplexity, "parameters": minislice.parameters(model), "bytes": bytes_on_disk(model)}
 
 
-def perplexity_at(points: list[Point], variant: str, size: int) -> float | None:
-    """The perplexity that a variant reaches with `size` parameters, interpolated between its points (log-linear).
-
-    None where its points don't reach that size on both sides.
-    """
-    line = sorted((point.parameters, math.log(point.perplexity)) for point in points if point.variant == variant)
-    for (left, low), (right, high) in pairwise(line):
+def perplexity_at(size: int, points: list[tuple[int, float]]) -> float | None:
+    """The perplexity at this number of parameters, log-linear between measured (parameters, perplexity); or None."""
+    for (left, low), (right, high) in pairwise(sorted(points)):
         if left <= size <= right:
-            share = (size - left) / (right - left)
-            return math.exp(low + share * (high - low))
+            return low * (high / low) ** ((size - left) / (right - left))
     return None
 
 
@@ -95,21 +78,16 @@ def measure(model, calibration, evaluation) -> dict:
         rows[variant] = measured(sliced, evaluation)
     D = network(model).trained_width
     widths = sorted({slice_width(D, SLICING), *np.linspace(slice_width(D, SLICING), D, 5).astype(int).tolist()})
-    points = []
+    reached = {}
     for variant, options in variants.items():
-        for width in widths:
-            sliced = minislice.slice_model(copy.deepcopy(model), calibration, width=width, **options)
-            points.append(Point(variant, minislice.parameters(sliced), minislice.perplexity(sliced, evaluation)))
-    reached = {variant: perplexity_at(points, variant, rows["full"]["parameters"]) for variant in variants}
+        models = [minislice.slice_model(copy.deepcopy(model), calibration, width=k, **options) for k in widths]
+        points = [(minislice.parameters(sliced), minislice.perplexity(sliced, evaluation)) for sliced in models]
+        reached[variant] = perplexity_at(rows["full"]["parameters"], points)
     return {"at 25%": rows, "at the size of full": reached}
 
 
 def main() -> None:
-    arguments = cost_parser(__doc__).parse_args()
     results = {name: measure(*rest) for name, *rest in models_at_hand()}
-    if arguments.json:
-        print(json.dumps(results))
-        return
     columns = ["dense", *ADAPTERS, *TIED_ADAPTERS]
 
     def shown(row: dict | None) -> str:

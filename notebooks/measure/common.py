@@ -11,15 +11,19 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PhiConfig
 
 import minislice
 from minislice.architecture.folder import whole_file
 from minislice.corpus.embedded import EMBEDDED
-from minislice.measuring import provenance
+from minislice.measuring import provenance, shapes
 
 ASSETS = os.environ.get("MINISLICE_TEST_ASSETS")
 STORIES, WIKITEXT, ALPACA = "tinystories_1000.json", "wikitext2-test.raw", "alpaca-format.json"
 MORE = {"stories260K": STORIES, "babyllama-tok361": STORIES, "opt-dev": WIKITEXT, "phi-dev": WIKITEXT}
+
+TINY = PhiConfig(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+SHAPES = {**shapes.SHAPES, "tiny": TINY}  # the paper's models, and one to try a script with
 
 
 def models() -> dict[str, tuple[str, str]]:
@@ -37,6 +41,19 @@ def cost_parser(description: str, threads: bool = False) -> argparse.ArgumentPar
     if threads:
         parser.add_argument("--threads", type=int, default=2)
     return parser
+
+
+def report(result: dict, as_json: bool, indent: str = "") -> None:
+    """Print a result: as one JSON document, or a line for each number, those of a group below the group's name."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}:")
+            report(value, False, f"{indent}  ")
+        else:
+            print(f"{indent}{name}: {value:.4g}" if isinstance(value, float) else f"{indent}{name}: {value}")
 
 
 def read(results: Path) -> list[dict]:

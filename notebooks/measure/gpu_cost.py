@@ -1,4 +1,4 @@
-"""Slicing large shapes with random weights on a GPU: minutes by phase, peak memory, and what the machine allows.
+"""Slicing large shapes with random weights on a GPU: seconds by phase, peak memory, and what the machine allows.
 
     python notebooks/measure/gpu_cost.py --shape llama-2-7b
     python notebooks/measure/gpu_cost.py --shape phi-2
@@ -9,32 +9,20 @@ bfloat16 (forward pass, projection of the signal) and float32 (covariance, weigh
 (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
 """
 
-import json
-import platform
 import time
+from collections.abc import Callable
 
 import torch
-from common import cost_parser
+from common import SHAPES, cost_parser, report
 from phases import timed
-from streaming_cost import SHAPES as SMALL
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import network
-from minislice.measuring.cost import flops_per_token
+from minislice.measuring.cost import flops_per_token, size_in_bytes
+from minislice.measuring.provenance import hardware
+from minislice.measuring.timing import peak_memory, seconds_of
 from minislice.options import slice_width
-
-SHAPES = {
-    **SMALL,
-    "llama-2-7b": LlamaConfig(
-        vocab_size=32000,
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        max_position_embeddings=4096,
-    ),
-}
 
 
 def rate(device: torch.device, dtype: torch.dtype, size: int) -> float:
@@ -49,16 +37,9 @@ def bandwidth(device: torch.device, size: int) -> float:
     return size / fastest(device, lambda: host.to(device, non_blocking=True, copy=True))
 
 
-def fastest(device: torch.device, work, repeats: int = 5) -> float:
-    """Seconds of the fastest of several runs, after one that doesn't count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
+def fastest(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of the fastest of six runs."""
+    return min(seconds_of(work, device) for _ in range(6))
 
 
 def bound_seconds(model, samples: int, seqlen: int, size: int) -> dict[str, float]:
@@ -96,34 +77,20 @@ def main() -> None:
     bound = bound_seconds(model, arguments.samples, arguments.seqlen, arguments.matrix)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (arguments.samples, arguments.seqlen), generator=generator)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    dense = minislice.measuring.cost.size_in_bytes(model)
-    began = time.perf_counter()
-    with timed() as phases:
+    dense, began = size_in_bytes(model), time.perf_counter()
+    with peak_memory(device) as peak, timed() as phases:
         minislice.slice_model(model, tokens, slicing=0.25, head="own", batch_size=arguments.batch_size)
     total = time.perf_counter() - began
     result = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor(),
+        "machine": hardware(arguments.device),
         "shape": arguments.shape,
-        "calibration": [arguments.samples, arguments.seqlen],
         "seconds": total,
-        "by phase": dict(phases) | {"fusion and the rest": total - sum(phases.values())},
+        "by phase": {**phases, "fusion and the rest": total - sum(phases.values())},
         "bound": bound,
         "dense model, GB": dense / 1e9,
-        "peak on the card, GB": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
+        "peak, GB": peak.most and peak.most / 1e9,
     }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(f"{arguments.shape} on {result['machine']}: {total / 60:.1f} minutes; the model {dense / 1e9:.2f} GB", end="")
-    print("" if device.type != "cuda" else f", at most {result['peak on the card, GB']:.2f} GB on the card")
-    for phase in dict.fromkeys([*result["by phase"], *bound]):
-        measured, least = result["by phase"].get(phase), bound.get(phase)
-        print(
-            f"  {phase:22s} {'-' if measured is None else f'{measured:.1f}':>9s} s"
-            f"{'' if least is None else f'   at least {least:.1f} s'}"
-        )
+    report(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -54,15 +54,12 @@ def main() -> None:
     results = {
         shape: measure(config, arguments.layers, arguments.rounds, arguments.steps) for shape, config in SHAPES.items()
     }
-    if arguments.json:
-        print(json.dumps(results))
-        return
     lines = [
         [shape, what, *(f"{row[what]:.2f}" for row in result.values())]
         for shape, result in results.items()
         for what in COLUMNS
     ]
-    print(markdown(["model, 25%", "", "dense", *FORMS], lines))
+    print(json.dumps(results) if arguments.json else markdown(["model, 25%", "", "dense", *FORMS], lines))
 
 
 if __name__ == "__main__":

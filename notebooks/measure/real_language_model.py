@@ -11,6 +11,7 @@ interrupted run goes on. Sliced models stay in WORK, for the rows that measure o
 """
 
 import argparse
+import itertools
 import json
 import math
 import platform
@@ -57,26 +58,17 @@ class Step:
 
 def steps(settings: argparse.Namespace) -> Iterator[Step]:
     """The most telling first; every model is made before it is measured on tasks."""
-    many, few, recovery = settings.sequences, settings.sequences // 4, settings.recovery
+    many, recovery, levels = settings.sequences, settings.recovery, (0.25, 0.1, 0.3, 0.2)
     yield Step("perplexity")
-    for level in (0.25, 0.1, 0.3, 0.2):
-        yield Step("perplexity", level, "wikitext", many)
-    yield Step("perplexity", 0.25, "alpaca", many)
     yield Step("zero-shot")
-    yield Step("zero-shot", 0.25, "wikitext", many)
-    yield Step("perplexity", 0.25, "wikitext", many, recovery)
-    yield Step("zero-shot", 0.25, "wikitext", many, recovery)
-    for level in (0.1, 0.3, 0.2):
-        yield Step("zero-shot", level, "wikitext", many)
-    yield Step("perplexity", 0.25, "wikitext", few)
-    yield Step("perplexity", 0.05, "wikitext", many)
-    for level in (0.1, 0.2, 0.3):
+    for level, count, what in itertools.product(levels, (0, recovery), ("perplexity", "zero-shot")):
+        yield Step(what, level, "wikitext", many, count)
+    for level in levels:
         yield Step("perplexity", level, "alpaca", many)
-    yield Step("perplexity", 0.25, "wikitext", 2 * many)
-    for level in (0.1, 0.2, 0.3):
-        yield Step("perplexity", level, "wikitext", many, recovery)
-        yield Step("zero-shot", level, "wikitext", many, recovery)
     yield Step("perplexity", 0.25, "alpaca", many, recovery)
+    yield Step("perplexity", 0.05, "wikitext", many)
+    for sequences in (many // 4, 2 * many):
+        yield Step("perplexity", 0.25, "wikitext", sequences)
 
 
 def halves(settings: argparse.Namespace, text: str, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,34 +2,27 @@
 
     python notebooks/measure/slicing_cost.py
 
-An OPT-125M-shaped model with random weights (768 wide, 12 layers), 16 x 512 calibration tokens, 25%, float32. The bare
+A model of OPT-125M's shape with random weights, 16 x 512 calibration tokens, 25%, float32. The bare
 forward pass runs transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out
 repaired, a quarter of the neurons deleted, both. Times are ratios within one run: the passes alternate, and the median
 of the rounds counts.
 """
 
 import copy
-import json
-import re
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from common import cost_parser
+from common import SHAPES, cost_parser, report
 from phases import timed
-from transformers import AutoModelForCausalLM, OPTConfig
+from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import inference, network
 from minislice.corpus.batches import token_batches
-
-SHAPE = OPTConfig(hidden_size=768, ffn_dim=3072, num_hidden_layers=12, num_attention_heads=12, word_embed_proj_dim=768)
+from minislice.measuring.timing import peak_memory
 
 BEYOND = {"repair": {"repair": True}, "neurons": {"neurons": 0.25}, "both": {"repair": True, "neurons": 0.25}}
-SMALL = OPTConfig(
-    vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=64
-)
 
 
 def forward_seconds(model, tokens, batch_size: int) -> float:
@@ -44,25 +37,13 @@ def forward_seconds(model, tokens, batch_size: int) -> float:
         return time.perf_counter() - began
 
 
-def resident_mib(peak: bool) -> float:
-    """Memory of this process, from Linux's /proc: now, or the most since the last `reset_peak`."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+)", status)[1]) / 1024
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str, float], float]:
     """Of slicing a copy: its seconds, those of its phases, and the memory that it needs above the loaded model, MiB."""
     working = minislice.fuse(copy.deepcopy(model))
-    reset_peak()
-    before = resident_mib(peak=False)
     began = time.perf_counter()
-    with timed() as seconds:
+    with peak_memory(model.device) as peak, timed() as seconds:
         minislice.slice_model(working, tokens, slicing=0.25, head="own", batch_size=batch_size, **options)
-    return time.perf_counter() - began, seconds, resident_mib(peak=True) - before
+    return time.perf_counter() - began, seconds, peak.added / 2**20
 
 
 def main() -> None:
@@ -70,11 +51,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16, help="of 512 tokens (default: 16)")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--small", action="store_true", help="a tiny shape, to try the script")
+    parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    shape = SMALL if arguments.small else SHAPE
+    shape = SHAPES[arguments.shape]
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
     tokens = torch.randint(shape.vocab_size, (arguments.samples, 512))
     forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
@@ -97,17 +78,7 @@ def main() -> None:
         "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},
         "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * 4 / 2**20,
     }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(f"slicing takes {result['slicing / forward']:.2f} x one bare forward pass of the layers; of which")
-    for phase, ratio in result["by phase"].items():
-        print(f"  {phase:20s} {ratio:.2f}")
-    print(f"peak memory above the loaded model: {max(memory):.0f} MiB")
-    print(f"(the signal at full width: {result['signal of the calibration set at full width, MiB']:.0f} MiB)")
-    for name, ratio in result["beyond / slicing"].items():
-        peak = result["beyond, peak memory, MiB"][name]
-        print(f"with {name}: {ratio:.2f} x as long as slicing alone, peak memory {peak:.0f} MiB")
+    report(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ comes, which is not counted in its time.
 """
 
 import argparse
+import itertools
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -19,10 +21,10 @@ import time
 from pathlib import Path
 
 import torch
-from common import cost_parser
+from common import SHAPES, cost_parser, report
 from phases import timed
 from safetensors.torch import save_file
-from transformers import AutoConfig, OPTConfig, PhiConfig
+from transformers import AutoConfig
 
 from minislice.architecture.network import inference
 from minislice.command.slice import return_freed_memory
@@ -31,23 +33,6 @@ from minislice.large.source import TrainedWeights, without_weights
 from minislice.large.streaming import slice_streamed
 from minislice.storage.files import INDEX
 
-SHAPES = {
-    "phi-2": PhiConfig(
-        vocab_size=51200,
-        hidden_size=2560,
-        intermediate_size=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
-    ),
-    "opt-6.7b": OPTConfig(
-        hidden_size=4096, ffn_dim=16384, num_hidden_layers=32, num_attention_heads=32, word_embed_proj_dim=4096
-    ),
-    "tiny": PhiConfig(
-        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
-    ),
-}
-
 
 def make(shape: str, folder: Path) -> None:
     """Random weights on the disk, a shard for each layer: no more than one is in memory."""
@@ -55,23 +40,14 @@ def make(shape: str, folder: Path) -> None:
     config.dtype = torch.bfloat16
     model = without_weights(config, torch.bfloat16)
     config.architectures = [type(model).__name__]
-    folder.mkdir(parents=True)
     config.save_pretrained(folder)
-    shards: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        words = name.split(".")
-        place = words[words.index("layers") + 1] if "layers" in words else "ends"
-        shards.setdefault(place, []).append(name)
-    generator = torch.Generator().manual_seed(0)
-    index = {}
-    for number, names in enumerate(shards.values(), start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for name in names:
-            shape_of = model.get_parameter(name).shape
-            noise = torch.randn(shape_of, generator=generator, dtype=torch.float32)
-            scale = 1.0 if len(shape_of) == 1 else shape_of[-1] ** -0.5
-            tensors[name] = (noise * scale + (name.endswith("norm.weight"))).to(torch.bfloat16)
+    generator, index = torch.Generator().manual_seed(0), {}
+    layers = itertools.groupby(model.named_parameters(), key=lambda named: re.findall(r"layers\.\d+", named[0]))
+    for number, (_, named) in enumerate(layers):
+        file, tensors = f"model-{number:05d}.safetensors", {}
+        for name, parameter in named:
+            noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            tensors[name] = (noise + name.endswith("norm.weight")).to(torch.bfloat16)
             index[name] = file
         save_file(tensors, folder / file, metadata={"format": "pt"})
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
@@ -161,17 +137,7 @@ def main() -> None:
         "by phase": {name: seconds / bare for name, seconds in phases.items()}
         | {"reading, fusing, writing": (result["seconds"] - sum(phases.values())) / bare},
     }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(f"{arguments.shape}: {result['model on disk, GB']:.2f} GB on disk")
-    print(f"peak resident memory: {result['peak, GiB']:.2f} GiB, limit on private memory {arguments.limit} GiB")
-    print(f"  of which Python and its libraries: {result['of which Python and its libraries, GiB']:.2f} GiB")
-    print(
-        f"slicing: {result['seconds']:.0f} s, {result['slicing / forward']:.2f} x one bare forward pass ({bare:.0f} s)"
-    )
-    for phase, ratio in result["by phase"].items():
-        print(f"  {phase:26s} {ratio:.2f}")
+    report(result, arguments.json)
 
 
 if __name__ == "__main__":
