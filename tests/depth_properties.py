@@ -5,8 +5,8 @@ import math
 import tempfile
 
 import torch
-from models import LENGTH, Recipe
-from properties import EXACT, assert_same_logits, logits, relative_error
+from models import Recipe
+from properties import EXACT, assert_same_logits, cached_generation_equals_uncached, logits, relative_error
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -71,20 +71,7 @@ def a_shorter_model_is_saved_by_its_own_class(recipe: Recipe) -> None:
 
 
 def a_shorter_model_generates_the_same_with_a_cache(recipe: Recipe) -> None:
-    model, prompt = shortened(recipe), recipe.tokens(seed=1)[:, : LENGTH // 2]
+    model = shortened(recipe)
     caches = {module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")}
     assert caches == {*range(recipe.layers - 1)}
-    cached, uncached = (
-        model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            use_cache=use_cache,
-            do_sample=False,
-            max_new_tokens=5,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        for use_cache in (True, False)
-    )
-    same = torch.equal(cached.sequences, uncached.sequences)
-    assert same and relative_error(torch.stack(cached.logits), torch.stack(uncached.logits)) <= 1e-6
+    cached_generation_equals_uncached(recipe, model)

@@ -432,7 +432,7 @@ def left_out_without_aligning(right, P, Q_next, k_next, form, *rest):
     return Q_next[:, :k_next] if form == "none" else P_next, *others
 
 
-@planted("slicing.make_adapter", a.rank_is_at_most_what_was_deleted, LLAMA, claim="min(recipe.width - k, k)")
+@planted("slicing.make_adapter", a.rank_is_at_most_what_was_deleted, LLAMA, {"width": 15}, claim="width - k, k")
 def no_direction_dropped(right, P, Q_next, k_next, *rest):
     P_next, _, E = right(P, Q_next, k_next, *rest)
     deficits, U = torch.linalg.eigh(torch.eye(k_next) - P.T @ P_next)

@@ -58,9 +58,10 @@ def assume_well_separated(model: nn.Module) -> None:
 
 
 def sliced(recipe: Recipe, model: nn.Module | None = None, **options) -> nn.Module:
-    """The recipe's model, sliced on the recipe's tokens; its head gets weights of its own unless `head` is given."""
+    """The recipe's model, sliced on the recipe's tokens: to half its width and with a head of its own, by default."""
     model = recipe.model() if model is None else model
-    return slice_model(model, recipe.tokens(), recipe.mask(), **{"head": "own", **options})
+    size = {} if options.keys() & {"slicing", "discard", "width"} else {"width": max(1, recipe.width // 2)}
+    return slice_model(model, recipe.tokens(), recipe.mask(), **{"head": "own", **size, **options})
 
 
 def random_rows(recipe: Recipe) -> Tensor:
@@ -175,62 +176,49 @@ def tied_head_is_exact(recipe: Recipe, **options) -> None:
 
 def default_head_is_tied_where_it_can_be(recipe: Recipe, **options) -> None:
     """Nobody says what becomes of the head: the exact tie where the trained model has one, else weights of its own."""
-    options = options or {"width": max(1, recipe.width // 2)}
-    model = slice_model(recipe.model(), recipe.tokens(), recipe.mask(), **options)
+    model = sliced(recipe, head=None, **options)
     expected = sliced(recipe, head="tied" if recipe.tied else "own", **options)
     assert isinstance(model.get_output_embeddings(), TiedHead) == recipe.tied
     assert model.slicing.options == expected.slicing.options  # what was done is said, not what was asked for
     assert_same_logits(model, expected, recipe, 0.0)
 
 
-def slicing_is_projection(recipe: Recipe, width=None, signal="normalized", adapter="full", **options) -> None:
+def slicing_is_projection(recipe: Recipe, adapter="full", carry: Callable | None = None, **options) -> None:
     """The sliced network, with adapters that are exact, computes eq. 9's: its signal projected between blocks."""
-    width = width or max(1, recipe.width // 2)
-    model = sliced(recipe, width=width, signal=signal, adapter=adapter, **options)
+    model = sliced(recipe, adapter=adapter, **options)
     assume_well_separated(model)
-    expected = projected_logits(recipe, model.slicing.widths, signal)
+    expected = projected_logits(recipe, model.slicing.widths, model.slicing.options.signal, carry)
     error = relative_error(logits(model, recipe.tokens(seed=1), recipe.mask()), expected)
     assert error <= max(SAME_SUBSPACE, recipe.rounding), f"logits differ from the projected network's by {error:.1e}"
 
 
-def approximate_adapters_carry_close_directions_whole(
-    recipe: Recipe, width=None, adapter="none", tolerance=1.0, **options
-) -> None:
+def approximate_adapters_carry_close_directions_whole(recipe: Recipe, adapter="none", **options) -> None:
     """On its way to the next subspace, the signal shrinks along each pair of principal vectors by their cosine.
 
     Where 1 - cosine is at most the tolerance, an approximate adapter leaves it whole; "none" does everywhere.
     """
-    width = width or max(1, recipe.width // 2)
 
     def carry(P: Tensor, P_next: Tensor) -> Tensor:
         U, cosines, Vh = torch.linalg.svd(P.T @ P_next, full_matrices=False)
-        cosines[1 - cosines <= max(tolerance, ROUNDING)] = 1
+        cosines[1 - cosines <= max(options.get("tolerance", 1.0), ROUNDING)] = 1
         return P @ U @ cosines.diag() @ Vh @ P_next.T
 
-    model = sliced(
-        recipe, width=width, adapter=adapter, **({} if adapter == "none" else {"tolerance": tolerance}), **options
-    )
-    assume_well_separated(model)
-    expected = projected_logits(recipe, model.slicing.widths, model.slicing.options.signal, carry)
-    error = relative_error(logits(model, recipe.tokens(seed=1), recipe.mask()), expected)
-    assert error <= max(SAME_SUBSPACE, recipe.rounding), f"logits differ from what such adapters carry by {error:.1e}"
+    slicing_is_projection(recipe, adapter, carry, **options)
 
 
-def orientation_does_not_matter(recipe: Recipe, width=None, adapter="full") -> None:
+def orientation_does_not_matter(recipe: Recipe, **options) -> None:
     """Inside the subspace that is kept, any basis computes the same."""
-    width = width or max(1, recipe.width // 2)
-    expected = sliced(recipe, width=width, adapter=adapter)
+    expected = sliced(recipe, **options)
     assume_well_separated(expected)
-    actual = sliced(recipe, width=width, adapter=adapter, orientation="random", seed=recipe.seed)
+    actual = sliced(recipe, orientation="random", seed=recipe.seed, **options)
     assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
 
 
-def earlier_rotation_does_not_matter(recipe: Recipe, width=None, adapter="full") -> None:
+def earlier_rotation_does_not_matter(recipe: Recipe, **options) -> None:
     """Principal components turn with the signal."""
-    width = width or max(1, recipe.width // 2)
-    expected = sliced(recipe, width=width, adapter=adapter)
+    expected = sliced(recipe, **options)
     assume_well_separated(expected)
-    actual = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), width=width, adapter=adapter)
+    actual = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), **options)
     assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
 
 
@@ -263,9 +251,9 @@ def principal_components_diagonalise(recipe: Recipe) -> None:
     assert relative_error(Q.T @ Q, torch.eye(recipe.width, dtype=Q.dtype)) <= EXACT
 
 
-def variance_adds_up(recipe: Recipe, width=None, **options) -> None:
+def variance_adds_up(recipe: Recipe, **options) -> None:
     """Kept plus discarded is the total, at every boundary; what is discarded are the smallest eigenvalues."""
-    report = sliced(recipe, width=width or max(1, recipe.width // 2), **options).slicing
+    report = sliced(recipe, **options).slicing
     assert len(report.eigenvalues) == len(report.discarded) == len(report.widths)
     for eigenvalues, discarded, k in zip(report.eigenvalues, report.discarded, report.widths, strict=True):
         assert len(eigenvalues) == recipe.width
@@ -320,26 +308,15 @@ def perplexity_is_exp_of_transformers_loss(recipe: Recipe) -> None:
     assert math.isclose(perplexity(model, ids, mask), math.exp(loss.item()), rel_tol=1e-5)  # its loss is in float32
 
 
-def cached_generation_equals_uncached(recipe: Recipe, **options) -> None:
+def cached_generation_equals_uncached(recipe: Recipe, model: nn.Module | None = None, **options) -> None:
     """model.generate computes the same with a cache of keys and values as without."""
-    model, mask = sliced(recipe, **(options or {"width": max(1, recipe.width // 2)})), recipe.mask()
-    prompt = recipe.tokens(seed=1)[:, : LENGTH // 2]
-    prompt_mask = torch.ones_like(prompt) if mask is None else mask[:, : LENGTH // 2]
-    if recipe.padding == "left":
-        prompt, prompt_mask = recipe.tokens(seed=1)[:, -LENGTH + 5 :], mask[:, -LENGTH + 5 :]
-    cached, uncached = (
-        model.generate(
-            prompt,
-            attention_mask=prompt_mask,
-            use_cache=use_cache,
-            do_sample=False,
-            max_new_tokens=5,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        for use_cache in (True, False)
-    )
-    assert cached.sequences.shape[1] == prompt.shape[1] + 5
+    model, mask = model or sliced(recipe, **options), recipe.mask()
+    prompt = slice(5, None) if recipe.padding == "left" else slice(LENGTH // 2)
+    ids = recipe.tokens(seed=1)[:, prompt]
+    mask = torch.ones_like(ids) if mask is None else mask[:, prompt]
+    asked = {"do_sample": False, "max_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
+    cached, uncached = (model.generate(ids, attention_mask=mask, use_cache=use, **asked) for use in (True, False))
+    assert cached.sequences.shape[1] == ids.shape[1] + 5
     assert torch.equal(cached.sequences, uncached.sequences)
     exact = max(1e-6 if recipe.softmax_in_float32 else EXACT, recipe.rounding)
     assert relative_error(torch.stack(cached.logits), torch.stack(uncached.logits)) <= exact

@@ -49,7 +49,7 @@ def failed_claim(traceback, fact: Callable) -> str:
 def test_a_property_with_several_claims_has_the_one_named_that_a_mistake_breaks():
     for mistake in MISTAKES:
         claims = [line for line in inspect.getsource(mistake.fact).splitlines() if line.strip().startswith("assert")]
-        assert len(claims) == 1 or any(mistake.claim in line for line in claims if mistake.claim), mistake.name
+        assert len(claims) <= 1 or any(mistake.claim in line for line in claims if mistake.claim), mistake.name
 
 
 def test_every_property_has_a_mistake_on_which_it_fails():

@@ -25,10 +25,6 @@ def close_figures():
     plt.close("all")
 
 
-def labelled(ax):
-    assert ax.get_xlabel() and ax.get_ylabel()
-
-
 def draws(line, x, y):
     assert [float(v) for v in line.get_xdata()] == pytest.approx([float(v) for v in x])
     assert [float(v) for v in line.get_ydata()] == pytest.approx([float(v) for v in y])
@@ -51,7 +47,6 @@ FIGURES = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_labels_and_refuses_to_go_without(name):
     ax = FIGURES[name]("slicing (%)", "perplexity")
-    labelled(ax)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("slicing (%)", "perplexity")
     for labels in (("", "perplexity"), ("slicing (%)", "")):
         with pytest.raises(ValueError, match="both axes"):
@@ -65,11 +60,7 @@ def test_lines_draw_the_data_and_the_papers_hollow():
     draws(other, *MEASURED["other"])
     draws(paper, *PAPER["OPT-125M"])
     hollow(paper)
-    for measured in (ours, other):
-        with pytest.raises(AssertionError):
-            hollow(measured)
-    with pytest.raises(AssertionError):
-        draws(ours, *MEASURED["other"])
+    assert "none" not in [line.get_markerfacecolor() for line in (ours, other)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ours", "other", "paper: OPT-125M"]
 
 
@@ -86,16 +77,10 @@ def test_logarithmic_axis_has_a_tick_at_every_value():
     assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "16"]
 
 
-def lightness(colour):
-    """Of a colour as it is printed in grey (ITU-R BT.709)."""
-    red, green, blue, _ = to_rgba(colour)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
 def test_depth_goes_from_light_to_dark_and_a_bar_says_which():
     curves = [([1, 2], [depth, depth]) for depth in range(4)]
     ax = plots.by_depth(curves, "x", "y")
-    greys = [lightness(line.get_color()) for line in ax.get_lines()]
+    greys = [sum(to_rgba(line.get_color())[:3]) for line in ax.get_lines()]
     assert all(before - after > 0.1 for before, after in pairwise(greys))
     for line, curve in zip(ax.get_lines(), curves, strict=True):
         draws(line, *curve)
@@ -136,17 +121,14 @@ def test_points_are_where_they_should_be():
     assert [cloud.get_offsets().tolist() for cloud in drawn] == [[[0.0, 1.0]], [[2.0, 3.0]]]
 
 
-def rectangles(ax):
-    return [(patch.get_width(), patch.get_height(), patch.get_hatch()) for patch in ax.patches]
-
-
 @pytest.mark.parametrize("inner", [None, 7])
 def test_a_cut_is_to_scale(inner):
     D, k, hidden, tokens, left = 6, 4, 9, 5, inner or 9
-    drawn = rectangles(pictures.cut(D, k, hidden, tokens, inner))
-    assert [shape[:2] for shape in drawn[::2]] == [(D, tokens), (hidden, D), (D, hidden), (D, D)]  # X, W_in, W_out, S
-    assert [shape[:2] for shape in drawn[1::2]] == [(k, tokens), (left, k), (k, left), (k, k)]
-    assert all(hatch for *_, hatch in drawn[::2]) and not any(hatch for *_, hatch in drawn[1::2])
+    drawn = pictures.cut(D, k, hidden, tokens, inner).patches
+    shapes = [(patch.get_width(), patch.get_height()) for patch in drawn]
+    assert shapes[::2] == [(D, tokens), (hidden, D), (D, hidden), (D, D)]  # X, W_in, W_out, S
+    assert shapes[1::2] == [(k, tokens), (left, k), (k, left), (k, k)]
+    assert [bool(patch.get_hatch()) for patch in drawn] == [True, False] * 4
 
 
 @pytest.mark.parametrize(
@@ -188,7 +170,7 @@ def test_rows_at_equal_sizes_are_lines_over_their_parameters(worst):
         compared("a", 0.1, None, None, "failed"),
     ]
     ax = plots.by_parameters(rows)
-    labelled(ax)
+    assert ax.get_xlabel() and ax.get_ylabel()
     drawn = {line.get_label(): line for line in ax.get_lines() if not line.get_label().startswith("_")}
     assert list(drawn) == ["b", "a", "dense"], "in the rows' order"
     draws(drawn["b"], [2.1, 2.4, 2.7], [worst, 50.0, 40.0])

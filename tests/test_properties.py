@@ -17,20 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Recipe, recipes
 
-one_of = st.sampled_from
-signals, flags = one_of(["normalized", "raw"]), st.booleans()
-forms, exact_forms = one_of(["full", "low-rank", "none"]), one_of(["full", "low-rank"])
-bases = {"basis": one_of(["pca", "random", "column-norm"]), "orientation": one_of(["pca", "random"]), "adapter": forms}
-tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
-seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
-
 
 def a_width(recipe: Recipe) -> st.SearchStrategy:
     return st.integers(1, recipe.width)
-
-
-def full_width(recipe: Recipe) -> st.SearchStrategy:
-    return st.just(recipe.width)
 
 
 def more_than_half(recipe: Recipe) -> st.SearchStrategy:
@@ -46,7 +35,18 @@ def growing_widths(recipe: Recipe) -> st.SearchStrategy:
     return a_width_of_each(recipe).map(sorted)
 
 
-def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 25, **options) -> pytest.param:
+one_of = st.sampled_from
+signals, flags = one_of(["normalized", "raw"]), st.booleans()
+forms, exact_forms = one_of(["full", "low-rank", "none"]), one_of(["full", "low-rank"])
+bases = {"basis": one_of(["pca", "random", "column-norm"]), "orientation": one_of(["pca", "random"]), "adapter": forms}
+embedding = {"slice_embedding": one_of([None, False])}
+approximate = {"width": a_width, "signal": signals, "slice_head": flags}
+low_rank = {"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])}
+tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
+seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
+
+
+def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 15, **options) -> pytest.param:
     """A fact, the models to try it on, and its options: constants, strategies, or functions of the recipe to one."""
     return pytest.param(fact, recipes() if models is None else models, examples, options, id=fact.__name__)
 
@@ -59,24 +59,14 @@ FACTS = [
     over(p.rotation_per_block_preserves_logits),
     over(p.random_orthogonal_is_orthogonal_and_seeded),
     over(p.full_width_preserves_logits, slicing=0, seed=st.integers(0, 99), **bases),
-    over(p.full_width_preserves_logits, width=full_width, **bases),
-    over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_head=flags),
+    over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_head=flags, **embedding),
     over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),
     over(p.slicing_is_projection, width=a_width_of_each, signal=signals, adapter=exact_forms),
     over(p.tied_head_is_exact, tied, slicing=0, adapter=forms),
-    over(p.tied_head_is_exact, tied, width=full_width, adapter=forms),
     over(p.default_head_is_tied_where_it_can_be),
-    over(
-        p.approximate_adapters_carry_close_directions_whole,
-        **{"width": a_width, "signal": signals, "slice_head": flags},
-        **{"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])},
-    ),
-    over(
-        p.approximate_adapters_carry_close_directions_whole,
-        **{"width": a_width, "signal": signals, "slice_head": flags, "slice_embedding": one_of([None, False])},
-    ),
+    over(p.approximate_adapters_carry_close_directions_whole, **approximate, **low_rank),
+    over(p.approximate_adapters_carry_close_directions_whole, **approximate, **embedding),
     over(p.approximate_adapters_carry_close_directions_whole, width=growing_widths, signal=signals),
-    over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_embedding=False),
     over(p.orientation_does_not_matter, width=a_width, adapter=forms),
     over(p.earlier_rotation_does_not_matter, width=a_width, adapter=forms),
     over(p.covariance_is_summed_in_float64, dtype=one_of([torch.float64, torch.float32, torch.bfloat16])),
@@ -87,7 +77,7 @@ FACTS = [
     over(p.batches_do_not_matter, recipes(paddings=("none",))),
     over(a.adapter_has_unit_singular_values, width=more_than_half),
     over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
-    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=full_width),
+    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
     over(a.exact_low_rank_equals_full, width=a_width),
     over(a.rank_is_at_most_what_was_deleted, width=a_width),
     over(a.none_equals_every_direction_dropped, width=a_width, slice_head=flags),

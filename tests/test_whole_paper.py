@@ -53,6 +53,7 @@ def test_a_wrong_page_is_found(mistake, monkeypatch):
     assert error(144) > 1e-4
 
 
+@pytest.mark.slow
 def test_run_as_a_script_it_prints_what_slicing_costs(capsys):
     with torch.no_grad():
         whole_paper.main()
