@@ -74,24 +74,20 @@ def equal(a: Tensor | None, b: Tensor) -> bool:
     return bool((a.reshape(b.shape) - b).abs().max() <= SAME * b.abs().max())
 
 
-def explain(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
-    """The weights with which the parts sum up to the target, and whether they do."""
-    if not parts:
+def explain(target: Tensor, parts: list[Tensor], by_token: bool = False) -> tuple[Tensor, bool]:
+    """The weights with which the parts sum up to the target, and whether they do.
+
+    Args:
+        by_token: every token has weights of its own, [parts, tokens], as a gate gives them.
+    """
+    size = target.shape[-1] if by_token else target.numel()
+    if not 0 < len(parts) < size:
         return target.new_zeros(0), False
-    A = torch.stack([part.reshape(-1) for part in parts], dim=1)
-    weights = torch.linalg.lstsq(A, target.reshape(-1, 1)).solution[:, 0]
-    return weights, bool((A @ weights - target.reshape(-1)).abs().max() <= SAME * target.abs().max())
-
-
-def explain_by_token(target: Tensor, parts: list[Tensor]) -> tuple[Tensor, bool]:
-    """As `explain`, with weights that each token has for itself, [parts, tokens]: a gate's, say."""
-    width = target.shape[-1]
-    if not 0 < len(parts) < width:
-        return target.new_zeros(0, 0), False
-    target = target.reshape(-1, width, 1)
-    A = torch.stack([part.reshape(-1, width) for part in parts], dim=2)
+    target = target.reshape(-1, size, 1)
+    A = torch.stack([part.reshape(-1, size) for part in parts], dim=2)
     weights = torch.linalg.lstsq(A, target).solution
-    return weights[..., 0].T, bool((A @ weights - target).abs().max() <= SAME * target.abs().max())
+    is_sum = bool((A @ weights - target).abs().max() <= SAME * target.abs().max())
+    return weights[..., 0].T if by_token else weights[0, :, 0], is_sum
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from ..architecture.family import BlockSpec, Family, NormKind
 from ..architecture.linears import is_linear
 from ..checks import require_seed
 from ..invariance import Verification, verify
-from .observed import SAME, Call, calls_of, equal, explain, explain_by_token, norm_kind, redrawn
+from .observed import SAME, Call, calls_of, equal, explain, norm_kind, redrawn
 
 NOT_KNOWN = "its class wasn't looked at for this"
 
@@ -218,7 +218,7 @@ class _Observed:
                 raise Obstacle(f"branches are multiplied by {self.scale} here and {used.pop()} there")
             self.scale = used.pop()
             return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
-        weights, explained = explain_by_token(after - before, outputs)
+        weights, explained = explain(after - before, outputs, by_token=True)
         norms = [c for c in calls if norm_kind(c.module, before.shape[-1])]
         behind = any(equal(norm.input, output) for norm in norms for output in outputs)
         if explained and not behind:  # times what a gate gives, as a shared expert's
