@@ -95,7 +95,7 @@ def test_a_stale_quantization_would_be_found(short, tmp_path):
 
 
 @needs_smollm2
-def test_a_path_and_the_name_are_the_same_file(smollm2):
+def test_a_path_and_the_name_are_the_same_file():
     file = locate("smollm2")
     assert isinstance(file, Path) and locate(str(file)) == file
     assert load_config(file).hidden_size == 576

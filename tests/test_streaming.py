@@ -10,7 +10,7 @@ from pkgutil import resolve_name
 import mistakes as wrong
 import pytest
 import torch
-from family_models import FAMILIES, FamilyRecipe
+from family_models import FamilyRecipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import Recipe, recipes
@@ -126,7 +126,7 @@ def with_a_head(dense: Path, change: float) -> None:
     edit(dense / SINGLE, lambda tensors: tensors.update({"lm_head.weight": tensors[embedding] + change}))
 
 
-@pytest.mark.parametrize(("family", "change"), [*((family, 1.0) for family in FAMILIES), ("opt", 0.0)])
+@pytest.mark.parametrize(("family", "change"), [("opt", 1.0), ("gpt2", 1.0), ("gpt_oss", 1.0), ("opt", 0.0)])
 def test_a_head_is_tied_only_where_the_files_have_no_other_matrix_for_it(family, change, tmp_path):
     dense = saved(FamilyRecipe(family, layers=1), tmp_path, shards=False)
     with_a_head(dense, change)
@@ -150,9 +150,7 @@ def under_the_heads_name(tensors: dict) -> None:
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
 
 
-@pytest.mark.parametrize(
-    ("recipe", "change"), [(LLAMA, as_base_model), (Recipe("opt"), as_base_model), (LLAMA, under_the_heads_name)]
-)
+@pytest.mark.parametrize(("recipe", "change"), [(Recipe("opt"), as_base_model), (LLAMA, under_the_heads_name)])
 def test_weights_under_their_other_names_are_read(recipe, change, tmp_path):
     dense = saved(recipe, tmp_path, shards=False)
     slice_streamed(dense, recipe.tokens(), tmp_path / "expected", width=9)

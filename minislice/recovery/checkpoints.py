@@ -17,7 +17,7 @@ from ..architecture.folder import sync, whole_file
 from ..measuring.lock import alone
 from ..storage.files import checksum, read_json
 
-SETTINGS, CHECKSUMS, LOCK = "settings.json", "checksums.json", ".checkpoints.lock"
+SETTINGS, CHECKSUMS = "settings.json", "checksums.json"
 
 
 @contextmanager
@@ -25,53 +25,44 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
     """The last checkpoint of this run, None where it has none yet; meanwhile no other run gets the folder.
 
     Raises:
-        ValueError: the folder holds files of somebody else, or of a run with other settings; a file was changed;
+        ValueError: the folder holds files and no recovery, or a recovery with other settings; a file was changed;
             another run is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ours = {*_checkpoints(folder), folder / SETTINGS, folder / LOCK}
-    if strangers := [path.name for path in folder.iterdir() if path not in ours]:
-        raise ValueError(
-            f"{folder} has files in it that no recovery left there ({', '.join(strangers)}); give a folder of its own, "
-            "or move them away"
-        )
+    record = folder / SETTINGS
     with alone(folder / "checkpoints"):
-        _require_same(folder, json.loads(json.dumps(settings)))
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others and not record.exists():
+            raise ValueError(
+                f"{folder} has files in it ({', '.join(others)}) and no {SETTINGS} of a recovery; give a folder of its "
+                "own, or, if these are checkpoints, delete it to start again"
+            )
+        if not others:
+            _write(record, settings)
+        before, settings = read_json(record), json.loads(json.dumps(settings))
+        if differing := [name for name, value in settings.items() if before.get(name) != value]:
+            raise ValueError(
+                f"{folder} holds an unfinished recovery with other {', '.join(differing)}; give the same to go on with "
+                "it, use another folder, or delete it to start again"
+            )
         yield _last(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """In the order in which they were written."""
-    found = [path for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def _require_same(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a new run; refuse another run's."""
-    record = folder / SETTINGS
-    if not record.exists():
-        if _checkpoints(folder):
-            raise ValueError(f"{folder} has checkpoints and no {SETTINGS}; delete it to start again")
-        _write(record, settings)
-    before = read_json(record)
-    if not isinstance(before, dict) or before.keys() != settings.keys():
-        raise ValueError(f"{record} isn't what a recovery writes; move {folder} away, or delete it to start again")
-    if differing := [name for name, value in settings.items() if before[name] != value]:
-        raise ValueError(
-            f"{folder} holds an unfinished recovery with other {', '.join(differing)}; give the same to go on with it, "
-            "use another folder, or delete it to start again"
-        )
+    names = [path.name for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return [folder / name for name in sorted(names, key=lambda name: int(name.removeprefix("checkpoint-")))]
 
 
 def _last(folder: Path) -> Path | None:
     """The last checkpoint that is whole. The Trainer reads the best one too, so that all are checked."""
     sealed = [path for path in _checkpoints(folder) if (path / CHECKSUMS).exists()]
     for checkpoint in sealed:
-        noted, found = read_json(checkpoint / CHECKSUMS), _checksums(checkpoint)
-        if noted != found:
-            noted = noted if isinstance(noted, dict) else {}
-            changed = ", ".join(sorted(n for n in {*noted, *found} if noted.get(n) != found.get(n)))
-            raise ValueError(f"{checkpoint} isn't as the recovery wrote it ({changed}); delete {folder} to start again")
+        before, now = read_json(checkpoint / CHECKSUMS), _checksums(checkpoint)
+        if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+            raise ValueError(
+                f"{checkpoint} isn't as the recovery wrote it ({', '.join(changed)}); delete {folder} to start again"
+            )
     if not sealed:
         return None
     best = read_json(sealed[-1] / "trainer_state.json")["best_model_checkpoint"]

@@ -107,11 +107,7 @@ def recover(
 
 
 def require_sliced(model: PreTrainedModel) -> None:
-    """Refuse what recovery isn't for.
-
-    Raises:
-        ValueError: a dense model, or one that was recovered before.
-    """
+    """Raise a ValueError for a dense model, or one that was recovered before."""
     net = network(model)
     if not net.is_fused:
         raise ValueError("this model isn't sliced: recovery fine-tuning is for what slicing lost; slice it first")

@@ -29,8 +29,8 @@ from .sequences import collate
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """The names of the linears that read and write the signal, in every block; no adapter, no head.
 
-    Of a mixture of experts neither the experts nor their router, which are none that PEFT knows, nor a gate of one
-    number, which is smaller than its LoRA would be.
+    A mixture's experts and router are left out, since PEFT knows no such modules; so is a gate of one number, which is
+    smaller than its LoRA would be.
     """
     linears = [linear for block in network(model).blocks for linear in block.linears.values()]
     modules = {getattr(linear, "module", linear) for linear in linears if linear.out_features > 1}
@@ -56,8 +56,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = arguments | {"metric_for_best_model": "eval_loss", "greater_is_better": False}
     with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
-        # Of transformers' own calls; and of names that it has renamed, for the old ones are right in every release.
-        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # of arguments that were renamed: the old names are right in all
         arguments = TrainingArguments(
             **arguments,
             max_steps=steps,
