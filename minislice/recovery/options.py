@@ -10,9 +10,8 @@ from ..checks import require_flag, require_int, require_number, require_seed
 class RecoveryOptions:
     """How a sliced network is trained.
 
-    The paper gives rank and alpha (and sequences of 1024 tokens, about 1000 of WikiText-2 or 5000 of Alpaca: the
-    command's defaults). Of the rest it says nothing; learning rate, its schedule, the sequences a step, `every` and
-    `patience` are those of the authors' released script, the one pass over the data and the linears too.
+    The paper gives rank and alpha, and the command's defaults: sequences of 1024 tokens, about 1000 of WikiText-2 or
+    5000 of Alpaca. All other values come from the authors' released script, and so does the choice of the linears.
 
     Raises:
         ValueError: an option out of its range.

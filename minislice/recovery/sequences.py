@@ -1,7 +1,7 @@
 """What recovery fine-tuning trains on: sequences, the predictions in them that count, and a part held out.
 
-A prediction counts as in `perplexity`: of every token but a sequence's first, from a token and of a token,
-never from or of padding.
+The predictions that count are those of `perplexity`: every token but a sequence's first is predicted. Padding neither
+predicts nor is predicted.
 """
 
 import torch

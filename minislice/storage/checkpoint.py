@@ -71,8 +71,8 @@ def export(
 ) -> None:
     """Write a sliced model as one of transformers' own class.
 
-    It must have one width and no adapters: ``adapter="none"`` and ``slice_head=True``, or ``slicing=0``. Every MLP must
-    have lost the same number of neurons; of a layer, all blocks or none may be left out.
+    It must have one width and no adapters: ``adapter="none"`` and ``slice_head=True``, or ``slicing=0``. All MLPs must
+    have the same number of neurons, and every layer all of its blocks or none.
 
     Raises:
         ValueError: the model can't be one (see `stock.stock_model`); the folder has files in it, and no `force`.
