@@ -157,22 +157,23 @@ def test_recovery_lowers_perplexity():
     assert model.device.type == "cuda" and minislice.perplexity(model, evaluation) < before
 
 
-def test_commands(tmp_path, capsys):
+def test_commands(tmp_path, capsys, monkeypatch):
     """They take the GPU where there is one, without being told."""
-    small, sliced = ["--samples", "16", "--seqlen", "64"], str(tmp_path / "sliced")
+    monkeypatch.chdir(tmp_path)  # the demo leaves a picture
+    small = ["--samples", "16", "--seqlen", "64"]
     for command in (
         ["demo", "--quiet"],
         ["verify", "mini-phi", "--samples", "2", "--seqlen", "64"],
-        ["slice", "mini-opt", *small, "--eval-samples", "4", "--out", sliced],
-        ["slice", "mini-phi", *small, "--stream", "--out", str(tmp_path / "streamed")],
+        ["slice", "mini-opt", *small, "--eval-samples", "4", "--out", "sliced"],
+        ["slice", "mini-phi", *small, "--stream", "--out", "streamed"],
         ["compress", "mini-llama", *small, "--eval-samples", "4"],
-        ["compare", "mini-llama", *small, "--eval-samples", "4", "--sizes", "0.8", "--out", str(tmp_path / "compared")],
-        ["eval", sliced, "--evaluation", "embedded", *small[2:], "--eval-samples", "4", "--device", "auto"],
-        ["generate", sliced, "--prompt", "def", "--max-new-tokens", "4"],
+        ["compare", "mini-llama", *small, "--eval-samples", "4", "--sizes", "0.8", "--out", "compared"],
+        ["eval", "sliced", "--evaluation", "embedded", *small[2:], "--eval-samples", "4", "--device", "auto"],
+        ["generate", "sliced", "--prompt", "def", "--max-new-tokens", "4"],
         ["cost", "mini-opt", "--slicing", "0.25", "--products", "3"],
     ):
         assert main(command) == 0, capsys.readouterr()
-    rows = [json.loads(line) for line in (tmp_path / "compared" / "results.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in Path("compared/results.jsonl").read_text().splitlines()]
     assert torch.cuda.get_device_name() in rows[0]["hardware"]
 
 
