@@ -467,7 +467,7 @@ def test_the_readmes_exercise_of_twenty_lines_works(capsys):
 
     assert not module["check"](unit)
     printed = capsys.readouterr().out
-    assert "A8.unit  ok, 5 cases" in printed and "It is x as it was." in printed
+    assert "A10.unit  ok, 5 cases" in printed and "It is x as it was." in printed
 
 
 @pytest.mark.slow

@@ -20,9 +20,10 @@ def scores(C, W, ridge):
 def solve(C, W, ridge, kept):
     """The best output matrix of the kept neurons, [k, D]. kept [k]: their numbers, ascending."""
     ### BEGIN SOLUTION
-    gone = np.setdiff1d(np.arange(len(C)), kept)
-    left = C[np.ix_(kept, kept)] + ridge * np.eye(len(kept))
-    return W[kept] + np.linalg.solve(left, C[np.ix_(kept, gone)] @ W[gone])
+    n, k = len(C), len(kept)
+    gone = [i for i in range(n) if i not in kept]
+    C_KK, C_KM = C[kept][:, kept], C[kept][:, gone]
+    return W[kept] + np.linalg.inv(C_KK + ridge * np.eye(k)) @ C_KM @ W[gone]
     ### END SOLUTION
 
 

@@ -13,16 +13,15 @@ def rotary_pair(W_Q, W_K, angles, scales):
 
     W_Q, W_K [D, d]; angles, scales [d / 2].
     """
-
     ### BEGIN SOLUTION
-    def turned(W, factors):
+    turned = []
+    for W, factors in ((W_Q, scales), (W_K, 1 / scales)):
         a, b = W[:, 0::2], W[:, 1::2]
         pairs = np.empty_like(W)
         pairs[:, 0::2] = factors * (np.cos(angles) * a - np.sin(angles) * b)
         pairs[:, 1::2] = factors * (np.sin(angles) * a + np.cos(angles) * b)
-        return pairs
-
-    return turned(W_Q, scales), turned(W_K, 1 / scales)
+        turned.append(pairs)
+    return tuple(turned)
     ### END SOLUTION
 
 
