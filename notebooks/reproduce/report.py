@@ -21,6 +21,7 @@ from results import how, read
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
 from minislice.command.output import print_result
+from minislice.measuring import tables
 from minislice.version import __version__
 
 HELP = "write the report of a results file: Markdown, and a CSV beside it"
@@ -222,8 +223,8 @@ def _number(value: float) -> str:
 
 def _table(lines: list[dict[str, str]]) -> list[str]:
     """Markdown of rows that have the same columns."""
-    words = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return ["| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in words]
+    rows = ([word.replace("|", "\\|") for word in line.values()] for line in lines)
+    return tables.markdown(list(lines[0]), rows).split("\n")
 
 
 def as_csv(records: list[dict]) -> str:
