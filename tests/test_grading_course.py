@@ -220,7 +220,7 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
 
 CONFIG = "nbgrader_config.py"
 SPOILT = [  # what is done to the course, the arguments, and words of the error
-    ({}, {"name": "a9"}, "there is no assignment 'a9'"),
+    ({}, {"name": "z9"}, "there is no assignment 'z9'"),
     ({}, {"name": "a4"}, "the gradebook has no assignment a4: run `nbgrader generate_assignment a4 --force`"),
     ({}, {"table": Path("/nowhere/a3.csv")}, "there is no folder"),
     ({CONFIG: None}, {}, "is no course: there is no nbgrader_config.py"),
