@@ -326,6 +326,7 @@ def flipped(path):
         ("checkpoint-1", shutil.rmtree, "goes on from .*checkpoint-1 too, which isn't there; delete"),
         ("settings.json", lambda path: path.write_text('{"mine": 1}'), "an unfinished recovery with other .*delete it"),
         ("settings.json", shortened, "is damaged"),
+        ("settings.json", lambda path: path.write_text("[1]"), "is damaged: it holds a list"),
         ("settings.json", Path.unlink, r"\(checkpoint-1, checkpoint-4\) and no settings.json .*delete it to start"),
     ],
 )

@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -98,9 +97,12 @@ def _tensors_in(path: Path) -> dict[str, Stored]:
         ) from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or a ValueError with the file's name."""
+def read_json(path: Path) -> dict:
+    """The object in a JSON file, or a ValueError with the file's name."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
+    return content
