@@ -85,7 +85,7 @@ def change(net: Network, symmetry: Symmetry, seed: int = 0) -> int | str:
     free = [(place, number) for place, number in zip(places, freedoms, strict=True) if not isinstance(number, str)]
     for place, _ in free:
         symmetry.act(place, symmetry.element(place, generator))
-    return sum(number for _, number in free) if free else (freedoms or ["no block has any"])[0]
+    return sum(number for _, number in free) if free else (freedoms or ["it has none"])[0]
 
 
 def verify(
