@@ -10,7 +10,8 @@
 
 `minislice compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and
-SmolLM2. Of a text that serves for both the first half calibrates, the second is measured on.
+SmolLM2. Of a text that serves for both the first half calibrates, the second is measured on: all of its windows, unless
+--eval-samples asks for a quick look. SmolLM2 is measured on TinyStories, too, which no calibration has seen.
 """
 
 import argparse
@@ -20,14 +21,15 @@ import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from common import ALPACA, ASSETS, MORE, WIKITEXT, models, read, write
+from common import ALPACA, ASSETS, MORE, STORIES, WIKITEXT, models, read, write
 
 import minislice
 from minislice.architecture.folder import whole_file
 from minislice.beyond.compare import SIZES
 from minislice.beyond.variants import VARIANTS
+from minislice.corpus.documents import evaluation_windows
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
-from minislice.corpus.text import disjoint_streams, windows
+from minislice.corpus.text import is_one_file
 from minislice.measuring.tables import markdown
 from minislice.teaching import plots
 
@@ -39,31 +41,34 @@ SMOLLM2 = {
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
 SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
-SMALL_SAMPLES, WINDOWS = 64, 32  # for the small models, and the windows that are measured on
+SMALL_SAMPLES = 64  # for the small models
 SEQLENS = {"opt-dev": 128, "phi-dev": 128}  # of other models 256
 
 
 def on_its_text(place: str, text: str, seqlen: int) -> list[str]:
     """What `minislice compare` is told of a small model."""
     texts = ["--calibration", text, "--evaluation", text, "--seqlen", str(seqlen)]
-    return [place, *texts, "--samples", str(SMALL_SAMPLES), "--eval-samples", str(WINDOWS)]
+    return [place, *texts, "--samples", str(SMALL_SAMPLES)]
 
 
-def measure_on_own(name: str, place: str, text: str, seqlen: int, sizes: list[str], variants: list[str]) -> None:
+def measure_on_own(
+    name: str, place: str, text: str, seqlen: int, sizes: list[str], variants: list[str], windows: int | None
+) -> None:
     """The same, but for the calibration set: what is measured on is the same half of the text."""
     model, tokenizer = minislice.load(place, dtype="float32")
-    _, stream = disjoint_streams(text, text, tokenizer)
+    evaluation = evaluation_windows(text, tokenizer, seqlen, windows, second_half=is_one_file(text, text))
     own = minislice.own_text(model, SMALL_SAMPLES, seqlen, vocabulary=len(tokenizer))
     chosen = {variant: VARIANTS[variant] for variant in variants}
     asked = {"variants": chosen, "sizes": [*map(float, sizes)], "out": SMALL_OWN, "name": name, "say": print}
-    minislice.compare(model, own, windows(stream, seqlen, WINDOWS), **asked)
+    minislice.compare(model, own, evaluation, **asked)
 
 
 def smollm2(calibration: str, samples: int) -> list[str]:
     """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`."""
     files = {name: str(Path(ASSETS, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
     texts = ["--calibration", files.get(calibration, calibration), "--evaluation", files["wikitext"], "--seqlen", "512"]
-    return ["smollm2", *texts, "--samples", str(samples), "--eval-samples", "10"]
+    second = ["--second-evaluation", str(Path(ASSETS, "text", STORIES))]
+    return ["smollm2", *texts, *second, "--samples", str(samples)]
 
 
 def measure(name: str, arguments: list[str], sizes: list[str], variants: list[str], results: Path) -> None:
@@ -100,7 +105,7 @@ def _cells(rows: list[dict]) -> list[str]:
 
 def tables() -> str:
     """At 80% every model; SmolLM2 at every size, and at 80% also with other numbers of calibration sequences."""
-    small, real = read(SMALL), {text: read(path) for text, path in SMOLLM2.items()}
+    small, real = latest(read(SMALL)), {text: latest(read(path)) for text, path in SMOLLM2.items()}
     measured = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
     measured["smollm2"] = calibrated_with(SAMPLES, real["wikitext"])
     at_80 = {name: of_size(0.8, rows) for name, rows in measured.items()}
@@ -115,12 +120,18 @@ def tables() -> str:
         f"{size:.0%}, {text}, {samples}": of_size(size, calibrated_with(samples, real[text]))
         for text, samples, size in order
     }
-    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}\n\n{texts_table(small, real)}"
+    on_second = {
+        name: [row | row["second"] for row in rows if row.get("second")]
+        for name, rows in at_all.items()
+        if any(row["variant"] == "dense" and row.get("second") for row in rows)
+    }
+    second = table("SmolLM2, on TinyStories", on_second)
+    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}\n\n{second}\n\n{texts_table(small, real)}"
 
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
     """Calibrated on a text, and on the model's own: what two variants multiply the dense perplexity by, at 80%."""
-    pairs = {name: [of_model(name, rows) for rows in (small, read(SMALL_OWN))] for name in (*EMBEDDED, *MORE)}
+    pairs = {name: [of_model(name, rows) for rows in (small, latest(read(SMALL_OWN)))] for name in (*EMBEDDED, *MORE)}
     pairs["smollm2 (alpaca)"] = [calibrated_with(SAMPLES, real["alpaca"]), real["own"]]
     heads = [f"{variant}, {text}" for variant in ("neurons", "mixed") for text in ("text", "own")]
     lines = []
@@ -136,7 +147,7 @@ def _ratio(row: dict | None) -> str:
 
 def plot(path: Path) -> None:
     """SmolLM2 at every size; texts on which every variant was measured."""
-    found = {text: calibrated_with(SAMPLES, read(results)) for text, results in SMOLLM2.items()}
+    found = {text: calibrated_with(SAMPLES, latest(read(results))) for text, results in SMOLLM2.items()}
     found = {text: rows for text, rows in found.items() if {*VARIANTS} <= {row["variant"] for row in rows}}
     order = ["dense", *VARIANTS]
     with plt.rc_context():
@@ -148,6 +159,14 @@ def plot(path: Path) -> None:
         axes[0].get_legend().remove()
         with whole_file(path) as new:
             plt.savefig(new, format="png", dpi=150)
+
+
+def latest(rows: list[dict]) -> list[dict]:
+    """Of each model, the rows that were measured on as many windows as any: a longer text replaces a shorter one."""
+    most = {}
+    for row in rows:
+        most[row["model"]] = max(most.get(row["model"], 0), row["evaluation"]["sequences"])
+    return [row for row in rows if row["evaluation"]["sequences"] == most[row["model"]]]
 
 
 def calibrated_with(samples: int, rows: list[dict]) -> list[dict]:
@@ -171,10 +190,12 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="that calibrate SmolLM2 (default: %(default)s)")
+    parser.add_argument("--eval-samples", type=int, help="a quick look: measure on the first so many windows")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is in the results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing, draw what is in SmolLM2's results")
     settings = parser.parse_args()
     sizes, variants = settings.sizes.split(","), settings.variants.split(",")
+    quick = ["--eval-samples", str(settings.eval_samples)] if settings.eval_samples else []
     if settings.table:
         print(tables())
     elif settings.plot:
@@ -182,16 +203,16 @@ def main() -> None:
     elif settings.smollm2:
         if ASSETS is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
-        arguments = smollm2(settings.smollm2, settings.samples)
+        arguments = smollm2(settings.smollm2, settings.samples) + quick
         for variant in variants:  # each by itself, so that an interrupted run keeps what it has
             measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
     else:
         for name, (place, text) in models().items():
             where = place, text, SEQLENS.get(name, SEQLEN)
             if settings.own:
-                measure_on_own(name, *where, sizes, variants)
+                measure_on_own(name, *where, sizes, variants, settings.eval_samples)
             else:
-                measure(name, on_its_text(*where), sizes, variants, SMALL)
+                measure(name, on_its_text(*where) + quick, sizes, variants, SMALL)
 
 
 if __name__ == "__main__":
