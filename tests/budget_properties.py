@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 
 import torch
+from inner_properties import silence
 from models import VOCABULARY, Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
-from minislice.architecture.linears import set_linear
 from minislice.architecture.network import inference, network
 from minislice.beyond.allocation import Sizes, cheapest, sizes_of
 from minislice.beyond.budget import Prices
@@ -85,9 +85,7 @@ def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
 def silenced(model, number: int):
     """A copy with a block that writes nothing."""
     model = copy.deepcopy(model)
-    for linear in network(model).blocks[number].w_out:
-        bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-        set_linear(linear, torch.zeros_like(linear.weight), bias)
+    silence(network(model).blocks[number])
     return model
 
 

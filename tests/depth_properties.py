@@ -5,13 +5,13 @@ import math
 import tempfile
 
 import torch
+from inner_properties import silence
 from models import Recipe
 from properties import EXACT, assert_same_logits, cached_generation_equals_uncached, logits, relative_error
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from minislice import perplexity
-from minislice.architecture.linears import set_linear
 from minislice.architecture.network import network
 from minislice.beyond.depth import delete_layers, losses_without_each
 from minislice.corpus.batches import token_batches
@@ -26,9 +26,7 @@ def silenced(model: nn.Module, index: int) -> nn.Module:
     """A copy with a layer that writes nothing: deletion by other means."""
     model = copy.deepcopy(model)
     for block in network(model).layers[index].blocks:
-        for linear in block.w_out:
-            bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-            set_linear(linear, torch.zeros_like(linear.weight), bias)
+        silence(block)
     return model
 
 

@@ -223,6 +223,13 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None
         assert error() < before or P.shape[1] == recipe.width
 
 
+def silence(block) -> None:
+    """Have a block write nothing, in place."""
+    for linear in block.w_out:
+        bias = None if linear.bias is None else torch.zeros_like(linear.bias)
+        set_linear(linear, torch.zeros_like(linear.weight), bias)
+
+
 def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     """A network without a block computes what the whole one does where that block writes nothing."""
     recipe = replace(recipe, layers=max(2, recipe.layers))
@@ -230,9 +237,7 @@ def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     net = network(dense)
     optional = [number for number in range(len(net.blocks)) if number not in net.needed_by_cache]
     number = optional[recipe.seed % len(optional)]
-    for linear in net.blocks[number].w_out:
-        bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-        set_linear(linear, torch.zeros_like(linear.weight), bias)
+    silence(net.blocks[number])
     model = sliced(recipe, slicing=0, drop=[number], **options)
     assert network(model).dropped == [number]
     assert_same_logits(model, fuse(dense), recipe, 1e-8)
