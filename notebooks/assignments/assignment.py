@@ -126,7 +126,8 @@ rejected every time. Only the cell for your answer is read; write helpers inside
 
 def _heading(question: Question | MutationQuestion | WrittenQuestion) -> str:
     name = question.name.replace("_", " ") if isinstance(question, WrittenQuestion) else f"`{question.name}`"
-    facts = f"{stars(question.difficulty)}, {question.minutes} minutes, {question.points} points"
+    effort = f"{question.minutes} minutes, difficulty {stars(question.difficulty)}"
+    facts = f"{effort}, importance {stars(question.importance)}, {question.points} points"
     text = f"## {name}\n\n{facts}\n\n{question.text}"
     if isinstance(question, MutationQuestion):
         text += f"\n\nThe right function:\n\n{_code(question.reference)}\n\nThree mutants:\n\n"
@@ -160,7 +161,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
     make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
-    make.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3")
+    make.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3, c1")
     make.add_argument("--to", required=True, type=Path, metavar="FILE", help="the notebook to write")
     make.add_argument("--release", action="store_true", help="write what students get, without answers")
     make.add_argument("--force", action="store_true", help="overwrite the file")
@@ -175,7 +176,7 @@ def run(options: argparse.Namespace) -> int:
     for given in ASSIGNMENTS.values():
         functions = ", ".join(question.name for question in given.questions)
         facts = f"{stars(given.difficulty)}  {given.minutes:3d} min  {given.points:2d} points"
-        print(f"{given.name}  {given.title:22s} {facts}  {functions}")
+        print(f"{given.name}  {given.title:28s} {facts}  {functions}")
     return 0
 
 

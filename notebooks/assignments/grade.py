@@ -125,7 +125,7 @@ def _write(file: Path, rows: list[Row]) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the script's parser."""
-    parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3")
+    parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3, c1")
     parser.add_argument("--seed-file", required=True, type=Path, metavar="FILE", help="the secret of the hidden cases")
     parser.add_argument("--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line a question")
     parser.add_argument("--course", default=".", type=Path, metavar="DIR", help="nbgrader's folder (default: here)")

@@ -9,13 +9,14 @@ from .a6 import A6
 from .a7 import A7
 from .a8 import A8
 from .a9 import A9
+from .c1 import C1
 from .exercise import Assignment
 from .m1 import M1
 from .m2 import M2
 from .m3 import M3
 
 ASSIGNMENTS: dict[str, Assignment] = {
-    assignment.name: assignment for assignment in (A1, A2, A3, A4, A5, A6, A7, A8, A9, M1, M2, M3)
+    assignment.name: assignment for assignment in (A1, A2, A3, A4, A5, A6, A7, A8, A9, M1, M2, M3, C1)
 }
 
 

@@ -74,6 +74,7 @@ class Task:
     Args:
         name: of the function or question; `notebooks/assignments/answers` has the answer under this name.
         difficulty: 1 to 3 stars.
+        importance: of what it teaches, 1 to 3 stars.
         text: what to do, and the equation, in Markdown.
     """
 
@@ -82,6 +83,7 @@ class Task:
     minutes: int
     difficulty: int
     text: str
+    importance: int = field(default=2, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ class Assignment:
     """One notebook.
 
     Args:
-        name: "a1" .. "a9", "m1" .. "m3".
+        name: "a1" .. "a9", "m1" .. "m3", "c1".
         goal: what the student can do afterwards.
         before: what the student needs before.
         notation: what all questions share, in Markdown.

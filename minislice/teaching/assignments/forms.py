@@ -25,6 +25,22 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """A list of at most so many ints."""
+
+    name: str
+    most: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of these words."""
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Maybe:
     """None, or an array."""
 
@@ -38,7 +54,7 @@ class Gone:
     why: str
 
 
-# The form of a result: an Array, a Maybe, a Number, None, or a tuple, list or dictionary of forms.
+# The form of a result: an Array, a Maybe, a Number, Integers, a Choice, None, or a tuple, list or dictionary of forms.
 Form = Any
 
 
@@ -67,6 +83,14 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
             return np.full(form.shape, np.nan)
     if isinstance(form, Number):
         return _number(form, result)
+    if isinstance(form, Choice):
+        if type(result) is not str or result not in form.words:
+            raise Misfit("type", form.name, f"expected one of {', '.join(form.words)}; got {described(result)}")
+        return result
+    if isinstance(form, Integers):
+        if not isinstance(result, (tuple, list)) or len(result) > form.most:
+            raise Misfit("type", form.name, f"expected a list of at most {form.most} ints, got {described(result)}")
+        return [_number(Number(f"{form.name}[{i}]", int), value) for i, value in enumerate(result)]
     if form is None:
         if result is not None:
             raise Misfit("type", name, f"expected None, got {described(result)}")

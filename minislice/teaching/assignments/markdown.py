@@ -7,7 +7,8 @@ from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
 
 HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
 SECTION = re.compile(
-    r"(\w+)\n\n(\d+) points, (\d+) minutes, difficulty (\d)(?:, in words)?\n\n((?s:.*?))(?:\nHints:\n\n((?s:.*)))?"
+    r"(\w+)\n\n(\d+) points, (\d+) minutes, difficulty (\d), importance (\d)(?:, in words)?\n\n"
+    r"((?s:.*?))(?:\nHints:\n\n((?s:.*)))?"
 )
 
 
@@ -23,15 +24,16 @@ def read(name: str, **functions: tuple) -> Assignment:
     title, difficulty, goal, before, notation = HEAD.fullmatch(head).groups()
     questions, written = [], []
     for section in sections:
-        asked, *effort, task, hints = SECTION.fullmatch(section.strip()).groups()
+        asked, *effort, importance, task, hints = SECTION.fullmatch(section.strip()).groups()
+        weight = {"importance": int(importance)}
         about = (asked, *map(int, effort), task.strip())
         hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
         if asked not in functions:
-            written.append(WrittenQuestion(*about))
+            written.append(WrittenQuestion(*about, **weight))
         elif isinstance(functions[asked][0], dict):
             takes, reference, *mutants = functions[asked]
             mutants = [{function.__name__.strip("_"): function for function in some} for some in mutants]
-            questions.append(MutationQuestion(*about, hints, takes, reference, *mutants))
+            questions.append(MutationQuestion(*about, hints, takes, reference, *mutants, **weight))
         else:
-            questions.append(Question(*about, hints, *functions[asked]))
+            questions.append(Question(*about, hints, *functions[asked], **weight))
     return Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
