@@ -103,6 +103,15 @@ def exercises_have_solutions(notebook):
         assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
 
 
+EFFORT = r"\*\*Exercise \d\.\*\* \*\d+ minutes, difficulty ★[★☆]{2}, importance ★[★☆]{2}\.\* \S"
+
+
+def exercises_say_their_effort(notebook):
+    for cell in notebook.cells:
+        if cell.source.startswith("**Exercise "):
+            assert re.match(EFFORT, cell.source), f"no minutes, difficulty and importance: {cell.source[:80]}"
+
+
 def comparisons_have_errors(notebook):
     source = "\n".join(lines(notebook))
     assert "minislice.perplexity(" not in source, "a comparison without an error"
@@ -128,7 +137,7 @@ def imports_exist(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes, imports_exist),
-    *(figures_are_read, exercises_have_solutions, comparisons_have_errors, small_cells),
+    *(figures_are_read, exercises_have_solutions, exercises_say_their_effort, comparisons_have_errors, small_cells),
 )
 
 
@@ -246,6 +255,8 @@ MISTAKES = {
     "a solution's output in the open": (exercises_have_solutions, unhiding(outputs_hidden=False)),
     "a solution without a check": (exercises_have_solutions, replacing("assert ", "print")),
     "an answer in the question": (exercises_have_solutions, replacing("**Exercise 1.**", "**Exercise 1.** <details>")),
+    "no minutes": (exercises_say_their_effort, replacing(" minutes, difficulty", "difficulty")),
+    "no importance": (exercises_say_their_effort, replacing(", importance", "")),
     "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
     "a solution in the student's cell": (exercises_have_solutions, replacing("# your code", "# your code: k = 128")),
     "a solution without its tag": (
