@@ -17,7 +17,7 @@ from .forms import Choice, Form, Integers, Number
 from .markdown import read
 
 MODEL, SIZE = "mini-llama", 0.8
-SAMPLES, SEQLEN, EVERY = 64, 256, 32  # calibration sequences, their length; every so manieth window is measured on
+SAMPLES, SEQLEN, EVERY = 64, 256, 32  # calibration sequences, tokens in each; one window in 32 is measured on
 # Perplexity over the dense one: about what these methods reach (notebooks/measure/capstone.py).
 GOALS = {"neurons": 1.30, "slicegpt": 1.08, "mixed": 1.04}
 MOST = 64  # entries of a list
