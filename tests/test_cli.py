@@ -384,8 +384,9 @@ def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_
     assert model.config.slicing["base_model"] == "mini-llama" and "6 x 48" in model.config.slicing["calibration"]
 
 
-def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, tmp_path):
-    command = ["compress", "mini-llama", *texts(place), *SIZES, *FEW, "--stock", "--quiet"]
+@pytest.mark.parametrize("more", [[], ["--reconstruct", "--batch-size", "1"]])
+def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(more, run, place, tmp_path):
+    command = ["compress", "mini-llama", *texts(place), *SIZES, *FEW, "--stock", "--quiet", *more]
     entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert type(model).__module__.startswith("transformers.models.llama")

@@ -293,9 +293,11 @@ COMMAND = ["compare", "mini-llama", "--samples", "8", "--seqlen", "128", "--eval
 
 def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
+    (stories := tmp_path / "stories.json").write_text(json.dumps([f"Once {n} cats sat down. " * 9 for n in range(30)]))
     line = [*COMMAND, "--variants", "slicegpt,depth", "--out", str(out)]
-    assert main([*line, "--quiet"]) == 0
+    assert main([*line, "--second-evaluation", str(stories), "--quiet"]) == 0
     printed = capsys.readouterr().out
+    assert printed.count("a quick look: the first 2 of") == 2 and "| perplexity, second text | ratio |" in printed
     assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"results.jsonl", "table.md", "plot.png"}
     image = (out / "plot.png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n") and image.endswith(b"IEND\xaeB`\x82") and len(image) > 10_000
@@ -308,7 +310,8 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
     ]
     assert all(row["model"] == "mini-llama" and math.isfinite(row["dense_parameters"]) for row in rows)
     before = (out / "results.jsonl").read_bytes()
-    assert main([*COMMAND[:-1], "0.9", "--variants", "depth,slicegpt", "--out", str(out), "--json"]) == 0
+    again = ["--second-evaluation", str(stories), "--out", str(out), "--json"]
+    assert main([*COMMAND[:-1], "0.9", "--variants", "depth,slicegpt", *again]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["rows"] == [rows[0], rows[3], rows[1]]
     assert (out / "results.jsonl").read_bytes() == before
