@@ -144,7 +144,7 @@ FOREIGN = {
 @pytest.fixture
 def empty_report(monkeypatch):
     """Any results make a report, without a word."""
-    monkeypatch.setattr("report.read", lambda path, use: [{"status": "done"}])
+    monkeypatch.setattr("report.read", lambda path: [{"status": "done"}])
     monkeypatch.setattr("report.markdown", lambda records: "")
     monkeypatch.setattr("report.as_csv", lambda records: "")
 
