@@ -19,7 +19,7 @@ from .markdown import read
 MODEL, SIZE = "mini-llama", 0.8
 SAMPLES, SEQLEN, EVERY = 64, 256, 32  # calibration sequences, tokens in each; one window in 32 is measured on
 # Perplexity over the dense one: about what these methods reach (notebooks/measure/capstone.py).
-GOALS = {"neurons": 1.30, "slicegpt": 1.08, "mixed": 1.04}
+GOALS = {"neurons": 1.30, "slicegpt": 1.08, "mixed": 1.05}
 MOST = 64  # entries of a list
 
 
