@@ -51,6 +51,7 @@ def executed_in_order(notebook):
 
 
 def without_errors_or_debris(notebook):
+    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         assert output.output_type != "error" and output.get("name") != "stderr", output
     for text in texts(notebook):
@@ -242,6 +243,7 @@ MISTAKES = {
     "an error": (without_errors_or_debris, adding("error", ename="ValueError")),
     "stderr": (without_errors_or_debris, printing("x", "stderr")),
     "an object's repr": (without_errors_or_debris, printing("<Axes: >")),
+    "a cell's time": (without_errors_or_debris, lambda n: code_cells(n)[1].metadata.update(execution={})),
     "a progress bar": (without_errors_or_debris, printing("\r 5%| 9it/s")),
     "a path printed": (without_absolute_paths, printing("in /home/me/x")),
     "a path in code": (without_absolute_paths, replacing('"mini-llama"', '"/home/me/models/llama"')),

@@ -125,8 +125,9 @@ def tables() -> str:
         for name, rows in at_all.items()
         if any(row["variant"] == "dense" and row.get("second") for row in rows)
     }
-    second = table("SmolLM2, on TinyStories", on_second)
-    return f"{table('at most 80%', at_80)}\n\n{table('SmolLM2', at_all)}\n\n{second}\n\n{texts_table(small, real)}"
+    parts = [table("at most 80%", at_80), table("SmolLM2", at_all)]
+    parts += [table("SmolLM2, on TinyStories", on_second)] if on_second else []
+    return "\n\n".join([*parts, texts_table(small, real)])
 
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
