@@ -51,12 +51,15 @@ def executed_in_order(notebook):
 
 
 def without_errors_or_debris(notebook):
-    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         assert output.output_type != "error" and output.get("name") != "stderr", output
     for text in texts(notebook):
         assert "Warning" not in text and "\r" not in text and "it/s" not in text, text
         assert not text.startswith("<") or text.startswith("<Figure size"), f"a bare object's repr: {text}"
+
+
+def without_times(notebook):
+    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
 
 
 def without_absolute_paths(notebook):
@@ -138,7 +141,14 @@ def imports_exist(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes, imports_exist),
-    *(figures_are_read, exercises_have_solutions, exercises_say_their_effort, comparisons_have_errors, small_cells),
+    *(
+        without_times,
+        figures_are_read,
+        exercises_have_solutions,
+        exercises_say_their_effort,
+        comparisons_have_errors,
+        small_cells,
+    ),
 )
 
 
@@ -243,7 +253,7 @@ MISTAKES = {
     "an error": (without_errors_or_debris, adding("error", ename="ValueError")),
     "stderr": (without_errors_or_debris, printing("x", "stderr")),
     "an object's repr": (without_errors_or_debris, printing("<Axes: >")),
-    "a cell's time": (without_errors_or_debris, lambda n: code_cells(n)[1].metadata.update(execution={})),
+    "a cell's time": (without_times, lambda n: code_cells(n)[1].metadata.update(execution={})),
     "a progress bar": (without_errors_or_debris, printing("\r 5%| 9it/s")),
     "a path printed": (without_absolute_paths, printing("in /home/me/x")),
     "a path in code": (without_absolute_paths, replacing('"mini-llama"', '"/home/me/models/llama"')),
