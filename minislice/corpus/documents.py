@@ -1,7 +1,7 @@
 """Text -> documents -> windows that carry the number of their document.
 
-Windows of one document share its author, topic and names, so they are less than independent; documents are nearer to
-it. A standard error of a perplexity must know which windows belong together (`measuring.paired`).
+Windows of one document share its author, topic and names: they are not independent, different documents nearly are. So
+the standard error of a perplexity must know which windows belong together (`measuring.paired`).
 """
 
 import re
@@ -26,12 +26,14 @@ class Windows:
 
     ids: Int64[Tensor, "windows length"]
     documents: Int64[Tensor, " windows"]
-    of: int  # windows that the text has; more, if only the first ones are here
+    available: int  # the number of windows in the text; larger than `ids` if only the first ones are here
 
     def __str__(self) -> str:
         shape, documents = f"{self.ids.shape[0]} x {self.ids.shape[1]} tokens", len(self.documents.unique())
-        quick = f"; a quick look: the first {len(self.ids)} of {self.of} windows" if len(self.ids) < self.of else ""
-        return f"{shape} of {documents} document{'s' if documents > 1 else ''}{quick}"
+        described = f"{shape} of {documents} document{'s' if documents > 1 else ''}"
+        if len(self.ids) == self.available:
+            return described
+        return f"{described}; a quick look: the first {len(self.ids)} of {self.available} windows"
 
 
 def evaluation_windows(
