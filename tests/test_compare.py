@@ -117,6 +117,7 @@ def test_a_row_is_what_one_measures_by_hand():
     assert row["ratio"] == pytest.approx(row["perplexity"] / dense.perplexity)
     assert (row["parameters"], row["dense_parameters"]) == tuple(map(minislice.parameters, (model, TINY.model())))
     assert torch.equal(losses_of(row).nll, left.nll) and row["seconds"] >= 0
+    assert row["peak"] is None or row["peak"] > 4 * row["parameters"]  # None where the system doesn't say
 
 
 @pytest.mark.parametrize("act", [fewer_layers, mixed])
@@ -243,8 +244,8 @@ def test_the_table_shows_every_row():
     rows = tiny(variants={"half": half}, sizes=[0.9, 0.5])
     rows[1]["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
     lines = table(rows).splitlines()
-    assert lines[0].endswith("| CPU seconds | piqa | mean |") and lines[-1] == "- half 50%: no less than 60%"
-    assert {line.count("|") for line in lines[:5]} == {10}
+    assert lines[0].endswith("| CPU seconds | peak | piqa | mean |") and lines[-1] == "- half 50%: no less than 60%"
+    assert {line.count("|") for line in lines[:5]} == {11}
     shown = lines[3].split(" | ")
     assert shown[1:4] == ["90%", f"{rows[1]['parameters']:,}", f"{rows[1]['parameters'] / rows[0]['parameters']:.1%}"]
     assert shown[4] == f"{rows[1]['perplexity']:.2f}" and shown[-2:] == ["61.2 ± 1.5", "61.2 |"]

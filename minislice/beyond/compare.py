@@ -29,6 +29,7 @@ from ..measuring.cost import parameters
 from ..measuring.local_tasks import read_items
 from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
+from ..measuring.timing import peak_memory
 from ..measuring.zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
 from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
@@ -141,7 +142,9 @@ class Bench:
         gc.collect()  # here the exception, which refers to the model, is gone
         return {
             **{"status": status, "reason": reason, "dense_parameters": self.dense_parameters},
-            **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "widths", "second")),
+            **dict.fromkeys(
+                ("parameters", "perplexity", "ratio", "ratio_error", "seconds", "peak", "widths", "second")
+            ),
             **{"nll": [], "predicted": [], "documents": [], "tasks": {}},
             **{"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0]), **values},
             **{"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware},
@@ -151,7 +154,8 @@ class Bench:
     def _values(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
         model = self.load()
         began = time.process_time()
-        model = variant(model, self.calibration, size)
+        with peak_memory(model.device) as peak:
+            model = variant(model, self.calibration, size)
         seconds = time.process_time() - began
         if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
             raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
@@ -165,6 +169,7 @@ class Bench:
             "second": others[0] if others else None,
             "tasks": {} if self.tasks is None else _accuracies(zero_shot(model, **self.tasks)),
             "seconds": round(seconds, 3),
+            "peak": peak.most,
             "widths": network(model).widths if network(model).is_fused else None,
         }
 

@@ -37,6 +37,7 @@ FIELDS: dict[str, type | tuple] = {  # of a row, and of what type
 }
 LATER = {  # fields that rows of earlier versions don't have
     "documents": list,  # the number of each window's document; empty: every window is one
+    "peak": (int, type(None)),  # bytes in use at most, with the model, while it was made smaller
     "second": (dict, type(None)),  # of the second text: evaluation, perplexity, ratio, ratio_error, nll, ...
 }
 
@@ -82,14 +83,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
     second = ["perplexity, second text", "ratio"] if any(row.get("second") for row in rows) else []
     heads = ["variant", "size", "parameters", "of dense", "perplexity", "ratio to dense", *second]
-    heads += ["CPU seconds", *tasks]
+    heads += ["CPU seconds", "peak", *tasks]
     lines = []
     for row in rows:
         cells = [row["variant"], f"{row['size']:.0%}"]
         if row["status"] == "done":
             cells += [f"{row['parameters']:,}", f"{row['parameters'] / row['dense_parameters']:.1%}", *_measured(row)]
             cells += _measured(row.get("second")) if second else []
-            cells += [f"{row['seconds']:.1f}", *(_accuracy(**row["tasks"].get(task, {})) for task in tasks)]
+            peak = f"{row['peak'] / 2**30:.1f} GiB" if row.get("peak") else "-"
+            cells += [f"{row['seconds']:.1f}", peak, *(_accuracy(**row["tasks"].get(task, {})) for task in tasks)]
         lines.append(cells + ["-"] * (len(heads) - len(cells)))
     failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
     return "\n".join([markdown(heads, lines, words=2), *(["", *failed] if failed else [])])
