@@ -11,10 +11,12 @@
 `minislice compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and
 SmolLM2. Of a text that serves for both the first half calibrates, the second is measured on: all of its windows, unless
---eval-samples asks for a quick look. SmolLM2 is measured on TinyStories, too, which no calibration has seen.
+--eval-samples asks for a quick look. SmolLM2 is measured on the first 300 TinyStories, too, which no calibration has
+seen.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -42,6 +44,7 @@ SMOLLM2 = {
 }
 SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
 SMALL_SAMPLES = 64  # for the small models
+SECOND = 300  # stories on which SmolLM2 is measured
 SEQLENS = {"opt-dev": 128, "phi-dev": 128}  # of other models 256
 
 
@@ -63,12 +66,13 @@ def measure_on_own(
     minislice.compare(model, own, evaluation, **asked)
 
 
-def smollm2(calibration: str, samples: int) -> list[str]:
-    """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`."""
+def smollm2(calibration: str, samples: int, folder: str) -> list[str]:
+    """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`; the second text is written into the folder."""
     files = {name: str(Path(ASSETS, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
     texts = ["--calibration", files.get(calibration, calibration), "--evaluation", files["wikitext"], "--seqlen", "512"]
-    second = ["--second-evaluation", str(Path(ASSETS, "text", STORIES))]
-    return ["smollm2", *texts, *second, "--samples", str(samples)]
+    second = Path(folder, STORIES)
+    second.write_text(json.dumps(json.loads(Path(ASSETS, "text", STORIES).read_text("utf-8"))[:SECOND]), "utf-8")
+    return ["smollm2", *texts, "--second-evaluation", str(second), "--samples", str(samples)]
 
 
 def measure(name: str, arguments: list[str], sizes: list[str], variants: list[str], results: Path) -> None:
@@ -204,9 +208,10 @@ def main() -> None:
     elif settings.smollm2:
         if ASSETS is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
-        arguments = smollm2(settings.smollm2, settings.samples) + quick
-        for variant in variants:  # each by itself, so that an interrupted run keeps what it has
-            measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = smollm2(settings.smollm2, settings.samples, folder) + quick
+            for variant in variants:  # each by itself, so that an interrupted run keeps what it has
+                measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
     else:
         for name, (place, text) in models().items():
             where = place, text, SEQLENS.get(name, SEQLEN)
