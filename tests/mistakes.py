@@ -461,7 +461,7 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
     b.chosen_mixture_is_nearly_the_cheapest: [
         ("elsewhere forgotten", OPT, "beyond.allocation.Sizes.elsewhere", lambda right, self: 0, "< size <="),
         ("dropping is free", OPT, "budget_properties.cheapest",
-         lambda right, sizes, costs, *rest, **more: right(sizes, [replace(c, dropped=0.0) for c in costs], *rest, **more),
+         lambda right, sizes, costs, *rest, **more: right(sizes, [replace(c, dropped=0) for c in costs], *rest, **more),
          "choice.cost"),
         ("no block may go", replace(OPT, seed=4), "budget_properties.cheapest",
          lambda right, *given, may_drop: right(*given, may_drop=()), "excesses")],
