@@ -53,6 +53,7 @@ class SlicingOptions:
         drop: beyond the paper, leave whole blocks out: a list of their numbers. `width` has one entry fewer for each.
         repair: beyond the paper, solve for each W_out again, to make up for what slicing loses; see `beyond.inner`.
         reconstruct: beyond the paper, move all matrices of each block after the repair; see `beyond.reconstruction`.
+        fisher: beyond the paper, choose the neurons to delete by what they mean to the loss; see `beyond.fisher`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
             norms, unrotated, "column-norm". The last two are there to compare with.
         orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
@@ -77,6 +78,7 @@ class SlicingOptions:
     drop: Sequence[int] = ()
     repair: bool = False
     reconstruct: bool = False
+    fisher: bool = False
     basis: str = "pca"
     orientation: str = "pca"
     pca_dtype: str = "float64"
@@ -103,7 +105,7 @@ class SlicingOptions:
     def beyond(self) -> str:
         """The names of the options given here that the paper doesn't have."""
         given = {"neurons": self.neurons != 0, "drop": bool(self.drop)}
-        given |= {"repair": self.repair, "reconstruct": self.reconstruct}
+        given |= {name: getattr(self, name) for name in ("repair", "reconstruct", "fisher")}
         return ", ".join(name for name, is_given in given.items() if is_given)
 
     def resolved(self, net: Network) -> "SlicingOptions":
@@ -218,10 +220,12 @@ def _check(options: SlicingOptions) -> None:
         require_choice("head", options.head, HEADS)
     if options.slice_embedding is not None:
         require_flag("slice_embedding", options.slice_embedding)
-    for name in ("slice_head", "repair", "reconstruct"):
+    for name in ("slice_head", "repair", "reconstruct", "fisher"):
         require_flag(name, getattr(options, name))
     if options.reconstruct and not options.repair:
         raise ValueError("reconstruct goes on where repair ends: give repair as well")
+    if options.fisher and is_number(options.neurons) and not options.neurons:
+        raise ValueError("fisher chooses the neurons that are deleted: give neurons as well")
     for name in ("slicing", "discard"):
         if getattr(options, name) is not None:
             require_number(name, getattr(options, name), below=1)

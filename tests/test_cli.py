@@ -314,6 +314,7 @@ def test_a_tied_head_stays_tied_and_what_was_done_is_said(run, place, tmp_path):
         (["--width", "96", "--keep-embedding", "--slice-head"], {"slice_embedding": False, "slice_head": True}),
         (["--discard", "0.1", "--multiple", "4", "--signal", "raw"], {"discard": 0.1, "multiple": 4, "signal": "raw"}),
         (["--neurons", "0.5", "--drop", "3,2", "--repair"], {"neurons": 0.5, "drop": [2, 3], "repair": True}),
+        (["--neurons", "0.5", "--fisher"], {"neurons": 0.5, "fisher": True}),
         (["--neurons", "8, 16", "--head", "fitted"], {"neurons": [8, 16], "head": "fitted"}),
         (["--basis", "random", "--orientation", "random", "--seed", "3"], {"basis": "random", "seed": 3}),
         (["--adapter", "none", "--tolerance", "0.1"], {"adapter": "none", "tolerance": 0.1}),
@@ -384,7 +385,7 @@ def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_
     assert model.config.slicing["base_model"] == "mini-llama" and "6 x 48" in model.config.slicing["calibration"]
 
 
-@pytest.mark.parametrize("more", [[], ["--reconstruct", "--batch-size", "1"]])
+@pytest.mark.parametrize("more", [[], ["--reconstruct", "--fisher", "--batch-size", "1"]])
 def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(more, run, place, tmp_path):
     command = ["compress", "mini-llama", *texts(place), *SIZES, *FEW, "--stock", "--quiet", *more]
     entries = document(run(*command, "--json", "--out", tmp_path / "small")[1])

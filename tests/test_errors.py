@@ -224,7 +224,7 @@ WRONG = {
 }
 CHOICES = dict.fromkeys(("signal", "adapter", "basis", "orientation", "pca_dtype"), "name")
 SLICING = {"slicing": "fraction", "discard": "fraction", "multiple": "count", "drop": "ints", "repair": "flag"}
-SLICING["reconstruct"] = "flag"
+SLICING |= {"reconstruct": "flag", "fisher": "flag"}
 TRAINING = dict.fromkeys(("rank", "accumulation", "every", "patience"), "count")
 TRAINING |= dict.fromkeys(("alpha", "learning_rate", "epochs"), "positive")
 TRAINING |= {"dropout": "fraction", "held_out": "fraction", "steps": "count or None", "train_adapters": "flag"}

@@ -198,6 +198,7 @@ def compress(
     size: float = 0.8,
     plan: Plan | None = None,
     reconstruct: bool = False,
+    fisher: bool = False,
     batch_size: int = 8,
     progress: bool = False,
     **options,
@@ -209,6 +210,7 @@ def compress(
     Args:
         plan: what `plan_compression` returned; without one it is called.
         reconstruct: move all matrices of each block, to make up for what is lost (see `reconstruction`).
+        fisher: choose each MLP's neurons by what they mean to the loss (see `fisher`); the plan is the same.
         options: of `plan_compression`.
 
     Returns the same model object, a sliced one. Errors are the ones of `plan_compression` and `slice_model`.
@@ -218,5 +220,5 @@ def compress(
     if plan is None:
         settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
         plan = plan_compression(model, tokens, attention_mask, **settings)
-    settings = {"reconstruct": reconstruct, "batch_size": batch_size, "progress": progress}
+    settings = {"reconstruct": reconstruct, "fisher": fisher, "batch_size": batch_size, "progress": progress}
     return slice_model(model, tokens, attention_mask, **settings, **plan.options)

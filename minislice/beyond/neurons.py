@@ -29,6 +29,7 @@ from ..checks import require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import slice_width
 from . import experts, inner, reconstruction
+from .fisher import fisher_metrics
 from .inner import refit, with_ridge
 
 ROUNDS = 32  # at most so many, in which the neurons are deleted
@@ -42,6 +43,7 @@ def least_harmful(
     candidates: slice,
     ridge: float | None = None,
     lost: list[float] | None = None,
+    metric: Float64[Tensor, "D D"] | None = None,
 ) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
     """The inner dimensions that stay when `delete` of the candidates go, and W_out for them.
 
@@ -49,26 +51,29 @@ def least_harmful(
         candidates: the neurons; attention's inner dimensions and the column of ones stay.
         ridge: `RIDGE` unless given.
         lost: a list that gets the error added by each round.
+        metric: how much each direction of the output counts (`fisher`); without it, all count the same.
     """
     A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
-    W, gone = W.clone(), torch.zeros(len(C), dtype=torch.bool, device=C.device)
+    D = W.shape[1]  # with M = R R^T, W R stands beside W: the squared length of its row i is W_i M W_i^T
+    W = W.clone() if metric is None else torch.cat([W, W @ torch.linalg.cholesky(metric)], dim=1)
+    gone = torch.zeros(len(C), dtype=torch.bool, device=C.device)
     may_go = torch.zeros_like(gone)
     may_go[candidates] = True
     rounds = min(ROUNDS, delete)
     for i in range(rounds):
         count = delete * (i + 1) // rounds - delete * i // rounds
-        costs = W.square().sum(1) / A.diagonal()
+        costs = W[:, -D:].square().sum(1) / A.diagonal()
         M = costs.masked_fill(gone | ~may_go, torch.inf).argsort(stable=True)[:count]
         L, across = torch.linalg.cholesky(A[M][:, M]), A[:, M]
         solved = torch.cholesky_solve(W[M], L)  # A_MM^-1 W_M
         if lost is not None:
-            lost.append((W[M] * solved).sum().item())
+            lost.append((W[M] * solved)[:, :D].sum().item())
         # In place, for all rows: those of M become zero up to rounding. Copies without them would take longer.
         W.addmm_(across, solved, alpha=-1)
         A.addmm_(across, torch.cholesky_solve(across.T, L), alpha=-1)
         gone[M] = True
     kept = (~gone).nonzero().flatten()
-    return kept, W[kept]
+    return kept, W[kept, :D]
 
 
 def side_of(block: Block) -> ModuleType:
@@ -82,21 +87,23 @@ def solve_output(
     B: Float64[Tensor, "n D"] | None,
     delete: int,
     repair: bool = False,
+    metric: Float64[Tensor, "D D"] | None = None,
 ) -> tuple[Int64[Tensor, "*experts kept"], Float64[Tensor, "*experts kept D"]]:
     """The inner dimensions of a block that stay when so many neurons are deleted, and W_out for them.
 
     Args:
         C, B: as `block_moments` has them; a mixture has no B, and isn't repaired.
         repair: aim at the dense network's signal, not at the block's own output.
+        metric: as in `least_harmful`.
     """
     sides = side_of(block).sides(block, C)
     if C.ndim == 3:
-        kept, W = zip(*(least_harmful(own, W, delete, places) for own, W, places in sides), strict=True)
+        kept, W = zip(*(least_harmful(own, W, delete, places, metric=metric) for own, W, places in sides), strict=True)
         return torch.stack(kept), torch.stack(W)
     [(C, W, places)], kept = sides, torch.arange(len(C), device=C.device)
     if delete:
         before = W
-        kept, W = least_harmful(C, W, delete, places)
+        kept, W = least_harmful(C, W, delete, places, metric=metric)
         if repair:
             B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is missing now
         C = C[kept][:, kept]
@@ -112,6 +119,7 @@ def solve_block(
     dense: Signal | None,
     delete: int,
     reconstruct: bool = False,
+    metric: Float64[Tensor, "D D"] | None = None,
 ) -> None:
     """Delete so many neurons of a block, or of each expert, and solve for W_out again, in place.
 
@@ -119,16 +127,17 @@ def solve_block(
         calibration, block, layer, Z, P, dense: as in `inner.block_moments`. With `dense` the block is repaired too; a
             mixture isn't, for an expert can't make up for what the other experts of a token lack.
         reconstruct: then move all of the block's matrices (see `reconstruction`); needs `dense`.
+        metric: as in `least_harmful`.
     """
     if reconstruct:
         learned, held_out = reconstruction.split(calibration, Z, dense)
         part, Z_learned, dense_learned = learned
-        solve_block(part, block, layer, Z_learned, P, dense_learned, delete)
+        solve_block(part, block, layer, Z_learned, P, dense_learned, delete, metric=metric)
         return reconstruction.reconstruct(block, layer, P, learned, held_out)
     repair = dense is not None and not block.is_mixture
     if delete or repair:
         C, B = side_of(block).block_moments(calibration, block, layer, Z, P, dense)
-        keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair)))
+        keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
@@ -146,6 +155,7 @@ def delete_neurons(
     multiple: int = 8,
     repair: bool = False,
     reconstruct: bool = False,
+    fisher: bool = False,
     batch_size: int = 8,
     progress: bool = False,
     calibration: Callable[[list[Batch]], Calibration] = Calibration,
@@ -160,6 +170,7 @@ def delete_neurons(
         neurons: the fraction to delete, 0 <= neurons < 1; the number left is rounded down to a multiple of `multiple`.
         repair: aim each W_out at the dense network's signal behind it (see `inner`), not at its own block's output.
         reconstruct: with repair, move all matrices of each block (see `reconstruction`).
+        fisher: score neurons by what they mean to the loss (see `fisher`).
 
     Returns the same model object.
 
@@ -172,6 +183,7 @@ def delete_neurons(
     require_int("multiple", multiple)
     require_flag("repair", repair)
     require_flag("reconstruct", reconstruct)
+    require_flag("fisher", fisher)
     if reconstruct and not repair:
         raise ValueError("reconstruct goes on where repair ends: give repair as well")
     net = network(model)
@@ -191,6 +203,7 @@ def delete_neurons(
         left[of_experts] = slice_width(count, neurons, step)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size))
     with inference(model):
+        metrics = fisher_metrics(net, held) if fisher else {}
         Z = held.embed(net)
         dense = held.embed(net) if repair else None
         for index, layer in enumerate(tqdm(net.layers, desc="neurons", disable=not progress, leave=False)):
@@ -198,7 +211,7 @@ def delete_neurons(
                 if repair:
                     dense = held.forward(block, index, dense)
                 delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
-                solve_block(held, block, index, Z, None, dense, delete, reconstruct)
+                solve_block(held, block, index, Z, None, dense, delete, reconstruct, metrics.get(block))
                 Z = held.forward(block, index, Z)
     for of_experts, count in left.items():
         setattr(net.model.config, net.family.neurons_in(of_experts), count)

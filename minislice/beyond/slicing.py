@@ -1,6 +1,7 @@
-"""Beyond the paper: the pass of `minislice.slicing` with four more things to do at each block.
+"""Beyond the paper: the pass of `minislice.slicing` with more things to do at each block.
 
 neurons   delete some of the MLP's, and solve for W_out again (`neurons`)
+fisher    choose these neurons by what they mean to the loss (`fisher`)
 repair    solve for W_out again, to make up for what the blocks before have lost (`inner`)
 reconstruct  move all of the block's matrices, for the same purpose (`reconstruction`)
 drop      leave the whole block out: the signal goes past it
@@ -14,11 +15,12 @@ from ..architecture.network import Network
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Tokens
 from ..report import SlicingReport
+from .fisher import fisher_metrics
 from .neurons import solve_block
 
 
 class BeyondSlicer(slicing.Slicer):
-    """`Slicer`, with the options `neurons`, `repair`, `reconstruct` and `drop`.
+    """`Slicer`, with the options that the paper doesn't have.
 
     To repair, it walks the dense network beside the sliced one; `dense` is the signal there.
     """
@@ -30,6 +32,7 @@ class BeyondSlicer(slicing.Slicer):
         report.neurons = self.options.neurons_of([block.neurons for block in mlps])
         self.delete = {block: block.neurons - left for block, left in zip(mlps, report.neurons, strict=True)}
         self.dense: Signal | None = None
+        self.metrics = {}  # of each block with neurons, if `fisher` is asked for
 
     @property
     def blocks(self) -> list[Block]:
@@ -37,7 +40,9 @@ class BeyondSlicer(slicing.Slicer):
         return [block for block in self.net.blocks if block not in self.dropped]
 
     def slice_embeddings(self) -> None:
-        """Boundary 0; the dense signal starts there too."""
+        """Boundary 0; the dense signal starts there too, and the network is still dense."""
+        if self.options.fisher:
+            self.metrics = fisher_metrics(self.net, self.calibration)
         if self.options.repair:
             self.dense = self.calibration.embed(self.net)
         super().slice_embeddings()
@@ -56,12 +61,13 @@ class BeyondSlicer(slicing.Slicer):
 
     def solve(self, block: Block, layer: int) -> None:
         """Delete neurons, repair, reconstruct."""
-        asked = {"delete": self.delete.get(block, 0), "reconstruct": self.options.reconstruct}
-        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, **asked)
+        asked = {"reconstruct": self.options.reconstruct, "metric": self.metrics.get(block)}
+        delete = self.delete.get(block, 0)
+        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, delete, **asked)
 
 
 def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **keywords) -> PreTrainedModel:
-    """Slice a model in place: `minislice.slicing.slice_model` with `neurons`, `repair`, `reconstruct` and `drop` too.
+    """Slice a model in place: `minislice.slicing.slice_model` with the options that the paper doesn't have.
 
         minislice.slice_model(model, tokens, slicing=0.25)
 

@@ -89,10 +89,10 @@ def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: lis
     return max(known or [], model.deleted_layers, key=len)
 
 
-def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known, reconstruct: bool = False):
-    """What `compress` chooses; returns the prices, which serve every size."""
+def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known, **options):
+    """What `compress` chooses, with its other options; returns the prices, which serve every size."""
     known = known or prices(model, tokens)
-    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known), reconstruct=reconstruct)
+    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known), **options)
     return known
 
 

@@ -23,18 +23,18 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_both(arguments)
     tokens = token_sets(arguments, texts, model, tokenizer)
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    solving = {"reconstruct": arguments.reconstruct, "fisher": arguments.fisher, **settings}
     if arguments.stock:
         fraction = neurons_for(model, arguments.size)
         planned = {"neurons deleted in each MLP": fraction}
-        repaired = {"repair": arguments.reconstruct, "reconstruct": arguments.reconstruct}
-        act = partial(delete_neurons, model, tokens[0], neurons=fraction, **repaired, **settings)
+        act = partial(delete_neurons, model, tokens[0], neurons=fraction, repair=arguments.reconstruct, **solving)
     else:
         choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
         plan = plan_compression(model, tokens[0], size=arguments.size, **choices, **settings)
         if not arguments.json:
             print(f"{plan}\n", flush=True)
         planned = {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
-        act = partial(compress, model, tokens[0], plan=plan, reconstruct=arguments.reconstruct, **settings)
+        act = partial(compress, model, tokens[0], plan=plan, **solving)
     if arguments.plan_only:
         return print_result(arguments, {"model": arguments.model, "dense parameters": parameters(model), **planned})
     result = before_and_after(arguments, "compressed", act, model, texts, tokens) | planned

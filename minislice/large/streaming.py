@@ -79,6 +79,8 @@ def slice_streamed(
         OSError: the system refused a write; the disk is full, for example.
     """
     options, processes = SlicingOptions(**options), processes or Processes()
+    if options.fisher:
+        raise ValueError("fisher needs the whole network in memory for a gradient; slice in memory, or leave it out")
     device = torch.device(usable_device(device))
     work = WorkFolder(Path(out).resolve(), processes)
     with work.locked():
