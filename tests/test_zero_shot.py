@@ -1,7 +1,4 @@
-"""Zero-shot tasks: minislice's numbers are the harness's, item by item; local copies ask what the originals ask.
-
-Every property is also run against planted mistakes, and must fail there.
-"""
+"""Zero-shot tasks: minislice's numbers are the harness's, item by item; local copies ask what the originals ask."""
 
 import copy
 import dataclasses
@@ -10,12 +7,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+import tasks_of_2021
 import torch
 from commands import document
 
 import minislice
 from minislice.corpus.text import load_text, sample, tokenize
-from minislice.measuring import local_tasks, zero_shot
+from minislice.measuring import zero_shot
 from minislice.measuring.local_tasks import LOCAL, read_items, write_tasks
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -57,22 +55,29 @@ ORIGINAL = {
         for i, noun in enumerate(NOUNS)
     ],
 }
-
-
-def converted(task: str, item: dict) -> dict:
-    """The item with the fields of the harness of 2021."""
-    if task == "piqa":
-        query = f"Question: {item['goal']}\n"
-        return {"query": query, "choices": [item["sol1"], item["sol2"]], "gold": item["label"]}
-    if task == "winogrande":
-        start, rest = item["sentence"].split("_")
-        options = [start + item[name] for name in ("option1", "option2")]
-        return {"context_options": options, "continuation": rest.strip(), "gold": int(item["answer"]) - 1}
-    if task == "hellaswag":
-        query = f"{item['activity_label']}: {item['ctx_a']} {item['ctx_b'].capitalize()}"
-        return {"query": query, "choices": item["endings"], "gold": int(item["label"])}
-    gold = item["choices"]["label"].index(item["answerKey"])
-    return {"query": f"Question: {item['question']}", "choices": item["choices"]["text"], "gold": gold}
+NOUN = NOUNS[1]
+OF_2021 = {  # the second item of each task
+    "piqa": {
+        "query": f"Question: How to import a {NOUN}?\n",
+        "choices": [f"write import {NOUN}", NOUN],
+        "gold": 1,
+    },
+    "winogrande": {
+        "context_options": [f"The {NOUN} called the returned list because the {o}" for o in (NOUN, "returned list")],
+        "continuation": "was empty.",
+        "gold": 1,
+    },
+    "hellaswag": {
+        "query": f"Programming: The {NOUN} is defined. It",
+        "choices": ["is called.", f"returns the {NOUN}.", "raises an error, since it must", "the the"],
+        "gold": 1,
+    },
+    "arc_easy": {
+        "query": f"Question: What does a {NOUN} return?",
+        "choices": ["an integer", "the current value", "None"],
+        "gold": 1,
+    },
+}
 
 
 def folder_of(items: dict[str, list[dict]], folder: Path) -> Path:
@@ -88,31 +93,12 @@ def originals(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def copies(tmp_path_factory) -> Path:
-    rows = {task: [converted(task, item) for item in items] for task, items in ORIGINAL.items()}
-    return folder_of(rows, tmp_path_factory.mktemp("tasks") / "copies")
-
-
-@pytest.fixture(scope="module")
 def models():
     """A dense and a sliced model, and their tokenizer; not to be changed."""
     dense, tokenizer = minislice.load("mini-llama", dtype="float32", device="cpu")
     sliced = copy.deepcopy(dense)
     minislice.slice_model(sliced, sample(tokenize(load_text("embedded"), tokenizer), 8, 64), slicing=0.4)
     return {"dense": dense, "sliced": sliced}, tokenizer
-
-
-def asked(task: str, folder: Path, place: Path) -> list[tuple]:
-    """What the harness asks of a model: context and continuation of every choice, and which is right."""
-    place.mkdir()
-    write_tasks([task], folder, place)
-    manager = HARNESS.TaskManager(include_path=str(place), include_defaults=False)
-    known = manager.load([task])["tasks"][task]
-    found = []
-    for doc in known.validation_docs():
-        text, choices, target = known.doc_to_text(doc), known.doc_to_choice(doc), known.doc_to_target(doc)
-        found.append((text, tuple(choices), target if isinstance(target, (int, str)) else tuple(target)))
-    return [(text, choices, int(target) if str(target).isdigit() else target) for text, choices, target in found]
 
 
 # The harness's numbers
@@ -133,13 +119,10 @@ def direct(models, originals, tmp_path_factory):
         ]
         (place / f"{task}.yaml").write_text("\n".join(lines))
     manager, (both, tokenizer) = HARNESS.TaskManager(include_path=str(place), include_defaults=False), models
-    languages = {
-        name: HFLM(model, backend="causal", tokenizer=copy.deepcopy(tokenizer), batch_size=1)
-        for name, model in both.items()
-    }
+    asked = {"tasks": list(ORIGINAL), "task_manager": manager, "num_fewshot": 0}
     return {
-        name: lm_eval.simple_evaluate(language, tasks=list(ORIGINAL), task_manager=manager, num_fewshot=0)
-        for name, language in languages.items()
+        name: lm_eval.simple_evaluate(HFLM(model, tokenizer=copy.deepcopy(tokenizer), batch_size=1), **asked)
+        for name, model in both.items()
     }
 
 
@@ -185,27 +168,18 @@ def test_other_numbers_are_found(mistake, models, originals, direct, monkeypatch
         numbers_are_the_harness_own(direct["dense"], models[0]["dense"], models[1], originals)
 
 
-def test_measuring_changes_neither_model_nor_tokenizer(models, originals):
-    (model, tokenizer), generator = (models[0]["sliced"], models[1]), torch.get_rng_state()
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        before = model(input_ids=ids).logits
-    padding, mode = tokenizer.pad_token, model.train().training
-    minislice.zero_shot(model, tokenizer, "piqa", limit=2, tasks_from=originals)
-    assert model.training == mode and tokenizer.pad_token == padding
-    model.eval()
-    with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, before)
-    assert torch.equal(torch.get_rng_state(), generator)
-
-
-def test_a_limit_takes_the_first_items_and_a_loaded_model_answers_alike(models, originals, tmp_path):
-    (model, tokenizer), task = (models[0]["sliced"], models[1]), "hellaswag"
-    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
-    whole = minislice.zero_shot(model, tokenizer, task, tasks_from=originals)
-    assert minislice.zero_shot(*minislice.load(tmp_path / "model", device="auto"), task, tasks_from=originals) == whole
-    part = minislice.zero_shot(model, tokenizer, task, tasks_from=originals, limit=4)[task]
-    assert part.correct == whole[task].correct[:4] and part.count == 4
+def test_measuring_changes_nothing_and_a_loaded_model_answers_alike(models, originals, tmp_path):
+    model, tokenizer, generator = models[0]["sliced"], models[1], torch.get_rng_state()
+    before, padding = copy.deepcopy(model.state_dict()), tokenizer.pad_token
+    model.train()
+    whole = minislice.zero_shot(model, tokenizer, "hellaswag", tasks_from=originals)
+    assert model.training and tokenizer.pad_token == padding and torch.equal(torch.get_rng_state(), generator)
+    model.eval().save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    loaded = minislice.load(tmp_path / "model", device="auto")
+    assert minislice.zero_shot(*loaded, "hellaswag", tasks_from=originals) == whole
+    part = minislice.zero_shot(model, tokenizer, "hellaswag", tasks_from=originals, limit=4)["hellaswag"]
+    assert part.correct == whole["hellaswag"].correct[:4] and part.count == 4
 
 
 def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, originals, monkeypatch):
@@ -224,125 +198,98 @@ def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, 
     assert max(sizes) == 8 and found["piqa"].correct == expected["piqa"].correct
 
 
-# Local copies
+# Items in the form of 2021
 
 
-def copy_asks_what_the_original_asks(task, originals, copies, place: Path) -> None:
-    expected = asked(task, originals, place / "originals")
-    assert len(expected) == len(NOUNS)
-    assert asked(task, copies, place / "copies") == expected
+def asked(task: str, item: dict, place: Path) -> tuple:
+    """What the harness asks of a model: the context, the continuation of every choice, and which is right."""
+    (place / "tasks").mkdir(parents=True)
+    write_tasks([task], folder_of({task: [item]}, place / "items"), place / "tasks")
+    known = HARNESS.TaskManager(include_path=str(place / "tasks"), include_defaults=False).load([task])["tasks"][task]
+    (doc,) = known.validation_docs()
+    return known.doc_to_text(doc), tuple(known.doc_to_choice(doc)), str(known.doc_to_target(doc))
 
 
 @pytest.mark.parametrize("task", ORIGINAL)
-def test_a_converted_copy_asks_what_the_original_asks(task, originals, copies, tmp_path):
-    copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
+def test_an_item_of_2021_is_refused_and_rewritten_it_asks_what_the_original_asks(task, tmp_path):
+    old = folder_of({task: [OF_2021[task]]}, tmp_path / "old")
+    with pytest.raises(ValueError, match=r"line 1: .*form of 2021; python notebooks/measure/tasks_of_2021\.py OLD NEW"):
+        read_items(task, old)
+    tasks_of_2021.rewrite(old, tmp_path / "new")
+    (item,) = read_items(task, tmp_path / "new")
+    expected = asked(task, ORIGINAL[task][1], tmp_path / "original")
+    assert asked(task, item, tmp_path / "copy") == expected
+    wrong = tasks_of_2021.rewritten(task, {**OF_2021[task], "gold": 0})
+    assert asked(task, wrong, tmp_path / "wrong") != expected
 
 
-@pytest.mark.parametrize("task", ORIGINAL)
-def test_a_copy_converted_wrongly_is_found(task, originals, copies, tmp_path, monkeypatch):
-    read = LOCAL[task].read
-
-    def wrong(item):  # the next choice is the right one
-        return read({**item, "gold": (item["gold"] + 1) % len(item.get("choices", "12"))} if "gold" in item else item)
-
-    monkeypatch.setitem(local_tasks.LOCAL, task, dataclasses.replace(LOCAL[task], read=wrong))
-    with pytest.raises(AssertionError):
-        copy_asks_what_the_original_asks(task, originals, copies, tmp_path)
-
-
-def test_published_copies_are_read_whole(assets):
+def test_published_copies_are_rewritten_whole(assets, tmp_path):
+    tasks_of_2021.rewrite(assets / "zeroshot", tmp_path)
     sizes = {"piqa": 1838, "winogrande": 1267, "arc_easy": 2376, "arc_challenge": 1172}
-    for task, size in sizes.items():
-        items = read_items(task, assets / "zeroshot")
-        assert len(items) == size and set(items[0]) == set(LOCAL[task].fields)
+    assert {task: len(read_items(task, tmp_path)) for task in sizes} == sizes
 
 
 # Bad input
 
-NO_TEXT = "what should be a text, or a list of texts, is something else"
-BAD_ITEMS = {
-    "piqa": [
-        ({"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
-        ({"label": 5}, r"no right answer \(label 5\)"),
-        ({"label": True}, r"no right answer \(label True\)"),
-        ({"sol1": None}, NO_TEXT),
-        ({"sol2": " "}, "a choice is empty"),
-    ],
-    "winogrande": [
-        ({"answer": ""}, r"no right answer \(answer ''\)"),
-        ({"answer": 0}, r"no right answer \(answer 0\)"),
-        ({"sentence": "No gap."}, "the sentence has no _"),
-    ],
-    "hellaswag": [
-        ({"label": ""}, r"no right answer \(label ''\)"),
-        ({"endings": "abc"}, NO_TEXT),
-        ({"ctx_b": 1}, NO_TEXT),
-    ],
-    "arc_easy": [
-        ({"choices": ["a", "b"]}, "choices must have a text and a label"),
-        ({"choices": {"text": ["a"], "label": ["1", "2"]}}, "choices must have a text and a label"),
-        ({"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
-    ],
-}
-
 
 @pytest.mark.parametrize(
-    ("task", "change", "message"), [(task, *case) for task, cases in BAD_ITEMS.items() for case in cases]
+    ("task", "change", "message"),
+    [
+        ("piqa", {"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
+        ("piqa", {"label": True}, r"no right answer \(label True\)"),
+        ("piqa", {"sol1": None}, "what should be a text is something else"),
+        ("piqa", {"sol2": " "}, "a choice is empty"),
+        ("winogrande", {"answer": ""}, r"no right answer \(answer ''\)"),
+        ("winogrande", {"sentence": "No gap."}, "the sentence has no _"),
+        ("hellaswag", {"label": ""}, r"no right answer \(label ''\)"),
+        ("hellaswag", {"ctx_b": 1}, "what should be a text is something else"),
+        ("arc_easy", {"choices": ["a", "b"]}, "an item has the fields question, choices, answerKey, as on the hub"),
+        ("arc_easy", {"choices": {"text": ["a"], "label": ["1", "2"]}}, "an item has the fields question, choices"),
+        ("arc_easy", {"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
+    ],
 )
-def test_an_item_without_a_right_answer_is_told_by_its_line(task, change, message, tmp_path):
+def test_an_item_that_can_not_be_asked_is_told_by_its_line(task, change, message, tmp_path):
     items = [ORIGINAL[task][0], {**ORIGINAL[task][1], **change}]
     with pytest.raises(ValueError, match=rf"{task}.jsonl, line 2: .*{message}"):
         read_items(task, folder_of({task: items}, tmp_path / "tasks"))
 
 
-def test_a_converted_item_without_a_right_answer_is_told(tmp_path):
-    for task, gold in zip(ORIGINAL, (-1, 9, None, "1.0"), strict=True):
-        folder = folder_of({task: [{**converted(task, ORIGINAL[task][0]), "gold": gold}]}, tmp_path / task)
-        with pytest.raises(ValueError, match=rf"{task}.jsonl, line 1: "):
-            read_items(task, folder)
-
-
-def test_bad_input_gets_one_clear_error(models, originals, tmp_path):
-    dense, tokenizer = models[0]["dense"], models[1]
-    (tmp_path / "piqa.jsonl").write_text('{"goal": "a", "sol1": "b", "sol2": "c"}\n')
-    (tmp_path / "arc_easy.jsonl").write_text('{"question": \n')
-    (tmp_path / "winogrande.jsonl").write_text("\n")
-    (tmp_path / "hellaswag.jsonl").write_text('{"query": "no activity", "choices": ["a"], "gold": 3}\n')
-    for tasks, folder, message in (
-        ("piqa", tmp_path, r"line 1: an item has the fields goal, sol1, sol2, label; it has no 'label'"),
-        ("arc_easy", tmp_path, r"arc_easy.jsonl, line 1: .*Expecting value"),
-        ("hellaswag", tmp_path, r"hellaswag.jsonl, line 1: "),
-        ("winogrande", tmp_path, "winogrande.jsonl has no items in it"),
-        ("arc_challenge", originals, r"arc_challenge.jsonl doesn't exist"),
-        ("boolq", originals, "no local copy of boolq can be read; there are piqa, winogrande"),
-        (["piqa", "piqa"], originals, "each task once"),
-        ([], None, "at least one"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            minislice.zero_shot(dense, tokenizer, tasks, tasks_from=folder)
-    with pytest.raises(ValueError, match="need the model's tokenizer"):
-        minislice.zero_shot(dense, None, "piqa", tasks_from=originals)
+@pytest.mark.parametrize(
+    ("tasks", "content", "message"),
+    [
+        ("piqa", b'{"goal": "a", "sol1": "b", "sol2": "c"}\n', "line 1: an item has .*; it has no 'label'"),
+        ("piqa", b'{"goal": \n', r"piqa\.jsonl, line 1: .*Expecting value"),
+        ("piqa", b"\n", r"piqa\.jsonl has no items in it"),
+        ("piqa", b'{"goal": "na\xefve"}', r"can't read .*piqa\.jsonl as utf-8 text: .*; save it as utf-8"),
+        ("arc_challenge", b"", r"arc_challenge\.jsonl doesn't exist"),
+        ("boolq", b"", "no local copy of boolq can be read; there are piqa, winogrande"),
+        (["piqa", "piqa"], b"", "each task once"),
+        ([], b"", "at least one"),
+    ],
+)
+def test_tasks_that_can_not_be_measured_are_refused(tasks, content, message, models, tmp_path):
+    (tmp_path / "piqa.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        minislice.zero_shot(models[0]["dense"], models[1], tasks, tasks_from=tmp_path)
 
 
 def test_labels_may_be_numbers_and_a_mark_of_bytes_is_no_text(tmp_path):
-    items = [{**ORIGINAL["winogrande"][1], "answer": 2}]
-    folder = folder_of({"winogrande": items}, tmp_path / "tasks")
+    folder = folder_of({"winogrande": [{**ORIGINAL["winogrande"][1], "answer": 2}]}, tmp_path / "tasks")
     (folder / "winogrande.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "winogrande.jsonl").read_bytes())
     assert read_items("winogrande", folder) == [ORIGINAL["winogrande"][1]]
-    (folder / "piqa.jsonl").write_bytes(b'{"goal": "na\xefve"}')
-    with pytest.raises(ValueError, match=r"can't read .*piqa\.jsonl as utf-8 text: .*; save it as utf-8"):
-        read_items("piqa", folder)
 
 
 def test_logits_that_are_no_numbers_have_no_accuracy(models, originals):
     dense, tokenizer = copy.deepcopy(models[0]["dense"]), models[1]
     dense.get_output_embeddings().weight.data[7] = torch.nan
-    with pytest.raises(ValueError, match="piqa: the logits have a NaN or an infinity"):
+    with pytest.raises(ValueError, match="piqa: the logits aren't numbers"):
         minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
 
 
 def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
     dense, tokenizer = models[0]["dense"], models[1]
+    with pytest.raises(ValueError, match="need the model's tokenizer"):
+        minislice.zero_shot(dense, None, "piqa")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # nothing fetched before
     with pytest.raises(ValueError, match=r"can't get piqa from the hub: .*give a folder of local copies"):
         minislice.zero_shot(dense, tokenizer, "piqa")
@@ -351,28 +298,19 @@ def test_what_is_not_there_is_told(models, tmp_path, monkeypatch):
         minislice.zero_shot(dense, tokenizer, "piqa")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # the harness looks through thousands of other tasks first
 def test_a_task_that_the_harness_has_not_is_told(models):
-    """It looks through thousands of others first."""
     with pytest.raises(ValueError, match="the LM Evaluation Harness has no task no_such_task"):
         minislice.zero_shot(models[0]["dense"], models[1], ["piqa", "no_such_task"])
 
 
-# The command
-
-
-def test_the_command_prints_what_the_library_measures(models, copies, run):
-    command = ["zeroshot", "mini-llama", "--tasks", "piqa,winogrande", "--tasks-from", copies, "--quiet"]
-    status, out, err = run(*command, "--json")
-    found = document(out)
-    expected = minislice.zero_shot(models[0]["dense"], models[1], ["piqa", "winogrande"], tasks_from=copies)
-    assert (status, err) == (0, "") and found["tasks"]["piqa"]["accuracy"] == expected["piqa"].accuracy
-    assert found["tasks"]["winogrande"] == {
-        "metric": "acc",
-        "accuracy": expected["winogrande"].accuracy,
-        "standard error": expected["winogrande"].stderr,
-        "items": len(NOUNS),
-    }
+def test_the_command_prints_what_the_library_measures(models, originals, run):
+    command = ["zeroshot", "mini-llama", "--tasks", "piqa,winogrande", "--tasks-from", originals, "--quiet"]
+    found = document(run(*command, "--json")[1])
+    expected = minislice.zero_shot(models[0]["dense"], models[1], ["piqa", "winogrande"], tasks_from=originals)
+    for score in expected.scores:
+        numbers = {"accuracy": score.accuracy, "standard error": score.stderr, "items": score.count}
+        assert found["tasks"][score.task] == {"metric": score.metric, **numbers}
     assert found["mean"]["accuracy"] == expected.mean
     lines = run(*command)[1].splitlines()
     assert [line.split()[0] for line in lines] == ["task", "piqa", "winogrande", "mean"]

@@ -1,8 +1,7 @@
 """Local copies of zero-shot tasks, so that they run without a hub: FOLDER/TASK.jsonl, one item a line.
 
-The task stays the harness's own, with its prompt and its metrics; only the items come from the file. An item has the
-fields of the task's data set on the hub. Several published copies have the fields of the harness of 2021 instead:
-`query`, `choices` and `gold`, the index of the right choice; for WinoGrande `context_options`, `continuation`, `gold`.
+The task stays the harness's own, with its prompt and its metrics. Only the items come from the file, with the fields
+that they have in the task's data set on the hub.
 """
 
 import json
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-Item = tuple[dict, list, list]  # with the fields on the hub; its choices; what its last field says for each of them
+OLD_FORM = "this is the harness's form of 2021; python notebooks/measure/tasks_of_2021.py OLD NEW rewrites such files"
 
 
 @dataclass(frozen=True)
@@ -18,57 +17,30 @@ class LocalTask:
     """One of the harness's tasks."""
 
     file: str  # that defines it, below lm_eval/tasks
-    fields: tuple[str, ...]  # of an item on the hub; the last one says which choice is right
-    read: Callable[[dict], Item]  # an item with the fields on the hub, or with those of 2021
+    fields: tuple[str, ...]  # of an item; the last one says which choice is right
+    choices: Callable[[dict], dict]  # of an item: the text of each choice, by what the last field says for it
 
 
-def _piqa(item: dict) -> Item:
-    if "query" in item:
-        first, second = item["choices"]
-        item = {"goal": _question(item), "sol1": first, "sol2": second, "label": item["gold"]}
-    return item, [item["sol1"], item["sol2"]], [0, 1]
-
-
-def _winogrande(item: dict) -> Item:
-    if "continuation" in item:  # each option with what stands before it, so the sentence begins at the gap
-        first, second = item["context_options"]
-        sentence = f"_ {item['continuation']}"
-        item = {"sentence": sentence, "option1": first, "option2": second, "answer": item["gold"] + 1}
+def _winogrande(item: dict) -> dict:
     if "_" not in item["sentence"]:
         raise ValueError("the sentence has no _, which stands for the missing words")
-    return item, [item["option1"], item["option2"]], ["1", "2"]
+    return {"1": item["option1"], "2": item["option2"]}
 
 
-def _hellaswag(item: dict) -> Item:
-    if "query" in item:
-        activity, context = item["query"].split(": ", 1)
-        fields = {"activity_label": activity, "ctx_a": context, "ctx_b": ""}
-        item = {**fields, "endings": item["choices"], "label": item["gold"]}
-    return item, item["endings"], [str(number) for number in range(len(item["endings"]))]
-
-
-def _arc(item: dict) -> Item:
-    if "query" in item:
-        labels = [str(number) for number in range(len(item["choices"]))]
-        choices = {"text": item["choices"], "label": labels}
-        item = {"question": _question(item), "choices": choices, "answerKey": item["gold"]}
-    choices = item["choices"]
-    if not isinstance(choices, dict) or len(choices["text"]) != len(choices["label"]):
-        raise ValueError('choices must have a text and a label for each, {"text": [...], "label": [...]}')
-    return item, choices["text"], choices["label"]
-
-
-def _question(item: dict) -> str:
-    """The text between "Question: " and "Answer:", if that is there; the harness writes both itself."""
-    return item["query"].removeprefix("Question: ").removesuffix("Answer:").removesuffix("\n")
+def _arc(item: dict) -> dict:
+    return dict(zip(item["choices"]["label"], item["choices"]["text"], strict=True))
 
 
 _ARC = ("question", "choices", "answerKey")
 LOCAL = {
-    "piqa": LocalTask("piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), _piqa),
+    "piqa": LocalTask(
+        "piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), lambda item: {0: item["sol1"], 1: item["sol2"]}
+    ),
     "winogrande": LocalTask("winogrande/default.yaml", ("sentence", "option1", "option2", "answer"), _winogrande),
     "hellaswag": LocalTask(
-        "hellaswag/hellaswag.yaml", ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _hellaswag
+        "hellaswag/hellaswag.yaml",
+        ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        lambda item: {str(number): ending for number, ending in enumerate(item["endings"])},
     ),
     "arc_easy": LocalTask("arc/arc_easy.yaml", _ARC, _arc),
     "arc_challenge": LocalTask("arc/arc_challenge.yaml", _ARC, _arc),
@@ -76,10 +48,10 @@ LOCAL = {
 
 
 def read_items(task: str, folder: Path) -> list[dict]:
-    """The items of FOLDER/TASK.jsonl, with the fields that the task has on the hub.
+    """The items of FOLDER/TASK.jsonl.
 
     Raises:
-        ValueError: no such task or file; a line that is no JSON, lacks fields, or has no usable right answer.
+        ValueError: no such task or file; a line that is no JSON, has other fields, or has no usable right answer.
     """
     if task not in LOCAL:
         raise ValueError(f"no local copy of {task} can be read; there are {', '.join(LOCAL)}")
@@ -97,19 +69,22 @@ def read_items(task: str, folder: Path) -> list[dict]:
 
 
 def _item(task: LocalTask, line: str, place: str) -> dict:
-    *fields, answer = task.fields
+    answer = task.fields[-1]
     try:
-        item, choices, answers = task.read(json.loads(line))
+        item = json.loads(line)
+        if "gold" in item:
+            raise ValueError(OLD_FORM)
         item = {name: item[name] for name in task.fields}
-        texts = [item[name] for name in fields if name not in ("choices", "endings")]
-        if not isinstance(choices, list) or not all(isinstance(text, str) for text in (*texts, *choices)):
-            raise ValueError("what should be a text, or a list of texts, is something else")
-        if not all(choice.strip() for choice in choices):
+        choices = task.choices(item)
+        texts = [item[name] for name in task.fields[:-1] if name not in ("choices", "endings")]
+        if not all(isinstance(text, str) for text in (*texts, *choices.values())):
+            raise ValueError("what should be a text is something else")
+        if not all(text.strip() for text in choices.values()):
             raise ValueError("a choice is empty")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{place}: an item has the fields {', '.join(task.fields)}; {what}") from error
-    right = [known for known in answers if str(known) == str(item[answer])]
+        raise ValueError(f"{place}: an item has the fields {', '.join(task.fields)}, as on the hub; {what}") from error
+    right = [label for label in choices if str(label) == str(item[answer])]
     if not right:
         raise ValueError(
             f"{place}: no right answer ({answer} {item[answer]!r}); a test split has none, take the validation split"
@@ -125,11 +100,7 @@ def definition(task: str) -> Path:
 
 
 def write_tasks(tasks: list[str], source: Path, folder: Path) -> None:
-    """Write, for the harness to include, each task as its own with the items of `source`.
-
-    Raises:
-        ValueError: see `read_items`.
-    """
+    """Write, for the harness to include, each task as its own with the items of `source` (see `read_items`)."""
     for task in tasks:
         data = folder / f"{task}.jsonl"
         data.write_text("".join(json.dumps(item) + "\n" for item in read_items(task, source)), encoding="utf-8")

@@ -1,10 +1,8 @@
 """Zero-shot accuracy (section 4, tables 7 to 10), measured by EleutherAI's LM Evaluation Harness.
 
 The paper's five tasks are multiple choice: the answer is the choice that the model finds likeliest. `acc` compares the
-log-likelihoods of the choices, `acc_norm` divides each by the length of its choice in bytes first. The paper says
-"default parameters" and names no metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande:
-the authors' released evaluation script takes these, and LLaMA-2-7B's printed 74.58 on ARC-e and 46.25 on ARC-c are
-what the harness is known to give as acc_norm (its acc is near 76 and 43).
+log-likelihoods of the choices, `acc_norm` divides each by the length of its choice in bytes first. The paper names no
+metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande, as in the authors' script.
 """
 
 import contextlib
@@ -37,7 +35,7 @@ class Score:
     accuracy: float  # percent, as in the paper's tables
     stderr: float  # its standard error, percent
     count: int  # items
-    correct: tuple[bool, ...]  # of each item, in the task's order: two models can be compared item by item
+    correct: tuple[bool, ...]  # of each item, in the task's order
 
 
 @dataclass(frozen=True)
@@ -73,14 +71,11 @@ def zero_shot(
 ) -> ZeroShot:
     """Measure a model, dense or sliced, on multiple-choice tasks, without examples in the prompt.
 
-        minislice.zero_shot(model, tokenizer, tasks=["piqa", "arc_easy"], limit=100)
-
     Args:
         tasks: the harness's names.
         limit: only the first so many items of each task.
         tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`); without it they come from the hub.
         batch_size: choices a forward pass; where they don't fit on the GPU, fewer.
-        progress: show progress bars.
 
     Raises:
         ValueError: the harness isn't installed; no such task, no file of it, or one without the fields it needs.
@@ -103,13 +98,11 @@ def zero_shot(
 
 
 def require_tasks(tasks: Sequence[str]) -> list[str]:
-    """The same names, which are texts."""
     require(is_several(tasks) and all(isinstance(task, str) for task in tasks), "tasks", "a list of names", tasks)
     return list(tasks)
 
 
 def require_harness() -> None:
-    """Raise a ValueError where the LM Evaluation Harness isn't installed."""
     require_package("lm_eval", "measuring zero-shot tasks", "eval")
 
 
@@ -144,9 +137,7 @@ def _score(task: str, results: dict) -> Score:
         raise ValueError(f"{task} is no multiple-choice task: the harness gives no accuracy for it")
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     if any(math.isnan(response[0]) for sample in samples for response in sample["filtered_resps"]):
-        raise ValueError(
-            f"{task}: the logits have a NaN or an infinity; check the weights, or use a wider dtype (--dtype)"
-        )
+        raise ValueError(f"{task}: the logits aren't numbers (NaN); check the weights, or use a wider dtype (--dtype)")
     correct = tuple(bool(sample[metric]) for sample in samples)
     error = numbers[f"{metric}_stderr,none"]
     error = 100 * error if isinstance(error, float) else math.nan  # of a single item there is none
@@ -155,7 +146,7 @@ def _score(task: str, results: dict) -> Score:
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """Without the harness's log and, unless they are wanted, without its many bars: all of it goes to stderr."""
+    """Without the harness's log and, unless progress is wanted, without its bars: all of it goes to stderr."""
     harness = logging.getLogger("lm_eval")
     level = harness.level
     harness.setLevel(logging.ERROR)

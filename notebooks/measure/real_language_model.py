@@ -4,10 +4,10 @@
     python notebooks/measure/real_language_model.py --work WORK
 
 SmolLM2-135M-Instruct in float32, on texts and tasks that lie in the folder MINISLICE_TEST_ASSETS: `text` with
-wikitext2-test.raw and alpaca-format.json, `zeroshot` with arc_easy.jsonl and piqa.jsonl. The first half of a text
-calibrates and trains, the second half evaluates; perplexity is always WikiText-2's. Each row is one process, so that
-its CPU time and peak memory are its own. Rows go to data/results/smollm2.jsonl; those that are there are skipped, so an
-interrupted run goes on. Sliced models stay in WORK, for the rows that measure or recover them.
+wikitext2-test.raw and alpaca-format.json, `zeroshot` with arc_easy.jsonl and piqa.jsonl in the form of 2021. The first
+half of a text calibrates and trains, the second half evaluates; perplexity is always WikiText-2's. Each row is one
+process, so that its CPU time and peak memory are its own. Rows go to data/results/smollm2.jsonl; those that are there
+are skipped, so an interrupted run goes on. Sliced models stay in WORK, for the rows that measure or recover them.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from common import ALPACA, ASSETS, WIKITEXT, measured_by, read
+from tasks_of_2021 import rewrite
 
 import minislice
 from minislice.architecture.folder import whole_folder
@@ -93,9 +94,9 @@ def measure(step: Step, settings: argparse.Namespace) -> dict:
     if step.what == "zero-shot":
         model, tokenizer = minislice.load(folder if step.slicing else dense_folder(settings), dtype="float32")
         began = time.process_time()
-        tasks = minislice.zero_shot(
-            model, tokenizer, TASKS, limit=settings.limit, tasks_from=settings.assets / "zeroshot"
-        )
+        folder = settings.work / "tasks"
+        rewrite(settings.assets / "zeroshot", folder)
+        tasks = minislice.zero_shot(model, tokenizer, TASKS, limit=settings.limit, tasks_from=folder)
         scores = {
             score.task: {**asdict(score), "correct": "".join(str(int(hit)) for hit in score.correct)}
             for score in tasks.scores

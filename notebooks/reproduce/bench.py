@@ -268,7 +268,11 @@ def write_task(task: str, folder: Path, count: int = 100) -> None:
                 pieces.append(text[start : start + BEGINNING + END])
             gold = draw.randrange(len(pieces))
             choices = [" ".join(piece[BEGINNING:]) for piece in pieces]
-            item = {"query": " ".join(pieces[gold][:BEGINNING]), "choices": choices, "gold": gold}
+            query, labels = " ".join(pieces[gold][:BEGINNING]), [str(number) for number in range(len(choices))]
+            if task == "piqa":
+                item = {"goal": query, "sol1": choices[0], "sol2": choices[1], "label": gold}
+            else:
+                item = {"question": query, "choices": {"text": choices, "label": labels}, "answerKey": str(gold)}
             file.write(json.dumps(item) + "\n")
 
 
