@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import minislice
-from minislice.command.cli import FILES, SCRIPTS, main
+from minislice.command.cli import SCRIPTS, main
 from minislice.command.inputs import given, texts_of
 from minislice.command.parser import COMMANDS, make_parser
 from minislice.corpus.embedded import data_folder
@@ -273,7 +273,7 @@ def test_the_help_of_slice_names_the_defaults_of_its_options():
 
 def test_every_command_has_its_file_and_every_script_is_named(capsys):
     for command in COMMANDS:
-        assert callable(import_module(f"minislice.command.{FILES.get(command, command)}").run)
+        assert callable(import_module(f"minislice.command.{command}").run)
     for script, place in SCRIPTS.items():
         assert main([script]) == 2 and f"python {place}" in capsys.readouterr().err
         assert (Path(__file__).parents[1] / place).is_file()
@@ -538,6 +538,7 @@ BAD = {
     "size: not a number": (["compress", "mini-opt", *FOUND, *SIZES, "--size", "nan"], ["size", "nan"]),
     "seed: too large": (["demo", "--seed", str(2**64)], ["seed", str(2**64)]),
     "slicing: NaN": (["slice", "absent", "--slicing", "nan"], ["slicing", "nan"]),
+    "slicing: two widths": (["slice", "absent", "--slicing", "0.1", "--width", "8"], ["one of slicing, width"]),
     "slicing: nothing left": (["slice", "mini-opt", *FOUND, *SIZES, "--slicing", "0.99"], ["0.99 of 192"]),
     "out: occupied": (["slice", "mini-opt", *FOUND, "--out", "{place}/occupied"], ["occupied", "force"]),
     "out: a file": (["slice", "mini-opt", *FOUND, "--out", "{place}/short.txt", "--force"], ["is a file"]),
@@ -618,7 +619,7 @@ def test_an_error_of_many_lines_is_told_in_one(fault, run, monkeypatch):
         *(["verify", "mini-opt", "--calibration", " "], ["export", "mini-opt", "--out", ""]),
         *(["verify", "m", "--dtypes", ""], ["compare", "m", "--out", "x", "--sizes", "most"]),
         *(["eval", "m", "--eval-samples", "0"], ["compare", "m", "--out", "x", "--sizes", ","]),
-        *(["slice", "m", "--slicing", "0.1", "--width", "8"], ["export", "m"], ["slice", "m", "--dtype", "int8"]),
+        *(["slice", "m", "--keep-head", "--slice-head"], ["export", "m"], ["slice", "m", "--dtype", "int8"]),
         *(["slice", "m", "--width", "8,x"], ["cost", "m", "--slicing", "a lot"]),
     ],
     ids=" ".join,

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
-from .parser import complete, in_full, make_parser
+from .parser import PRINTED, add_options, in_full, make_parser
 
-FILES = {"eval": "evaluate"}  # every other command is run by the file of its own name
 SCRIPTS = {  # of the repository, beside their notebooks: not in an installed minislice
     "assignment": "notebooks/assignments/assignment.py",
     "grade": "notebooks/assignments/grade.py",
@@ -24,14 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in SCRIPTS:
         return _refused(f"{argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help")
     arguments = make_parser().parse_args(argv)
-    command = FILES.get(arguments.command, arguments.command)
-    return _run(import_module(f".{command}", __package__).run, arguments)  # torch is imported here, after --help
+    return _run(import_module(f".{arguments.command}", __package__).run, arguments)  # torch is imported after --help
 
 
 def run_script(script: ModuleType, argv: list[str] | None = None) -> int:
     """Run a script of the repository as a command: it has `HELP`, `arguments` and `run`."""
     parser = argparse.ArgumentParser(description=in_full(script.HELP))
-    complete(parser, script.arguments)
+    script.arguments(parser)
+    add_options(parser, PRINTED)
     return _run(script.run, parser.parse_args(argv))
 
 
