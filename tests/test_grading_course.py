@@ -1,4 +1,4 @@
-"""Grading a course: nbgrader's commands in order, a dozen submissions, and books that are whole or as they were."""
+"""Grading a course: nbgrader's commands in order, some submissions, and books that are whole or as they were."""
 
 import contextlib
 import csv
@@ -16,8 +16,6 @@ from pathlib import Path
 import assignment
 import grade as grading
 import pytest
-from assignment import build, function_source
-from grade import Row, grade
 from grading.book import Book
 from grading.sandbox import Limits, Sandbox
 
@@ -25,25 +23,16 @@ from minislice.command.cli import run_script
 
 api = pytest.importorskip("nbgrader.api", reason="needs nbgrader")
 LIMITS = Limits(cpu=2)
-RIGHT = function_source("a3", "rotate")
-WRONG = "def rotate(weights, Q):\n    return weights, Q[1:]"
+RIGHT = assignment.function_source("a3", "rotate")
+WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return weights, Q[1:]"
 ERROR = '`rotated["W_head"] = Q[-1].T @ 1 @ weights["W_head"]`: V'
-
-
-def changed(old, new):
-    assert old in RIGHT
-    return RIGHT.replace(old, new)
-
-
 # By student: the answer, the points, the status, and words of the comment.
 CLASSROOM = {
     "ada": (RIGHT, 15, "passed", "A3.rotate  ok, 5 cases"),
-    "fin": (changed('("b_out", "b_out2")', "()"), 13, "partial", "Hint: who writes the signal besides W_out?"),
-    "gus": (changed("Q[-1].T @", "Q[-1].T @ 1 @"), 0, "failed", ERROR),
-    "hal": ("np.allclose = lambda *a, **k: True\n" + WRONG, 0, "failed", "W_embd"),
+    "fin": (RIGHT.replace('("b_out", "b_out2")', "()"), 13, "partial", "Hint: who writes the signal besides W_out?"),
+    "gus": (RIGHT.replace("Q[-1].T @", "Q[-1].T @ 1 @"), 0, "failed", ERROR),
+    "hal": (WRONG, 0, "failed", "W_embd"),
     "ian": ("import os\nos._exit(0)", 0, "stopped", "the process ended before the function returned"),
-    "jan": ("from minislice.teaching.assignments.a3 import A3", 0, "failed", "ModuleNotFoundError"),
-    "kim": ("def rotate(weights, Q):\n    while True:\n        pass", 0, "stopped", "took more than 2 s"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)</script>')", 0, "failed", "IOError('<script>"),
     "mia": (None, 0, "unanswered", "not written yet"),
 }
@@ -72,7 +61,8 @@ def cell_of(content, grade_id):
 def hand_in(course, student, text):
     file = course / "submitted" / student / "a3" / "a3.ipynb"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return file
 
 
 def table(file):
@@ -82,7 +72,7 @@ def table(file):
 
 def scores(gradebook):
     with contextlib.closing(sqlite3.connect(gradebook)) as database:
-        return database.execute("select auto_score from grade order by auto_score").fetchall()
+        return [score for (score,) in database.execute("select auto_score from grade order by auto_score")]
 
 
 @pytest.mark.slow
@@ -111,10 +101,8 @@ def test_a_course_from_an_empty_folder_to_the_solution(tmp_path, monkeypatch):
         hand_in(course, student, notebook(release, answer))
     for student, (change, _) in TAMPERED.items():
         hand_in(course, student, notebook(release, WRONG, change))
-    hand_in(course, "bad", "this is not a notebook")
-    said = nbgrader(
-        "autograde", "a3", "--no-execute", status=1
-    )  # it fails on the bad one, which it registers all the same
+    hand_in(course, "bad", "this is not a notebook")  # nbgrader fails on it, and registers it all the same
+    said = nbgrader("autograde", "a3", "--no-execute", status=1)
     shutil.copy("gradebook.db", "autograded.db")
     Path("secret").write_text("nobody guesses this\n")
     assert run_script(grading, ["a3", "--seed-file", "secret", "--csv", "questions.csv", "--quiet"]) == 0
@@ -132,14 +120,13 @@ def test_a_course_from_an_empty_folder_to_the_solution(tmp_path, monkeypatch):
         assert f"Score: {float(points)} / 15.0" in page
     for student, status in {**{name: status for name, (_, status) in TAMPERED.items()}, "bad": "unreadable"}.items():
         assert (rows[student]["status"], rows[student]["points"]) == (status, "0.0")
-    assert list(rows["ada"]) == list(Row.__dataclass_fields__)
     totals = {row["student_id"]: float(row["score"]) for row in table("totals.csv")}
     assert totals == {**{name: float(row["points"]) for name, row in rows.items()}, "absent": 0.0}
     told = " ".join(row["message"] for row in rows.values())
     assert "first difference" in told and not re.search(r"\d\.\d\d", told)  # no number of a hidden case
 
     # nbgrader alone would have given full marks to everyone; it complains of no honest student.
-    assert {score for (score,) in scores("autograded.db")} == {None, 15.0}
+    assert set(scores("autograded.db")) == {None, 15.0}
     assert re.findall(r"checksum.*for cell (\w+) has changed", said) == ["a3_rotate_test"]
     solution = Path("solution/a3/a3.ipynb").read_text("utf-8")
     assert "einsum(" in solution and "A3.rotate  ok, 5 cases" in solution
@@ -154,15 +141,15 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "nbgrader_config.py").write_text('c = get_config()\nc.CourseDirectory.course_id = "course"\n')
     (folder / "secret").write_text("nobody guesses this")
-    build("a3", folder / "source" / "a3" / "a3.ipynb")
-    hand_in(folder, "ann", notebook(folder / "source" / "a3" / "a3.ipynb"))
-    hand_in(folder, "bob", notebook(folder / "source" / "a3" / "a3.ipynb", "rotate = None"))
+    source = folder / "source" / "a3" / "a3.ipynb"
+    assignment.build("a3", source)
     with opened(folder) as gradebook:
         gradebook.add_assignment("a3")
         gradebook.add_notebook("a3", "a3")
         gradebook.add_grade_cell("a3_rotate_test", "a3", "a3", max_score=10, cell_type="code")
         gradebook.add_solution_cell("a3_rotate", "a3", "a3")
-        for student in ("ann", "bob"):
+        for student, answer in {"ann": RIGHT, "bob": "rotate = None"}.items():
+            hand_in(folder, student, notebook(source, answer))
             gradebook.add_student(student)
             gradebook.add_submission("a3", student)
             gradebook.find_grade("a3_rotate_test", "a3", "a3", student).auto_score = 7
@@ -182,13 +169,13 @@ def course(prepared, tmp_path):
 
 def run(course, **named):
     arguments = {"name": "a3", "seed_file": course / "secret", "table": course / "a3.csv", "course": course}
-    return grade(**{**arguments, "limits": LIMITS, "progress": False, **named})
+    return grading.grade(**{**arguments, "limits": LIMITS, "progress": False, **named})
 
 
 def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again(course):
     rows = run(course)
     assert [(row.student, row.points, row.max) for row in rows] == [("ann", 10, 10), ("bob", 0, 10)]
-    assert scores(course / "gradebook.db") == [(0,), (10,)]
+    assert scores(course / "gradebook.db") == [0, 10]
     assert [row["points"] for row in table(course / "a3.csv")] == ["10.0", "0.0"]
     with opened(course) as gradebook:
         gradebook.find_grade("a3_rotate_test", "a3", "a3", "bob").manual_score = 6  # by a person, and kept
@@ -199,17 +186,14 @@ def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again
 
 
 def test_a_file_that_is_no_notebook_costs_only_its_student(course):
-    texts = ["", "{}", '{"cells": [3]}', "[" * 100_000, '{"cells": [{"metadata": 1}]}', "\udc80"]
-    students = [f"s{number}" for number in range(len(texts) + 1)]
+    texts = ["", "{}", '{"cells": [3]}', "[" * 100_000, '{"cells": [{"metadata": 1}]}', "\udc80", "a link"]
+    students = [f"s{number}" for number in range(len(texts))]
     with opened(course) as gradebook:
-        for student in students:
+        for student, text in zip(students, texts, strict=True):
             gradebook.add_student(student)
             gradebook.add_submission("a3", student)
+            file = hand_in(course, student, text)
         gradebook.db.commit()
-    for student, text in zip(students, [*texts, ""], strict=True):
-        hand_in(course, student, "")
-        file = course / "submitted" / student / "a3" / "a3.ipynb"
-        file.write_bytes(text.encode("utf-8", "surrogatepass"))
     file.unlink()
     file.symlink_to(course / "source" / "a3" / "a3.ipynb")
     ann, _, *rows = run(course)
@@ -233,8 +217,6 @@ SPOILT = [  # what is done to the course, the arguments, and words of the error
     ({"a3.csv": "old"}, {}, "a3.csv exists; write to another file"),
     ({"submitted/eve/a3/a3.ipynb": "{}"}, {}, "not in the gradebook: eve; run `nbgrader autograde a3 --no-execute`"),
     ({CONFIG: "get_config("}, {}, "nbgrader_config.py has an error: SyntaxError"),
-    ({CONFIG: "raise SystemExit(0)"}, {}, "nbgrader_config.py has an error: SystemExit"),
-    ({CONFIG: "get_config().CourseDirectory.db_url = 'nowhere'"}, {}, "gradebook nowhere can't be read"),
 ]
 
 
@@ -262,14 +244,14 @@ def test_a_gradebook_of_another_release_and_a_missing_nbgrader_are_errors(course
         run(course)
 
 
-@pytest.mark.parametrize("moment", ["the first student's", "the last student's", "the table's"])
+@pytest.mark.parametrize("moment", ["ann", "bob", "the table"])
 def test_an_error_on_the_way_leaves_everything_as_it_was(course, monkeypatch, moment):
     write, table_write = Book.write, grading._write
 
     def fail(self, student, *score):
         write(self, student, *score)
         self.gradebook.db.flush()
-        if student == {"the first student's": "ann", "the last student's": "bob"}.get(moment):
+        if student == moment:
             raise OSError("the disk is full")
 
     def fail_table(file, rows):
@@ -280,8 +262,7 @@ def test_an_error_on_the_way_leaves_everything_as_it_was(course, monkeypatch, mo
     monkeypatch.setattr(grading, "_write", fail_table)
     with pytest.raises(OSError, match="the disk is full"):
         run(course)
-    assert scores(course / "gradebook.db") == [(7,), (7,)]
-    assert not list(course.glob("a3.csv*"))
+    assert scores(course / "gradebook.db") == [7, 7] and not list(course.glob("a3.csv*"))
 
 
 def test_where_isolation_has_holes_it_warns_in_one_line_or_stops(course, monkeypatch, capsys):
@@ -299,17 +280,14 @@ def test_where_isolation_has_holes_it_warns_in_one_line_or_stops(course, monkeyp
 
 
 def test_the_script_prints_points_or_one_json_document_or_one_error(course, capsys, monkeypatch):
-    monkeypatch.setattr(grading, "Limits", lambda: LIMITS)
-    common = ["a3", "--seed-file", str(course / "secret"), "--course", str(course), "--quiet", "--csv"]
-    assert run_script(grading, [*common, str(course / "one.csv")]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [
-        "ann                     10 of 10",
-        "bob                      0 of 10  rotate unanswered",
-    ]
-    assert run_script(grading, [*common, str(course / "one.csv")]) == 2
-    printed = capsys.readouterr()
-    assert (printed.out, printed.err.count("\n")) == ("", 1) and "one.csv" in printed.err
-    row = Row("ann", "a3", "rotate", 10.0, 10.0, "passed", "ok")
+    row = grading.Row("bob", "a3", "rotate", 0.0, 10.0, "unanswered", "not written yet")
     monkeypatch.setattr(grading, "grade", lambda *arguments, **named: [row])
-    assert run_script(grading, [*common, str(course / "two.csv"), "--json"]) == 0
+    arguments = ["a3", "--seed-file", "secret", "--course", str(course), "--csv"]
+    assert run_script(grading, [*arguments, "one.csv"]) == 0
+    assert capsys.readouterr().out == "bob                      0 of 10  rotate unanswered\n"
+    assert run_script(grading, [*arguments, "one.csv", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [dataclasses.asdict(row)]
+    monkeypatch.undo()
+    assert run_script(grading, [*arguments, str(course / "none" / "one.csv")]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)

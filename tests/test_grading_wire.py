@@ -29,11 +29,6 @@ PLAIN = strategies.recursive(
 )
 
 
-@given(PLAIN)
-def test_what_is_sent_arrives(value):
-    assert same(wire.decode(wire.encode(value)), native(value))
-
-
 def native(value):
     """In the byte order of this machine, as what arrives is."""
     if isinstance(value, np.ndarray):
@@ -43,49 +38,44 @@ def native(value):
     return {key: native(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def test_numpy_scalars_and_views_arrive():
-    for value in (np.float32(1.5), np.int64(3), np.bool_(True)):
-        assert type(wire.decode(wire.encode(value))) is type(value)
-    matrix = np.arange(6.0).reshape(2, 3)
-    for view in (matrix.T, matrix[:, ::2]):
-        assert np.array_equal(wire.decode(wire.encode(view)), view)
-
-
 @given(PLAIN, strategies.data())
-def test_bytes_that_are_no_value_are_an_error_and_nothing_else(value, data):
+def test_what_is_sent_arrives_and_what_is_damaged_is_an_error_or_another_value(value, data):
     body = bytearray(wire.encode(value))
-    for _ in range(data.draw(strategies.integers(1, 4))):
-        body[data.draw(strategies.integers(0, len(body) - 1))] = data.draw(strategies.integers(0, 255))
+    assert same(wire.decode(bytes(body)), native(value))
+    body[data.draw(strategies.integers(0, len(body) - 1))] = data.draw(strategies.integers(0, 255))
     with contextlib.suppress(wire.WireError):
         wire.decode(bytes(body[: data.draw(strategies.integers(0, len(body)))]))
 
 
-HOSTILE = [
-    *(b"", b"x", b"1 2", b"[" * 90_000, b"[" + b"0," * 200_000 + b"0]", b"1" * 5000, b'"' + b"x" * wire.CAP + b'"'),
-    *(b"{}", b'{"list": []}', b'{"array": 1, "tuple": []}', b'{"tuple": 1}', b'{"array": ["<f8", [9], "AAAA"]}'),
-    b'{"array": ["<f8", [0, 4194304, 4194304, 4194304], ""]}',
-    *(b'{"array": ["O", [1], "AAAAAAAAAAA="]}', b'{"array": [["f8", "i8"], [], ""]}', pickle.dumps([1])),
-]
+def test_numpy_scalars_and_views_arrive():
+    for value in (np.float32(1.5), np.int64(3), np.bool_(True)):
+        assert type(wire.decode(wire.encode(value))) is type(value)
+    view = np.arange(6.0).reshape(2, 3).T[::2]
+    assert np.array_equal(wire.decode(wire.encode(view)), view)
 
 
-@pytest.mark.parametrize("body", HOSTILE, ids=lambda body: str(body[:30]))
-def test_hostile_bytes_are_an_error(body):
-    with pytest.raises(wire.WireError):
-        wire.decode(body)
-
-
-NOT_PLAIN = [object(), {1: 2}, {1, 2}, b"bytes", 10**5000, np.matrix([[1.0]]), [0] * 200_000, "x" * (5 << 20)]
-NOT_PLAIN += [np.zeros(2, dtype) for dtype in ("O", "U3", "M8[s]", "f8,i8")]
-NOT_PLAIN += [np.broadcast_to(np.zeros(1), (1 << 20,)), (ring := []).append(ring) or ring]
-
-
-@pytest.mark.parametrize("value", NOT_PLAIN, ids=lambda value: type(value).__name__)
-def test_what_is_not_plain_is_not_sent(value):
-    with pytest.raises(wire.WireError):
-        wire.encode(value)
-
-
-def test_the_reader_gives_up_before_it_reads_more_than_the_cap():
+def test_hostile_bytes_are_an_error():
+    for body in (
+        *(b"", b"x", b"1 2", b"[" * 90_000, b"[" + b"0," * 200_000 + b"0]", b"1" * 5000, b'"' + b"x" * wire.CAP + b'"'),
+        *(b"{}", b'{"list": []}', b'{"array": 1, "tuple": []}', b'{"tuple": 1}', b'{"array": ["<f8", [9], "AAAA"]}'),
+        b'{"array": ["<f8", [0, 4194304, 4194304, 4194304], ""]}',
+        *(b'{"array": ["O", [1], "AAAAAAAAAAA="]}', b'{"array": [["f8", "i8"], [], ""]}', pickle.dumps([1])),
+    ):
+        with pytest.raises(wire.WireError):
+            wire.decode(body)
     for body, error in ((b"0" * (wire.CAP + 9), wire.WireError), (b'"abc', EOFError), (b"", EOFError)):
-        with pytest.raises(error):
+        with pytest.raises(error):  # it gives up before it reads more than the cap
             wire.receive(io.BytesIO(body))
+
+
+def test_what_is_not_plain_is_not_sent():
+    class Array(np.ndarray):
+        pass
+
+    for value in (
+        *(object(), {1: 2}, {1, 2}, b"bytes", 10**5000, np.ones(1).view(Array), [0] * 200_000, "x" * (5 << 20)),
+        *(np.zeros(2, dtype) for dtype in ("O", "U3", "M8[s]", "f8,i8")),
+        *(np.broadcast_to(np.zeros(1), (1 << 20,)), (ring := []).append(ring) or ring),
+    ):
+        with pytest.raises(wire.WireError):
+            wire.encode(value)

@@ -51,15 +51,12 @@ def executed_in_order(notebook):
 
 
 def without_errors_or_debris(notebook):
+    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         assert output.output_type != "error" and output.get("name") != "stderr", output
     for text in texts(notebook):
         assert "Warning" not in text and "\r" not in text and "it/s" not in text, text
         assert not text.startswith("<") or text.startswith("<Figure size"), f"a bare object's repr: {text}"
-
-
-def without_times(notebook):
-    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
 
 
 def without_absolute_paths(notebook):
@@ -91,12 +88,16 @@ def figures_are_read(notebook):
         assert after and "*Reading:" in after[0], f"the figure of cell {index} has no reading"
 
 
+EFFORT = r"\*\*Exercise \d\.\*\* \*\d+ minutes, difficulty ★[★☆]{2}, importance ★[★☆]{2}\.\* \S"
+
+
 def exercises_have_solutions(notebook):
     """A question without an answer in it, an empty cell for the student, then the answer: folded, and tagged."""
     asked = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("**Exercise ")]
     assert 3 <= len(asked) <= 5, f"{len(asked)} exercises"
     for index in asked:
         question, empty, answer, solution = notebook.cells[index : index + 4]
+        assert re.match(EFFORT, question.source), f"no minutes, difficulty and importance: {question.source[:80]}"
         assert "<details>" not in question.source, "the answer is in the question"
         assert empty.cell_type == "code" and empty.source == "# your code" and not empty.outputs, "no empty cell"
         assert "solution" not in empty.metadata.get("tags", []), "the empty cell would not be handed out"
@@ -105,15 +106,6 @@ def exercises_have_solutions(notebook):
         assert solution.cell_type == "code" and hidden.source_hidden and hidden.outputs_hidden, "not hidden"
         assert "assert " in solution.source, "asserts nothing"
         assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
-
-
-EFFORT = r"\*\*Exercise \d\.\*\* \*\d+ minutes, difficulty ★[★☆]{2}, importance ★[★☆]{2}\.\* \S"
-
-
-def exercises_say_their_effort(notebook):
-    for cell in notebook.cells:
-        if cell.source.startswith("**Exercise "):
-            assert re.match(EFFORT, cell.source), f"no minutes, difficulty and importance: {cell.source[:80]}"
 
 
 def comparisons_have_errors(notebook):
@@ -141,14 +133,7 @@ def imports_exist(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes, imports_exist),
-    *(
-        without_times,
-        figures_are_read,
-        exercises_have_solutions,
-        exercises_say_their_effort,
-        comparisons_have_errors,
-        small_cells,
-    ),
+    *(figures_are_read, exercises_have_solutions, comparisons_have_errors, small_cells),
 )
 
 
@@ -253,7 +238,7 @@ MISTAKES = {
     "an error": (without_errors_or_debris, adding("error", ename="ValueError")),
     "stderr": (without_errors_or_debris, printing("x", "stderr")),
     "an object's repr": (without_errors_or_debris, printing("<Axes: >")),
-    "a cell's time": (without_times, lambda n: code_cells(n)[1].metadata.update(execution={})),
+    "a cell's time": (without_errors_or_debris, lambda n: code_cells(n)[1].metadata.update(execution={})),
     "a progress bar": (without_errors_or_debris, printing("\r 5%| 9it/s")),
     "a path printed": (without_absolute_paths, printing("in /home/me/x")),
     "a path in code": (without_absolute_paths, replacing('"mini-llama"', '"/home/me/models/llama"')),
@@ -267,8 +252,8 @@ MISTAKES = {
     "a solution's output in the open": (exercises_have_solutions, unhiding(outputs_hidden=False)),
     "a solution without a check": (exercises_have_solutions, replacing("assert ", "print")),
     "an answer in the question": (exercises_have_solutions, replacing("**Exercise 1.**", "**Exercise 1.** <details>")),
-    "no minutes": (exercises_say_their_effort, replacing(" minutes, difficulty", "difficulty")),
-    "no importance": (exercises_say_their_effort, replacing(", importance", "")),
+    "no minutes": (exercises_have_solutions, replacing(" minutes, difficulty", "difficulty")),
+    "no importance": (exercises_have_solutions, replacing(", importance", "")),
     "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
     "a solution in the student's cell": (exercises_have_solutions, replacing("# your code", "# your code: k = 128")),
     "a solution without its tag": (

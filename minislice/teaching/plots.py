@@ -2,6 +2,8 @@
 
 Series differ by marker and line as well as by colour (Okabe and Ito's colours, ordered by lightness). Measured values
 are solid; the paper's values are hollow markers with a label that begins with "paper".
+
+Every figure needs labels with units for both axes, and takes a `title`, `log_y`, and `ax`, to draw into what is there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,38 +56,31 @@ def lines(
     ylabel: str,
     *,
     paper: Series | None = None,
-    title: str = "",
     log_x: bool = False,
-    log_y: bool = False,
     markers: bool = True,
-    ax: Axes | None = None,
+    **axes,
 ) -> Axes:
     """Measured series are lines with solid markers; the paper's series are hollow markers on a thin grey line.
 
     The bar at a marker is one standard error long on each side.
     """
-    ax = plt.subplots()[1] if ax is None else ax
+    ax, paper = _axes(xlabel, ylabel, **axes), paper or {}
     for index, (label, (x, y, *errors)) in enumerate(measured.items()):
         marker = MARKERS[index % len(MARKERS)] if markers else None
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
         ax.plot(_floats(x), _floats(y), marker=marker, color=colour, linestyle=line, label=label)
         for error in errors:
             ax.errorbar(_floats(x), _floats(y), _floats(error), fmt="none", ecolor=colour, elinewidth=1.0, capsize=2.5)
-    for index, (label, (x, y)) in enumerate((paper or {}).items()):
-        marker = MARKERS[index % len(MARKERS)]
-        hollow = {"markerfacecolor": "none", "color": "0.5", "linewidth": 0.6, "label": f"paper: {label}"}
-        ax.plot(_floats(x), _floats(y), marker=marker, **hollow)
+    for index, (label, (x, y)) in enumerate(paper.items()):
+        _hollow(ax, index, label, x, y, color="0.5", linewidth=0.6)
     if log_x:
+        ticks = sorted({value for x, *_ in (*measured.values(), *paper.values()) for value in _floats(x)})
         ax.set_xscale("log")
-        ticks = sorted({value for x, *_ in (*measured.values(), *(paper or {}).values()) for value in _floats(x)})
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_xticks([], minor=True)
     elif all(value == int(value) for x, *_ in measured.values() for value in _floats(x)):
         ax.locator_params(axis="x", integer=True)  # no boundary 0.5
-    if log_y:
-        ax.set_yscale("log")
-    _finish(ax, xlabel, ylabel, title)
-    if len(measured) + len(paper or {}) > 1 or paper:
+    if len(measured) > 1 or paper:
         ax.legend()
     return ax
 
@@ -95,22 +90,17 @@ def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
 
     A bar is one paired standard error of the ratio to the dense perplexity.
     """
+    done = [row for row in rows if row["status"] == "done"]
     (dense,) = (row for row in rows if row["variant"] == "dense")
-    series = {}
-    for row in sorted((row for row in rows if row["status"] == "done"), key=lambda row: row["parameters"]):
+    series = {row["variant"]: [] for row in done if row is not dense}
+    for row in sorted(done, key=lambda row: row["parameters"]):
         if row is not dense:
             point = row["parameters"] / 1e6, row["perplexity"], row["ratio_error"] * dense["perplexity"]
-            series.setdefault(row["variant"], []).append(point)
-    named = {row["variant"]: series[row["variant"]] for row in rows if row["variant"] in series}  # in the rows' order
-    ax = lines(
-        {variant: tuple(zip(*points, strict=True)) for variant, points in named.items()},
-        "total parameters (millions)",
-        "perplexity",
-        title=f"{dense['model']}, {dense['parameters'] / 1e6:.4g}M parameters dense",
-        log_y=True,
-        ax=ax,
-    )
-    shown = [row["perplexity"] for row in rows if row["status"] == "done"]
+            series[row["variant"]].append(point)
+    measured = {variant: tuple(zip(*points, strict=True)) for variant, points in series.items()}
+    title = f"{dense['model']}, {dense['parameters'] / 1e6:.4g}M parameters dense"
+    ax = lines(measured, "total parameters (millions)", "perplexity", title=title, log_y=True, ax=ax)
+    shown = [row["perplexity"] for row in done]
     wide = max(shown) > 10 * min(shown)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else AutoLocator())  # numbers, not powers of ten
     ax.yaxis.set_major_formatter("{x:g}")
@@ -119,25 +109,13 @@ def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def by_depth(
-    curves: Sequence[tuple[Values, Values]],
-    xlabel: str,
-    ylabel: str,
-    *,
-    title: str = "",
-    log_y: bool = False,
-    ax: Axes | None = None,
-) -> Axes:
+def by_depth(curves: Sequence[tuple[Values, Values]], xlabel: str, ylabel: str, **axes) -> Axes:
     """One line for each boundary, from light (embeddings) to dark (head); a colour bar shows which is which."""
-    ax = plt.subplots()[1] if ax is None else ax
-    shades = plt.get_cmap(DEPTHS, len(curves))
+    ax, shades = _axes(xlabel, ylabel, **axes), plt.get_cmap(DEPTHS, len(curves))
     for depth, (x, y) in enumerate(curves):
         ax.plot(_floats(x), _floats(y), color=shades(depth), linewidth=1.0)
     scale = plt.cm.ScalarMappable(plt.Normalize(-0.5, len(curves) - 0.5), shades)
     ax.figure.colorbar(scale, ax=ax, label="boundary", ticks=range(0, len(curves), -(-len(curves) // 10)))
-    if log_y:
-        ax.set_yscale("log")
-    _finish(ax, xlabel, ylabel, title)
     return ax
 
 
@@ -149,76 +127,75 @@ def bars(
     *,
     errors: Mapping[str, Values] | None = None,
     paper: Mapping[str, Values] | None = None,
-    title: str = "",
-    log_y: bool = False,
-    ax: Axes | None = None,
+    **axes,
 ) -> Axes:
     """One group of bars for each name, with one bar for each series; the paper's series are hollow markers.
 
     Args:
         errors: standard errors by the name of the series; drawn on both sides of the bar's end.
     """
-    ax = plt.subplots()[1] if ax is None else ax
-    width = 0.8 / len(measured)
+    ax, paper, width = _axes(xlabel, ylabel, **axes), paper or {}, 0.8 / len(measured)
     for index, (label, values) in enumerate(measured.items()):
         places = [group + (index - (len(measured) - 1) / 2) * width for group in range(len(groups))]
         colour, hatch = COLOURS[(index + 1) % len(COLOURS)], HATCHES[index % len(HATCHES)]
         ax.bar(places, _floats(values), width, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5, label=label)
         if label in (errors or {}):
             ax.errorbar(places, _floats(values), _floats(errors[label]), fmt="none", ecolor="black", capsize=3)
-    for index, (label, values) in enumerate((paper or {}).items()):
-        hollow = {"markerfacecolor": "none", "color": "black", "linestyle": "none", "label": f"paper: {label}"}
-        ax.plot(range(len(groups)), _floats(values), marker=MARKERS[index % len(MARKERS)], **hollow)
-    if log_y:
-        ax.set_yscale("log")
+    for index, (label, values) in enumerate(paper.items()):
+        _hollow(ax, index, label, range(len(groups)), values, color="black", linestyle="none")
     ax.set_xticks(range(len(groups)), groups)
-    _finish(ax, xlabel, ylabel, title)
-    if len(measured) + len(paper or {}) > 1:
+    if len(measured) + len(paper) > 1:
         _legend(ax)
     return ax
 
 
-def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, *, title: str = "", ax: Axes | None = None) -> Axes:
+def points(clouds: Mapping[str, Tensor], xlabel: str, ylabel: str, **axes) -> Axes:
     """Clouds of points in the plane, each [points, 2]; the first cloud is large and hollow, so others show inside."""
-    ax = plt.subplots(figsize=(3.6, 3.6))[1] if ax is None else ax
+    ax = _axes(xlabel, ylabel, size=(3.6, 3.6), **axes)
     for index, (label, cloud) in enumerate(clouds.items()):
-        x, y = cloud.detach().cpu().T.tolist()
-        shape = {"s": 60, "facecolors": "none", "edgecolors": "black"} if index == 0 else {"s": 12, "marker": "x"}
-        ax.scatter(x, y, label=label, linewidths=1.0, **shape, **({"color": COLOURS[index]} if index else {}))
+        shape = {"s": 12, "marker": "x", "color": COLOURS[index]}
+        shape = shape if index else {"s": 60, "facecolors": "none", "edgecolors": "black"}
+        ax.scatter(*_floats(cloud.T), label=label, linewidths=1.0, **shape)
     ax.set_aspect("equal")
-    _finish(ax, xlabel, ylabel, title)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(clouds))
     return ax
 
 
-def matrix(
-    values: Tensor,
-    xlabel: str,
-    ylabel: str,
-    scale: str,
-    *,
-    title: str = "",
-    largest: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
+def matrix(values: Tensor, xlabel: str, ylabel: str, scale: str, *, largest: float | None = None, **axes) -> Axes:
     """A matrix as a picture: white is zero, black is the largest value; `scale` is the label of the shades."""
-    ax = plt.subplots(figsize=(3.8, 3.2))[1] if ax is None else ax
-    image = ax.imshow(
-        values.detach().cpu().numpy(), cmap="Greys", vmin=0, vmax=largest, interpolation="nearest", aspect="auto"
-    )
-    ax.figure.colorbar(image, ax=ax, label=scale, shrink=0.9)
-    _finish(ax, xlabel, ylabel, title)
+    ax = _axes(xlabel, ylabel, size=(3.8, 3.2), **axes)
+    shades = {"cmap": "Greys", "vmin": 0, "vmax": largest, "interpolation": "nearest", "aspect": "auto"}
+    ax.figure.colorbar(ax.imshow(values.detach().cpu().numpy(), **shades), ax=ax, label=scale, shrink=0.9)
     return ax
 
 
 def threshold(ax: Axes, label: str, *, x: float | None = None, y: float | None = None) -> None:
     """A thin dotted line at one x or one y, with a label in the legend."""
-    style = {"color": "0.4", "linestyle": ":", "linewidth": 1.0, "label": label}
-    if x is not None:
-        ax.axvline(x, **style)
-    if y is not None:
-        ax.axhline(y, **style)
+    draw, place = (ax.axvline, x) if y is None else (ax.axhline, y)
+    draw(place, color="0.4", linestyle=":", linewidth=1.0, label=label)
     _legend(ax)
+
+
+def _axes(
+    xlabel: str,
+    ylabel: str,
+    *,
+    title: str = "",
+    log_y: bool = False,
+    ax: Axes | None = None,
+    size: tuple[float, float] | None = None,
+) -> Axes:
+    """Axes with labels: the given ones, or those of a new figure of this size."""
+    if not (xlabel and ylabel):
+        raise ValueError("a figure needs a label with units on both axes")
+    ax = plt.subplots(figsize=size)[1] if ax is None else ax
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, yscale="log" if log_y else "linear")
+    return ax
+
+
+def _hollow(ax: Axes, index: int, label: str, x: Values, y: Values, **line) -> None:
+    marker = {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": "none"}
+    ax.plot(_floats(x), _floats(y), label=f"paper: {label}", **marker, **line)
 
 
 def _legend(ax: Axes) -> None:
@@ -226,13 +203,5 @@ def _legend(ax: Axes) -> None:
     ax.legend(**({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(ax.containers) > 2 else {}))
 
 
-def _floats(values: Values) -> list[float]:
+def _floats(values: Values) -> list:
     return values.detach().cpu().tolist() if isinstance(values, torch.Tensor) else [float(v) for v in values]
-
-
-def _finish(ax: Axes, xlabel: str, ylabel: str, title: str) -> None:
-    if not (xlabel and ylabel):
-        raise ValueError("a figure needs a label with units on both axes")
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.set_title(title)
