@@ -14,9 +14,7 @@ from .output import print_result, save_sliced
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.stock and (arguments.keep_blocks or arguments.keep_width or arguments.plan_only):
-        raise ValueError(
-            "--stock deletes neurons alone, without a plan; leave --keep-blocks, --keep-width, --plan-only out"
-        )
+        raise ValueError("--stock has no plan: it deletes only neurons; leave --keep-... and --plan-only out")
     if arguments.out:
         require_free(arguments.out, arguments.force, files_read(arguments))
     texts = texts_of(arguments)
@@ -27,17 +25,18 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stock:
         fraction = neurons_for(model, arguments.size)
         planned = {"neurons deleted in each MLP": fraction}
-        act = partial(delete_neurons, model, tokens[0], neurons=fraction, repair=arguments.reconstruct, **solving)
+        solving["repair"] = arguments.reconstruct
+        act = partial(delete_neurons, model, tokens.calibration, neurons=fraction, **solving)
     else:
         choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
-        plan = plan_compression(model, tokens[0], size=arguments.size, **choices, **settings)
+        plan = plan_compression(model, tokens.calibration, size=arguments.size, **choices, **settings)
         if not arguments.json:
             print(f"{plan}\n", flush=True)
         planned = {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
-        act = partial(compress, model, tokens[0], plan=plan, **solving)
+        act = partial(compress, model, tokens.calibration, plan=plan, **solving)
     if arguments.plan_only:
         return print_result(arguments, {"model": arguments.model, "dense parameters": parameters(model), **planned})
-    result = before_and_after(arguments, "compressed", act, model, texts, tokens) | planned
+    result = before_and_after(arguments, "compressed", act, model, tokens) | planned
     if arguments.out and arguments.stock:
         with whole_folder(arguments.out, arguments.force) as folder:
             model.save_pretrained(folder)

@@ -27,7 +27,13 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else default
     dense = random_model(dense_config, dtype=dtype, device=arguments.device)
     settings = {name: getattr(arguments, name) for name in ("prompt", "length", "rounds", "batch_size")}
-    head = f"{arguments.model}, {str(dtype).removeprefix('torch.')}, {_device_name(arguments.device)}"
+    is_gpu = torch.device(arguments.device).type == "cuda"
+    name = (
+        torch.cuda.get_device_name(arguments.device)
+        if is_gpu
+        else f"{arguments.device}, {torch.get_num_threads()} threads"
+    )
+    head = f"{arguments.model}, {str(dtype).removeprefix('torch.')}, {name}"
     rows, tables = [], [head]
     for variant, config in tqdm(variants.items(), desc="cost", leave=False, disable=arguments.quiet):
         sliced = random_model(config, dtype=dtype, device=arguments.device)
@@ -59,12 +65,6 @@ def _products(dense, sliced, repeats: int) -> dict[str, Pair]:
     times = product_milliseconds({"dense": dense, "sliced": sliced}, tokens=PRODUCT_TOKENS, repeats=repeats)
     names = times["sliced"] | times["dense"]
     return {f"{name}, ms": pair_of(times["dense"].get(name), times["sliced"].get(name)) for name in names}
-
-
-def _device_name(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} threads"
 
 
 def _cell(value: float | None) -> str:

@@ -2,7 +2,8 @@
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -28,9 +29,17 @@ from .output import picture, print_result
 from .parser import PICTURE
 
 SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
-CHANGES = {name: change for name, change in STEPS.items() if name != "loaded"}  # which changes nothing but the dtype
+
+
+def slicing(form: str) -> Callable[..., PreTrainedModel]:
+    paper = partial(SlicingOptions.paper, slicing=SLICING, adapter=form)
+    return lambda model, tokens, mask, seed: slice_model(model, tokens, **vars(paper(seed=seed)))
+
+
+CHANGES = {("dense" if name == "loaded" else name): change for name, change in STEPS.items()}
+CHANGES |= {f"sliced {SLICING:.0%}, {form}": slicing(form) for form in FORMS}
 WRITERS = {"dense": "dense writes: ", f"sliced {SLICING:.0%}, low-rank": "sliced writes:"}
-STEP_COUNT = 1 + len(CHANGES) + len(FORMS)
+COLUMNS = {"step": "", "width": "d", "error": ".1e", "perplexity": ".2f", "parameters": ","}
 HEADS = ["", "width", "logits error", "perplexity", "parameters"]
 EXPLANATION = f"""
 Fused and rotated models compute the same as the dense one (theorem 1): only deleting rows and columns costs something.
@@ -52,13 +61,14 @@ def run(arguments: argparse.Namespace) -> None:
     texts = [load_text("embedded", split)[::10] for split in SPLITS]  # a tenth of the documents, to be quick
     tokens = [sample(tokenize(text, tokenizer), arguments.samples, SEQLEN, arguments.seed) for text in texts]
     rows = measured_steps(*tokens, arguments)
-    rows = tqdm(rows, total=len(EMBEDDED) * STEP_COUNT, desc="demo", leave=False, disable=arguments.quiet)
+    rows = tqdm(rows, total=len(EMBEDDED) * len(CHANGES), desc="demo", leave=False, disable=arguments.quiet)
     if arguments.json:
         return print_result(arguments, list(rows))
     for model, steps in groupby(rows, key=lambda row: row["model"]):
         steps = list(steps)
+        cells = [[format(row[name], form) for name, form in COLUMNS.items()] for row in steps]
         with tqdm.external_write_mode():
-            print(f"\n{model}\n{table([HEADS, *map(_cells, steps)])}")
+            print(f"\n{model}\n{table([HEADS, *cells])}")
             print("\n".join(f"{WRITERS[row['step']]} {row['text']}" for row in steps if row["text"]), flush=True)
     print(EXPLANATION)
     draw(Path(arguments.picture), tokens[0])
@@ -71,7 +81,8 @@ def measured_steps(calibration: Tensor, evaluation: Tensor, arguments: argparse.
     for name in sorted(EMBEDDED):
         model, tokenizer = load(name, dtype=dtype, device=arguments.device)
         dense_logits = logits_of(model, evaluation[:2])
-        for step, changed in changes_of(model, calibration, arguments.seed):
+        for step, change in CHANGES.items():
+            changed = change(copy.deepcopy(model), calibration, None, arguments.seed)
             yield {
                 "model": name,
                 "step": step,
@@ -83,26 +94,11 @@ def measured_steps(calibration: Tensor, evaluation: Tensor, arguments: argparse.
             }
 
 
-def changes_of(model: PreTrainedModel, calibration: Tensor, seed: int) -> Iterator[tuple[str, PreTrainedModel]]:
-    """The dense model, and what each step makes of a copy."""
-    yield "dense", model
-    for step, change in CHANGES.items():
-        yield step, change(copy.deepcopy(model), calibration, None, seed)
-    for form in FORMS:
-        options = SlicingOptions.paper(slicing=SLICING, adapter=form, seed=seed)
-        yield f"sliced {SLICING:.0%}, {form}", slice_model(copy.deepcopy(model), calibration, **vars(options))
-
-
 def continuation(model: PreTrainedModel, tokenizer) -> str:
     """The prompt, and what the model writes after it."""
     prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device)
     ids = model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
     return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
-
-
-def _cells(row: dict) -> list[str]:
-    numbers = [f"{row['width']}", f"{row['error']:.1e}", f"{row['perplexity']:.2f}", f"{row['parameters']:,}"]
-    return [row["step"], *numbers]
 
 
 def draw(path: Path, calibration: Tensor) -> None:

@@ -11,13 +11,13 @@ from .output import print_result
 def run(arguments: argparse.Namespace) -> None:
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
-    _, tokens = token_sets(arguments, texts, model, tokenizer)
+    tokens = token_sets(arguments, texts, model, tokenizer)
     began = time.perf_counter()
     result = {
         "model": arguments.model,
-        "perplexity": measured(arguments.model, model, tokens, progress=not arguments.quiet),
+        "perplexity": measured(arguments.model, model, tokens.evaluation, progress=not arguments.quiet),
         "parameters": parameters(model),
-        "evaluation": texts.describe("test", tokens),
+        **tokens.described,
         "seconds": time.perf_counter() - began,
     }
     print_result(arguments, result)

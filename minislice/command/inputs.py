@@ -5,8 +5,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -20,6 +20,8 @@ from ..measuring.cost import length_limit, parameters
 from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN
+
+HALVES = "first", "second"  # of a file that is named for both texts
 
 
 def device_of(name: str | None) -> str:
@@ -74,21 +76,19 @@ def files_read(arguments: argparse.Namespace) -> list[Path]:
     return [*map(Path, texts), *([model] if isinstance(model, Path) else [])]
 
 
-@dataclass(frozen=True)
-class Texts:
+class Texts(NamedTuple):
     """The sources of a command's texts; None for one that it doesn't need."""
 
     calibration: str | None
     evaluation: str | None
 
-    def describe(self, split: str, tokens: torch.Tensor) -> str:
-        source = self.calibration if split == "calibration" else self.evaluation
-        if source == OWN:
-            return f"the model's own, {tokens.shape[0]} x {tokens.shape[1]} tokens"
-        name = source if source in SOURCES else Path(source).name
-        half = {"calibration": ", first half", "test": ", second half"}[split]
-        half = half if is_one_file(self.calibration, self.evaluation) else ""
-        return f"{name}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
+
+class TokenSets(NamedTuple):
+    """The calibration and the evaluation set, [sequences, tokens], None for one that isn't needed, and their names."""
+
+    calibration: torch.Tensor | None
+    evaluation: torch.Tensor | None
+    described: dict[str, str]
 
 
 def texts_of(arguments: argparse.Namespace) -> Texts:
@@ -102,18 +102,17 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     """
     load_config(locate(arguments.model), arguments.trust_remote_code)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
-    calibration, evaluation = (getattr(arguments, option, None) for option in ("calibration", "evaluation"))
+    calibration, evaluation = (getattr(arguments, option, None) for option in Texts._fields)
     if evaluation is None:
         evaluation = default if calibration in (None, OWN) else calibration
     if getattr(arguments, "stream", False) and not is_one_file(calibration, evaluation):
         evaluation = None  # nothing is measured; but the same command calibrates on the same tokens
-    texts = Texts(
-        calibration or default if "calibration" in arguments else None,
-        evaluation if "evaluation" in arguments else None,
-    )
-    if texts.evaluation == OWN:
+    if "evaluation" not in arguments:
+        evaluation = None
+    if evaluation == OWN:
         raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
-    for source in {texts.calibration, texts.evaluation} - {OWN, None}:
+    texts = Texts(calibration or default if "calibration" in arguments else None, evaluation)
+    for source in {*texts} - {OWN, None}:
         require_source(source)
     return texts
 
@@ -124,22 +123,26 @@ def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: in
     return SEQLEN if arguments.model in EMBEDDED else min(default, length_limit(model) or default)
 
 
-def token_sets(
-    arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """The calibration and the evaluation set, [sequences, tokens]; None for one that isn't needed."""
-    writes = texts.calibration == OWN
-    calibration, evaluation = disjoint_streams(None if writes else texts.calibration, texts.evaluation, tokenizer)
-    seqlen = seqlen_of(arguments, model)
-    if writes:
+def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer) -> TokenSets:
+    seqlen, halved = seqlen_of(arguments, model), is_one_file(*texts)
+    read = texts._replace(calibration=None) if texts.calibration == OWN else texts
+    calibration, evaluation = disjoint_streams(*read, tokenizer)
+    for stream in (calibration, evaluation):
+        if stream is not None:
+            require_known(stream, model)
+    if texts.calibration == OWN:
         calibration = _own_text(arguments, seqlen, model, tokenizer)
     elif calibration is not None:
-        require_known(calibration, model)
         calibration = sample(calibration, arguments.samples, seqlen, arguments.seed)
     if evaluation is not None:
-        require_known(evaluation, model)
         evaluation = windows(evaluation, seqlen, arguments.eval_samples)
-    return calibration, evaluation
+    described = {}
+    for (name, source), tokens, half in zip(texts._asdict().items(), (calibration, evaluation), HALVES, strict=True):
+        if tokens is not None:
+            text = "the model's own" if source == OWN else source if source in SOURCES else Path(source).name
+            part = f", {half} half" if halved else ""
+            described[name] = f"{text}{part}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
+    return TokenSets(calibration, evaluation, described)
 
 
 def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
@@ -153,34 +156,21 @@ def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel
 
 
 def before_and_after(
-    arguments: argparse.Namespace,
-    kind: str,
-    act: Callable[[], object],
-    model: PreTrainedModel,
-    texts: Texts,
-    tokens: tuple[torch.Tensor, torch.Tensor],
+    arguments: argparse.Namespace, kind: str, act: Callable[[], object], model: PreTrainedModel, tokens: TokenSets
 ) -> dict:
-    """Measure a dense model, change it, measure it again. Returns what a command prints.
-
-    Args:
-        kind: what it is afterwards, "sliced" or "compressed".
-        act: changes `model` in place.
-        tokens: the calibration and the evaluation set.
-    """
-    calibration, evaluation = tokens
+    """Measure a dense model, let `act` make it "sliced" or "compressed", measure again. Returns what is printed."""
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
-    size, before = parameters(model), measured(arguments.model, model, evaluation, **settings)
+    size, before = parameters(model), measured(arguments.model, model, tokens.evaluation, **settings)
     began = time.perf_counter()
     act()
     seconds = time.perf_counter() - began
     return {
         "model": arguments.model,
         "dense perplexity": before,
-        f"{kind} perplexity": measured(f"the {kind} model", model, evaluation, **settings),
+        f"{kind} perplexity": measured(f"the {kind} model", model, tokens.evaluation, **settings),
         "dense parameters": size,
         f"{kind} parameters": parameters(model),
-        "calibration": texts.describe("calibration", calibration),
-        "evaluation": texts.describe("test", evaluation),
+        **tokens.described,
         "seconds": seconds,
     }
 

@@ -23,19 +23,19 @@ def run(arguments: argparse.Namespace) -> None:
     require_sliced(model)
     arguments.seqlen = seqlen_of(arguments, model, default=SEQLEN)
     arguments.samples = arguments.samples or (FROM_ALPACA if texts.calibration == "alpaca" else SEQUENCES)
-    training, evaluation = token_sets(arguments, texts, model, tokenizer)
+    tokens = token_sets(arguments, texts, model, tokenizer)
     checkpoints = target.with_name(f".{target.name}.recovery")
     report = recover(
         model,
-        training,
-        evaluation=evaluation,
+        tokens.calibration,
+        evaluation=tokens.evaluation,
         folder=checkpoints,
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
         **options,
     )
-    trained_on, described = texts.describe("calibration", training), texts.describe("test", evaluation)
-    notes = {"perplexity": f"{report.after:.4f} ({described}); {report.before:.4f} before recovery on {trained_on}"}
+    trained_on, evaluation = tokens.described["calibration"], tokens.described["evaluation"]
+    notes = {"perplexity": f"{report.after:.4f} ({evaluation}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)
     delete(checkpoints)
     result = {
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
         "held-out perplexity": [perplexity for _, perplexity in report.held_out],
         "seconds": report.seconds,
         "trained on": trained_on,
-        "evaluation": described,
+        "evaluation": evaluation,
         "saved to": arguments.out,
     }
     print_result(arguments, result)

@@ -33,14 +33,14 @@ def run(arguments: argparse.Namespace) -> None:
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if isinstance(checked.width, list) and {"slice_embedding", "slice_head"} & options.keys():
         raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
-    if arguments.out and arguments.processes.index == 0:
-        if arguments.stream:  # which looks itself at what is there: an unfinished run may be
-            place_for(require_apart(arguments.out, files_read(arguments)))
-        else:
-            require_free(arguments.out, arguments.force, files_read(arguments))
+    first = arguments.processes.index == 0
+    if arguments.out and first and arguments.stream:  # which looks itself at what is there: an unfinished run may be
+        place_for(require_apart(arguments.out, files_read(arguments)))
+    elif arguments.out and first:
+        require_free(arguments.out, arguments.force, files_read(arguments))
     arguments.batch_size = -(-arguments.batch_size // arguments.processes.count)  # of all processes -> of this one
     result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, options)
-    if arguments.processes.index == 0:
+    if first:
         print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), notes=[size])
 
 
@@ -52,11 +52,11 @@ def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, opt
     require_whole(net, "slice")
     _look_ahead(arguments, net, checked)  # before the dense model is measured for long
     tokens = token_sets(arguments, texts, model, tokenizer)
-    _require_rank(tokens[0], net.trained_width)
+    _require_rank(tokens.calibration, net.trained_width)
     shared = partial(SharedCalibration, processes=arguments.processes)
-    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
-    act = partial(slice_model, model, tokens[0], calibration=shared, **settings, **options)
-    result = before_and_after(arguments, "sliced", act, model, texts, tokens) | _describe_slicing(model.slicing)
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
+    act = partial(slice_model, model, tokens.calibration, calibration=shared, **settings)
+    result = before_and_after(arguments, "sliced", act, model, tokens) | _describe_slicing(model.slicing)
     if arguments.out and arguments.processes.index == 0:
         save_sliced(arguments, model, tokenizer, "sliced", result)
     arguments.processes.wait()
@@ -68,37 +68,20 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
     if not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
-    trust = arguments.trust_remote_code
-    trained, texts = TrainedWeights(arguments.model, dtype_of(arguments), trust), texts_of(arguments)
+    dtype, trust = dtype_of(arguments), arguments.trust_remote_code
+    trained, texts = TrainedWeights(arguments.model, dtype, trust), texts_of(arguments)
     model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder, trust))
-    calibration, _ = token_sets(arguments, texts, model, tokenizer)
-    _require_rank(calibration, model.config.hidden_size)
+    tokens = token_sets(arguments, texts, model, tokenizer)
+    _require_rank(tokens.calibration, model.config.hidden_size)
     _look_ahead(arguments, network(model), checked)
-    described, dense, began = texts.describe("calibration", calibration), parameters(model), time.perf_counter()
-    report = slice_streamed(
-        arguments.model,
-        calibration,
-        arguments.out,
-        batch_size=arguments.batch_size,
-        dtype=dtype_of(arguments),
-        device=arguments.device,
-        tokenizer=tokenizer,
-        notes={"base_model": arguments.model, "calibration": described},
-        force=arguments.force,
-        trust_remote_code=trust,
-        progress=not arguments.quiet,
-        processes=arguments.processes,
-        **options,
-    )
+    dense, described, began = parameters(model), tokens.described["calibration"], time.perf_counter()
+    saving = {"tokenizer": tokenizer, "notes": {"base_model": arguments.model, "calibration": described}}
+    same = ("batch_size", "device", "force", "trust_remote_code", "processes")
+    settings = {name: getattr(arguments, name) for name in same} | {"dtype": dtype, "progress": not arguments.quiet}
+    report = slice_streamed(arguments.model, tokens.calibration, arguments.out, **saving, **settings, **options)
     sliced = without_weights(load_config(Path(arguments.out)))
-    result = {
-        "model": arguments.model,
-        "dense parameters": dense,
-        "sliced parameters": parameters(sliced),
-        **_describe_slicing(report),
-        "calibration": described,
-        "seconds": time.perf_counter() - began,
-    }
+    result = {"model": arguments.model, "dense parameters": dense, "sliced parameters": parameters(sliced)}
+    result |= {**_describe_slicing(report), "calibration": described, "seconds": time.perf_counter() - began}
     return result, size_in_words(sliced, dense)
 
 
@@ -142,10 +125,9 @@ def _require_rank(calibration: torch.Tensor, D: int) -> None:
 
 
 def return_freed_memory() -> None:
-    """Have the C library give freed tensors back to the system from here on.
+    """From here on glibc gives a freed tensor's memory back to the system if the tensor is larger than 1 MiB.
 
-    glibc keeps blocks of up to 32 MiB for later, in a heap whose holes the next layer's don't quite fit, so that it
-    grows with every layer. With a fixed threshold of 1 MiB every tensor above it has pages of its own.
+    Else it keeps blocks of up to 32 MiB, in holes that the next layer doesn't quite fit: memory grows with each layer.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 20)

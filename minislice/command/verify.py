@@ -9,7 +9,7 @@ from ..beyond.verification import verify
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES
-from .inputs import load_model, require_known, require_tokenizer, seqlen_of, texts_of, token_sets
+from .inputs import load_model, require_tokenizer, seqlen_of, texts_of, token_sets
 from .output import print_result
 
 MOST_UNKNOWN = 0.05  # of a text's tokens, where a tokenizer can be said to read it
@@ -20,8 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
     texts = texts_of(arguments) if arguments.calibration else None
     model, tokenizer = load_model(arguments)
     if texts:
-        tokens, _ = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
-        described = texts.describe("calibration", tokens)
+        tokens, _, described = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
+        described = described["calibration"]
     else:
         stream, name = _default_stream(model, tokenizer, arguments.seed)
         tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
@@ -36,19 +36,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _default_stream(model: PreTrainedModel, tokenizer, seed: int) -> tuple[torch.Tensor, str]:
     """The embedded text where the tokenizer reads it, else random tokens, of which the invariance is true as well."""
-    if tokenizer is None:
-        cause = "no tokenizer"
-    else:
-        stream = tokenize(load_text("embedded"), tokenizer)
-        try:
-            require_known(stream, model)
-            unk = tokenizer.unk_token_id  # None: it can write every character
-            unknown = 0.0 if unk is None else (stream == unk).double().mean().item()
-            if unknown <= MOST_UNKNOWN:
-                return stream, "embedded"
-            cause = f"{unknown:.0%} of the embedded text is unknown to the tokenizer"
-        except ValueError:
-            cause = "the tokenizer belongs to another model"
     vocabulary = model.get_input_embeddings().num_embeddings
+    cause = "no tokenizer"
+    if tokenizer is not None:
+        stream = tokenize(load_text("embedded"), tokenizer)
+        unknown = (stream == tokenizer.unk_token_id).double().mean().item() if tokenizer.unk_token_id is not None else 0
+        if stream.max() < vocabulary and unknown <= MOST_UNKNOWN:
+            return stream, "embedded"
+        cause = f"{unknown:.0%} of the embedded text is unknown to the tokenizer"
+        if stream.max() >= vocabulary:
+            cause = "the tokenizer belongs to another model"
     stream = torch.randint(vocabulary, (RANDOM_TOKENS,), generator=torch.Generator().manual_seed(seed))
     return stream, f"random tokens ({cause})"
