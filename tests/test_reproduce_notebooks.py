@@ -1,4 +1,4 @@
-"""The reproduction notebooks: one template, so that one is run for all three, interrupted and gone on with.
+"""The reproduction notebooks: one template, so that one is run for all three.
 
 What they measure is a small stand-in's; it is never compared with what the paper printed.
 """
@@ -6,9 +6,7 @@ What they measure is a small stand-in's; it is never compared with what the pape
 import copy
 import csv
 import importlib.util
-import json
 import os
-import re
 from pathlib import Path
 
 import make
@@ -16,7 +14,6 @@ import nbformat
 import pytest
 import results
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 from protocol import FAMILIES, profile_for
 from report import COLUMNS
 from test_notebooks import (
@@ -33,37 +30,12 @@ from test_notebooks import (
 FOLDER = Path(make.__file__).parent
 EXTRAS = all(importlib.util.find_spec(package) for package in ("lm_eval", "peft"))
 
-# What a kill in the third measurement looks like from inside the kernel.
-INTERRUPTION = """import bench
-whole, turns = bench.Bench.measure, iter(range(2))
-def interrupted(self, setting, batch_size):
-    if next(turns, None) is None:
-        raise KeyboardInterrupt
-    return whole(self, setting, batch_size)
-bench.Bench.measure = interrupted"""
-
 
 def is_the_templates(notebook, name):
-    wanted = make.notebook(name)["cells"]
+    wanted = make.notebook(name).cells
     found = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells]
-    expected = [(cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags")) for cell in wanted]
+    expected = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in wanted]
     assert found == expected, "run python notebooks/reproduce/make.py, then the notebook"
-
-
-def has_what_every_reproduction_has(notebook):
-    first, parameters, last = notebook.cells[0], notebook.cells[1], notebook.cells[-1]
-    assert first.source.startswith("# ") and last.source == "lesson.end()"
-    for what in ("**What it shows.**", "**How long it takes.**", "**Read before.**", "Licence"):
-        assert what in first.source, what
-    assert parameters.metadata.tags == ["parameters"]
-    for name in ("PROFILE", "MODELS", "TABLES", "OUT"):
-        assert re.search(rf"^{name}\b.* = ", parameters.source, re.MULTILINE), name
-    closing = "".join(output.get("text", "") for output in last.outputs)
-    for what in ("minislice", "torch", "transformers", "Python", "seed", "device", "seconds"):
-        assert what in closing, what
-    titles = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("## ")]
-    for part in ("Preflight", "Tokens", "gate", "loop", "Tables 1 and 5", "Tables 7 to 10", "Tables 2", "report"):
-        assert any(part in title for title in titles), part
 
 
 def shows_nothing_of_the_papers(notebook):
@@ -75,20 +47,14 @@ def shows_nothing_of_the_papers(notebook):
 
 RULES = (
     *(executed_in_order, without_errors_or_debris, without_absolute_paths, figures_are_read, small_cells),
-    *(has_what_every_reproduction_has, shows_nothing_of_the_papers),
+    shows_nothing_of_the_papers,
 )
-
-
-def test_there_is_a_notebook_for_every_family():
-    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_committed_notebook_is_the_templates_and_was_run_from_clean(name):
-    path = FOLDER / f"{name}.ipynb"
-    notebook = read(path)
+    notebook = read(FOLDER / f"{name}.ipynb")
     nbformat.validate(notebook)
-    assert path.stat().st_size < 1_000_000
     is_the_templates(notebook, name)
     for rule in RULES:
         rule(notebook)
@@ -98,8 +64,6 @@ MISTAKES = {
     "the paper's value in a stand-in's table": lambda n: code_cells(n)[-3].outputs.append(
         nbformat.v4.new_output("stream", name="stdout", text="55.5 *paper 27.64*")
     ),
-    "no gate": lambda n: [cell.update(source=cell.source.replace("The gate", "The start")) for cell in n.cells],
-    "no closing cell": lambda n: n.cells.pop(),
     "a cell not run": lambda n: code_cells(n)[2].update(execution_count=None),
     "a figure without a reading": lambda n: [c.update(source=c.source.replace("*Reading:", "*")) for c in n.cells],
     "a cell that isn't the template's": lambda n: n.cells[4].update(source="print(1)"),
@@ -114,16 +78,6 @@ def test_every_rule_can_fail(mistake):
         for rule in RULES:
             rule(notebook)
         is_the_templates(notebook, "opt")
-
-
-def run(notebook, folder):
-    for cell in code_cells(notebook):
-        cell.outputs, cell.execution_count = [], None
-    environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    paths = (str(FOLDER.parents[1]), str(FOLDER), os.environ.get("PYTHONPATH"))
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore"}
-    where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute(env=environment)
 
 
 def shows_a_stand_in(lines, name):
@@ -150,22 +104,18 @@ WRONG_REPORTS = (
 
 
 @pytest.mark.slow
-def test_the_notebook_is_interrupted_and_goes_on_and_its_report_is_whole(tmp_path, name="llama-2"):
-    notebook, out = read(FOLDER / f"{name}.ipynb"), tmp_path / f"results-{name}.jsonl"
-    notebook.cells.insert(2, nbformat.v4.new_code_cell(INTERRUPTION))
-    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
-        run(notebook, tmp_path)
-    before = out.read_bytes().splitlines(keepends=True)
-    assert len(before) == 2
-    out.write_bytes(b"".join(before)[:-40])  # and the disk was slower than the kill
+def test_the_notebook_runs_and_its_report_is_whole(tmp_path, name="llama-2"):
     notebook = read(FOLDER / f"{name}.ipynb")
-    run(notebook, tmp_path)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    paths = (str(FOLDER.parents[1]), str(FOLDER), os.environ.get("PYTHONPATH"))
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONWARNINGS": "ignore"}
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute(env=environment)
     for rule in RULES:
         rule(notebook)
-    lines = out.read_bytes().splitlines(keepends=True)
-    assert lines[0] == before[0] and all(results.faults(json.loads(line)) == [] for line in lines)
-    records = results.read(out)
-    assert len(records) == len(lines), "no row was run twice"
+    records = results.read(tmp_path / f"results-{name}.jsonl")
     failed = [record["reason"] for record in records if record["status"] != "done"]
     assert not failed if EXTRAS else all("pip install" in reason for reason in failed), failed
     text = (tmp_path / f"report-{name}.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from protocol import Setting
+from protocol import OF_SHAPES, Setting
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -31,19 +31,16 @@ from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
 MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
-# Table 12's columns, of the names that a LLaMA has for its linears.
-PRODUCT_COLUMNS = {
+PRODUCT_COLUMNS = {  # of table 12, with the names that a LLaMA has for its linears
     "down_proj": ("down_proj",),
     "up_or_gate_proj": ("up_proj", "gate_proj"),
     "k_or_v": ("k_proj", "v_proj"),
     "q": ("q_proj",),
     "out": ("o_proj",),
     "total": ("total",),
-    "adapter": ("adapter",),
 }
-PRODUCT_TOKENS = 2048  # table 12
-CHOICES = {"piqa": 2, "arc_easy": 4}  # the tasks whose form the embedded text can be given
-BEGINNING, END = 16, 8  # words
+PRODUCT_TOKENS = 2048  # of table 12
+BEGINNING, END = 16, 8  # words of an item that is made of the embedded text
 
 
 @dataclass
@@ -84,7 +81,8 @@ class Bench:
         """Measure one setting, with `batch_size` sequences a forward pass."""
         outcome = Outcome()
         if setting.measure in OF_SHAPES:
-            OF_SHAPES[setting.measure](setting, self.device, batch_size, outcome)
+            cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
+            cost(setting, self.device, batch_size, outcome)
             return outcome
         model, tokenizer = self._model(setting, batch_size, outcome)
         if setting.recovery:
@@ -92,11 +90,12 @@ class Bench:
             stream = self.tokens(setting, setting.recovery, "calibration", tokenizer)
             tokens = sample(stream, setting.recovery_samples, setting.recovery_seqlen, setting.seed)
             steps = recover(model, tokens, setting, batch_size, outcome, seed=setting.seed)
-            outcome.facts["recovery"] = {**described(setting.recovery, tokens), "steps": steps}
+            outcome.facts["recovery"] = f"{described(setting.recovery, tokens)}, {steps} steps"
         outcome.facts["parameters"] = minislice.parameters(model)
         with outcome.timed(setting.measure):
             if setting.measure == "perplexity":
-                tokens = self.evaluation(setting, tokenizer)
+                stream = self.tokens(setting, setting.evaluation, "test", tokenizer)
+                tokens = windows(stream, setting.seqlen, setting.eval_samples)
                 outcome.facts["evaluation"] = described(setting.evaluation, tokens)
                 outcome.values["perplexity"] = minislice.perplexity(model, tokens, batch_size=batch_size)
             else:
@@ -115,10 +114,6 @@ class Bench:
         """The windows that the principal components are of."""
         stream = self.tokens(setting, setting.calibration, "calibration", tokenizer)
         return sample(stream, setting.samples, setting.seqlen, setting.seed)
-
-    def evaluation(self, setting: Setting, tokenizer) -> Tensor:
-        """The windows that perplexity is measured on."""
-        return windows(self.tokens(setting, setting.evaluation, "test", tokenizer), setting.seqlen, setting.windows)
 
     def forget(self) -> None:
         """Let the model of the last setting go, from memory and disk."""
@@ -140,7 +135,7 @@ class Bench:
     def _in_memory(self, made: Setting, batch_size: int, outcome: Outcome):
         with outcome.timed("load"):
             place = "auto" if self.stream else self.device
-            model, tokenizer = minislice.load(made.source, dtype=getattr(torch, made.dtype), device=place)
+            model, tokenizer = minislice.load(made.source, dtype=made.dtype, device=place)
         if tokenizer is None:
             raise ValueError(f"{made.source} has no tokenizer beside it")
         outcome.facts["dense parameters"] = minislice.parameters(model)
@@ -149,7 +144,7 @@ class Bench:
             outcome.facts["calibration"] = described(made.calibration, tokens)
             with outcome.timed("slice"):
                 minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
-            outcome.facts |= {"widths": model.slicing.widths, "ranks": model.slicing.ranks}
+            outcome.facts["widths"] = model.slicing.widths
         return model, tokenizer
 
     def _streamed(self, made: Setting, batch_size: int, outcome: Outcome):
@@ -167,8 +162,9 @@ class Bench:
                     run_processes(slice_command(made, out, batch_size, self.processes))
                 else:
                     machine = {"dtype": getattr(torch, made.dtype), "device": self.device, "tokenizer": tokenizer}
-                    asked = {"batch_size": batch_size, **machine, **options(made)}
-                    minislice.slice_streamed(made.source, tokens, out, **asked)
+                    minislice.slice_streamed(
+                        made.source, tokens, out, batch_size=batch_size, **machine, **options(made)
+                    )
         with outcome.timed("load"):
             model, tokenizer = minislice.load(out, device="auto" if torch.cuda.is_available() else self.device)
         outcome.facts["widths"] = list(model.config.widths)
@@ -177,7 +173,7 @@ class Bench:
 
 def slicing_of(setting: Setting) -> Setting:
     """What two settings have in common when one sliced model serves both."""
-    others = ("recovery", "task", "evaluation", "windows", "limit")
+    others = ("recovery", "task", "evaluation", "eval_samples", "limit")
     nothing = {f.name: f.default for f in dataclasses.fields(Setting) if f.name.startswith(others)}
     seqlen = setting.seqlen if setting.percent else None
     return dataclasses.replace(setting, **nothing, measure="slicing", seqlen=seqlen)
@@ -189,9 +185,9 @@ def options(setting: Setting) -> dict[str, Any]:
     return vars(SlicingOptions.paper(slicing=setting.percent / 100, **changes))
 
 
-def described(text: str, tokens: Tensor) -> dict[str, Any]:
+def described(text: str, tokens: Tensor) -> str:
     """Which tokens, in a record's words."""
-    return {"text": Path(text).name, "tokens": hash_of(tokens), "sequences": len(tokens), "seqlen": tokens.shape[1]}
+    return f"{Path(text).name} {len(tokens)} x {tokens.shape[1]} ({hash_of(tokens)})"
 
 
 def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> list[str]:
@@ -207,11 +203,7 @@ def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> 
 
 
 def run_processes(command: list[str]) -> None:
-    """Run it to its end.
-
-    Raises:
-        ValueError: it failed; what it said.
-    """
+    """Run it to its end; a ValueError has what it said where it failed."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("minislice: ")]
@@ -227,52 +219,34 @@ def recover(model, tokens: Tensor, setting: Setting, batch_size: int, outcome: O
 
 def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outcome) -> None:
     """The tasks of tables 7 to 10."""
-    with written_tasks(setting) as folder:
-        asked = {"limit": setting.limit, "tasks_from": folder, "batch_size": batch_size}
-        found = minislice.zero_shot(model, tokenizer, setting.tasks, **asked)
-    for score in found.scores:
+    with tempfile.TemporaryDirectory() as made:
+        if embedded := setting.tasks_from == "embedded":
+            write_piqa(Path(made))
+        asked = {"limit": setting.limit, "tasks_from": made if embedded else setting.tasks_from}
+        tasks = setting.tasks.split(",")
+        measured = minislice.zero_shot(model, tokenizer, tasks, batch_size=batch_size, **asked)
+    for score in measured.scores:
         outcome.values[score.task], outcome.errors[score.task] = score.accuracy, score.stderr
         outcome.facts.setdefault("metrics", {})[score.task] = f"{score.metric}, {score.count} items"
-    outcome.values["average"], outcome.errors["average"] = found.mean, found.stderr
+    outcome.values["average"], outcome.errors["average"] = measured.mean, measured.stderr
 
 
-@contextlib.contextmanager
-def written_tasks(setting: Setting) -> Iterator[str | None]:
-    """The folder to take the tasks from; for "embedded" one that is made, and is gone afterwards."""
-    if setting.tasks_from != "embedded":
-        yield setting.tasks_from
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for task in setting.tasks:
-            write_task(task, Path(folder))
-        yield folder
+def write_piqa(folder: Path, count: int = 100) -> None:
+    """FOLDER/piqa.jsonl, the same on every run: beginnings from the embedded text, and which words go on from each.
 
-
-def write_task(task: str, folder: Path, count: int = 100) -> None:
-    """FOLDER/TASK.jsonl, the same on every run: beginnings from the embedded text, and which words go on from each.
-
-    The items have the form of the task and say nothing of it.
-
-    Raises:
-        ValueError: a task that has no such form.
+    The items have the form of PIQA and say nothing of it.
     """
-    if task not in CHOICES:
-        raise ValueError(f"{task} can't be made of the embedded text: only {', '.join(CHOICES)} can")
     draw = random.Random(0)
     texts = [words for text in stdlib_documents("test") if len(words := text.split()) > 4 * (BEGINNING + END)]
-    with open(folder / f"{task}.jsonl", "w", encoding="utf-8") as file:
-        for _ in range(count):
+    with open(folder / "piqa.jsonl", "w", encoding="utf-8") as file:
+        for number in range(count):
             pieces = []
-            for text in draw.sample(texts, CHOICES[task]):
+            for text in draw.sample(texts, 2):
                 start = draw.randrange(len(text) - BEGINNING - END)
                 pieces.append(text[start : start + BEGINNING + END])
-            gold = draw.randrange(len(pieces))
             choices = [" ".join(piece[BEGINNING:]) for piece in pieces]
-            query, labels = " ".join(pieces[gold][:BEGINNING]), [str(number) for number in range(len(choices))]
-            if task == "piqa":
-                item = {"goal": query, "sol1": choices[0], "sol2": choices[1], "label": gold}
-            else:
-                item = {"question": query, "choices": {"text": choices, "label": labels}, "answerKey": str(gold)}
+            goal = " ".join(pieces[number % 2][:BEGINNING])
+            item = {"goal": goal, "sol1": choices[0], "sol2": choices[1], "label": number % 2}
             file.write(json.dumps(item) + "\n")
 
 
@@ -286,26 +260,22 @@ def config_of(setting: Setting) -> PreTrainedConfig:
 
 def pair(setting: Setting, config: PreTrainedConfig, device: str) -> dict[str, PreTrainedModel]:
     """A dense model and a sliced one."""
-    machine = {"dtype": getattr(torch, setting.dtype), "device": device}
     chosen = SlicingOptions.paper(slicing=setting.percent / 100, adapter=setting.adapter)
-    sliced = sliced_config(config, **vars(chosen))
-    return {"dense": random_model(config, **machine), "sliced": random_model(sliced, **machine)}
+    configs = {"dense": config, "sliced": sliced_config(config, **vars(chosen))}
+    dtype = getattr(torch, setting.dtype)
+    return {name: random_model(config, dtype=dtype, device=device) for name, config in configs.items()}
 
 
 def inference(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
     """Tables 2 and 11, of both models in one run."""
     models = pair(setting, config_of(setting), device)
     with outcome.timed("inference"):
-        found = inference_cost(**models, length=setting.length, prompt=setting.length, rounds=setting.rounds)
+        costs = inference_cost(**models, length=setting.length, prompt=setting.length, rounds=setting.rounds)
     names = {"ms_per_token": "decoding, ms a token", "tokens_per_second": "tokens a second", "batch_size": "batch"}
     for name, quantity in names.items():
-        both = found[quantity]
+        both = costs[quantity]
         outcome.values |= {f"dense_{name}": both.dense, name: both.sliced, f"{name}_ratio": both.ratio}
-    outcome.facts |= {
-        "dense parameters": found["parameters"].dense,
-        "parameters": found["parameters"].sliced,
-        "FLOPs a token, ratio": found["FLOPs a token"].ratio,
-    }
+    outcome.facts |= {"dense parameters": costs["parameters"].dense, "parameters": costs["parameters"].sliced}
 
 
 def products(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
@@ -314,8 +284,8 @@ def products(setting: Setting, device: str, batch_size: int, outcome: Outcome) -
     config.num_hidden_layers = 3
     models = pair(setting, config, device)
     with outcome.timed("products"):
-        found = product_milliseconds(models, tokens=PRODUCT_TOKENS, repeats=setting.rounds)
-    for prefix, milliseconds in (("dense_", found["dense"]), ("", found["sliced"])):
+        times = product_milliseconds(models, tokens=PRODUCT_TOKENS, repeats=setting.rounds)
+    for prefix, milliseconds in (("dense_", times["dense"]), ("", times["sliced"])):
         for column, names in PRODUCT_COLUMNS.items():
             if measured := [milliseconds[name] for name in names if name in milliseconds]:
                 outcome.values[f"{prefix}{column}"] = sum(measured) / len(measured)
@@ -335,6 +305,3 @@ def slicing_and_recovery(setting: Setting, device: str, batch_size: int, outcome
     recover(model, torch.randint(config.vocab_size, shape, generator=generator), setting, batch_size, outcome)
     seconds = outcome.facts["seconds"]
     outcome.values = {"slicing_minutes": seconds["slice"] / 60, "rft_minutes": seconds["recover"] / 60}
-
-
-OF_SHAPES = {"inference": inference, "products": products, "time": slicing_and_recovery}

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from bench import Bench
-from protocol import COST, Row, Setting, settings_of
+from protocol import OF_SHAPES, Row, Setting, settings_of
 from results import revision_of
 from transformers import AutoModelForCausalLM
 
 from minislice.measuring.cost import parameters
-from minislice.measuring.provenance import hash_of
 from minislice.measuring.shapes import SHAPES
-from minislice.storage.checkpoint import load_tokenizer, locate
 
 # Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
 MARGIN = 1.3
@@ -47,9 +44,10 @@ def dtype_on(device: str) -> str:
 
 def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
-    if not _is_known(setting) or setting.measure == "products":
+    shape = _shape(setting)
+    if shape is None or setting.measure == "products":
         return None
-    weights, signal = needs(setting)
+    weights, signal = needs(shape, setting)
     if setting.measure == "inference":
         wanted = [(2 * weights, machine.device_memory, "the dense and the sliced model on one device")]
     elif stream and setting.percent and setting.measure != "time":
@@ -59,9 +57,7 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
         ]
     else:
         room = machine.all_devices if stream else machine.device_memory
-        where = "the dense model on all devices" if stream else "slicing in memory"
-        if setting.measure != "time" and not stream:
-            where += " (--stream needs one layer at a time)"
+        where = "the model on all devices" if stream else "slicing in memory (--stream needs one layer at a time)"
         wanted = [
             (weights * (MARGIN if setting.percent else 1.0), room, where),
             (2 * signal, machine.host_memory, "the signal in host memory"),  # sliced, and of full width
@@ -72,12 +68,11 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     return None
 
 
-def needs(setting: Setting) -> tuple[int, int]:
+def needs(shape: str, setting: Setting) -> tuple[int, int]:
     """Bytes of a model's weights and of the calibration set's signal, in the setting's dtype."""
-    config = SHAPES.get(setting.source.lower()) or SHAPES[setting.model.lower()]
     item = getattr(torch, setting.dtype).itemsize
     tokens = (setting.samples or 0) * (setting.seqlen or 0) if setting.percent else 0
-    return _parameters(setting.model.lower()) * item, tokens * config.hidden_size * item
+    return _parameters(shape) * item, tokens * SHAPES[shape].hidden_size * item
 
 
 def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> list[dict]:
@@ -87,51 +82,22 @@ def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> lis
     for model in dict.fromkeys(setting.model for setting in settings):
         own = [setting for setting in settings if setting.model == model]
         reasons = [reason for setting in own if (reason := why_not(setting, machine, stream))]
-        sizes = [needs(setting) for setting in own if _is_known(setting)]
+        sizes = [needs(shape, setting) for setting in own if (shape := _shape(setting))]
         weights, signal = (f"{max(bytes) / 1e9:.1f}" for bytes in zip(*sizes, strict=True)) if sizes else ["small"] * 2
-        lines.append(
-            {
-                "model": model,
-                "weights, GB": weights,
-                "signal, GB": signal,
-                "can run": f"{len(own) - len(reasons)} of {len(own)}",
-                "fetched": _access(own),
-                "why not": reasons[0] if reasons else "",
-            }
-        )
+        line = {"model": model, "weights, GB": weights, "signal, GB": signal}
+        line |= {"can run": f"{len(own) - len(reasons)} of {len(own)}", "fetched": _access(own)}
+        lines.append(line | {"why not": reasons[0] if reasons else ""})
     return lines
 
 
-def token_sets(setting: Setting) -> list[dict]:
-    """The tokens that calibrate and those that are measured on, of a sliced model's perplexity: how many, which.
-
-    Raises:
-        ValueError: a window is in both.
-    """
-    bench, tokenizer = Bench("cpu"), load_tokenizer(locate(setting.source))
-    sets = {"calibration": bench.calibration(setting, tokenizer), "evaluation": bench.evaluation(setting, tokenizer)}
-    if shared := len(set.intersection(*(set(map(tuple, tokens.tolist())) for tokens in sets.values()))):
-        raise ValueError(f"{shared} windows of {setting.evaluation} are both calibrated and measured on")
-    return [
-        {
-            "tokens": name,
-            "text": Path(getattr(setting, name)).name,
-            "windows": len(tokens),
-            "tokens of each": tokens.shape[1],
-            "sha256": hash_of(tokens),
-        }
-        for name, tokens in sets.items()
-    ]
-
-
-def _is_known(setting: Setting) -> bool:
-    """Whether its size is known without its files; a stand-in was chosen to fit."""
-    return setting.source.lower() in SHAPES or setting.model.lower() in SHAPES
+def _shape(setting: Setting) -> str | None:
+    """The shape that says its size without its files; a stand-in has none, and was chosen to fit."""
+    return next((name for name in (setting.source.lower(), setting.model.lower()) if name in SHAPES), None)
 
 
 def _access(settings: list[Setting]) -> str:
     """Whether the weights can be had: the revision, or what the hub says."""
-    with_weights = [setting for setting in settings if setting.measure not in COST.values()]
+    with_weights = [setting for setting in settings if setting.measure not in OF_SHAPES]
     try:
         return revision_of(with_weights[0])[:12] if with_weights else "not needed"
     except ValueError as error:

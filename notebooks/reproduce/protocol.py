@@ -9,31 +9,65 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from minislice.adapters import FORMS
 from minislice.checks import require_choice, require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
 from minislice.measuring.zero_shot import TASKS
 from minislice.pca import SIGNALS
 
-PERPLEXITY = {1: 1024, 5: 128}  # table: calibration sequences
-ZERO_SHOT = {7: ("wikitext2", False), 8: ("alpaca", False), 9: ("wikitext2", True), 10: ("alpaca", True)}
-COST = {2: "inference", 3: "time", 11: "inference", 12: "products"}
-TABLES = tuple(sorted((*PERPLEXITY, *ZERO_SHOT, *COST)))
-METRICS = {  # the columns of each table
-    **dict.fromkeys(PERPLEXITY, ("perplexity",)),
-    **dict.fromkeys(ZERO_SHOT, (*TASKS, "average")),
-    2: ("ms_per_token", "ms_per_token_ratio"),
-    3: ("slicing_minutes", "rft_minutes"),
-    11: ("tokens_per_second", "batch_size", "tokens_per_second_ratio"),
-    12: ("down_proj", "up_or_gate_proj", "k_or_v", "q", "out", "total", "total_ratio"),
+OF_SHAPES = ("inference", "products", "time")  # measures that are costs, which random weights have too
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one of the paper's tables measures; where nothing else is said, of models sliced by 1024 x 2048 tokens."""
+
+    measure: str  # perplexity, zero-shot, inference, products or time
+    title: str
+    metrics: tuple[str, ...]  # its columns; "..._ratio" is sliced over dense, of the column before
+    text: str = "wikitext2"  # that calibrates
+    samples: int = 1024
+    recovered: bool = False  # by fine-tuning on the same text
+
+    @property
+    def compared(self) -> str | None:
+        """The cost that is given as a ratio too."""
+        return self.metrics[-1].removesuffix("_ratio") if self.metrics[-1].endswith("_ratio") else None
+
+
+ACCURACY, ACCURACIES = "zero-shot accuracy in percent", (*TASKS, "average")
+PRODUCTS = ("down_proj", "up_or_gate_proj", "k_or_v", "q", "out", "total", "total_ratio")
+TABLES = {
+    1: Table("perplexity", "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2", ("perplexity",)),
+    2: Table("inference", "milliseconds a token, 128 generated one by one", ("ms_per_token", "ms_per_token_ratio")),
+    3: Table(
+        "time",
+        "minutes of slicing at 30% and of recovery fine-tuning, Alpaca",
+        ("slicing_minutes", "rft_minutes"),
+        "alpaca",
+        recovered=True,
+    ),
+    5: Table(
+        "perplexity", "WikiText-2 perplexity, calibrated on 128 x 2048 tokens of it", ("perplexity",), samples=128
+    ),
+    7: Table("zero-shot", f"{ACCURACY}, calibrated on WikiText-2", ACCURACIES),
+    8: Table("zero-shot", f"{ACCURACY}, calibrated on Alpaca", ACCURACIES, "alpaca"),
+    9: Table("zero-shot", f"{ACCURACY}, WikiText-2, after recovery fine-tuning", ACCURACIES, recovered=True),
+    10: Table("zero-shot", f"{ACCURACY}, Alpaca, after recovery fine-tuning", ACCURACIES, "alpaca", recovered=True),
+    11: Table(
+        "inference",
+        "tokens a second, 128 tokens generated, the largest batch that fits",
+        ("tokens_per_second", "batch_size", "tokens_per_second_ratio"),
+    ),
+    12: Table("products", "milliseconds of each matrix product of one layer, 2048 tokens", PRODUCTS),
 }
-COMPARED = {2: "ms_per_token", 11: "tokens_per_second", 12: "total"}  # table: the cost that is given as a ratio too
 SLIPS = {  # in print: (table, model, slicing, column)
     (8, "Phi-2", 30, "average"): "slip in print: the five tasks average 59.23",
     (10, "LLAMA-2-13B", 30, "average"): "slip in print: the five tasks average 66.25",
 }
 GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
-ORDER = ("perplexity", "zero-shot", "products", "inference", "time", None)  # of measures, for one model
+ORDER = ("perplexity", "zero-shot", "products", "inference", "time")  # of measures, for one model
 
 
 @dataclass(frozen=True)
@@ -50,7 +84,7 @@ class Family:
         return [number for number in TABLES if any(row["model"] in self.sources for row in paper_table(number))]
 
 
-OPT_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B")
+OPT_SIZES, LLAMA_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B"), ("7B", "13B", "70B")
 FAMILIES = {
     "opt": Family(
         "OPT",
@@ -60,7 +94,7 @@ FAMILIES = {
     ),
     "llama-2": Family(
         "LLaMA-2",
-        {f"LLAMA-2-{size}": f"meta-llama/Llama-2-{size.lower()}-hf" for size in ("7B", "13B", "70B")},
+        {f"LLAMA-2-{size}": f"meta-llama/Llama-2-{size.lower()}-hf" for size in LLAMA_SIZES},
         "mini-llama",
         "Meta's licence must be accepted on the hub, with the account whose token HF_TOKEN is",
     ),
@@ -68,33 +102,43 @@ FAMILIES = {
 }
 
 
+def option(default: Any, text: str) -> Any:
+    """A field of a profile that is also an option of `reproduce.py`."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Profile:
-    """How the tables are run: "paper", as the paper did; "ci", the same rows on a small stand-in, in seconds."""
+    """How the tables are run: as the paper did, by default; lists are comma-separated."""
 
-    name: str
-    texts: dict[str, tuple[str, str]]  # the paper's name of a text: sources that calibrate and that are measured on
-    samples: dict[int, int]  # the paper's number of sequences: ours
-    seqlen: int = 2048
-    windows: int | None = None  # of the evaluation text; None is all
-    recovery_samples: dict[str, int] = field(default_factory=lambda: {"wikitext2": 1000, "alpaca": 5000})
-    recovery_seqlen: int = 1024
-    recovery_steps: int | None = None  # None is one pass over them
-    seeds: int = 3  # of models up to 13B
-    signals: tuple[str, ...] = ("normalized", "raw")  # for perplexity; zero-shot tasks take the first
-    adapter: str = "full"  # the paper's form
-    dtype: str = "auto"  # float16 on a GPU, float32 on a CPU
-    tasks: tuple[str, ...] = TASKS
-    tasks_from: str | None = None  # a folder of local copies; "embedded" has minislice write some
-    limit: int | None = None  # items of a task
+    name: str = "paper"
+    model: str | None = option(None, "in place of the paper's models, without its values: embedded, a folder, a name")
+    wikitext2: str = option(
+        "wikitext2", "in place of that text, a file: its first half calibrates, its second is measured on"
+    )
+    alpaca: str = option("alpaca", "the same")
+    samples: int = option(1024, "calibration sequences for the paper's 1024; an eighth for its 128")
+    seqlen: int = option(2048, "tokens of a sequence")
+    eval_samples: int | None = option(None, "windows to measure perplexity on (default: all)")
+    recovery_samples: int = option(1000, "sequences for the paper's 1000 of WikiText-2; five times as many of Alpaca")
+    recovery_seqlen: int = option(1024, "tokens of each")
+    recovery_steps: int | None = option(None, "(default: one pass over the sequences)")
+    seeds: int = option(3, "of models up to 13B; others have one")
+    signals: str = option("normalized,raw", "of perplexity; zero-shot tasks take the first")
+    adapter: str = option("full", "form of the residual adapters")
+    dtype: str = option("auto", "auto is float16 on a GPU, float32 on a CPU")
+    tasks: str = option(",".join(TASKS), "of tables 7 to 10")
+    tasks_from: str | None = option(None, "a folder with local copies of them, TASK.jsonl")
+    limit: int | None = option(None, "items of each task (default: all)")
     length: int = 128  # tokens generated, for the cost
     rounds: int = 5
     repeats: int = 1000  # of a matrix product
-    model: str | None = None  # a stand-in for the paper's models: embedded, a folder, or on the hub
 
     def __post_init__(self):
         require_int("seeds", self.seeds, most=100)
-        for signal in self.signals:
+        require_choice("adapter", self.adapter, FORMS)
+        require_choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16", "float64"))
+        for signal in self.signals.split(","):
             require_choice("signals", signal, SIGNALS)
 
     @property
@@ -107,34 +151,23 @@ class Profile:
         """The name of the stand-in in rows and report."""
         return Path(self.model).name
 
-    @classmethod
-    def from_json(cls, fields: dict) -> "Profile":
-        """What `dataclasses.asdict` and JSON have made of one."""
-        fields = _with_tuples(fields)
-        fields["texts"] = {name: tuple(sources) for name, sources in fields["texts"].items()}
-        fields["samples"] = {int(papers): ours for papers, ours in fields["samples"].items()}
-        return cls(**fields)
-
 
 PROFILES = {
-    "paper": Profile(
-        "paper",
-        texts={"wikitext2": ("wikitext2", "wikitext2"), "alpaca": ("alpaca", "alpaca")},
-        samples={128: 128, 1024: 1024, 2048: 2048},
-    ),
-    "ci": Profile(
+    "paper": Profile(),
+    "ci": Profile(  # the same rows on a small stand-in, in seconds
         "ci",
-        texts={"wikitext2": ("embedded", "embedded"), "alpaca": ("embedded", "embedded")},
-        samples={128: 8, 1024: 24, 2048: 24},
+        wikitext2="embedded",
+        alpaca="embedded",
+        samples=32,
         seqlen=SEQLEN // 2,
-        windows=16,
-        recovery_samples={"wikitext2": 12, "alpaca": 12},
+        eval_samples=16,
+        recovery_samples=12,
         recovery_seqlen=64,
         recovery_steps=2,
         seeds=2,
-        signals=("normalized",),
-        tasks=("piqa", "arc_easy"),
-        tasks_from="embedded",
+        signals="normalized",
+        tasks="piqa",
+        tasks_from="embedded",  # items that `bench` makes of that text
         limit=20,
         length=4,
         rounds=1,
@@ -145,11 +178,11 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that decides one measurement, in JSON's types; with revision and commit it is a result's key."""
+    """Everything that decides one measurement; with revision and commit it is a result's key."""
 
     model: str  # the paper's name
     source: str  # where its weights are; for the cost, the shape's name
-    measure: str  # perplexity, zero-shot, inference, products or time
+    measure: str
     percent: int  # slicing; 0 is the dense model
     dtype: str
     seed: int = 0
@@ -163,17 +196,12 @@ class Setting:
     recovery_seqlen: int | None = None
     recovery_steps: int | None = None
     evaluation: str | None = None
-    windows: int | None = None
-    tasks: tuple[str, ...] | None = None
+    eval_samples: int | None = None
+    tasks: str | None = None
     tasks_from: str | None = None
     limit: int | None = None
     length: int | None = None
     rounds: int | None = None
-
-    @classmethod
-    def from_json(cls, fields: dict) -> "Setting":
-        """What `dataclasses.asdict` and JSON have made of one."""
-        return cls(**_with_tuples(fields))
 
 
 @dataclass(frozen=True)
@@ -183,33 +211,19 @@ class Row:
     table: int
     model: str
     percent: int
+    metrics: tuple[str, ...]  # the table's columns that it has
     paper: dict[str, float]  # metric: printed
     label: str = ""  # what tells it from another row of the same model and level
     settings: tuple[Setting, ...] = ()  # none: the row is another method's, printed only
     dense: bool = False  # of a table of costs: its values are the dense model's, measured beside the sliced one
 
-    @property
-    def signals(self) -> list[str | None]:
-        """The signals that its settings are sliced by."""
-        return list(dict.fromkeys(setting.signal for setting in self.settings))
-
 
 def profile_for(family: str, name: str = "paper", **changes) -> Profile:
-    """A profile for a family; "ci" is that of its embedded model.
-
-    Args:
-        changes: fields of `Profile` that are to be others; None leaves a field as it is.
-
-    Raises:
-        ValueError: no such family or profile.
-    """
-    if family not in FAMILIES or name not in PROFILES:
-        raise ValueError(
-            f"no family {family!r} with a profile {name!r}; families are {', '.join(FAMILIES)}, profiles "
-            f"{', '.join(PROFILES)}"
-        )
+    """A profile for a family, with some fields changed; "ci" is that of its embedded model."""
+    require_choice("family", family, FAMILIES)
+    require_choice("profile", name, PROFILES)
     stand_in = {"model": FAMILIES[family].stand_in} if name == "ci" else {}
-    return replace(PROFILES[name], **stand_in | {field: value for field, value in changes.items() if value is not None})
+    return replace(PROFILES[name], **stand_in | changes)
 
 
 def rows(
@@ -230,14 +244,12 @@ def rows(
         numbers = ", ".join(map(str, known.tables()))
         raise ValueError(f"{known.title} isn't in table {missing[0]}; minislice runs its rows of tables {numbers}")
     names = list(known.sources) if models is None else [_full_name(known, name) for name in models]
-    if not profile.is_papers:
-        names = [profile.stand_in]
+    names = names if profile.is_papers else [profile.stand_in]
 
     def place(row: Row) -> tuple:
-        measure = row.settings[0].measure if row.settings else None
-        return names.index(row.model), ORDER.index(measure), row.percent, row.table
+        return names.index(row.model), ORDER.index(TABLES[row.table].measure), row.percent, row.table
 
-    every = (row for number in tables for row in _table(known, profile, number))
+    every = (row for number in tables for row in _rows_of(known, profile, number))
     return sorted((row for row in every if row.model in names), key=place)
 
 
@@ -259,79 +271,68 @@ def _full_name(family: Family, name: str) -> str:
     raise ValueError(f"no model {name!r} in the paper's {family.title}; there are {', '.join(family.sources)}")
 
 
-def _table(family: Family, profile: Profile, number: int) -> Iterator[Row]:
+def _rows_of(family: Family, profile: Profile, number: int) -> Iterator[Row]:
+    table = TABLES[number]
     printed = [line for line in paper_table(number) if line["model"] in family.sources]
-    if not profile.is_papers:  # the levels of one model
-        printed = [line for line in printed if line["model"] == printed[0]["model"]]
-        printed = [line for line in printed if line.get("gpu", "A100-40GB") == "A100-40GB"]
-    dense = None  # the row that those behind it are compared with
+    if not profile.is_papers:  # the levels of one model on one GPU
+        one = printed[0]["model"], "A100-40GB"
+        printed = [line for line in printed if (line["model"], line.get("gpu", one[1])) == one]
+    asked = {*profile.tasks.split(",")} if table.measure == "zero-shot" else {*table.metrics}
+    if asked >= {*TASKS} or not profile.is_papers:
+        asked.add("average")  # the mean of other tasks isn't the paper's
+    dense = None  # the line that those behind it are compared with
     for line in printed:
-        label, percent = _label(number, line), _percent(number, line)
-        columns = {metric: "wikitext2_perplexity" if metric == "perplexity" else metric for metric in METRICS[number]}
-        paper = {metric: line[column] for metric, column in columns.items() if line.get(column) is not None}
-        if label.startswith("sparsegpt"):
-            if profile.is_papers:
-                yield Row(number, line["model"], percent, paper, label)
-            continue
-        if number in ZERO_SHOT:
-            asked = (*profile.tasks, *(["average"] if set(TASKS) <= set(profile.tasks) else []))
-            paper = {metric: value for metric, value in paper.items() if metric in asked}
-        is_dense = number in COMPARED and percent == 0
-        if is_dense:
+        label, percent = _label_and_percent(number, line)
+        others, is_dense = label.startswith("sparsegpt"), table.compared is not None and percent == 0
+        paper = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
+        if is_dense and not others:
             dense = line
-        elif number in COMPARED:
-            metric = COMPARED[number]
-            paper[f"{metric}_ratio"] = line[metric] / dense[metric]
-        model = line["model"] if profile.is_papers else profile.stand_in
-        settings = tuple(_settings(family, profile, number, model, percent))
-        yield Row(number, model, percent, *((paper, label) if profile.is_papers else ({}, "")), settings, is_dense)
+        elif table.compared and not others:
+            paper[f"{table.compared}_ratio"] = line[table.compared] / dense[table.compared]
+        paper = {metric: paper[metric] for metric in table.metrics if metric in asked & paper.keys()}
+        if profile.is_papers:
+            settings = () if others else tuple(_settings(family, profile, table, line["model"], percent))
+            yield Row(number, line["model"], percent, tuple(paper), paper, label, settings, is_dense and not others)
+        elif not others:
+            metrics = tuple(m for m in table.metrics if m in asked and not (is_dense and m.endswith("_ratio")))
+            settings = tuple(_settings(family, profile, table, profile.stand_in, percent))
+            yield Row(number, profile.stand_in, percent, metrics, {}, "", settings, is_dense)
 
 
-def _label(number: int, line: dict) -> str:
+def _label_and_percent(number: int, line: dict) -> tuple[str, int]:
+    percent = int(line.get("slicing_percent", 30))  # table 3 is at 30%
     if number == 3:
-        return f"{line['slicing_gpus']}, {line['rft_gpus']}"
-    return "" if number in ZERO_SHOT else line.get("method") or line.get("gpu", "H100-80GB")
-
-
-def _percent(number: int, line: dict) -> int:
+        return f"{line['slicing_gpus']}, {line['rft_gpus']}", percent
     if number == 12:
-        return int(line["method"].removeprefix("slicegpt_")) if line["method"].startswith("slicegpt_") else 0
-    return int(line.get("slicing_percent", 30))  # table 3 is at 30%
+        return line["method"], int(line["method"].partition("slicegpt_")[2] or 0)
+    return "" if TABLES[number].measure == "zero-shot" else line.get("method") or line.get("gpu", "H100-80GB"), percent
 
 
-def _settings(family: Family, profile: Profile, number: int, model: str, percent: int) -> Iterator[Setting]:
-    text, recovered = ZERO_SHOT.get(number, ("alpaca", True) if number == 3 else ("wikitext2", False))
-    samples = PERPLEXITY.get(number, 2048 if (model, text) == ("Phi-2", "alpaca") else 1024)  # as table 3 says
-    of_slicing = {"samples": profile.samples[samples], "seqlen": profile.seqlen}
-    if recovered:
-        of_slicing |= {
-            "recovery": profile.texts[text][0],
-            "recovery_samples": profile.recovery_samples[text],
-            "recovery_seqlen": profile.recovery_seqlen,
-            "recovery_steps": profile.recovery_steps,
-        }
-    if number in COST:
+def _settings(family: Family, profile: Profile, table: Table, model: str, percent: int) -> Iterator[Setting]:
+    text, signals = getattr(profile, table.text), profile.signals.split(",")
+    papers = 2048 if (model, table.text) == ("Phi-2", "alpaca") else table.samples  # as table 3 says
+    slicing = {"samples": max(1, profile.samples * papers // 1024), "seqlen": profile.seqlen}
+    if table.recovered:
+        sequences = profile.recovery_samples * (5 if table.text == "alpaca" else 1)
+        slicing |= {"recovery": text, "recovery_samples": sequences}
+        slicing |= {"recovery_seqlen": profile.recovery_seqlen, "recovery_steps": profile.recovery_steps}
+    if table.measure in OF_SHAPES:
+        rounds = profile.repeats if table.measure == "products" else profile.rounds
+        measured = {"length": profile.length, "rounds": rounds}
+        measured = {"signal": signals[0], **slicing} if table.measure == "time" else measured
         shape = profile.model or model.lower()
-        base = Setting(model, shape, COST[number], percent or 25, profile.dtype, adapter=profile.adapter)
-        rounds = profile.repeats if number == 12 else profile.rounds
-        of_time = {"length": profile.length, "rounds": rounds}
-        yield replace(base, **({"signal": profile.signals[0], **of_slicing} if number == 3 else of_time))
+        yield Setting(model, shape, table.measure, percent or 25, profile.dtype, adapter=profile.adapter, **measured)
         return
-    base = Setting(model, profile.model or family.sources[model], "perplexity", percent, profile.dtype)
-    if number in PERPLEXITY:
-        signals = profile.signals
-        base = replace(base, evaluation=profile.texts["wikitext2"][1], windows=profile.windows, seqlen=profile.seqlen)
+    if table.measure == "perplexity":
+        measured = {"evaluation": profile.wikitext2, "eval_samples": profile.eval_samples, "seqlen": profile.seqlen}
     else:
-        signals, tasks = profile.signals[:1], {"tasks": profile.tasks, "tasks_from": profile.tasks_from}
-        base = replace(base, measure="zero-shot", **tasks, limit=profile.limit)
+        measured = {"tasks": profile.tasks, "tasks_from": profile.tasks_from, "limit": profile.limit}
+    source = profile.model or family.sources[model]
+    base = Setting(model, source, table.measure, percent, profile.dtype, **measured)
     if percent == 0:
         yield base
         return
-    base = replace(base, adapter=profile.adapter, calibration=profile.texts[text][0], **of_slicing)
-    for signal in signals:
+    base = replace(base, adapter=profile.adapter, calibration=text, **slicing)
+    for signal in signals if table.measure == "perplexity" else signals[:1]:
         for seed in range(1 if model in ONE_SEED else profile.seeds):
             yield replace(base, signal=signal, seed=seed)
-
-
-def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

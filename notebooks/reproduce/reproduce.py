@@ -24,16 +24,15 @@ from bench import Bench, Outcome
 from preflight import Machine, dtype_on, overview, why_not
 from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, in_dtype, profile_for, rows, settings_of
 
-from minislice.adapters import FORMS
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read, given
 from minislice.command.output import print_result
-from minislice.command.parser import DTYPES, MODEL_HELP, names, positive, several
+from minislice.command.parser import flag, names, positive, several
+from minislice.command.parser import given as word
 from minislice.corpus.batches import with_what_fits
 from minislice.measuring import provenance
 from minislice.measuring.records import Records, require_results
 from minislice.measuring.timing import peak_memory
-from minislice.pca import SIGNALS
 
 HELP = "run the paper's tables again; finished rows are skipped"
 
@@ -107,11 +106,7 @@ def finished(file: Records, setting: Setting) -> dict | None:
 
 
 def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
-    """A dense model must be what the paper printed, or tokenizer, data or protocol are not the paper's.
-
-    Raises:
-        ProtocolDiffers: it isn't.
-    """
+    """Raise ProtocolDiffers unless a dense model is what the paper printed."""
     if setting.percent or setting.limit is not None or setting.measure not in GATES or record["status"] != "done":
         return
     metric, tolerance = GATES[setting.measure]
@@ -175,54 +170,37 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
 
 
 def _line(setting: Setting, record: dict) -> str:
-    what = f"{setting.model} " + (f"{setting.percent}%, seed {setting.seed}" if setting.percent else "dense")
-    what += f", {setting.signal}" if setting.signal else ""
-    what += ", recovered" if setting.recovery else ""
+    level = f"{setting.percent}%, seed {setting.seed}" if setting.percent else "dense"
+    what = ", ".join(filter(None, (level, setting.signal, setting.recovery and "recovered")))
     if record["status"] != "done":
-        return f"{what}: {setting.measure} {record['status']}: {record['reason']}"
+        return f"{setting.model} {what}: {setting.measure} {record['status']}: {record['reason']}"
     values = record["values"]
     shown = next(name for name in ("perplexity", "average", "ms_per_token", "total", *values) if name in values)
-    return f"{what}: {shown} {values[shown]:.2f}"
+    return f"{setting.model} {what}: {shown} {values[shown]:.2f}"
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
-    """Add this command's own."""
+    """Add this command's own, among them the fields of a profile."""
     sub.add_argument("family", metavar="FAMILY", choices=FAMILIES, help=f"one of {', '.join(FAMILIES)}")
-    numbers = ", ".join(map(str, TABLES))
-    sub.add_argument(
-        "--tables", type=several(int), help=f"comma-separated, of {numbers} (default: all that the family is in)"
-    )
+    text = f"comma-separated, of {', '.join(map(str, TABLES))} (default: all that the family is in)"
+    sub.add_argument("--tables", type=several(int), help=text)
     sub.add_argument("--models", type=names, help="the paper's names or their ends, such as 7B,13B (default: all)")
     sub.add_argument("--out", metavar="FILE", required=True, help="results, one JSON record a line; it is appended to")
     text = "as the paper did, or in seconds on the embedded model of the family (default: paper)"
     sub.add_argument("--profile", choices=PROFILES, default="paper", help=text)
-    sub.add_argument("--preflight", action="store_true", help="only say what can run on this machine")
+    flag(sub, "--preflight", "only say what can run on this machine")
     sub.add_argument("--rows", type=positive, metavar="N", help="stop behind so many measurements")
-    sub.add_argument("--stream", action="store_true", help="slice from disk, one layer in memory; for 66B and 70B")
+    flag(sub, "--stream", "slice from disk, one layer in memory; for 66B and 70B")
     text = "with --stream: torchrun processes that share the calibration set, each on a GPU of its own (default: 1)"
     sub.add_argument("--processes", dest="process_count", type=positive, default=1, help=text)
     sub.add_argument("--batch-size", type=positive, default=8, help="sequences a forward pass, fewer where needed")
     sub.add_argument("--device", help="that computes (default: cuda if there is one)")
-    sub.add_argument("--dtype", choices=DTYPES, help="(default: float16 on a GPU, float32 on a CPU)")
-    sub.add_argument("--seeds", type=positive, help="(default: 3 up to 13B, else 1)")
-    sub.add_argument("--signals", type=names, help=f"comma-separated, of {', '.join(SIGNALS)} (default: both)")
-    sub.add_argument("--adapter", choices=FORMS, help="(default: full, the paper's)")
-    sub.add_argument("--tasks", type=names, help="of tables 7 to 10, comma-separated (default: the paper's five)")
-    sub.add_argument("--tasks-from", metavar="DIR", help="local copies of them, TASK.jsonl")
-    sub.add_argument("--limit", type=positive, help="items of each task (default: all)")
-    sub.add_argument("--model", help=f"in place of the paper's models, without its values: {MODEL_HELP}")
-    for name in ("wikitext2", "alpaca"):
-        text = "a file in place of that text: its first half calibrates, its second is measured on"
-        sub.add_argument(f"--{name}", metavar="FILE", help=text)
-    text = "calibration sequences for the paper's 1024; an eighth for its 128"
-    sub.add_argument("--samples", dest="most_samples", type=positive, metavar="SAMPLES", help=text)
-    sub.add_argument("--seqlen", type=positive, help="tokens of a sequence (default: 2048)")
-    text = "windows to measure perplexity on (default: all)"
-    sub.add_argument("--eval-samples", dest="windows", type=positive, metavar="SAMPLES", help=text)
-    text = "sequences for the paper's 1000 of WikiText-2; five times as many for its 5000 of Alpaca"
-    sub.add_argument("--recovery-samples", dest="wikitext2_sequences", type=positive, metavar="SAMPLES", help=text)
-    sub.add_argument("--recovery-seqlen", type=positive, help="(default: 1024)")
-    sub.add_argument("--recovery-steps", type=positive, help="(default: one pass over the sequences)")
+    changes = sub.add_argument_group("how it differs from the paper")
+    for field in dataclasses.fields(Profile):
+        if text := field.metadata.get("help"):
+            note = "" if field.default is None else f" (default: {field.default})"
+            kind = positive if "int" in str(field.type) else word
+            changes.add_argument("--" + field.name.replace("_", "-"), type=kind, help=text + note)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -233,7 +211,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
-    profile = profile_for(arguments.family, arguments.profile, **_changes(arguments))
+    profile = profile_for(arguments.family, arguments.profile, **given(arguments, Profile))
     chosen = rows(arguments.family, profile, arguments.tables, arguments.models)
     require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
@@ -253,19 +231,6 @@ def run(arguments: argparse.Namespace) -> None:
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
     )
     print_result(arguments, {**count, "results": arguments.out})
-
-
-def _changes(arguments: argparse.Namespace) -> dict:
-    """The fields of the profile that the command line changes."""
-    changes = given(arguments, Profile)
-    changes |= {name: tuple(words) for name, words in changes.items() if isinstance(words, list)}
-    if count := arguments.most_samples:
-        changes["samples"] = {papers: max(1, papers * count // 1024) for papers in (128, 1024, 2048)}
-    if count := arguments.wikitext2_sequences:
-        changes["recovery_samples"] = {"wikitext2": count, "alpaca": 5 * count}
-    files = {name: getattr(arguments, name) for name in ("wikitext2", "alpaca")}
-    changes["texts"] = PROFILES[arguments.profile].texts | {name: (file,) * 2 for name, file in files.items() if file}
-    return changes
 
 
 if __name__ == "__main__":
