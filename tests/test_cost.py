@@ -5,13 +5,11 @@ import re
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 import minislice
 from minislice.architecture.modeling import CACHE
 from minislice.architecture.network import network
-from minislice.corpus.embedded import EMBEDDED
 from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, size_in_words, step_seconds, throughput
 
 TOKENS = torch.arange(240).view(8, 30)
@@ -33,12 +31,12 @@ def counted(model):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, {}) for name in EMBEDDED),
-        *(
-            ("mini-opt", {"adapter": "full"}),
-            ("mini-llama", {"adapter": "low-rank"}),
-            ("mini-phi", {"adapter": "none"}),
-        ),
+        ("mini-opt", {}),
+        ("mini-opt", {"adapter": "full"}),
+        ("mini-llama", {"adapter": "low-rank"}),
+        ("mini-phi", {"adapter": "none"}),
+        ("mini-opt", {"adapter": "none", "head": "tied"}),
+        ("mini-opt", {"adapter": "none", "head": "fitted"}),
     ],
     ids=str,
 )
@@ -46,16 +44,8 @@ def test_flops_are_those_that_torch_counts(name, options):
     model = small(name, **options)
     rope = 0 if name == "mini-opt" else 2 * 16  # positions times frequencies, at most: half a head's 32 columns
     assert 0 <= counted(model) - flops_per_token(model, context=1) <= rope
-
-
-@pytest.mark.parametrize("head", ["tied", "fitted"])
-def test_flops_of_a_head_that_shares_its_matrix_are_counted(head):
-    model = small(adapter="none", head=head)
-    assert counted(model) == flops_per_token(model, context=1)
-
-
-def test_flops_of_another_model_differ():
-    assert counted(small(adapter="none")) != flops_per_token(small(adapter="full"), context=1)
+    more = flops_per_token(model, context=101) - flops_per_token(model, context=1)
+    assert more == 100 * 4 * 192 * 4  # 4 layers of 6 heads of 32
 
 
 @pytest.mark.parametrize(
@@ -63,10 +53,7 @@ def test_flops_of_another_model_differ():
     [
         ({"adapter": "none"}, r"has \d\d\.\d% of the dense model's parameters"),
         ({"width": 191, "head": "own"}, "not smaller: {now:,} parameters against {dense:,}, because .*the head"),
-        (
-            {"width": 192, "adapter": "none", "slice_head": True},
-            "because the head, which shared the embedding",
-        ),
+        ({"width": 192, "adapter": "none", "slice_head": True}, "because the head, which shared the embedding"),
         ({"width": 191}, r"because residual adapters take [0-9,]+\.$"),  # beside the tied head
     ],
     ids=str,
@@ -78,18 +65,12 @@ def test_it_is_said_why_a_model_is_not_smaller(options, said):
     assert re.search(said.format(now=now, dense=dense), words) and ("not smaller" in words) == (now >= dense)
 
 
-def test_attention_grows_with_the_context():
-    model = small()
-    more = flops_per_token(model, context=101) - flops_per_token(model, context=1)
-    assert more == 100 * 4 * 192 * 4  # 4 layers of 6 heads of 32
-
-
-def test_bytes_are_those_of_the_saved_tensors(tmp_path):
+def test_bytes_are_those_of_the_saved_file(tmp_path):
     model = small(adapter="full").half()
     minislice.save(model, tmp_path)
-    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
-        stored = sum(file.get_tensor(name).numel() * 2 for name in file.keys())  # noqa: SIM118 - not a dict
-    assert size_in_bytes(model) == stored == 2 * minislice.parameters(model)
+    header = 10_000  # at most, of names and places
+    assert size_in_bytes(model) == 2 * minislice.parameters(model)
+    assert 0 < (tmp_path / "model.safetensors").stat().st_size - size_in_bytes(model) < header
 
 
 def test_more_tokens_than_positions_are_refused_before_they_are_made():
@@ -98,23 +79,17 @@ def test_more_tokens_than_positions_are_refused_before_they_are_made():
             step_seconds(small("mini-llama"), length=length)
 
 
-def test_measuring_time_changes_nothing_and_longer_takes_longer():
-    model = small()
-    before = copy.deepcopy(model.state_dict())
-    assert 0 < step_seconds(model, length=4) < 10
-    assert 0 < latency(model, length=4, repeats=1) < 10_000
-    assert throughput(model, batch_size=4, length=4, repeats=1) > 0
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not model.training and not network(model).is_fused
-
-
-def test_every_step_of_the_clock_generates_with_the_cache():
+def test_the_clock_generates_with_the_cache_and_changes_nothing():
     model, lengths = small(), []
+    before = copy.deepcopy(model.state_dict())
 
     def note(module, args, inputs):
         past = inputs.get(CACHE)
         lengths.append((inputs["input_ids"].shape[1], 0 if past is None else past.get_seq_length()))
 
     model.register_forward_pre_hook(note, with_kwargs=True)
-    step_seconds(model, length=5)
+    assert 0 < step_seconds(model, length=5) < 10
     assert lengths[1:] == [(1, past) for past in range(5)]
+    assert 0 < latency(model, length=4, repeats=1) < 10_000 and throughput(model, batch_size=4, length=4, repeats=1) > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.training and not network(model).is_fused

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import FAMILIES, Recipe, recipes
 
-from minislice import compress, fuse, parameters, perplexity, recover, slice_model
+from minislice import compress, parameters, perplexity, recover, slice_model
 
 RECIPE = Recipe("llama")
 
@@ -24,16 +24,6 @@ def test_generation_with_the_cache_equals_generation_without(recipe, adapter, sl
     properties.cached_generation_equals_uncached(
         recipe, width=max(1, recipe.width // 2), adapter=adapter, slice_head=slice_head
     )
-
-
-@given(recipes(paddings=("none", "left")))
-def test_fused_model_generates_what_the_model_did(recipe):
-    columns = slice(8, None) if recipe.padding == "left" else slice(20)
-    model, prompt = recipe.model(), recipe.tokens()[:, columns]
-    mask = None if recipe.mask() is None else recipe.mask()[:, columns]
-    arguments = {"attention_mask": mask, "do_sample": False, "max_new_tokens": 4}
-    before = model.generate(prompt, **arguments)
-    assert torch.equal(fuse(model).generate(prompt, **arguments), before)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +47,12 @@ def test_every_attention_backend_computes_the_same(family, padding, when):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_perplexity_of_a_uniform_model_is_the_vocabulary(family):
-    recipe = Recipe(family, tied=False)
-    model = recipe.model()
-    torch.nn.init.zeros_(model.lm_head.weight)
-    if model.lm_head.bias is not None:
-        torch.nn.init.zeros_(model.lm_head.bias)
-    assert math.isclose(perplexity(model, recipe.tokens()), model.config.vocab_size, rel_tol=1e-12)
+def test_perplexity_of_a_uniform_model_is_the_vocabulary_and_a_shared_matrix_counts_once(family):
+    tied, model = (Recipe(family, tied=tied).model() for tied in (True, False))
+    assert parameters(model) - parameters(tied) == tied.lm_head.weight.numel()
+    for parameter in model.lm_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert math.isclose(perplexity(model, Recipe(family).tokens()), model.config.vocab_size, rel_tol=1e-12)
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1e3, math.inf), (math.inf, math.nan), (math.nan, math.nan)])
@@ -103,12 +92,6 @@ def test_perplexity_changes_neither_model_nor_tokens():
     perplexity(model, ids, mask)
     assert torch.equal(ids, recipe.tokens()) and torch.equal(mask, recipe.mask())
     properties.assert_same_logits(model, recipe.model(), recipe, 0.0)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_counts_a_shared_matrix_once(family):
-    tied, untied = (Recipe(family, tied=tied).model() for tied in (True, False))
-    assert parameters(untied) - parameters(tied) == tied.lm_head.weight.numel()
 
 
 @pytest.mark.filterwarnings("ignore:the .* calibration tokens are too few or too much alike")  # babyllama's are

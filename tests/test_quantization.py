@@ -8,16 +8,8 @@ from models import Recipe
 
 import minislice
 from minislice.architecture.network import network
-from minislice.teaching.quantization import (
-    NEURONS,
-    WHERE,
-    hadamard,
-    inputs_become,
-    linears_by_input,
-    peak,
-    round_weights,
-    rounded,
-)
+from minislice.teaching import quantization
+from minislice.teaching.quantization import hadamard, peak, rounded
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -30,14 +22,11 @@ def test_a_rounded_row_has_so_many_levels_and_keeps_its_largest_entry(bits):
     assert torch.allclose(peak(torch.eye(4)), torch.full((4,), 2.0))
 
 
-@pytest.mark.parametrize("size", [1, 2, 12, 24, 64, 192, 576])
+@pytest.mark.parametrize("size", [1, 12, 64, 192])
 def test_a_hadamard_matrix_is_orthogonal_and_flat(size):
     H = hadamard(size, torch.Generator().manual_seed(0))
     assert torch.allclose(H @ H.T, torch.eye(size, dtype=H.dtype), atol=1e-12)
     assert torch.allclose(H.abs(), torch.full_like(H, size**-0.5))
-
-
-def test_a_size_without_a_hadamard_matrix_is_refused():
     with pytest.raises(ValueError, match="order 480"):
         hadamard(480, torch.Generator())
 
@@ -46,18 +35,18 @@ def test_a_size_without_a_hadamard_matrix_is_refused():
 def test_each_linear_reads_what_the_function_makes_of_its_input(family):
     recipe = Recipe(family, head_dim=4, heads=4)
     model = recipe.model()
-    found, before = linears_by_input(network(model)), properties.logits(model, recipe.tokens())
-    assert [*found] == list(WHERE)
+    found, before = quantization.linears_by_input(network(model)), properties.logits(model, recipe.tokens())
+    assert [*found] == list(quantization.WHERE)
     assert sum(map(len, found.values())) == sum(len(b.readers) + len(b.writers) for b in network(model).blocks)
-    assert all(linear.in_features == network(model).blocks[-1].neurons for linear in found[NEURONS])
+    assert all(linear.in_features == network(model).blocks[-1].neurons for linear in found[quantization.NEURONS])
     for linears in found.values():
-        with inputs_become(linears, torch.zeros_like):
+        with quantization.inputs_become(linears, torch.zeros_like):
             assert properties.relative_error(properties.logits(model, recipe.tokens()), before) > 1e-3
     assert torch.equal(properties.logits(model, recipe.tokens()), before)
 
 
 def test_rounded_weights_have_few_values_in_a_row():
     model = minislice.fuse(FamilyRecipe("gpt2", heads=4, head_dim=4).model())
-    round_weights(network(model), 3)
+    quantization.round_weights(network(model), 3)
     for block in network(model).blocks:
         assert all(len(row.unique()) <= 7 for linear in block.linears.values() for row in linear.weight)

@@ -44,10 +44,7 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
 
 
 def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
-    """Floating-point operations of the matrix products that one token costs, 2 for each multiply-add.
-
-    A product with an m x n matrix is 2 m n. Left out, as usual: norms, activations, softmax, biases, and looking up
-    embeddings.
+    """Floating-point operations of the matrix products that one token costs: 2 m n for an m x n matrix.
 
     Args:
         context: how many tokens the new one attends to. Attention's own two products, scores and values, are 2 m each
@@ -96,7 +93,7 @@ def length_limit(model: PreTrainedModel) -> int | None:
 
 
 def require_positions(model: PreTrainedModel, tokens: int) -> None:
-    """Raise a ValueError, before so many tokens are made, where sequences are longer than the model's."""
+    """Raise a ValueError where sequences would be longer than the model's."""
     limit = length_limit(model) or LONGEST
     if tokens > limit:
         raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")
@@ -113,6 +110,5 @@ def throughput(model: PreTrainedModel, *, batch_size: int, length: int = 128, re
 
 
 def _wait(device: torch.device) -> None:
-    """Until what was handed to a GPU is done; its calls return before that."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

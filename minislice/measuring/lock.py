@@ -9,13 +9,10 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Keep other runs from a file or folder, with an empty file ".NAME.lock" beside it.
+    """Keep other runs from a file or folder, with an empty file ".NAME.lock" beside it; a ValueError if one holds it.
 
     The system releases the lock of a process that dies. The file is deleted while the lock is still held: a run that
     has opened it already is then refused, and no third run slips in.
-
-    Raises:
-        ValueError: another run holds it.
     """
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:

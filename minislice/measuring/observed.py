@@ -37,10 +37,8 @@ def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedMod
     model = able_to_compute(copy.deepcopy(model).double()).eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
-        if parameter.ndim > 1:
-            parameter.data = noise / parameter.shape[-1] ** 0.5
-        else:
-            parameter.data = parameter.data + 0.5 * torch.tanh(noise)
+        matrix = parameter.ndim > 1
+        parameter.data = noise / parameter.shape[-1] ** 0.5 if matrix else parameter.data + 0.5 * torch.tanh(noise)
     return model
 
 
@@ -49,16 +47,16 @@ def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
     """Every call of a module inside the model, in the order in which they end."""
     calls, names = [], {module: name for name, module in model.named_modules()}
 
-    def kept(value: Any) -> Any:
-        return value.detach().clone() if isinstance(value, Tensor) else value
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) else value
 
     def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
         parameters = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(parameters, positional, strict=False)), **named}
         output = output[0] if isinstance(output, (tuple, list)) else output
         if isinstance(output, Tensor) and arguments:
-            arguments = {name: kept(value) for name, value in arguments.items()}
-            calls.append(Call(names[module], module, arguments, kept(output)))
+            arguments = {name: copied(value) for name, value in arguments.items()}
+            calls.append(Call(names[module], module, arguments, output.clone()))
 
     with ExitStack() as hooks, inference(model):
         for module in names:
@@ -75,10 +73,8 @@ def equal(a: Tensor | None, b: Tensor) -> bool:
 
 
 def explain(target: Tensor, parts: list[Tensor], by_token: bool = False) -> tuple[Tensor, bool]:
-    """The weights with which the parts sum up to the target, and whether they do.
-
-    Args:
-        by_token: every token has weights of its own, [parts, tokens], as a gate gives them.
+    """The weights with which the parts sum up to the target, and whether they do; `by_token`, as a gate gives them,
+    every token has its own, [parts, tokens].
     """
     size = target.shape[-1] if by_token else target.numel()
     if not 0 < len(parts) < size:
@@ -109,9 +105,7 @@ def norm_kind(module: nn.Module, width: int) -> NormKind | None:
     bare = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True))
     shift, weight = getattr(module, "bias", None), getattr(module, "weight", None)
     scaled = y if shift is None else y - shift
-    offset = 0.0
-    if weight is not None:
-        offset = round(((scaled / bare).mean(0) - weight).mean().item(), 3)
+    offset = 0.0 if weight is None else round(((scaled / bare).mean(0) - weight).mean().item(), 3)
     expected = bare if weight is None else bare * (weight + offset)
     if (scaled - expected).abs().max() > 1e-4:
         return None

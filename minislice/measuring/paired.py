@@ -9,10 +9,8 @@ of document j, summed over the n_j predicted tokens of its windows, N = sum n_j,
     standard error of d  =  sqrt( m / (m - 1)  sum (d_j - n_j d)^2 ) / N
     standard error of the ratio  =  ratio * standard error of d
 
-For documents of one length this is the textbook s / sqrt(m) of the differences; otherwise it is the standard error of a
-ratio estimator (Cochran, Sampling Techniques, section 6.4). Where documents aren't known, every window counts as one.
-It is the error of having drawn these documents and not others of the same kind; it says nothing about another kind of
-text, another calibration set or another seed.
+It is the standard error of a ratio estimator (Cochran, Sampling Techniques, section 6.4). Where documents aren't known,
+every window counts as one. It says nothing about another kind of text, another calibration set or another seed.
 """
 
 import math
@@ -57,10 +55,7 @@ class Ratio:
         return f"{self.ratio:.4f} ± {self.standard_error:.4f}"
 
     def errors_above(self, value: float = 1.0) -> float:
-        """How many standard errors the ratio lies above `value`; below it, less than zero.
-
-        Within two, noise explains the difference.
-        """
+        """How many standard errors the ratio lies above `value`; within two, noise explains the difference."""
         distance = self.ratio - value
         return distance / self.standard_error if self.standard_error else math.copysign(math.inf, distance)
 
@@ -72,7 +67,7 @@ def window_losses(
 
     Args:
         tokens: ids, [windows, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
-        attention_mask: as the tokens; 0 where padded. A window with nothing to predict is left out.
+        attention_mask: as the tokens; a window with nothing to predict is left out.
         documents: the number of each window's document, if windows of one document are to count as related.
 
     Raises:
@@ -91,11 +86,7 @@ def window_losses(
 
 
 def perplexity_ratio(losses: WindowLosses, reference: WindowLosses) -> Ratio:
-    """The perplexity of one model over that of another, on the same windows, with its paired, clustered standard error.
-
-    Raises:
-        ValueError: the windows aren't the same, or they come from fewer than two documents.
-    """
+    """The perplexity of one model over that of another, on the same windows of at least two documents."""
     if not torch.equal(losses.tokens, reference.tokens):
         raise ValueError(
             f"can't pair windows of {losses.tokens.tolist()} tokens with windows of {reference.tokens.tolist()}; "

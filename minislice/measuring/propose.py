@@ -1,7 +1,7 @@
 """Which entry of the table would describe a model? Found from what tensors flow where.
 
-A copy of the model, with every scale and shift redrawn so that none is 1 or 0 by chance, runs on a few random tokens in
-float64, and every module's input and output is kept. Then, in the order of the calls:
+A copy of the model, with every parameter redrawn, runs on a few random tokens in float64, and every module's input and
+output is kept. Then, in the order of the calls:
 
 - a norm is what gives the same for x and 2 x, and a LayerNorm what gives the same for x + 1 too
 - a linear reads the signal if its input is the output of a norm that reads the signal
@@ -36,7 +36,7 @@ class Obstacle(Exception):
 
 @dataclass
 class Proposal:
-    """What `propose` found: an entry and what verifying it gave, or an obstacle."""
+    """An entry and what verifying it gave, or an obstacle."""
 
     model_type: str
     family: Family | None = None
@@ -73,13 +73,11 @@ def _source(value: Any, indent: str = "    ") -> str:
 
 
 def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
-    """Look for the entry that describes a causal language model of transformers' design, and verify it.
-
-    The model itself is not touched, and neither is the table.
+    """Look for the entry that describes a causal language model, and verify it. Neither model nor table changes.
 
     Args:
-        model: any that has `model.config`, and layers in an `nn.ModuleList`; its weights don't matter.
-        seed: of the tokens and of the redrawn scales.
+        model: any of transformers' design, with layers in an `nn.ModuleList`; its weights don't matter.
+        seed: of the tokens and of the redrawn parameters.
     """
     generator = torch.Generator().manual_seed(require_seed(seed))
     model_type = model.config.model_type
@@ -100,7 +98,7 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
 
 
 class _Observed:
-    """A model's calls on some tokens, and what they say."""
+    """A model's calls on some tokens."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor):
         self.model = model
@@ -114,14 +112,10 @@ class _Observed:
         self.scale = 1.0
 
     def family(self) -> Family:
-        """The entry.
-
-        Raises:
-            Obstacle: none describes the model.
-        """
+        """The entry, or an Obstacle."""
         embeddings, embedding_norm = self._embeddings()
-        first, *others = [self._blocks(self.names[layer]) for layer in self.layers]
-        if different := [index for index, blocks in enumerate(others, 1) if blocks != first]:
+        blocks = [self._blocks(self.names[layer]) for layer in self.layers]
+        if different := [index for index, others in enumerate(blocks) if others != blocks[0]]:
             raise Obstacle(
                 f"layer {different[0]} is made of other blocks than layer 0, and what decides that can't be seen: "
                 "`blocks` has to be a function of the config and the layer's index"
@@ -131,7 +125,7 @@ class _Observed:
             decoder=self.decoder,
             embeddings=embeddings,
             final_norm=final_norm,
-            blocks=first,
+            blocks=blocks[0],
             norm=self.kind,
             stock_norm=NOT_KNOWN,
             layers=self.layers_name.rpartition(".")[2],
@@ -142,8 +136,8 @@ class _Observed:
         )
 
     def _layers(self) -> nn.ModuleList:
-        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        called = [m for m in lists if all(self.names[layer] in self.by_name for layer in m)]
+        lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]
+        called = [m for m in lists if len(m) and all(self.names[layer] in self.by_name for layer in m)]
         if not called:
             raise Obstacle("it has no nn.ModuleList of layers that are called one after the other")
         return max(called, key=lambda m: sum(parameter.numel() for parameter in m.parameters()))
@@ -156,13 +150,10 @@ class _Observed:
         outputs = [call.output.expand_as(start) for call in fitting]
         weights, explained = explain(start, outputs)
         norm = None
-        if not explained:
-            for call in self.calls:
-                if call.name.startswith(f"{self.layers_name}."):
-                    break
-                if norm_kind(call.module, start.shape[-1]) and equal(call.output, start):
-                    norm = self._short(call)
-                    weights, explained = explain(call.input, outputs)
+        before = [call for call in self.calls if equal(call.output, start)]
+        if not explained and before and norm_kind(before[0].module, start.shape[-1]):
+            norm = self._short(before[0])
+            weights, explained = explain(before[0].input, outputs)
         if not explained:
             raise Obstacle(
                 "what the first layer reads is not a sum of embeddings "
@@ -179,7 +170,6 @@ class _Observed:
         return "drop" if drop is not None and ".view(output_shape)" in source else None
 
     def _blocks(self, layer: str) -> tuple[BlockSpec, ...]:
-        """The blocks of a layer, from boundary to boundary."""
         whole = self.by_name[layer]
         inside = [call for call in self.calls if call.name.startswith(f"{layer}.")]
         width = whole.input.shape[-1]
@@ -212,10 +202,8 @@ class _Observed:
         weights, explained = explain(after - before, outputs)
         if explained:
             used = {round(w.item(), 9) for w in weights if abs(w) > SAME}
-            if len(used) != 1:
-                raise Obstacle(f"the outputs added to the signal have different weights: {sorted(used)}")
-            if self.scale not in (1.0, *used):
-                raise Obstacle(f"branches are multiplied by {self.scale} here and {used.pop()} there")
+            if len(used) != 1 or self.scale not in (1.0, *used):
+                raise Obstacle(f"what is added to the signal is multiplied by different numbers: {self.scale}, {used}")
             self.scale = used.pop()
             return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
         weights, explained = explain(after - before, outputs, by_token=True)
@@ -227,19 +215,18 @@ class _Observed:
             return None
         norms = [norm for norm in norms if norm.output.numel() == after.numel()]
         weights, explained = explain(after, [before, *(c.output for c in (*norms, *linears))])
-        if explained and abs(weights[0]) < SAME:
-            first = next(c for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
+        if not explained:
+            raise Obstacle("what is added to the signal is not a sum of linears' outputs")
+        names = ", ".join(self._short(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
+        if abs(weights[0]) < SAME:
             raise Obstacle(
-                f"the residual connection carries the scaled output of {self._short(first)}, not the signal, and a "
-                "scale does not commute with a rotation"
+                f"the residual connection carries the scaled output of {names}, not the signal, and a scale does not "
+                "commute with a rotation"
             )
-        if explained:
-            names = [self._short(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME]
-            raise Obstacle(
-                f"a norm with a scale stands behind the branch ({', '.join(names)}): what it adds to the signal is "
-                "RMSNorm(f W_out) diag(w), and diag(w) does not commute with a rotation"
-            )
-        raise Obstacle("what is added to the signal is not a sum of linears' outputs")
+        raise Obstacle(
+            f"a norm with a scale stands behind the branch ({names}): what it adds to the signal is "
+            "RMSNorm(f W_out) diag(w), and diag(w) does not commute with a rotation"
+        )
 
     def _spec(self, layer: str, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
         def short(call: Call) -> str:
@@ -261,13 +248,8 @@ class _Observed:
         norm_of = {child(reader): norm for norm in norms for reader in readers[norm.name]}
         norm = norm_of[attention or mlp[0]]
         mlp_norm = norm_of[mlp[0]] if mlp and norm_of[mlp[0]] is not norm else None
-        residual = [
-            argument
-            for call in parts.values()
-            if call is not None
-            for argument, value in call.arguments.items()
-            if isinstance(value, Tensor) and equal(value, norms[0].input)
-        ]
+        arguments = [item for call in parts.values() if call for item in call.arguments.items()]
+        residual = [name for name, value in arguments if isinstance(value, Tensor) and equal(value, norms[0].input)]
         return BlockSpec(
             norm=short(norm),
             w_in=tuple(short(reader) for n in (norm, mlp_norm) if n is not None for reader in readers[n.name]),
@@ -280,20 +262,12 @@ class _Observed:
 
     def _end(self) -> tuple[str, str]:
         """The names of the final norm and the head."""
-        last = self.by_name[self.names[self.layers[-1]]]
-        head = self.by_name.get(self.names.get(self.model.get_output_embeddings(), ""))
-        if head is None:
-            raise Obstacle("it has no language-model head")
-        norms = [
-            call
-            for call in self.calls
-            if call.name.startswith(f"{self.decoder}.")
-            and norm_kind(call.module, last.output.shape[-1])
-            and equal(call.input, last.output)
-        ]
-        if not norms or not equal(norms[-1].output, head.input):
-            raise Obstacle(f"what the head ({head.name}) reads is not a norm of what the last layer writes")
-        return self._short(norms[-1]), head.name
+        last = self.by_name[self.names[self.layers[-1]]].output
+        head = self.by_name.get(self.names.get(self.model.get_output_embeddings()))
+        reading = [call for call in self.calls if equal(call.input, last) and norm_kind(call.module, last.shape[-1])]
+        if head is None or not reading or not equal(reading[-1].output, head.input):
+            raise Obstacle("what the head reads is not a norm of what the last layer writes")
+        return self._short(reading[-1]), head.name
 
     def _config_name_of(self, number: float) -> str:
         names = [name for name, value in vars(self.model.config).items() if value == number]

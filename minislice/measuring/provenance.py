@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft"
 
 @functools.cache
 def commit() -> str:
-    """Of the checkout that minislice runs from, with "+changes" where files differ from it; else its version."""
+    """The checkout's, with "+changes" where files differ from it; without a checkout minislice's version."""
     git = ["git", "-C", str(Path(__file__).parents[1])]
 
     def output(*arguments: str) -> str:

@@ -1,7 +1,7 @@
 """A file of results, one JSON record a line: each is on the disk before the next is measured.
 
-Every record has a "key", which says what was measured, and a "status". The last record of a key counts. What is "done"
-needn't be measured again. A kill loses one result: a line that it cut off counts as never written.
+Every record has a "key", which says what was measured, and a "status"; the last record of a key counts, and what is
+"done" needn't be measured again. A line that a kill cut off counts as never written.
 """
 
 import json
@@ -54,7 +54,7 @@ class Records:
         self.finished = {record["key"]: record for record in records if record["status"] == "done"}
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record, and have it on the disk."""
+        """Write a record, and wait until it is on the disk."""
         line = json.dumps(record, allow_nan=False) + "\n"
         if self.path is not None:
             with open(self.path, "ab") as file:
@@ -67,28 +67,18 @@ class Records:
 
 @contextmanager
 def opened(path: str | os.PathLike, faults: Faults) -> Iterator[Records]:
-    """The file, to append to; what a killed run has left of its last line is dropped.
-
-    Raises:
-        ValueError: another run has it open; its folder isn't there; it holds something else.
-    """
+    """The file, to append to; a ValueError if another run has it open, or it holds something else."""
     path = require_results(path)
     with alone(path):
         records = Records(path, read(path, faults))
-        if path.is_file():
-            _cut(path)
+        content = path.read_bytes() if path.is_file() else b""
+        whole = content.rfind(b"\n") + 1
+        if _is_torn(content[whole:]):
+            os.truncate(path, whole)
+        elif whole < len(content):  # an editor has left the last line without its newline
+            with open(path, "ab") as file:
+                file.write(b"\n")
         yield records
-
-
-def _cut(path: Path) -> None:
-    """Drop a torn last line, and end a last line that an editor has left without its newline."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if _is_torn(content[whole:]):
-        os.truncate(path, whole)
-    elif whole < len(content):
-        with open(path, "ab") as file:
-            file.write(b"\n")
 
 
 def _is_torn(line: bytes) -> bool:

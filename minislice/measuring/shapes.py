@@ -1,7 +1,7 @@
 """Models to be timed: the paper's shapes, dense and as slicing would leave them, with random weights.
 
-Times and memory depend on shapes alone, so they need no trained weights, no hub and no slicing. The low-rank adapters
-have the highest rank there can be; trained models reach it too, unless a tolerance drops some of it.
+Times and memory depend on shapes alone. The low-rank adapters have the highest rank there can be; trained models reach
+it too, unless a tolerance drops some of it.
 """
 
 import torch
@@ -13,7 +13,7 @@ from ..architecture.network import network
 from ..fusion import fuse
 from ..options import SlicingOptions
 
-# The models of the paper, by their names there in lower case.
+# The models of the paper, by their names there in lower case; what isn't given is transformers' default.
 SHAPES: dict[str, PreTrainedConfig] = {
     f"opt-{size}": OPTConfig(
         hidden_size=width,
@@ -21,8 +21,6 @@ SHAPES: dict[str, PreTrainedConfig] = {
         ffn_dim=4 * width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=2048,
-        vocab_size=50272,
     )
     for size, width, layers, heads in (
         *(("125m", 768, 12, 12), ("1.3b", 2048, 24, 32), ("2.7b", 2560, 32, 32), ("6.7b", 4096, 32, 32)),
@@ -37,7 +35,6 @@ SHAPES |= {
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         max_position_embeddings=4096,
-        vocab_size=32000,
     )
     for size, width, neurons, layers, heads, kv_heads in (
         *(("7b", 4096, 11008, 32, 32, 32), ("13b", 5120, 13824, 40, 40, 40), ("70b", 8192, 28672, 80, 64, 8)),
@@ -47,29 +44,20 @@ SHAPES["phi-2"] = PhiConfig(
     hidden_size=2560,
     intermediate_size=10240,
     num_hidden_layers=32,
-    num_attention_heads=32,
-    max_position_embeddings=2048,
-    vocab_size=51200,
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
 )
 
 
 def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
-    """The config that slicing a model of this (dense) config leaves, at the highest ranks of its adapters.
-
-    Args:
-        options: of `SlicingOptions`; widths must not depend on a spectrum.
-
-    Raises:
-        ValueError: options that are out of range, or don't fit the model; a config that is sliced already.
+    """The config that slicing a model of this (dense) config leaves, at the highest ranks of its adapters; `options`
+    are those of `SlicingOptions`.
     """
     options = SlicingOptions(**options)
     if options.discard is not None:
         raise ValueError("discard reads widths off a model's spectrum; give slicing or width")
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(config)
-        # A LayerNorm's network has no signal along the mean: every boundary deletes that direction.
-        dimensions = config.hidden_size - network(dense).subtracts_mean
+        dimensions = config.hidden_size - network(dense).subtracts_mean  # no signal lies along the mean
         options = options.resolved(network(dense))
         fused = fuse(dense, keep_tie=options.head == "tied")
         network(fused).drop(options.drop)

@@ -48,8 +48,8 @@ def inference_cost(
     Args:
         prompt: tokens of the prefill, one pass that writes the cache and gives the last token's logits.
         length: tokens generated one by one, with the cache; section 4's setting for tables 2 and 11 is 128.
-        batch_size: for the throughput (table 11). By default, on a GPU, the largest that fits, of each model alone; on
-            a CPU, where nothing says what fits, 8.
+        batch_size: for the throughput (table 11); by default, on a GPU, the largest that fits of each model alone, on a
+            CPU 8.
     """
     together = 8 if batch_size is None else batch_size
     for name, value in {"prompt": prompt, "length": length, "rounds": rounds, "batch_size": together}.items():
@@ -144,11 +144,7 @@ def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: 
 
 
 def largest_batch(fits: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int:
-    """The largest batch that fits, to an eighth of its size: doubled until one doesn't fit, then bisected.
-
-    Raises:
-        ValueError: not even one sequence fits.
-    """
+    """The largest batch that fits, to an eighth of its size: doubled until one doesn't fit, then bisected."""
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, 2 * high
@@ -204,8 +200,7 @@ def product_milliseconds(
 ) -> dict[str, dict[str, float]]:
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
-    "adapter" is the sum of the layer's residual adapters; "total" is the sum without it, as in the paper. The experts
-    of a mixture are left out: the router decides how much they multiply.
+    "adapter" is the sum of the layer's residual adapters; "total" is the sum of all others but a mixture's experts.
     """
     clocks = {}
     for model_name, model in models.items():

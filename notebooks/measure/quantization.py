@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from common import ASSETS, WIKITEXT, measured_by, read, write
+from common import ASSETS, RESULTS, WIKITEXT, measured_by, read, write
 
 import minislice
 from minislice.architecture.network import network
@@ -31,7 +31,7 @@ from minislice.teaching.quantization import (
     rounded,
 )
 
-RESULTS = Path(__file__).parents[2] / "data" / "results" / "smollm2-quantization.jsonl"
+OUT = RESULTS / "smollm2-quantization.jsonl"
 BITS = (8, 6, 4)
 PICTURE = 15  # the layer whose columns are drawn
 
@@ -109,7 +109,7 @@ def inputs(model, tokens: torch.Tensor) -> Iterator[dict]:
 
 
 def main() -> None:
-    rows = read(RESULTS)
+    rows = read(OUT)
     done = {row["variant"] for row in rows}
     for name, variant in VARIANTS.items():
         if name not in done:
@@ -120,7 +120,7 @@ def main() -> None:
             for row in (*inputs(model, tokens), *activations(model, tokens, name), *weights(model, tokens)):
                 rows.append({"variant": name, **row, **measured_by()})
                 print(name, row["what"], row.get("bits"), row.get("neurons"), f"{row['perplexity']:.2f}", flush=True)
-            write(RESULTS, rows)
+            write(OUT, rows)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ that are deleted. There `size` is the ruler that says the same of every deletion
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -113,9 +115,8 @@ class Bench:
 
     def narrowed(self, boundary: int, Z: Signal, X: Signal) -> Iterator[Item]:
         """The signal at a boundary without its last principal components."""
-        Q = principal_components(self.calibration.covariance(Z, self.net.norms[boundary], f"boundary {boundary}"))[
-            1
-        ].to(Z[0])
+        C = self.calibration.covariance(Z, self.net.norms[boundary], f"boundary {boundary}")
+        Q = principal_components(C)[1].to(Z[0])
         for share in DELETED:
             P = Q[:, : len(Q) - round(share * len(Q))]
             deleted = (len(Q) - P.shape[1]) * sides(self.net, boundary)
@@ -231,27 +232,22 @@ def measure(model, calibration: Tensor, held_out: Tensor, probes: int, layers=1,
 
 
 def row_of(name: str, source: str, text: str, settings: argparse.Namespace) -> dict:
-    """One model's items, and with what they were measured."""
+    """One model's items, with four digits, and with what they were measured."""
     began = time.process_time()
     model, tokenizer = minislice.load(source, dtype="float32")
     first, second = disjoint_streams(text, text, tokenizer)
     calibration = sample(first, settings.calibration, settings.seqlen, 0)
     held_out = windows(second, settings.seqlen, settings.held_out + settings.probes)
     items = measure(model, calibration, held_out, settings.probes, settings.layers, settings.boundaries)
+    short = partial(json.loads, parse_float=lambda digits: float(f"{float(digits):.4g}"))
     return {
         "model": name,
         "text": Path(text).name,
         **{key: getattr(settings, key) for key in ("calibration", "held_out", "probes", "seqlen")},
         **measured_by(),
         "CPU seconds": round(time.process_time() - began, 1),
-        "items": [_short(asdict(item)) for item in items],
+        "items": [short(json.dumps(asdict(item))) for item in items],
     }
-
-
-def _short(item: dict) -> dict:
-    """With four digits."""
-    rulers = {name: float(f"{value:.4g}") for name, value in item["rulers"].items()}
-    return {**item, "loss": float(f"{item['loss']:.4g}"), "rulers": rulers}
 
 
 def main() -> None:

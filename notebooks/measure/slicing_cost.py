@@ -1,26 +1,34 @@
-"""What slicing costs over one bare forward pass of the layers, and what memory it needs above the model.
+r"""What slicing costs over one bare forward pass of the layers, and what memory it needs above the model.
 
     python notebooks/measure/slicing_cost.py
+    python notebooks/measure/slicing_cost.py --device cuda --dtype bfloat16 --shape llama-2-7b --samples 128 \
+        --seqlen 2048 --batch-size 4 --rounds 1 --beyond
 
-A model of OPT-125M's shape with random weights, 16 x 512 calibration tokens, 25%, float32. The bare
-forward pass runs transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out
-repaired, a quarter of the neurons deleted, both. Times are ratios within one run: the passes alternate, and the median
-of the rounds counts.
+A model of OPT-125M's shape with random weights, 16 x 512 calibration tokens, 25%, float32. The bare forward pass runs
+transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out repaired, a quarter
+of the neurons deleted, both. Times are ratios within one run: the passes alternate, the median of the rounds counts.
+
+The bound is arithmetic over the rates that this machine reaches, measured first: products of square matrices in the
+model's dtype (forward pass, projection of the signal) and float32 (covariance, weights), and copies between host and
+card (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
 """
 
 import copy
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
-from common import SHAPES, cost_parser, report
-from phases import timed
+from common import SHAPES, WORK, cost_parser, report, timed
 from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import inference, network
 from minislice.corpus.batches import token_batches
-from minislice.measuring.timing import peak_memory
+from minislice.measuring.cost import flops_per_token
+from minislice.measuring.provenance import hardware
+from minislice.measuring.timing import peak_memory, seconds_of
+from minislice.options import slice_width
 
 BEYOND = {"repair": {"repair": True}, "neurons": {"neurons": 0.25}, "both": {"repair": True, "neurons": 0.25}}
 
@@ -30,49 +38,88 @@ def forward_seconds(model, tokens, batch_size: int) -> float:
     net = network(model)
     with inference(model):
         embedded = [net.embed(batch.ids, batch.mask) for batch in token_batches(model, tokens, None, batch_size)]
-        began = time.perf_counter()
-        for x, contexts in embedded:
-            for layer, context in zip(net.decoder.layers, contexts, strict=True):
-                x = layer(x, **context)
-        return time.perf_counter() - began
+
+        def layers() -> None:
+            for x, contexts in embedded:
+                for layer, context in zip(net.decoder.layers, contexts, strict=True):
+                    x = layer(x, **context)
+
+        return seconds_of(layers, model.device)
 
 
-def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str, float], float]:
+def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str, float], float | None]:
     """Of slicing a copy: its seconds, those of its phases, and the memory that it needs above the loaded model, MiB."""
     working = minislice.fuse(copy.deepcopy(model))
     began = time.perf_counter()
     with peak_memory(model.device) as peak, timed() as seconds:
         minislice.slice_model(working, tokens, slicing=0.25, head="own", batch_size=batch_size, **options)
-    return time.perf_counter() - began, seconds, peak.added / 2**20
+    return time.perf_counter() - began, seconds, peak.added and peak.added / 2**20
+
+
+def bound_seconds(model, tokens, size: int) -> dict[str, float]:
+    """The least time of each phase at the rates of this machine, for the dense model at 25%."""
+    net, device = network(model), model.device
+    D, count, blocks = net.trained_width, tokens.numel(), len(net.blocks)
+    k, item = slice_width(D, 0.25), model.dtype.itemsize
+
+    def fastest(work: Callable[[], object]) -> float:
+        return min(seconds_of(work, device) for _ in range(6))
+
+    matrices = [torch.randn(size, size, device=device).to(dtype) for dtype in (model.dtype, torch.float32)]
+    trained, single = (2 * size**3 / fastest(lambda a=a: a @ a) for a in matrices)  # operations a second
+    host = torch.empty(1 << 24, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    bandwidth = len(host) / fastest(lambda: host.to(device, non_blocking=True, copy=True))
+    written = sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_out)
+    rows = written + sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_in)
+    rows += net.head.weight.shape[0] + sum(table.num_embeddings for table in net.embeddings)
+    operations = flops_per_token(model, context=tokens.shape[1] // 2) - 2 * net.head.weight.numel()
+    return {
+        "forward": count * operations / trained,
+        "covariance": (blocks + 1) * count * 2 * D * D / single,
+        "projection": blocks * count * 2 * D * k / trained,
+        "weights": (2 * rows * D * k + 2 * written * D * D) / single,
+        "copies of the signal": blocks * count * item * ((k + 2 * D) + (D + k)) / bandwidth,
+    }
 
 
 def main() -> None:
     parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=16, help="of 512 tokens (default: 16)")
+    parser.add_argument("--samples", type=int, default=16, help="calibration sequences (default: 16)")
+    parser.add_argument("--seqlen", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--matrix", type=int, default=1024, help="rows of the matrices that measure the rates")
+    parser.add_argument(
+        "--beyond", nargs="*", choices=BEYOND, default=[*BEYOND], help="without a name: the paper alone"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     shape = SHAPES[arguments.shape]
-    model = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
-    tokens = torch.randint(shape.vocab_size, (arguments.samples, 512))
+    with torch.device(arguments.device):
+        model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, arguments.dtype)).eval()
+    tokens = torch.randint(shape.vocab_size, (arguments.samples, arguments.seqlen))
     forward_seconds(model, tokens[:2], arguments.batch_size)  # warm up
-    ratios, phases, memory, beyond = [], [], [], {name: [] for name in BEYOND}
+    bare, totals, phases, memory, beyond = [], [], [], [], {name: [] for name in arguments.beyond}
     for _ in range(arguments.rounds):
-        forward = forward_seconds(model, tokens, arguments.batch_size)
+        bare.append(forward_seconds(model, tokens, arguments.batch_size))
         total, seconds, peak = slicing(model, tokens, arguments.batch_size)
-        ratios.append(total / forward)
-        phases.append({phase: of_phase / forward for phase, of_phase in seconds.items()})
-        phases[-1]["other"] = ratios[-1] - sum(phases[-1].values())
+        totals.append(total)
+        phases.append({phase: seconds[phase] / bare[-1] for phase in WORK})
+        phases[-1]["other"] = total / bare[-1] - sum(phases[-1].values())
         memory.append(peak)
-        for name, options in BEYOND.items():
-            other, _, peak = slicing(model, tokens, arguments.batch_size, **options)
+        for name in arguments.beyond:
+            other, _, peak = slicing(model, tokens, arguments.batch_size, **BEYOND[name])
             beyond[name].append((other / total, peak))
     result = {
-        "slicing / forward": statistics.median(ratios),
+        "machine": hardware(arguments.device),
+        "seconds": statistics.median(totals),
+        "slicing / forward": statistics.median(total / one for total, one in zip(totals, bare, strict=True)),
         "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
+        "bound, seconds": bound_seconds(model, tokens, arguments.matrix),
         "peak memory above the loaded model, MiB": max(memory),
         "beyond / slicing": {name: statistics.median(ratio for ratio, _ in found) for name, found in beyond.items()},
         "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},

@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import SHAPES, cost_parser, report
-from phases import timed
+from common import SHAPES, cost_parser, report, timed
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
