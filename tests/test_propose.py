@@ -110,43 +110,31 @@ def test_the_commands(tmp_path, run):
 # An entry that doesn't fit.
 
 
-def changed(family, attention=None, mlp=None, **fields):
-    old = TABLE[family]
-    blocks = [
-        dataclasses.replace(spec, **change or {}) for spec, change in zip(old.blocks, (attention, mlp), strict=True)
-    ]
-    return dataclasses.replace(old, blocks=tuple(blocks), **fields)
+def mistral(w_in=None, **fields):
+    """The table's entry, with other readers in the MLP, or other fields."""
+    attention, mlp = TABLE["mistral"].blocks
+    mlp = dataclasses.replace(mlp, w_in=w_in or mlp.w_in)
+    return dataclasses.replace(TABLE["mistral"], blocks=(attention, mlp), **fields)
 
 
 @pytest.mark.parametrize(
     ("family", "entry", "message"),
     [
-        (
-            "mistral",
-            lambda: changed("mistral", {"w_in": ("self_attn.qkv",)}),
-            "names self_attn.qkv, and MistralDecoder",
-        ),
-        (
-            "mistral",
-            lambda: changed("mistral", final_norm="ln_f"),
-            "names ln_f, and MistralModel has no such module; it",
-        ),
-        (
-            "mistral",
-            lambda: changed("mistral", mlp={"w_in": ("mlp.down_proj",)}),
-            "signal, which is 32 wide, but its in",
-        ),
-        ("gemma2", lambda: TABLE["gemma"], r"a layer of this .gemma2. model has pre_feedforward_layernorm\.weight"),
+        ("mistral", mistral(("mlp.gate",)), "names mlp.gate, and MistralDecoderLayer has no such"),
+        ("mistral", mistral(final_norm="ln_f"), "names ln_f, and MistralModel has no such module; it has embed_tokens"),
+        ("mistral", mistral(("mlp.down_proj",)), "signal, which is 32 wide, but its in_features are 48"),
+        ("gemma2", TABLE["gemma"], r"a layer of this .gemma2. model has pre_feedforward_layernorm\.weight"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_entry_that_does_not_fit_is_told(family, entry, message, monkeypatch):
-    monkeypatch.setitem(TABLE, family, entry())
+    monkeypatch.setitem(TABLE, family, entry)
     with pytest.raises(ValueError, match=message):
         minislice.fuse(small_model(family))
 
 
 def test_a_reader_that_is_forgotten_fails_verification(monkeypatch):
-    monkeypatch.setitem(TABLE, "mistral", changed("mistral", mlp={"w_in": ("mlp.gate_proj",)}))
+    monkeypatch.setitem(TABLE, "mistral", mistral(("mlp.gate_proj",)))
     result = minislice.verify(small_model("mistral"), torch.arange(40).view(2, 20), dtypes=["float64"])
     assert not result.passed and result.measurements[1].error > 1e-2
 

@@ -20,63 +20,37 @@ lm_eval = pytest.importorskip("lm_eval")
 HARNESS = pytest.importorskip("lm_eval.tasks")
 NOUNS = ("module", "function", "string", "exception", "value", "method")
 
-# A few items of each task, with the fields of its data set on the hub, and the same items as the harness of 2021 had
-# them. The choices differ in length, so that acc and acc_norm differ.
-ORIGINAL = {
-    "piqa": [
-        {"goal": f"How to import a {noun}?", "sol1": f"write import {noun}", "sol2": noun, "label": i % 2}
-        for i, noun in enumerate(NOUNS)
-    ],
-    "winogrande": [
-        {
-            "sentence": f"The {noun} called the returned list because the _ was empty.",
-            "option1": noun,
-            "option2": "returned list",
-            "answer": str(i % 2 + 1),
-        }
-        for i, noun in enumerate(NOUNS)
-    ],
-    "hellaswag": [
-        {
-            "activity_label": "Programming",
-            "ctx_a": f"The {noun} is defined.",
-            "ctx_b": "it",
-            "endings": ["is called.", f"returns the {noun}.", "raises an error, since it must", "the the"],
-            "label": str(i % 4),
-        }
-        for i, noun in enumerate(NOUNS)
-    ],
-    "arc_easy": [
-        {
-            "question": f"What does a {noun} return?",
-            "choices": {"text": ["an integer", "the current value", "None"], "label": ["1", "2", "3"]},
-            "answerKey": str(i % 3 + 1),
-        }
-        for i, noun in enumerate(NOUNS)
-    ],
+ENDINGS, ANSWERS = ["is called.", "has a value.", "raises an error", "the the"], ["an integer", "the value", "None"]
+
+# A few items of each task, with the fields of its data set on the hub; the choices differ in length, so that acc and
+# acc_norm differ.
+ITEMS = {
+    "piqa": lambda noun, i: {
+        "goal": f"How to import a {noun}?",
+        "sol1": f"write import {noun}",
+        "sol2": noun,
+        "label": i % 2,
+    },
+    "winogrande": lambda noun, i: {
+        **{"sentence": f"The {noun} called the returned list because the _ was empty.", "option1": noun},
+        **{"option2": "returned list", "answer": str(i % 2 + 1)},
+    },
+    "hellaswag": lambda noun, i: {
+        **{"activity_label": "Programming", "ctx_a": f"The {noun} is defined.", "ctx_b": "it"},
+        **{"endings": ENDINGS, "label": str(i % 4)},
+    },
+    "arc_easy": lambda noun, i: {
+        **{"question": f"What does a {noun} return?", "choices": {"text": ANSWERS, "label": ["1", "2", "3"]}},
+        **{"answerKey": str(i % 3 + 1)},
+    },
 }
-NOUN = NOUNS[1]
-OF_2021 = {  # the second item of each task
-    "piqa": {
-        "query": f"Question: How to import a {NOUN}?\n",
-        "choices": [f"write import {NOUN}", NOUN],
-        "gold": 1,
-    },
-    "winogrande": {
-        "context_options": [f"The {NOUN} called the returned list because the {o}" for o in (NOUN, "returned list")],
-        "continuation": "was empty.",
-        "gold": 1,
-    },
-    "hellaswag": {
-        "query": f"Programming: The {NOUN} is defined. It",
-        "choices": ["is called.", f"returns the {NOUN}.", "raises an error, since it must", "the the"],
-        "gold": 1,
-    },
-    "arc_easy": {
-        "query": f"Question: What does a {NOUN} return?",
-        "choices": ["an integer", "the current value", "None"],
-        "gold": 1,
-    },
+ORIGINAL = {task: [item(noun, i) for i, noun in enumerate(NOUNS)] for task, item in ITEMS.items()}
+STEM = "The function called the returned list because the"
+OF_2021 = {  # the second item of each task, as the harness of 2021 had it
+    "piqa": {"query": "Question: How to import a function?\n", "choices": ["write import function", "function"]},
+    "winogrande": {"context_options": [f"{STEM} function", f"{STEM} returned list"], "continuation": "was empty."},
+    "hellaswag": {"query": "Programming: The function is defined. It", "choices": ENDINGS},
+    "arc_easy": {"query": "Question: What does a function return?", "choices": ANSWERS},
 }
 
 
@@ -212,7 +186,7 @@ def asked(task: str, item: dict, place: Path) -> tuple:
 
 @pytest.mark.parametrize("task", ORIGINAL)
 def test_an_item_of_2021_is_refused_and_rewritten_it_asks_what_the_original_asks(task, tmp_path):
-    old = folder_of({task: [OF_2021[task]]}, tmp_path / "old")
+    old = folder_of({task: [{**OF_2021[task], "gold": 1}]}, tmp_path / "old")
     with pytest.raises(ValueError, match=r"line 1: .*form of 2021; python notebooks/measure/tasks_of_2021\.py OLD NEW"):
         read_items(task, old)
     tasks_of_2021.rewrite(old, tmp_path / "new")

@@ -27,7 +27,7 @@ from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, i
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read, given
 from minislice.command.output import print_result
-from minislice.command.parser import flag, names, positive, several
+from minislice.command.parser import add_options, names, positive, several
 from minislice.command.parser import given as word
 from minislice.corpus.batches import with_what_fits
 from minislice.measuring import provenance
@@ -179,28 +179,32 @@ def _line(setting: Setting, record: dict) -> str:
     return f"{setting.model} {what}: {shown} {values[shown]:.2f}"
 
 
-def arguments(sub: argparse.ArgumentParser) -> None:
+OPTIONS = {
+    "--tables": (several(int), None, f"comma-separated, of {', '.join(map(str, TABLES))} (default: all with FAMILY)"),
+    "--models": (names, None, "the paper's names or their ends, such as 7B,13B (default: all)"),
+    "--profile": ([*PROFILES], "paper", "as the paper did, or in seconds on the embedded model of the family"),
+    "--preflight": (bool, False, "only say what can run on this machine"),
+    "--rows": (positive, None, "stop behind so many measurements"),
+    "--stream": (bool, False, "slice from disk, one layer in memory; for 66B and 70B"),
+    "--batch-size": (positive, 8, "sequences a forward pass, fewer where needed"),
+    "--device": (str, None, "that computes (default: cuda if there is one)"),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's own, among them the fields of a profile."""
-    sub.add_argument("family", metavar="FAMILY", choices=FAMILIES, help=f"one of {', '.join(FAMILIES)}")
-    text = f"comma-separated, of {', '.join(map(str, TABLES))} (default: all that the family is in)"
-    sub.add_argument("--tables", type=several(int), help=text)
-    sub.add_argument("--models", type=names, help="the paper's names or their ends, such as 7B,13B (default: all)")
-    sub.add_argument("--out", metavar="FILE", required=True, help="results, one JSON record a line; it is appended to")
-    text = "as the paper did, or in seconds on the embedded model of the family (default: paper)"
-    sub.add_argument("--profile", choices=PROFILES, default="paper", help=text)
-    flag(sub, "--preflight", "only say what can run on this machine")
-    sub.add_argument("--rows", type=positive, metavar="N", help="stop behind so many measurements")
-    flag(sub, "--stream", "slice from disk, one layer in memory; for 66B and 70B")
-    text = "with --stream: torchrun processes that share the calibration set, each on a GPU of its own (default: 1)"
-    sub.add_argument("--processes", dest="process_count", type=positive, default=1, help=text)
-    sub.add_argument("--batch-size", type=positive, default=8, help="sequences a forward pass, fewer where needed")
-    sub.add_argument("--device", help="that computes (default: cuda if there is one)")
-    changes = sub.add_argument_group("how it differs from the paper")
+    parser.add_argument("family", metavar="FAMILY", choices=FAMILIES, help=f"one of {', '.join(FAMILIES)}")
+    parser.add_argument("--out", metavar="FILE", required=True, help="results, one JSON record a line; appended to")
+    text = "with --stream: torchrun's, that share the calibration set, each on a GPU of its own (default: 1)"
+    parser.add_argument("--processes", dest="process_count", type=positive, default=1, help=text)
+    add_options(parser, OPTIONS)
+    changes = {}
     for field in dataclasses.fields(Profile):
         if text := field.metadata.get("help"):
             note = "" if field.default is None else f" (default: {field.default})"
             kind = positive if "int" in str(field.type) else word
-            changes.add_argument("--" + field.name.replace("_", "-"), type=kind, help=text + note)
+            changes["--" + field.name.replace("_", "-")] = (kind, None, text + note)
+    add_options(parser.add_argument_group("how it differs from the paper"), changes)
 
 
 def run(arguments: argparse.Namespace) -> None:
