@@ -37,6 +37,12 @@ def assets() -> Path:
 
 
 @pytest.fixture
+def unchecked(monkeypatch):
+    """As a user calls: the annotations, which only tests check, would refuse what has the wrong type."""
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+
+
+@pytest.fixture
 def run(capfd):
     """Run a command in this process: its exit status, standard output and standard error."""
     from minislice.command.cli import main

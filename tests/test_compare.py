@@ -5,12 +5,9 @@ import json
 import math
 import re
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import pytest
 import torch
+from commands import document
 from models import Recipe
 from properties import assert_same_logits
 
@@ -19,7 +16,6 @@ from minislice.architecture.network import network
 from minislice.beyond.compare import compare, unchanged
 from minislice.beyond.rows import FIELDS, LATER, faults, losses_of, table
 from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, remembering, width_of_size
-from minislice.command.cli import main
 from minislice.corpus.documents import Windows
 from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.paired import perplexity_ratio, window_losses
@@ -41,12 +37,6 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
     return sample(calibration, 8, 128, 0), windows(evaluation, 128, 3)
 
 
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch):
-    """These models are small, and in a test run the collector has half a second's worth of other objects to look at."""
-    monkeypatch.setattr("minislice.beyond.compare.gc.collect", lambda: 0)
-
-
 def tiny(**options):
     """A comparison on a random model."""
     return compare(TINY.model(), TINY.tokens(0), TINY.tokens(1), **options)
@@ -61,9 +51,7 @@ def half(model, tokens, size):
     return model
 
 
-@pytest.mark.parametrize(
-    "source", ["mini-opt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mini-llama", "mini-phi"))]
-)
+@pytest.mark.parametrize("source", ["mini-opt", pytest.param("mini-llama", marks=pytest.mark.slow)])
 def test_every_variant_reaches_the_size_as_nearly_as_it_can(source, tokens):
     model, _ = minislice.load(source, dtype="float32")
     rows = compare(model, *tokens, sizes=[0.85])
@@ -96,19 +84,13 @@ def test_the_size_is_known_without_weights(options, tokens):
         assert width_of_size(config, left, **options) == 136
 
 
-def test_rows_say_all_and_fit_on_a_line():
-    rows = tiny(sizes=[0.95, 0.01])
-    for row in rows:
-        again = json.loads(json.dumps(row, allow_nan=False))
+def test_a_row_is_whole_and_what_one_measures_by_hand():
+    dense_row, row, failed = tiny(variants={"depth": VARIANTS["depth"]}, sizes=[0.8, 0.01])
+    for found in (dense_row, row, failed):
+        again = json.loads(json.dumps(found, allow_nan=False))
         assert faults(again) == [] and set(again) == set(FIELDS | LATER)
-    for name in FIELDS:
-        assert faults({key: value for key, value in rows[0].items() if key != name}), name
-    assert [row["status"] for row in rows if row["size"] == 0.01] == ["failed"] * len(VARIANTS)
-    assert all("can't be reached" in row["reason"] for row in rows if row["variant"] == "depth" and row["size"] == 0.01)
-
-
-def test_a_row_is_what_one_measures_by_hand():
-    _, row = tiny(variants={"depth": VARIANTS["depth"]}, sizes=[0.8])
+    assert all(faults({key: value for key, value in row.items() if key != name}) for name in FIELDS)
+    assert failed["status"] == "failed" and "can't be reached" in failed["reason"]
     model = minislice.delete_layers(TINY.model(), TINY.tokens(0), size=0.8)
     dense, left = window_losses(TINY.model(), TINY.tokens(1)), window_losses(model, TINY.tokens(1))
     ratio = perplexity_ratio(left, dense)
@@ -146,24 +128,21 @@ def test_every_variant_gets_the_dense_model_as_it_was():
     assert minislice.perplexity(model, TINY.tokens(0)) == seen[0]
 
 
-def fails(model, tokens, size):
-    raise KeyError("no such\nthing")
-
-
 def without_numbers(model, tokens, size):
     model.lm_head.weight.data.fill_(torch.nan)
     return half(model, tokens, size)
 
 
-@pytest.mark.parametrize(
-    ("variant", "reason"),
-    [
-        (fails, r"KeyError: 'no such\\nthing'"),
-        (without_numbers, "the perplexity isn't a finite number"),
-        (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
-    ],
-)
-def test_a_failed_row_says_why_and_the_others_go_on(variant, reason):
+FAILURES = {
+    "an error": (lambda model, tokens, size: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
+    "no numbers": (without_numbers, "the perplexity isn't a finite number"),
+    "too large": (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_a_failed_row_says_why_and_the_others_go_on(case):
+    variant, reason = FAILURES[case]
     rows = tiny(variants={"bad": variant, "half": half}, sizes=[0.9])
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert re.fullmatch(reason, rows[1]["reason"]) and rows[1]["perplexity"] is None
@@ -192,25 +171,15 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert asked[5:] == [] and out.read_bytes() == whole
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda row: row.update(nll=[None, None]),
-        lambda row: row.update(predicted=[]),
-        lambda row: row.update(perplexity=0.0),
-        lambda row: row.update(key=None),
-        lambda row: row.clear(),
-    ],
-)
+@pytest.mark.parametrize("change", [{"nll": [None, None]}, {"predicted": []}, {"perplexity": 0.0}, {"key": None}])
 def test_a_row_that_somebody_edited_is_told_by_its_line(change, tmp_path):
-    out, variants = tmp_path / "results.jsonl", {"half": half}
-    tiny(variants=variants, sizes=[0.9, 0.8], out=out)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    change(rows[1])
+    out = tmp_path / "results.jsonl"
+    rows = tiny(variants={"half": half}, sizes=[0.9, 0.8], out=out)
+    rows[1] |= change
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = out.read_bytes()
     with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
-        tiny(variants=variants, sizes=[0.9, 0.8], out=out)
+        tiny(variants={"half": half}, sizes=[0.9, 0.8], out=out)
     assert out.read_bytes() == before
 
 
@@ -251,17 +220,17 @@ def test_the_table_shows_every_row():
     assert shown[4] == f"{rows[1]['perplexity']:.2f}" and shown[-2:] == ["61.2 ± 1.5", "61.2 |"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sizes": [0.9, 0.0]}, r"sizes must be a number, 0 < sizes <= 1, got 0\.0"),
-        ({"sizes": []}, "sizes must be a list of shares"),
-        ({"variants": {}}, "functions by the name of each variant, at least one"),
-        ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
-        ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
-    ],
-)
-def test_bad_input_is_one_error(options, message):
+BAD = {
+    "no size": ({"sizes": []}, "sizes must be a list of shares"),
+    "no variant": ({"variants": {}}, "functions by the name of each variant, at least one"),
+    "dense": ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
+    "no tokenizer": ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_error(case):
+    options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         tiny(**options)
 
@@ -287,58 +256,25 @@ def test_one_window_has_no_standard_error():
         compare(TINY.model(), TINY.tokens(0), TINY.tokens(1)[:1], variants={"half": half})
 
 
-# The command
-
-COMMAND = ["compare", "mini-llama", "--samples", "8", "--seqlen", "128", "--eval-samples", "2", "--sizes", "0.9,0.02"]
-
-
-def test_the_command_writes_rows_table_and_plot(tmp_path, capsys):
+def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     out = tmp_path / "new" / "folder"
     (stories := tmp_path / "stories.json").write_text(json.dumps([f"Once {n} cats sat down. " * 9 for n in range(30)]))
-    line = [*COMMAND, "--variants", "slicegpt,depth", "--out", str(out)]
-    assert main([*line, "--second-evaluation", str(stories), "--quiet"]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("a quick look: the first 2 of") == 2 and "| perplexity, second text | ratio |" in printed
+    line = ["compare", "mini-llama", "--samples", "8", "--seqlen", "128", "--eval-samples", "2", "--out", out]
+    line += ["--second-evaluation", stories, "--quiet", "--variants"]
+    status, printed, _ = run(*line, "slicegpt,depth", "--sizes", "0.9,0.02")
+    assert status == 0 and "| perplexity, second text | ratio |" in printed
+    assert printed.count("a quick look: the first 2 of") == 2
     assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"results.jsonl", "table.md", "plot.png"}
     image = (out / "plot.png").read_bytes()
     assert image.startswith(b"\x89PNG\r\n") and image.endswith(b"IEND\xaeB`\x82") and len(image) > 10_000
-    assert (out / "table.md").read_text() in printed and printed.count("0.0") >= 1
+    assert (out / "table.md").read_text() in printed
     rows = read(out / "results.jsonl", faults)
     assert [(row["variant"], row["size"], row["status"]) for row in rows] == [
         ("dense", 1.0, "done"),
-        *(("slicegpt", size, status) for size, status in ((0.9, "done"), (0.02, "failed"))),
-        *(("depth", size, status) for size, status in ((0.9, "done"), (0.02, "failed"))),
+        *((name, size, status) for name in ("slicegpt", "depth") for size, status in ((0.9, "done"), (0.02, "failed"))),
     ]
     assert all(row["model"] == "mini-llama" and math.isfinite(row["dense_parameters"]) for row in rows)
     before = (out / "results.jsonl").read_bytes()
-    again = ["--second-evaluation", str(stories), "--out", str(out), "--json"]
-    assert main([*COMMAND[:-1], "0.9", "--variants", "depth,slicegpt", *again]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["rows"] == [rows[0], rows[3], rows[1]]
+    status, printed, _ = run(*line, "depth,slicegpt", "--sizes", "0.9", "--json")
+    assert status == 0 and document(printed)["rows"] == [rows[0], rows[3], rows[1]]
     assert (out / "results.jsonl").read_bytes() == before
-
-
-BAD = {
-    "variant": (["--variants", "depth,prayer"], "--variants must be one of slicegpt, aligned, tied, repaired"),
-    "size": (["--sizes", "0.9,1.1"], "--sizes must be a number, 0 < --sizes <= 1, got 1.1"),
-    "occupied": (["--out", "occupied"], "exists, isn't empty and has no results.jsonl"),
-    "model": (["--model", "gone"], "no such folder"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_the_command_refuses_in_one_line(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "occupied").mkdir()
-    (tmp_path / "occupied" / "thesis.txt").write_text("mine")
-    (option, value), message = BAD[name]
-    line = [*COMMAND, "--out", "new"]
-    if option == "--model":
-        line[1] = f"./{value}"
-    else:
-        line += [option, value]
-    assert main([*line, "--quiet"]) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.startswith("minislice: ") and error.count("\n") == 1
-    assert not (tmp_path / "new" / "results.jsonl").exists()
-    assert (tmp_path / "occupied" / "thesis.txt").read_text() == "mine"

@@ -113,12 +113,6 @@ def test_what_looks_like_it_is_fine():
         measure(OPT.model(), IDS, mask, batch_size=2)
 
 
-@pytest.fixture
-def unchecked(monkeypatch):
-    """As a user calls: the annotations, which only tests check, would refuse what has the wrong type."""
-    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-
-
 MEASURES = {"slice_model": slice_model, "perplexity": perplexity, "verify": verify}
 ROWS, ONES = IDS.tolist(), torch.ones_like(IDS)
 BAD_TOKENS = {

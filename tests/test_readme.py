@@ -42,13 +42,10 @@ COMMAND_LINES = [
 ]
 
 
-@pytest.mark.parametrize("line", COMMAND_LINES)
-def test_every_command_is_one_that_minislice_takes(line):
-    assert make_parser().parse_args(shlex.split(line)).command == line.split()[0]
-
-
-def test_the_commands_were_found():
+def test_every_command_is_one_that_minislice_takes():
     assert {"demo", "verify", "slice", "compress", "compare"} <= {line.split()[0] for line in COMMAND_LINES}
+    for line in COMMAND_LINES:
+        assert make_parser().parse_args(shlex.split(line)).command == line.split()[0]
 
 
 def test_every_file_of_the_paper_and_every_folder_is_named():
