@@ -26,7 +26,6 @@ COMMANDS = {
     "compress": ["compress", "mini-llama"],
     "export": ["export", "mini-llama"],
 }
-SAVED = {"adapter": "none", "slice_head": True, "width": 10}
 
 
 @pytest.fixture
@@ -37,34 +36,23 @@ def no_work(monkeypatch):
     monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
 
 
-# Unusable outputs
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_cannot_be_is_told_before_the_work(name, tmp_path, no_work, run):
-    (tmp_path / "file").write_text("x")
-    before = sorted(tmp_path.rglob("*"))
-    for out, reason in {
-        tmp_path / "file": "is a file",
-        tmp_path / "file" / "below" / "out": f"{tmp_path / 'file'} is a file",
-        tmp_path / ("n" * 256): "File name too long",
-        tmp_path / "new" / ("n" * 250): "File name too long",  # the folder that it is made in has a longer name
-    }.items():
+def test_an_output_that_cannot_be_is_told_before_the_work(name, tmp_path, no_work, monkeypatch, run):
+    def refused(out: Path, reason: str) -> None:
         assert_refused(run(*COMMANDS[name], "--quiet", "--out", out), reason, str(out))
-    assert sorted(tmp_path.rglob("*")) == before
 
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "is a file")
+    refused(tmp_path / "file" / "below" / "out", f"{tmp_path / 'file'} is a file")
+    refused(tmp_path / ("n" * 256), "File name too long")
+    refused(tmp_path / "new" / ("n" * 250), "File name too long")  # the folder that it is made in has a longer name
 
-@pytest.mark.parametrize("name", ["in memory", "streamed"])
-def test_a_parent_that_refuses_is_told_before_the_work(name, tmp_path, no_work, monkeypatch, run):
-    """As anybody but root sees it."""
-
-    def refuse(path, *_, **__):
+    def mkdir(path, *_, **__):  # as anybody but root sees it
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
-    told = f"can't write {tmp_path / 'out'}: {os.strerror(errno.EACCES)}"
-    assert_refused(run(*COMMANDS[name], "--quiet", "--out", tmp_path / "out"), told)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    refused(tmp_path / "out", os.strerror(errno.EACCES))
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 # What force must not delete
@@ -92,7 +80,6 @@ def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
 
 
 APART = "which this run reads; write to another place"
-RESULT = json.dumps({"schema": 1, "key": "x"}) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -125,75 +112,67 @@ def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
     before = snapshot(tmp_path)
     for out in (dense, dense.parent):
         with pytest.raises(ValueError, match=APART):
-            slice_streamed(dense, LLAMA.tokens(), out, force=True, **SAVED)
+            slice_streamed(dense, LLAMA.tokens(), out, force=True, width=10)
     assert snapshot(tmp_path) == before
 
 
 SCRIPTS = {"reproduce": reproduce, "report": report, "assignment": assignment}  # of the repository
-
-
-# What is no output of ours: a user's file, a folder, a device.
-FOREIGN = {
-    "one line": lambda path: path.write_text('{"a": 1}'),
+FOREIGN = {  # what is no output of ours: a user's file, a folder, a device
     "notes": lambda path: path.write_text("# Reproduction notes\n"),
     "a folder": Path.mkdir,
     "a FIFO": os.mkfifo,
 }
+REPRODUCE = "reproduce opt --profile ci --tables 5 --rows 1 --out x.md"
+OWN = "reproduce opt --profile ci --wikitext2 results.jsonl --out results.jsonl"
 
 
 @pytest.fixture
-def empty_report(monkeypatch):
-    """Any results make a report, without a word."""
+def script(monkeypatch, tmp_path, capsys):
+    """Run a script, which must refuse, in an empty folder; any results make a report, without a word."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("report.read", lambda path: [{"status": "done"}])
     monkeypatch.setattr("report.markdown", lambda records: "")
     monkeypatch.setattr("report.as_csv", lambda records: "")
 
+    def refused(line: str) -> str:
+        name, *arguments = line.split()
+        assert run_script(SCRIPTS[name], arguments) == 2
+        return capsys.readouterr().err
 
-REPRODUCE = ["reproduce", "opt", "--profile", "ci", "--tables", "5", "--rows", "1", "--out", "x.md"]
-REPORT = ["report", "results.jsonl", "--out", "x.md"]
+    return refused
 
 
 @pytest.mark.parametrize(
-    ("line", "kind"),
+    ("line", "file", "kind"),
     [
-        *((REPRODUCE, "one line"), (REPRODUCE, "a FIFO"), (["assignment", "build", "a1", "--to", "x.md"], "notes")),
-        *((REPORT, "notes"), (REPORT, "a folder")),
-        (["report", "results.jsonl", "--out", "x.txt"], "one line"),  # the table beside it is x.csv
+        *((REPRODUCE, "x.md", "notes"), (REPRODUCE, "x.md", "a FIFO")),
+        *(
+            ("report results.jsonl --out x.md", "x.md", "notes"),
+            ("report results.jsonl --out x.md", "x.md", "a folder"),
+        ),
+        ("report results.jsonl --out x.txt", "x.csv", "notes"),  # the table beside it
+        *(("assignment build a1 --to x.md", "x.md", kind) for kind in FOREIGN),
+        *(("assignment build a1 --to x.md --force", "x.md", kind) for kind in ("a folder", "a FIFO")),
     ],
 )
-def test_no_command_writes_over_what_is_not_of_its_kind(line, kind, tmp_path, monkeypatch, empty_report, capsys):
-    monkeypatch.chdir(tmp_path)
-    foreign = tmp_path / ("x.csv" if "x.txt" in line else "x.md")
+def test_no_script_writes_over_what_is_not_of_its_kind(line, file, kind, tmp_path, script):
+    foreign = tmp_path / file
     FOREIGN[kind](foreign)
     before = foreign.stat()
-    assert run_script(SCRIPTS[line[0]], line[1:]) == 2
-    assert str(foreign) in capsys.readouterr().err
+    assert str(foreign) in script(line)
     assert os.path.samestat(foreign.stat(), before) and foreign.stat().st_size == before.st_size
     assert list(tmp_path.iterdir()) == [foreign]
 
 
-@pytest.mark.parametrize("kind", ["a folder", "a FIFO"])
-def test_force_replaces_no_folder_or_device_by_a_file(kind, tmp_path, capsys):
-    FOREIGN[kind](tmp_path / "a1.ipynb")
-    assert run_script(assignment, ["build", "a1", "--to", str(tmp_path / "a1.ipynb"), "--force"]) == 2
-    assert "give the name of a file" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    "line",
-    [
-        ["report", "results.csv", "--out", "results.md"],
-        ["report", "results.jsonl", "--out", "results.jsonl"],
-        ["reproduce", "opt", "--profile", "ci", "--wikitext2", "results.jsonl", "--out", "results.jsonl"],
-    ],
+    "line", ["report results.csv --out results.md", "report results.jsonl --out results.jsonl", OWN]
 )
-def test_results_are_not_written_over_what_they_come_from(line, tmp_path, monkeypatch, empty_report, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_results_are_not_written_over_what_they_come_from(line, tmp_path, script):
+    result = json.dumps({"schema": 1, "key": "x"}) + "\n"
     for name in ("results.csv", "results.jsonl"):
-        Path(name).write_text(RESULT)
-    assert run_script(SCRIPTS[line[0]], line[1:]) == 2
-    assert APART in capsys.readouterr().err
-    assert snapshot(tmp_path) == {name: RESULT.encode() for name in ("results.csv", "results.jsonl")}
+        Path(name).write_text(result)
+    assert APART in script(line)
+    assert snapshot(tmp_path) == {name: result.encode() for name in ("results.csv", "results.jsonl")}
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json"])
@@ -233,45 +212,45 @@ def test_a_folder_that_cannot_be_renamed_is_told_before_the_work(force, tmp_path
         require_free(".", force)
 
 
+def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
 # A full disk
 
-FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+FULL = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+POSITION = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3053440 vs 3053328")
+FAULTS = {
+    "modeling_utils.safe_save_file": FULL,
+    "configuration_utils.PreTrainedConfig.to_json_file": OSError(28, "No space left on device"),
+    "PreTrainedTokenizerBase.save_pretrained": Exception("No space left on device (os error 28)"),
+}
 
 
-@pytest.mark.parametrize(
-    ("where", "fault"),
-    [
-        ("modeling_utils.safe_save_file", SafetensorError(FULL)),
-        ("configuration_utils.PreTrainedConfig.to_json_file", OSError(28, "No space left on device")),
-        ("PreTrainedTokenizerBase.save_pretrained", Exception("No space left on device (os error 28)")),
-    ],
-)
-def test_a_disk_that_fills_up_at_any_file_is_one_line(where, fault, tmp_path, monkeypatch, run):
-    model, tokenizer = minislice.load("mini-llama")
-    minislice.slice_model(model, torch.randint(0, 4000, (4, 100)), **{**SAVED, "width": 96})
-    minislice.save(model, tmp_path / "model", tokenizer=tokenizer)
-
+def failing(fault):
     def fail(*_, **__):
         raise fault
 
-    monkeypatch.setattr(f"transformers.{where}", fail)
+    return fail
+
+
+@pytest.mark.parametrize("where", FAULTS)
+def test_a_disk_that_fills_up_at_any_file_is_one_line(where, tmp_path, monkeypatch, run):
+    model, tokenizer = minislice.load("mini-llama")
+    tokens = torch.randint(0, 4000, (4, 100))
+    minislice.slice_model(model, tokens, adapter="none", slice_head=True, width=96)
+    minislice.save(model, tmp_path / "model", tokenizer=tokenizer)
+    monkeypatch.setattr(f"transformers.{where}", failing(FAULTS[where]))
     refused = run("export", tmp_path / "model", "--quiet", "--out", tmp_path / "out")
     assert_refused(refused, f"can't write {tmp_path / 'out'}: ", "No space left on device")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-POSITION = "[enforce fail at inline_container.cc:672] . unexpected pos 3053440 vs 3053328"
-
-
-@pytest.mark.parametrize("fault", [SafetensorError(FULL), RuntimeError(POSITION), OSError(28, "No space left")])
+@pytest.mark.parametrize("fault", [FULL, POSITION, OSError(28, "No space left")])
 def test_a_disk_that_fills_up_while_a_recovery_saves_is_one_line(fault, tmp_path, monkeypatch):
     model = minislice.slice_model(LLAMA.model().float(), LLAMA.tokens(), width=10)
-    monkeypatch.setattr(torch, "save", lambda *_, **__: (_ for _ in ()).throw(fault))
+    monkeypatch.setattr(torch, "save", failing(fault))
     with pytest.raises(OSError, match=f"can't write {tmp_path}"):
         minislice.recover(model, LLAMA.tokens(), folder=tmp_path / "run", steps=2, every=1, held_out=0.5)
-
-
-def test_an_error_of_another_kind_stays_what_it_is(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out"):
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
