@@ -33,8 +33,8 @@ def _question(name, expected):
         name=name,
         points=5,
         cases=lambda rng: [Case({"n": n}, {"x": rng.standard_normal(n)}) for n in (2, 3)],
-        returns=lambda arguments: Array("y", arguments["x"].shape),
-        judge=lambda arguments, result: Places().add("y", expected(arguments["x"]), result).failure(),
+        returns=lambda x: Array("y", x.shape),
+        judge=lambda y, x: Places().add("y", expected(x), y).failure(),
         **PLAIN,
     )
 

@@ -29,8 +29,9 @@ class Lesson:
         """Print versions, seed, device, the seconds that passed and the CPU seconds ("of work")."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
         seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
-        print(f"minislice {__version__}, torch {torch.__version__}, transformers {transformers.__version__},", end=" ")
-        print(f"Python {platform.python_version()}")
+        modules = {"minislice": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        versions = {**modules, "Python": platform.python_version()}
+        print(", ".join(f"{name} {version}" for name, version in versions.items()))
         print(f"seed {self.seed}, device {device}, {seconds:.0f} seconds, {worked:.0f} of work")
 
 
@@ -58,11 +59,7 @@ def token_sets(
 
     Args:
         text: a source of `corpus.text.load_text`; see `corpus.text.disjoint_streams`.
-        samples: windows of the calibration set.
-        evaluation: windows of the evaluation set.
-
-    Raises:
-        ValueError: no such text, or too little of it.
+        samples: windows of the calibration set, as `evaluation` of the evaluation set.
     """
     streams, counts = disjoint_streams(text, text, tokenizer), (samples, evaluation)
     return tuple(sample(stream, count, seqlen, seed) for stream, count in zip(streams, counts, strict=True))

@@ -33,26 +33,16 @@ def architecture() -> Axes:
     _arrow(ax, (14.2, STREAM), (15.0, STREAM), "logits")
     ax.annotate("", (1.2, 1.55), (10.1, 1.55), arrowprops={"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "lw": 0.8})
     ax.text(5.65, 1.6, "one layer of the trained model", ha="center", va="bottom")
-    under = -2.3
-    ax.plot([0.0, 0.0, 13.7, 13.7], [-ROW / 2, under, under, -ROW / 2], color="0.4", linestyle=":", lw=1.2)
-    ax.text(
-        6.85, under - 0.08, "tied, in some models: one matrix", color="0.4", ha="center", va="top", fontsize="small"
-    )
+    under, grey = -2.3, {"color": "0.4"}
+    ax.plot([0.0, 0.0, 13.7, 13.7], [-ROW / 2, under, under, -ROW / 2], linestyle=":", lw=1.2, **grey)
+    ax.text(6.85, under - 0.08, "tied, in some models: one matrix", ha="center", va="top", fontsize="small", **grey)
     return ax
 
 
 def cut(D: int, k: int, hidden: int, tokens: int, inner: int | None = None) -> Axes:
     """A block's signal and matrices, to scale, in the basis of the principal components. Deleted parts are hatched.
 
-    Args:
-        D: width of the signal.
-        k: number of kept columns, on both sides of the block.
-        hidden: columns of W_in and rows of W_out.
-        tokens: rows of the signal.
-        inner: number of hidden columns that are left; all of them by default.
-
-    Raises:
-        ValueError: not 1 <= k <= D, or not 0 <= inner <= hidden.
+    Of D columns of the signal k are kept; of the `hidden` columns of W_in, and rows of W_out, `inner` are left.
     """
     inner = hidden if inner is None else inner
     if not 1 <= k <= D:
@@ -65,7 +55,6 @@ def cut(D: int, k: int, hidden: int, tokens: int, inner: int | None = None) -> A
         ("$W_{out}Q'$", hidden, D, inner, k, "hidden", "D"),
         ("$S=Q^\\top Q'$", D, D, k, k, "D", "D"),
     ]
-    kept_as = {"D": "k = ", "hidden": ""}
     gap, height = 0.45 * D, max(tokens, D, hidden)
     length = sum(columns for _, _, columns, *_ in matrices) + gap * len(matrices)
     ax = _blank((8.0, 8.0 * 1.25 * height / length), (-gap, length - 0.4 * gap), (-0.12 * height, 1.13 * height))
@@ -75,12 +64,14 @@ def cut(D: int, k: int, hidden: int, tokens: int, inner: int | None = None) -> A
         ax.add_patch(Rectangle((left, base), columns, rows, fc=DELETED, ec="0.5", hatch="////", lw=0.8))
         kept = (left, base + rows - rows_kept)
         ax.add_patch(Rectangle(kept, columns_kept, rows_kept, fc="white", ec="black", lw=1.4))
-        kept_top = f"{top} = {columns}" + (f" → {kept_as[top]}{columns_kept}" if columns_kept < columns else "")
-        kept_side = f"{side} = {rows}" + (f" → {kept_as[side]}{rows_kept}" if rows_kept < rows else "")
-        ax.text(left + columns / 2, base - 0.03 * height, name, ha="center", va="top")
-        ax.text(left + columns / 2, height * 1.03, kept_top, ha="center", va="bottom", fontsize="small")
-        where = {"ha": "right", "va": "center", "rotation": 90, "fontsize": "small"}
-        ax.text(left - 0.03 * height, base + rows / 2, kept_side, **where)
+        words = [
+            f"{what} = {whole}" + (f" → {'k = ' * (what == 'D')}{less}" if less < whole else "")
+            for what, whole, less in ((top, columns, columns_kept), (side, rows, rows_kept))
+        ]
+        middle, small = left + columns / 2, {"fontsize": "small"}
+        ax.text(middle, base - 0.03 * height, name, ha="center", va="top")
+        ax.text(middle, height * 1.03, words[0], ha="center", va="bottom", **small)
+        ax.text(left - 0.03 * height, base + rows / 2, words[1], ha="right", va="center", rotation=90, **small)
         left += columns + gap
     return ax
 
@@ -99,15 +90,15 @@ def _block(ax: Axes, start: float, name: str) -> None:
     _arrow(ax, (start + 2.0, STREAM), (end - 0.2, STREAM))
     ax.plot([end], [STREAM], marker="o", markersize=13, markerfacecolor="white", markeredgecolor="black", zorder=3)
     ax.text(end, STREAM, "+", ha="center", va="center", zorder=4)
-    ax.plot([start, start, start + 0.1], [STREAM, BRANCH, BRANCH], color="black", lw=1.0)
+    ax.plot([start, start], [STREAM, BRANCH], color="black", lw=1.0)
+    ax.plot([start, end], [BRANCH, BRANCH], color="black", lw=1.0)  # behind the boxes, which are white
     for offset, width, label in (
-        *((0.45, 0.75, "norm"), (1.3, 0.7, "$W_{in}$")),
-        *((2.05, 0.6, "σ"), (2.8, 0.7, "$W_{out}$")),
+        (0.45, 0.75, "norm"),
+        (1.3, 0.7, "$W_{in}$"),
+        (2.05, 0.6, "σ"),
+        (2.8, 0.7, "$W_{out}$"),
     ):
         _box(ax, start + offset, BRANCH, width, label)
-    for left, right in ((0.82, 0.95), (1.65, 1.75), (2.35, 2.45)):
-        ax.plot([start + left, start + right], [BRANCH, BRANCH], color="black", lw=1.0)
-    ax.plot([start + 3.15, end], [BRANCH, BRANCH], color="black", lw=1.0)
     _arrow(ax, (end, BRANCH), (end, STREAM - 0.2))
     ax.text(start + 1.75, BRANCH - 0.42, f"block: {name}", ha="center", va="top", fontsize="small")
 

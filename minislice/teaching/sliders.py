@@ -40,11 +40,8 @@ def slide(draw: Callable[[float], object], values: Sequence[float], start: float
         draw(value)
         plt.show()
 
-    width = ipywidgets.Layout(width="34em")
-    slider = ipywidgets.SelectionSlider(
-        options=values, value=start, description=label, continuous_update=False, layout=width
-    )
-    ipywidgets.interact(redraw, value=slider)
+    look = {"description": label, "continuous_update": False, "layout": ipywidgets.Layout(width="34em")}
+    ipywidgets.interact(redraw, value=ipywidgets.SelectionSlider(options=values, value=start, **look))
 
 
 def turn(model: PreTrainedModel, tokens: Int64[Tensor, "sequences tokens"]) -> Callable[[float], list[Axes]]:
@@ -78,12 +75,7 @@ def about(axis: int, angle: Float64[Tensor, ""]) -> Float64[Tensor, "3 3"]:
 
 
 def columns(eigenvalues: Float64[Tensor, " D"], cost: Callable[[int], Ratio]) -> Callable[[int], list[Axes]]:
-    """Keep the first k components of a spectrum: what is deleted, and what it does to the perplexity of a model.
-
-    Args:
-        eigenvalues: of the signal at one boundary, descending.
-        cost: the perplexity of the model, sliced to a width, over the dense one's.
-    """
+    """Keep the first k components of a spectrum: what is deleted, and its cost, the perplexity over the dense one's."""
     share, known = (eigenvalues / eigenvalues.sum()).cpu().clamp(min=1e-9), {len(eigenvalues): Ratio(1.0, 0.0)}
 
     def draw(k: int) -> list[Axes]:
@@ -102,7 +94,7 @@ def columns(eigenvalues: Float64[Tensor, " D"], cost: Callable[[int], Ratio]) ->
 
 
 def tilt(degrees: float) -> list[Axes]:
-    """Two planes in three dimensions (D = 3, k = 2) that meet at an angle, in degrees, and the adapter between them.
+    """Two planes (D = 3, k = 2) that meet at an angle, in degrees, and the adapter between them.
 
     The second plane's basis is turned inside its plane, as principal components would be; aligning takes that back.
     """
@@ -120,11 +112,7 @@ def tilt(degrees: float) -> list[Axes]:
 
 
 def cutting(measured: Mapping[str, Mapping[float, tuple[int, Ratio]]]) -> Callable[[float], Axes]:
-    """Delete a share of the columns: parameters and perplexity, with each form of adapter.
-
-    Args:
-        measured: for each form, for each share that is deleted: the parameters left, and the perplexity over dense.
-    """
+    """Delete a share of the columns: for each form of adapter and share, the parameters, and perplexity over dense."""
 
     def draw(slicing: float) -> Axes:
         curves = {}

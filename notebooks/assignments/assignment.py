@@ -18,23 +18,14 @@ from typing import Any
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
 from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
-from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question, WrittenQuestion
+from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Task
 
 HELP = "list the assignments, or write the notebook of one"
 ANSWERS = Path(__file__).parent / "answers"
-_NOT_EXECUTED = {"execution_count": None, "outputs": []}
 
 
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
-    """Write the notebook of an assignment; the file is whole or isn't there.
-
-    Args:
-        release: write what students get, without answers, in place of the source.
-        force: overwrite an existing file.
-
-    Raises:
-        ValueError: no such assignment, the file exists, or it can't be written.
-    """
+    """Write the notebook of an assignment, or its release, which students get; the file is whole or isn't there."""
     notebook = source(assignment(name))
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +47,7 @@ def source(given: Assignment) -> dict[str, Any]:
 from minislice.teaching.assignments.{given.name} import {given.tool}
 
 rng = np.random.default_rng(0)  # for trials of your own"""
-    cells = [
-        _cell("markdown", _title(given), f"{given.name}_title"),
-        _cell("code", setup, f"{given.name}_setup"),
-    ]
+    cells = [_cell("markdown", _title(given), f"{given.name}_title"), _cell("code", setup, f"{given.name}_setup")]
     for question in given.questions:
         answer, test = given.answer_id(question), given.test_id(question)
         cells += [
@@ -95,7 +83,11 @@ def _cell(kind: str, text: str, grade_id: str, points: int | None = None, soluti
     tags = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "locked": not solution, "task": False}
     tags |= {"grade": False} if points is None else {"grade": True, "points": points}
     cell = {"cell_type": kind, "id": grade_id.replace("_", "-"), "metadata": {"nbgrader": tags}}
-    return cell | {"source": text.splitlines(keepends=True)} | (_NOT_EXECUTED if kind == "code" else {})
+    return (
+        cell
+        | {"source": text.splitlines(keepends=True)}
+        | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+    )
 
 
 def _title(given: Assignment) -> str:
@@ -124,8 +116,8 @@ rejected every time. Only the cell for your answer is read; write helpers inside
 }
 
 
-def _heading(question: Question | MutationQuestion | WrittenQuestion) -> str:
-    name = question.name.replace("_", " ") if isinstance(question, WrittenQuestion) else f"`{question.name}`"
+def _heading(question: Task) -> str:
+    name = question.name.replace("_", " ") if type(question) is Task else f"`{question.name}`"
     effort = f"{question.minutes} minutes, difficulty {stars(question.difficulty)}"
     facts = f"{effort}, importance {stars(question.importance)}, {question.points} points"
     text = f"## {name}\n\n{facts}\n\n{question.text}"
@@ -157,7 +149,7 @@ def _written(name: str, question: str) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the script's parser."""
+    """The script's options."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
     make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
@@ -167,17 +159,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--force", action="store_true", help="overwrite the file")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Do what was asked for. Returns the exit status."""
+def run(options: argparse.Namespace) -> None:
+    """Do what was asked for."""
     if options.what == "build":
         build(options.name, options.to, options.release, options.force)
         print(f"wrote {options.to}")
-        return 0
+        return
     for given in ASSIGNMENTS.values():
         functions = ", ".join(question.name for question in given.questions)
         facts = f"{stars(given.difficulty)}  {given.minutes:3d} min  {given.points:2d} points"
         print(f"{given.name}  {given.title:28s} {facts}  {functions}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -50,21 +50,17 @@ def grade(
     limits: Limits | None = None,
     progress: bool = True,
 ) -> list[Row]:
-    """Grade an assignment of an nbgrader course. Every score is overwritten, or none.
+    """Grade an assignment of an nbgrader course: every score is overwritten, or none.
+
+    A ValueError says what is wrong, unless it is a single submission, which just gets no points.
 
     Args:
-        name: of the assignment.
         seed_file: holds the secret from which the hidden cases are drawn.
         table: a CSV file to write, which must not exist.
         course: the folder with nbgrader_config.py.
         strict: refuse to run students' code where the system can't isolate it completely.
-        limits: for each call of a student's function.
-
-    Raises:
-        ValueError: anything that is wrong but a single submission, which just gets no points.
     """
-    assignment = assignment_of(name)
-    secret = _secret(seed_file)
+    assignment, secret = assignment_of(name), _secret(seed_file)
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
         cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         source = book.source.resolve()
@@ -83,9 +79,9 @@ def grade(
             for student in handed_in
             for question in assignment.questions
         }
-        marks, rows = _marked(work, progress), []
-        for student, question in work:
-            mark, most = marks[student, question], book.most[question]
+        rows = []
+        for (student, question), mark in _marked(work, progress).items():
+            most = book.most[question]
             points = round(mark.share * most, 2)
             rows.append(Row(student, assignment.name, question, points, most, mark.status, "; ".join(mark.lines)))
             book.write(student, assignment.question(question), points, mark.lines)
@@ -105,12 +101,13 @@ def _secret(file: Path) -> bytes:
 
 
 def _marked(work: Mapping[tuple[str, str], tuple], progress: bool) -> dict[tuple[str, str], marking.Mark]:
-    """The marks by student and question, as many at a time as there are processors."""
+    """The marks in the order of the work, as many at a time as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {pool.submit(marking.mark, *what): key for key, what in work.items()}
+        futures = {key: pool.submit(marking.mark, *what) for key, what in work.items()}
         try:
-            done = tqdm(as_completed(futures), total=len(futures), desc="grade", disable=not progress)
-            return {futures[future]: future.result() for future in done}
+            for future in tqdm(as_completed(futures.values()), total=len(futures), desc="grade", disable=not progress):
+                future.result()
+            return {key: future.result() for key, future in futures.items()}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -124,7 +121,7 @@ def _write(file: Path, rows: list[Row]) -> None:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options to the script's parser."""
+    """The script's options."""
     parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3, c1")
     parser.add_argument("--seed-file", required=True, type=Path, metavar="FILE", help="the secret of the hidden cases")
     parser.add_argument("--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line a question")
@@ -132,19 +129,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop where submissions can't be isolated completely")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Grade, and print each student's points. Returns the exit status."""
+def run(options: argparse.Namespace) -> None:
+    """Grade, and print each student's points."""
     progress = not options.quiet
     rows = grade(options.name, options.seed_file, options.csv, options.course, options.strict, progress=progress)
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
-        return 0
+        return
     for student in dict.fromkeys(row.student for row in rows):
         answers = [row for row in rows if row.student == student]
         points, most = sum(row.points for row in answers), sum(row.max for row in answers)
         wrong = ", ".join(f"{row.question} {row.status}" for row in answers if row.status != "passed")
         print(f"{student:20s} {points:5g} of {most:g}  {wrong}".rstrip())
-    return 0
 
 
 if __name__ == "__main__":

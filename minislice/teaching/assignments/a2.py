@@ -1,65 +1,54 @@
 """A2: RMSNorm commutes with every rotation, LayerNorm does not (section 3.1)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from numpy.random import Generator
 
 from . import toy
-from .exercise import Case, Failure
+from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array
 from .judging import Places, close, orthonormal
 from .markdown import read
 
 
-def _rms_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _rms_cases(rng: np.random.Generator) -> Cases:
     for D in range(2, 7):
         x = rng.standard_normal((D + 2, D)) + 0.5
         x[1] *= 0.03  # so short that eps counts
-        cases.append(Case({"D": D, "N": D + 2}, {"x": x, "eps": toy.EPS}))
-    return cases
+        yield Case({"D": D, "N": D + 2}, {"x": x, "eps": toy.EPS})
 
 
-def _judge_rms(arguments: Mapping[str, Any], y: np.ndarray) -> Failure | None:
-    x, eps = arguments.values()
+def _judge_rms(y: np.ndarray, x: np.ndarray, eps: float) -> Failure | None:
     square = np.square(x).mean(1, keepdims=True)
-    spread = x - x.mean(1, keepdims=True)
-    variance = np.square(spread).mean(1, keepdims=True)
+    spread, length = x - x.mean(1, keepdims=True), np.sqrt(x.shape[1] * square + eps)
+    deviation = np.sqrt(np.square(spread).mean(1, keepdims=True) + eps)
     mistakes = {
-        "It divides by the standard deviation: RMSNorm subtracts no mean anywhere.": x / np.sqrt(variance + eps),
-        "This is LayerNorm: RMSNorm subtracts no mean.": spread / np.sqrt(variance + eps),
+        "It divides by the standard deviation: RMSNorm subtracts no mean anywhere.": x / deviation,
+        "This is LayerNorm: RMSNorm subtracts no mean.": spread / deviation,
         "eps stands outside the root.": x / (np.sqrt(square) + eps),
         "eps is lost.": x / np.sqrt(square),
         "The mean is taken over the rows: each row is normalised by itself.": x / np.sqrt(np.square(x).mean(0) + eps),
-        "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x
-        / np.sqrt(x.shape[1] * square + eps),
+        "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x / length,
         "It divides by the mean square: take the root.": x / (square + eps),
     }
     hint = "a norm divides each row by one positive number: by which?"
     return Places().add("rms(x)", x / np.sqrt(square + eps), y, mistakes, hint).failure()
 
 
-def _haar_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _haar_cases(rng: np.random.Generator) -> Cases:
     for D in range(2, 7):
         G = rng.standard_normal((D, D))
         if (np.linalg.det(G) > 0) == (D != 5):  # mostly G turns space inside out, and so should Q
             G[0] *= -1
-        cases.append(Case({"D": D}, {"G": G}))
-    return cases
+        yield Case({"D": D}, {"G": G})
 
 
-def _judge_haar(arguments: Mapping[str, Any], Q: np.ndarray) -> Failure | None:
+def _judge_haar(Q: np.ndarray, G: np.ndarray) -> Failure | None:
     """A failure unless Q turns with G.
 
     If Q(O G) = O Q(G) for every orthogonal O, Q is Haar, because O G is distributed as G. It is so for a Q that makes
     Q^T G triangular with a positive diagonal, or symmetric and positive, since there is only one such Q. Likewise for
     the mirror images of these: transposes, G Q^T (then Q(G O) = Q(G) O), and all signs turned.
     """
-    G = arguments["G"]
     if failure := orthonormal("Q", Q):
         return failure
     forms = [Q.T @ G, G @ Q.T, Q.T @ G.T, G.T @ Q.T]
@@ -82,19 +71,13 @@ def _judge_haar(arguments: Mapping[str, Any], Q: np.ndarray) -> Failure | None:
 
 def _one_of_a_kind(A: np.ndarray) -> bool:
     """Triangular with a positive diagonal, or symmetric and positive."""
-    triangular = close(np.triu(A), A, 1e-8) or close(np.tril(A), A, 1e-8)
-    if triangular:
+    if close(np.triu(A), A, 1e-8) or close(np.tril(A), A, 1e-8):
         return bool((A.diagonal() > 0).all())
     return close(A.T, A, 1e-8) and bool((np.linalg.eigvalsh(A) > 0).all())
 
 
-def _counterexample_cases(rng: Generator) -> list[Case]:
-    return [Case({"D": D}, {"D": D}) for D in range(2, 7)]
-
-
-def _judge_counterexample(arguments: Mapping[str, Any], result: tuple[np.ndarray, np.ndarray]) -> Failure | None:
+def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Failure | None:
     x, Q = result
-    D = arguments["D"]
     if failure := orthonormal("Q", Q):
         return failure
     if not len(x):
@@ -103,26 +86,17 @@ def _judge_counterexample(arguments: Mapping[str, Any], result: tuple[np.ndarray
     apart = np.abs(toy.normalised(one, x @ Q, 0) @ Q.T - toy.normalised(one, x, 0)).max()
     if apart > 0.1:
         return None
+    what, numbers = "it differs from LayerNorm(x) by less than 0.1", f"the largest difference is {apart:.3g}"
     permutation = close(np.abs(Q).max(0), np.ones(D))
     mistake = "Q only permutes the numbers of a row, and turns signs." if permutation else ""
-    return Failure(
-        "values",
-        "LayerNorm(x Q) Q^T",
-        "it differs from LayerNorm(x) by less than 0.1",
-        f"the largest difference is {apart:.3g}",
-        mistake=mistake,
-        hint="what does LayerNorm make of a row whose numbers are all the same? Rotate another row there.",
-    )
+    hint = "what does LayerNorm make of a row whose numbers are all the same? Rotate another row there."
+    return Failure("values", "LayerNorm(x Q) Q^T", what, numbers, mistake=mistake, hint=hint)
 
 
 A2 = read(
     "a2",
-    rms=(_rms_cases, lambda arguments: Array("rms(x)", arguments["x"].shape), _judge_rms),
-    haar=(_haar_cases, lambda arguments: Array("Q", arguments["G"].shape), _judge_haar),
-    counterexample=(
-        _counterexample_cases,
-        lambda arguments: (Array("x", ("N", arguments["D"])), Array("Q", (arguments["D"],) * 2)),
-        _judge_counterexample,
-    ),
+    rms=(_rms_cases, lambda x, eps: Array("rms(x)", x.shape), _judge_rms),
+    haar=(_haar_cases, lambda G: Array("Q", G.shape), _judge_haar),
+    counterexample=(toy.widths, lambda D: (Array("x", ("N", D)), Array("Q", (D, D))), _judge_counterexample),
 )
 check = checker(A2)

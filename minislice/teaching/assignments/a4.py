@@ -1,22 +1,18 @@
 """A4: principal components of the signal, and how many of them to keep (section 3.4, eq. 8)."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 
 from . import toy
-from .exercise import Case, Failure
+from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array, Number
 from .judging import Places, close, orthonormal
 from .markdown import read
 
 
-def _moment_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _moment_cases(rng: np.random.Generator) -> Cases:
     for D, lengths in zip(range(2, 7), ((5, 3), (4, 7), (6, 3, 5), (9, 2), (3, 8, 4)), strict=True):
         batches = [rng.standard_normal((n, D)) * 3.0 ** -np.arange(D) + 0.7 for n in lengths]
         masks = [np.arange(n) < n - i for i, n in enumerate(lengths)]  # the first batch has no padding
@@ -24,27 +20,24 @@ def _moment_cases(rng: Generator) -> list[Case]:
             masks[1][:] = False
         for x, mask in zip(batches, masks, strict=True):
             x[~mask] += 5.0
-        cases.append(Case({"D": D, "batches": len(lengths)}, {"batches": batches, "masks": masks}))
-    return cases
+        yield Case({"D": D, "batches": len(lengths)}, {"batches": batches, "masks": masks})
 
 
-def _judge_moment(arguments: Mapping[str, Any], C: np.ndarray) -> Failure | None:
-    batches, masks = arguments.values()
-    tokens = np.concatenate([x[mask] for x, mask in zip(batches, masks, strict=True)])
-    expected = _energies(tokens)
-    centred = tokens - tokens.mean(0)
-    padded = np.concatenate(batches)
-    means = sum(_energies(x[mask]) / mask.sum() for x, mask in zip(batches, masks, strict=True) if mask.any())
+def _judge_moment(C: np.ndarray, batches: list[np.ndarray], masks: list[np.ndarray]) -> Failure | None:
+    parts = [x[mask] for x, mask in zip(batches, masks, strict=True)]
+    tokens = np.concatenate(parts)
+    expected, centred, T = _energies(tokens), _energies(tokens - tokens.mean(0)), len(tokens)
+    means = sum(_energies(part) / len(part) for part in parts if len(part))
     mistakes = {
-        "It is centred: eq. 8 subtracts no mean.": _energies(centred),
-        "It is centred, and a mean: eq. 8 is a sum, about zero.": _energies(centred) / len(tokens),
-        "Padding is counted.": _energies(padded),
+        "It is centred: eq. 8 subtracts no mean.": centred,
+        "It is centred, and a mean: eq. 8 is a sum, about zero.": centred / T,
+        "Padding is counted.": _energies(np.concatenate(batches)),
         "It is a mean for each batch: then a token of a short batch counts more.": means,
         "It is a mean of means: then a token of a short batch counts more.": means / len(batches),
-        "It is divided by the number of tokens: eq. 8 is a sum.": expected / len(tokens),
-        "It is divided by the number of tokens, less one: eq. 8 is a sum.": expected / max(1, len(tokens) - 1),
-        "It is the sum over one batch only, the first.": _energies(batches[0][masks[0]]),
-        "It is the sum over one batch only, the last.": _energies(batches[-1][masks[-1]]),
+        "It is divided by the number of tokens: eq. 8 is a sum.": expected / T,
+        "It is divided by the number of tokens, less one: eq. 8 is a sum.": expected / max(1, T - 1),
+        "It is the sum over one batch only, the first.": _energies(parts[0]),
+        "It is the sum over one batch only, the last.": _energies(parts[-1]),
     }
     failure = Places().add("C", expected, C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens.").failure()
     if failure and not failure.mistake and close(expected, C, 1e-5):
@@ -59,70 +52,64 @@ def _energies(tokens: np.ndarray) -> np.ndarray:
     return (both - along[:, None] - along) / 2
 
 
-def _pca_cases(rng: Generator) -> list[Case]:
-    spectra = (
+def _pca_cases(rng: np.random.Generator) -> Cases:
+    for spectrum in (
         [3.0, 0.5],
         [5.0, 2.0, 0.1],
         [4.0, 4.0, 1.0, 0.0],  # any basis of the first two will do
         [9.0, 3.0, 2.0, 1.0, 0.0],
         [30.0, 10.0, 3.0, 1.0, 0.3, 0.1],
-    )
-    cases = []
-    for spectrum in spectra:
+    ):
         Q = toy.haar(rng, len(spectrum))
         C = Q * np.array(spectrum) @ Q.T
-        cases.append(Case({"D": len(C)}, {"C": (C + C.T) / 2}))
-    return cases
+        yield Case({"D": len(C)}, {"C": (C + C.T) / 2})
 
 
-def _judge_pca(arguments: Mapping[str, Any], result: tuple[np.ndarray, np.ndarray]) -> Failure | None:
-    C = arguments["C"]
+def _judge_pca(result: tuple[np.ndarray, np.ndarray], C: np.ndarray) -> Failure | None:
     eigenvalues, Q = result
     if failure := orthonormal("Q", Q):
         return failure
     if not close(C @ Q, Q * eigenvalues, 1e-9):
-        mistake = ""
-        if close(C @ Q, Q * eigenvalues[::-1], 1e-9):
-            mistake = "Eigenvalues and eigenvectors are in opposite order: only one of them was turned round."
-        elif close(C @ Q.T, Q.T * eigenvalues, 1e-9):
-            mistake = "The eigenvectors are the rows of this Q; they must be its columns."
-        elif close(C @ Q, Q * np.square(eigenvalues), 1e-9):
-            mistake = "These are singular values of the signal; the eigenvalues of C are their squares."
-        elif close(C @ C @ Q, (C @ Q) * np.sqrt(np.abs(eigenvalues)), 1e-9):
-            mistake = "These are the squares of the eigenvalues."
+        mistakes = {
+            "Eigenvalues and eigenvectors are in opposite order: only one of them was turned round.": (
+                C @ Q - Q * eigenvalues[::-1]
+            ),
+            "The eigenvectors are the rows of this Q; they must be its columns.": C @ Q.T - Q.T * eigenvalues,
+            "These are singular values of the signal; the eigenvalues of C are their squares.": (
+                C @ Q - Q * np.square(eigenvalues)
+            ),
+            "These are the squares of the eigenvalues.": C @ C @ Q - (C @ Q) * np.sqrt(np.abs(eigenvalues)),
+        }
+        mistake = next((sentence for sentence, apart in mistakes.items() if close(C, C + apart, 1e-9)), "")
         column = int(np.abs(C @ Q - Q * eigenvalues).max(0).argmax())
         what = f"C Q is not Q diag(lambda), in column {column} most of all"
         hint = "C times a column of Q must be that column times its eigenvalue."
         return Failure("values", "lambda, Q", what, mistake=mistake, hint=hint)
-    falls = np.diff(eigenvalues)
-    if (falls > 1e-9 * eigenvalues.max()).any():
-        first = int(np.argmax(falls > 1e-9 * eigenvalues.max()))
+    rises = np.diff(eigenvalues) > 1e-9 * eigenvalues.max()
+    if rises.any():
+        first = int(np.argmax(rises))
         what = f"lambda[{first + 1}] is larger than lambda[{first}]"
-        mistake = (
-            "It is ascending: the first columns hold least, less than a random basis." if (falls >= -1e-9).all() else ""
-        )
+        ascending = "It is ascending: the first columns hold least, less than a random basis."
+        mistake = ascending if (np.diff(eigenvalues) >= -1e-9).all() else ""
         return Failure("values", "lambda", what, mistake=mistake, fine=("Q",), hint="the largest comes first.")
     return None
 
 
-def _width_cases(rng: Generator) -> list[Case]:
+def _width_cases(rng: np.random.Generator) -> Cases:
     """Spectra whose sums are exact in float64, with shares that are held exactly, nearly, and completely."""
-    spectra = [
+    for values, share in (
         ([3.0, 1.0], 0.75),
         ([2.0, 1.0, 1.0], 0.625),
         ([8.0, 4.0, 2.0, 2.0], 0.875),
         ([32.0, 16.0, 8.0, 4.0, 4.0], 1.0),
         ([10.0, 3.0, 1.0, 1.0, 1.0, 0.0], 1.0),
-        ([float(v) for v in np.sort(rng.integers(1, 99, 7))[::-1]], float(rng.uniform(0.3, 0.95))),
-    ]
-    return [
-        Case({"D": len(values)}, {"eigenvalues": 2.0 ** int(rng.integers(-3, 4)) * np.array(values), "share": share})
-        for values, share in spectra
-    ]
+        (np.sort(rng.integers(1, 99, 7))[::-1], float(rng.uniform(0.3, 0.95))),
+    ):
+        eigenvalues = 2.0 ** int(rng.integers(-3, 4)) * np.array(values)
+        yield Case({"D": len(values)}, {"eigenvalues": eigenvalues, "share": share})
 
 
-def _judge_width(arguments: Mapping[str, Any], k: int) -> Failure | None:
-    eigenvalues, share = arguments.values()
+def _judge_width(k: int, eigenvalues: np.ndarray, share: float) -> Failure | None:
     D, total = len(eigenvalues), eigenvalues.sum()
     if not 1 <= k <= D:
         return Failure("values", "k", "it is not between 1 and D", f"got {k}")
@@ -136,12 +123,8 @@ def _judge_width(arguments: Mapping[str, Any], k: int) -> Failure | None:
 
 A4 = read(
     "a4",
-    second_moment=(_moment_cases, lambda arguments: Array("C", (arguments["batches"][0].shape[1],) * 2), _judge_moment),
-    pca=(
-        _pca_cases,
-        lambda arguments: (Array("lambda", (len(arguments["C"]),)), Array("Q", arguments["C"].shape)),
-        _judge_pca,
-    ),
-    width=(_width_cases, lambda arguments: Number("k", int), _judge_width),
+    second_moment=(_moment_cases, lambda batches, masks: Array("C", (batches[0].shape[1],) * 2), _judge_moment),
+    pca=(_pca_cases, lambda C: (Array("lambda", (len(C),)), Array("Q", C.shape)), _judge_pca),
+    width=(_width_cases, lambda eigenvalues, share: Number("k", int), _judge_width),
 )
 check = checker(A4)

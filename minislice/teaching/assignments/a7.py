@@ -1,72 +1,54 @@
 """A7: what slicing costs and saves, counted (section 4, and notebook 06)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
-from numpy.random import Generator
 
-from .exercise import Case, Failure
+from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Number
-from .judging import Places, close
+from .judging import Places, close, named
 from .markdown import read
 
 FORMS = ("full", "low-rank", "none")
 
 
-def _cost_cases(rng: Generator) -> list[Case]:
+def _cost_cases(rng: np.random.Generator) -> Cases:
     """Networks of one to four blocks, with and without positions and biases, sliced to more and to less than D / 2."""
-    cases = []
     for D, B in ((4, 1), (6, 2), (8, 4), (12, 3)):
         blocks = [(int(rng.integers(D, 4 * D)), int(rng.integers(D, 4 * D))) for _ in range(B)]
         shapes = {"V": int(rng.integers(50, 99)), "T": B % 2 * int(rng.integers(9, 30)), "D": D, "blocks": blocks}
         shapes["biases"] = B in (2, 3)
         for form in FORMS:
             k = int(rng.integers(1, D // 2)) if B % 2 else int(rng.integers(D // 2 + 1, D))
-            cases.append(Case({"D": D, "k": k, "B": B}, {"shapes": shapes, "k": k, "form": form}))
-    return cases
+            yield Case({"D": D, "k": k, "B": B}, {"shapes": shapes, "k": k, "form": form})
 
 
-def _arrays(shapes: Mapping[str, Any], k: int, form: str) -> dict[str, list[np.ndarray]]:
-    """The arrays of a real sliced network, by what they are."""
+def _sizes(shapes: dict, k: int, form: str) -> dict[str, int]:
+    """The sizes of a sliced network's arrays, by what they are, counted on real arrays."""
     V, T, D, blocks = (shapes[name] for name in ("V", "T", "D", "blocks"))
     bases = [np.eye(D)[:, :k]] * len(blocks) + [np.eye(D)]
-    arrays = {"embeddings": [np.zeros((V, D)) @ bases[0], np.zeros((T, D)) @ bases[0]], "head": [np.zeros((D, V))]}
-    arrays |= {name: [] for name in ("W_in", "W_out", "biases", "adapters")}
+    sizes = {"embeddings": (np.zeros((V + T, D)) @ bases[0]).size, "head": V * D}
+    sizes |= dict.fromkeys(("W_in", "W_out", "biases", "adapters"), 0)
     for (H_in, H_out), P, P_next in zip(blocks, bases[:-1], bases[1:], strict=True):
-        arrays["W_in"].append(P.T @ np.zeros((D, H_in)))
-        arrays["W_out"].append(np.zeros((H_out, D)) @ P_next)
-        if shapes["biases"]:
-            arrays["biases"] += [np.zeros(H_in), np.zeros(D) @ P_next]
-        if form == "full":
-            arrays["adapters"].append(P.T @ P_next)
-        if form == "low-rank":
-            deleted = D - P_next.shape[1]
-            arrays["adapters"].append(np.zeros((k, min(k, deleted))))
-    return arrays
+        sizes["W_in"] += (P.T @ np.zeros((D, H_in))).size
+        sizes["W_out"] += (np.zeros((H_out, D)) @ P_next).size
+        sizes["biases"] += shapes["biases"] * (H_in + (np.zeros(D) @ P_next).size)
+        low_rank = np.zeros((k, min(k, D - P_next.shape[1])))
+        sizes["adapters"] += {"full": P.T @ P_next, "low-rank": low_rank, "none": np.zeros(0)}[form].size
+    return sizes
 
 
-def _sizes(arrays: Mapping[str, list[np.ndarray]]) -> dict[str, int]:
-    return {name: sum(array.size for array in some) for name, some in arrays.items()}
-
-
-def _judge_parameters(arguments: Mapping[str, Any], count: int) -> Failure | None:
-    shapes, k, form = arguments.values()
-    sizes, dense = (_sizes(_arrays(shapes, width, form)) for width in (k, shapes["D"]))
+def _judge_parameters(count: int, shapes: dict, k: int, form: str) -> Failure | None:
+    sizes = _sizes(shapes, k, form)
     total, mistakes = sum(sizes.values()), _left_out(sizes, shapes, k, form)
     mistakes["The biases are left out."] = total - sizes["biases"]
     mistakes["The positions are left out."] = total - shapes["T"] * k
-    mistakes["The embeddings are not sliced."] = total + dense["embeddings"] - sizes["embeddings"]
-    if not shapes["biases"]:
-        shapes = {**shapes, "biases": True}
-        mistakes["This network has no biases."] = sum(_sizes(_arrays(shapes, k, form)).values())
+    mistakes["The embeddings are not sliced."] = total + (shapes["V"] + shapes["T"]) * (shapes["D"] - k)
+    mistakes["This network has no biases."] = sum(_sizes({**shapes, "biases": True}, k, form).values())
     return _counted("parameters", total, count, mistakes, form)
 
 
-def _judge_flops(arguments: Mapping[str, Any], count: int) -> Failure | None:
-    shapes, k, form = arguments.values()
-    sizes = _sizes(_arrays(shapes, k, form))
+def _judge_flops(count: int, shapes: dict, k: int, form: str) -> Failure | None:
+    sizes = _sizes(shapes, k, form)
     embeddings, biases = sizes.pop("embeddings"), sizes.pop("biases")
     once = sum(sizes.values())  # every number in a matrix is multiplied and added once for a token
     twice = sizes["adapters"] if form == "low-rank" else 0  # A is used twice: x A, then that times A^T
@@ -80,7 +62,7 @@ def _judge_flops(arguments: Mapping[str, Any], count: int) -> Failure | None:
     return _counted("flops", total, count, mistakes, form)
 
 
-def _left_out(sizes: Mapping[str, int], shapes: Mapping[str, Any], k: int, form: str) -> dict[str, int]:
+def _left_out(sizes: dict[str, int], shapes: dict, k: int, form: str) -> dict[str, int]:
     """Totals after mistakes that count of parameters and of operations share."""
     total, D, (_, H_out), B = sum(sizes.values()), shapes["D"], shapes["blocks"][-1], len(shapes["blocks"])
     mistakes = {
@@ -90,63 +72,55 @@ def _left_out(sizes: Mapping[str, int], shapes: Mapping[str, Any], k: int, form:
         "The adapters are left out.": total - sizes["adapters"],
     }
     if form == "full":
-        mistakes["All adapters are k x k: the last one leads to a boundary of width D, it is k x D."] = (
-            total - sizes["adapters"] + B * k * k
-        )
+        square = "All adapters are k x k: the last one leads to a boundary of width D, it is k x D."
+        mistakes[square] = total - sizes["adapters"] + B * k * k
     if form == "low-rank":
         rank = min(k, D - k)
-        mistakes["The last adapter has a rank: where nothing is deleted behind it, it only appends zeros."] = (
-            total + k * rank
-        )
+        last = "The last adapter has a rank: where nothing is deleted behind it, it only appends zeros."
+        mistakes[last] = total + k * rank
         mistakes["The rank is D - k, even where that is more than k."] = total + (B - 1) * k * (D - k - rank)
     return mistakes
 
 
-def _counted(what: str, total: int, count: int, mistakes: Mapping[str, int], form: str) -> Failure | None:
+def _counted(what: str, total: int, count: int, mistakes: dict[str, int], form: str) -> Failure | None:
     mistakes = {sentence: value for sentence, value in mistakes.items() if value != total}
     hint = f"write down the shape of every array of the network whose adapters are {form!r}."
     return Places().add(what, total, count, mistakes, hint).failure()
 
 
-def _gib_cases(rng: Generator) -> list[Case]:
-    return [
-        Case({"parameters": count, "bits": bits}, {"parameters": count, "bits": bits})
-        for count, bits in ((2**30, 8), (3 * 2**20, 16), (int(rng.integers(10**8, 10**9)), 32), (6_738_415_616, 4))
-    ]
+def _gib_cases(rng: np.random.Generator) -> Cases:
+    for count, bits in ((2**30, 8), (3 * 2**20, 16), (int(rng.integers(10**8, 10**9)), 32), (6_738_415_616, 4)):
+        yield Case({"parameters": count, "bits": bits}, {"parameters": count, "bits": bits})
 
 
-def _judge_gib(arguments: Mapping[str, Any], size: float) -> Failure | None:
-    count, bits = arguments.values()
+def _judge_gib(size: float, parameters: int, bits: int) -> Failure | None:
+    if close(parameters, size * 2**30 * 8 / bits):  # the parameters that fit
+        return None
     mistakes = {
-        "This is GB, 10^9 bytes: a GiB is 2^30.": count * bits / 8e9,
-        "These are Gibit: a byte has 8 bits.": count * bits / 2**30,
-        "This is MiB.": count * bits / 8 / 2**20,
+        "This is GB, 10^9 bytes: a GiB is 2^30.": parameters * bits / 8e9,
+        "These are Gibit: a byte has 8 bits.": parameters * bits / 2**30,
+        "This is MiB.": parameters * bits / 2**23,
     }
-    back = size * 2**30 * 8 / bits  # the parameters that fit
-    in_parameters = {sentence: value * 2**30 * 8 / bits for sentence, value in mistakes.items()}
-    places = Places().add("gib", count, back, in_parameters, "how many bytes are a GiB?")
-    failure = places.failure()
-    if failure:
-        return Failure("values", "gib", "another size", f"got {size:.6g}", mistake=failure.mistake, hint=failure.hint)
-    return None
+    mistake = named({sentence: value / size for sentence, value in mistakes.items() if size}, 1.0)
+    return Failure(
+        "values", "gib", "another size", f"got {size:.6g}", mistake=mistake, hint="how many bytes are a GiB?"
+    )
 
 
-def _even_cases(rng: Generator) -> list[Case]:
-    drawn = sorted(int(n) for n in 1 + rng.choice(40, 5, replace=False))
-    return [Case({"n": n}, {"n": n}) for n in drawn]
+def _even_cases(rng: np.random.Generator) -> Cases:
+    for n in sorted(int(n) for n in 1 + rng.choice(40, 5, replace=False)):
+        yield Case({"n": n}, {"n": n})
 
 
-def _judge_even(arguments: Mapping[str, Any], deleted: float) -> Failure | None:
+def _judge_even(deleted: float, n: int) -> Failure | None:
     """A share, 1 - q, with n q + q^2 = n."""
-    n = arguments["n"]
     q = 1 - deleted
     if not 0 < deleted < 1:
         return Failure("values", "break_even", "it is not a share between 0 and 1", f"got {deleted:.4g}")
     if close(n, n * q + q * q):
         return None
-    mistake = ""
-    if close(n, n * deleted + deleted * deleted):
-        mistake = "This is the share of D that is kept."
+    kept = close(n, n * deleted + deleted * deleted)
+    mistake = "This is the share of D that is kept." if kept else ""
     values = f"with {deleted:.4g} of D deleted, the block has {n * q + q * q:.4g} D^2 parameters, {n} D^2 before"
     hint = "with k = q D, how many parameters have W_in and W_out together, and the adapter?"
     return Failure("values", "break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
@@ -154,9 +128,9 @@ def _judge_even(arguments: Mapping[str, Any], deleted: float) -> Failure | None:
 
 A7 = read(
     "a7",
-    parameters=(_cost_cases, lambda arguments: Number("parameters", int), _judge_parameters),
-    flops=(_cost_cases, lambda arguments: Number("flops", int), _judge_flops),
-    gib=(_gib_cases, lambda arguments: Number("gib", float), _judge_gib),
-    break_even=(_even_cases, lambda arguments: Number("break_even", float), _judge_even),
+    parameters=(_cost_cases, lambda shapes, k, form: Number("parameters", int), _judge_parameters),
+    flops=(_cost_cases, lambda shapes, k, form: Number("flops", int), _judge_flops),
+    gib=(_gib_cases, lambda parameters, bits: Number("gib", float), _judge_gib),
+    break_even=(_even_cases, lambda n: Number("break_even", float), _judge_even),
 )
 check = checker(A7)

@@ -1,13 +1,11 @@
 """A9: which changes of attention's weights leave its output as it was (notebook 10)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 
 from . import toy
-from .exercise import Case, Failure
+from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array
 from .judging import Places
@@ -16,19 +14,11 @@ from .markdown import read
 
 def _turns(angles: np.ndarray, scales: Any = 1.0) -> np.ndarray:
     """M [d, d] for which x M rotates each pair of x by its angle, and multiplies it by its scale."""
-    M = np.zeros((2 * len(angles),) * 2)
-    even, odd = np.arange(0, len(M), 2), np.arange(1, len(M), 2)
-    M[even, even] = M[odd, odd] = scales * np.cos(angles)
-    M[even, odd], M[odd, even] = scales * np.sin(angles), -scales * np.sin(angles)
-    return M
+    cos, sin = np.diag(scales * np.cos(angles)), np.diag(scales * np.sin(angles))
+    return np.kron(cos, np.eye(2)) + np.kron(sin, [[0, 1], [-1, 0]])
 
 
-def _angles(rng: Generator, pairs: int) -> np.ndarray:
-    """Different angles, none of them near zero."""
-    return np.sort(rng.uniform(0.3, 0.5, pairs)) + 0.4 * np.arange(pairs)
-
-
-def _attention(W: Mapping[str, np.ndarray], x: np.ndarray, theta: np.ndarray) -> np.ndarray:
+def _attention(W: dict[str, np.ndarray], x: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """y, [T, D]."""
     T, d = len(x), W["Q"].shape[1]
     turns = np.stack([_turns(position * theta) for position in range(T)])
@@ -38,21 +28,18 @@ def _attention(W: Mapping[str, np.ndarray], x: np.ndarray, theta: np.ndarray) ->
     return shares / shares.sum(1, keepdims=True) @ x @ W["V"] @ W["O"]
 
 
-def _value_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _value_cases(rng: np.random.Generator) -> Cases:
     for D, d in ((3, 2), (4, 3), (5, 4), (6, 2)):
         W_V, W_O = rng.standard_normal((D, d)), rng.standard_normal((d, D))
-        cases.append(Case({"D": D, "d": d}, {"W_V": W_V, "W_O": W_O, "R": _invertible(rng, d)}))
-    return cases
+        yield Case({"D": D, "d": d}, {"W_V": W_V, "W_O": W_O, "R": _invertible(rng, d)})
 
 
-def _invertible(rng: Generator, d: int) -> np.ndarray:
+def _invertible(rng: np.random.Generator, d: int) -> np.ndarray:
     """Far from orthogonal, and from singular."""
     return toy.haar(rng, d) * np.linspace(0.5, 2.0, d) @ toy.haar(rng, d)
 
 
-def _judge_value(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
-    W_V, W_O, R = arguments.values()
+def _judge_value(result: tuple, W_V: np.ndarray, W_O: np.ndarray, R: np.ndarray) -> Failure | None:
     places = Places().add("W_V", W_V @ R, result[0], {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R.")
     mistakes = {
         "R^T is the inverse of a rotation; R is none.": R.T @ W_O,
@@ -62,18 +49,16 @@ def _judge_value(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
     return places.add("W_O", np.linalg.solve(R, W_O), result[1], mistakes, "what is W_V R times it?").failure()
 
 
-def _rotary_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _rotary_cases(rng: np.random.Generator) -> Cases:
     for D, pairs in ((3, 1), (4, 2), (5, 3), (6, 2)):
         W_Q, W_K = rng.standard_normal((2, D, 2 * pairs))
-        angles, scales = rng.uniform(0.3, 2.8, pairs), rng.uniform(1.5, 3.0, pairs)
-        given = {"W_Q": W_Q, "W_K": W_K, "angles": angles, "scales": scales}
-        cases.append(Case({"D": D, "d": 2 * pairs}, given))
-    return cases
+        turns = {"angles": rng.uniform(0.3, 2.8, pairs), "scales": rng.uniform(1.5, 3.0, pairs)}
+        yield Case({"D": D, "d": 2 * pairs}, {"W_Q": W_Q, "W_K": W_K, **turns})
 
 
-def _judge_rotary(arguments: Mapping[str, Any], result: tuple) -> Failure | None:
-    W_Q, W_K, angles, scales = arguments.values()
+def _judge_rotary(
+    result: tuple, W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.ndarray
+) -> Failure | None:
     mistakes = {
         "It is rotated the other way.": W_Q @ _turns(-angles, scales),
         "It is not scaled.": W_Q @ _turns(angles),
@@ -91,7 +76,7 @@ def _judge_rotary(arguments: Mapping[str, Any], result: tuple) -> Failure | None
     return places.add("W_K", W_K @ _turns(angles, 1 / scales), result[1], mistakes, hint).failure()
 
 
-def _candidates(rng: Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
+def _candidates(rng: np.random.Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
     """Six changes A, B, F, G, beta in random order; two or three of them are symmetries."""
     d = 2 * pairs
     same, none, R, vector = np.eye(d), np.zeros(d), _invertible(rng, d), rng.standard_normal(d)
@@ -117,24 +102,22 @@ def _candidates(rng: Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
     return [chosen[i] for i in rng.permutation(6)]
 
 
-def _unchanged_cases(rng: Generator) -> list[Case]:
-    cases = []
+def _unchanged_cases(rng: np.random.Generator) -> Cases:
     for pairs in (1, 2, 2, 3, 3):
         parts = zip(*_candidates(rng, pairs), strict=True)
         changes = {name: np.stack(part) for name, part in zip(("A", "B", "F", "G", "beta"), parts, strict=True)}
-        cases.append(Case({"d": 2 * pairs}, changes | {"theta": _angles(rng, pairs)}))
-    return cases
+        theta = np.sort(rng.uniform(0.3, 0.5, pairs)) + 0.4 * np.arange(pairs)  # they differ, and none is near zero
+        yield Case({"d": 2 * pairs}, changes | {"theta": theta})
 
 
-def _judge_unchanged(arguments: Mapping[str, Any], answer: np.ndarray) -> Failure | None:
+def _judge_unchanged(answer: np.ndarray, theta: np.ndarray, **changes: np.ndarray) -> Failure | None:
     """Every candidate is tried on attention with random weights."""
-    *changes, theta = arguments.values()
     d, rng, places = 2 * len(theta), np.random.default_rng(0), Places()
     W = {name: rng.standard_normal((d + 1, d)) for name in "QKV"}
     W |= {"O": rng.standard_normal((d, d + 1)), "b": rng.standard_normal(d)}
     x = rng.standard_normal((6, d + 1))
     before = _attention(W, x, theta)
-    for number, (A, B, F, G, beta) in enumerate(zip(*changes, strict=True)):
+    for number, (A, B, F, G, beta) in enumerate(zip(*changes.values(), strict=True)):
         changed = {"Q": W["Q"] @ A, "K": W["K"] @ B, "b": W["b"] @ B + beta, "V": W["V"] @ F, "O": G @ W["O"]}
         holds = np.abs(_attention(changed, x, theta) - before).max() < 1e-7
         hint = "try it: two random matrices, four tokens, and the formula above."
@@ -146,14 +129,14 @@ A9 = read(
     "a9",
     value_output=(
         _value_cases,
-        lambda given: tuple(Array(name, given[name].shape) for name in ("W_V", "W_O")),
+        lambda W_V, W_O, R: (Array("W_V", W_V.shape), Array("W_O", W_O.shape)),
         _judge_value,
     ),
     rotary_pair=(
         _rotary_cases,
-        lambda given: tuple(Array(name, given[name].shape) for name in ("W_Q", "W_K")),
+        lambda W_Q, W_K, **_: (Array("W_Q", W_Q.shape), Array("W_K", W_K.shape)),
         _judge_rotary,
     ),
-    unchanged=(_unchanged_cases, lambda given: Array("unchanged", (6,)), _judge_unchanged),
+    unchanged=(_unchanged_cases, lambda **_: Array("unchanged", (6,)), _judge_unchanged),
 )
 check = checker(A9)

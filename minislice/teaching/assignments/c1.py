@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from numpy.random import Generator
-
 from .exercise import Case, Failure
 from .feedback import checker
-from .forms import Choice, Form, Integers, Number
+from .forms import Choice, Integers, Number
 from .markdown import read
 
 MODEL, SIZE = "mini-llama", 0.8
@@ -55,17 +53,7 @@ def measure(plan: Mapping[str, Any]) -> tuple[float, Any]:
     return parameters(sliced) / parameters(model), perplexity_ratio(window_losses(sliced, evaluation), dense)
 
 
-def _cases(rng: Generator) -> list[Case]:
-    """One, and always the same: the judge is frozen."""
-    return [Case({"blocks": 8}, {})]
-
-
-def _form(arguments: Mapping[str, Any]) -> Form:
-    lists = {name: Integers(name, MOST) for name in ("width", "neurons", "drop")}
-    return {**lists, "adapter": Choice("adapter", ("full", "low-rank", "none")), "repair": Number("repair", int)}
-
-
-def _judge(arguments: Mapping[str, Any], plan: Mapping[str, Any]) -> Failure | None:
+def _judge(plan: Mapping[str, Any]) -> Failure | None:
     try:
         share, ratio = measure(plan)
     except ValueError as error:
@@ -80,5 +68,9 @@ def _judge(arguments: Mapping[str, Any], plan: Mapping[str, Any]) -> Failure | N
     return Failure("values", "plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
 
-C1 = read("c1", plan=(_cases, _form, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))
+FORM = {name: Integers(name, MOST) for name in ("width", "neurons", "drop")}
+FORM |= {"adapter": Choice("adapter", ("full", "low-rank", "none")), "repair": Number("repair", int)}
+ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
+
+C1 = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))
 check = checker(C1)

@@ -15,17 +15,11 @@ from .m1 import M1
 from .m2 import M2
 from .m3 import M3
 
-ASSIGNMENTS: dict[str, Assignment] = {
-    assignment.name: assignment for assignment in (A1, A2, A3, A4, A5, A6, A7, A8, A9, M1, M2, M3, C1)
-}
+ASSIGNMENTS: dict[str, Assignment] = {each.name: each for each in (A1, A2, A3, A4, A5, A6, A7, A8, A9, M1, M2, M3, C1)}
 
 
 def assignment(name: str) -> Assignment:
-    """The assignment "a3" or "A3".
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The assignment "a3" or "A3"."""
     if name.lower() not in ASSIGNMENTS:
         raise ValueError(f"there is no assignment {name!r}; there are {', '.join(ASSIGNMENTS)}")
     return ASSIGNMENTS[name.lower()]

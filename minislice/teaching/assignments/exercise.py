@@ -1,20 +1,15 @@
 """What a question is, and how an answer is judged: the contract between the assignments and whoever runs them.
 
 Two programs run the student's function: `feedback.check` in the student's notebook, and the grader in another process.
-Both
-
-1. take the cases of a question, the smallest first, and call the function with `case.arguments`, by position
-2. give the result, and the arguments after the call, to `examine`
-3. show the first `Failure`; the grader leaves out its `values`, which would tell the hidden cases
-
-Arguments and results are plain values: None, bool, int, float, str, NumPy arrays of float64, int64 or bool, and tuples,
-lists and dictionaries of these.
+Both call it with each case's arguments, the smallest case first, give the result to `examine`, and show the first
+`Failure`; the grader leaves out its `values`, which would tell the hidden cases. Arguments and results are plain
+values: None, bool, int, float, str, arrays of float64, int64 or bool, and tuples, lists and dictionaries of these.
 
 A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
 one particular solution. `judging` has tools for judges.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,14 +62,16 @@ class Case:
         return ", ".join(f"{name}={size}" for name, size in self.sizes.items())
 
 
+Cases = Iterator[Case]
+
+
 @dataclass(frozen=True)
 class Task:
-    """What all questions have.
+    """A question that students answer in words, graded by hand; and what all questions have.
 
     Args:
         name: of the function or question; `notebooks/assignments/answers` has the answer under this name.
-        difficulty: 1 to 3 stars.
-        importance: of what it teaches, 1 to 3 stars.
+        difficulty: 1 to 3 stars, as `importance`.
         text: what to do, and the equation, in Markdown.
     """
 
@@ -87,27 +84,22 @@ class Task:
 
 
 @dataclass(frozen=True)
-class WrittenQuestion(Task):
-    """A question that students answer in words. It is graded by hand."""
-
-
-@dataclass(frozen=True)
 class Question(Task):
     """A function to write.
 
     Args:
-        hints: each hint says more than the one before.
-        cases: makes the cases from a random generator, the smallest first.
-        returns: gives the form of the result for the arguments.
-        judge: takes the arguments and a result of this form with finite numbers; returns a Failure, or None.
+        hints: each says more than the one before.
+        cases: makes the cases, the smallest first.
+        returns: gives the form of the result for the arguments, which it takes by name.
+        judge: takes a result of this form with finite numbers, and the arguments by name.
         parts: points for parts of the result, by their names (separated by spaces). Without parts, a function gets all
             of its points or none.
     """
 
     hints: Sequence[str]
-    cases: Callable[[np.random.Generator], Sequence[Case]]
-    returns: Callable[[Mapping[str, Any]], Form]
-    judge: Callable[[Mapping[str, Any], Any], Failure | None]
+    cases: Callable[[np.random.Generator], Iterable[Case]]
+    returns: Callable[..., Form]
+    judge: Callable[..., Failure | None]
     parts: Mapping[str, int] = field(default_factory=dict)
 
     def share(self, failures: Sequence[Failure | None]) -> float:
@@ -143,11 +135,7 @@ class MutationQuestion(Task):
     mutant_seeds = 3  # a mutant is killed if the check rejects it with each of these generators
 
     def allowed(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        """The arguments of one call of a candidate, which runs in the grader's process.
-
-        Raises:
-            ValueError: wrong shapes. NumPy could broadcast small arrays to a huge result.
-        """
+        """A call's arguments; a ValueError if NumPy, in the grader's process, could broadcast them to a huge result."""
         sizes: dict[str, int] = {}
         for (name, letters), value in zip(self.takes.items(), arguments, strict=False):
             if isinstance(value, np.ndarray):
@@ -164,10 +152,7 @@ class MutationQuestion(Task):
     def try_out(
         self, rejects: "Callable[[Callable[..., Any], int], Failure | None]", order: np.random.Generator
     ) -> "Kills":
-        """Run a check on all candidates.
-
-        The trials come in random order and each has its own number. So a check that counts its trials, or recognises a
-        number, learns nothing about the candidate.
+        """Run a check on all candidates, in random order: a check that counts its trials learns nothing.
 
         Args:
             rejects: runs the student's check on a candidate with the generator of the trial's number; returns None if
@@ -184,7 +169,7 @@ class MutationQuestion(Task):
                 return Kills(rejected, (), tuple(mutants))
             if not rejected and name in mutants:
                 survived.add(name)
-        return Kills(None, tuple(n for n in mutants if n not in survived), tuple(n for n in mutants if n in survived))
+        return Kills(None, *(tuple(n for n in mutants if (n in survived) is alive) for alive in (False, True)))
 
     def heading(self, kills: "Kills") -> str:
         """The result of a check in words."""
@@ -204,20 +189,13 @@ class Kills:
 
     @property
     def share(self) -> float:
-        """The share of the points: killed mutants of all mutants; 0 if the check rejected the right function."""
+        """The share of the points."""
         return len(self.killed) / (len(self.killed) + len(self.survived))
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One notebook.
-
-    Args:
-        name: "a1" .. "a9", "m1" .. "m3", "c1".
-        goal: what the student can do afterwards.
-        before: what the student needs before.
-        notation: what all questions share, in Markdown.
-    """
+    """One notebook: `goal` is what the student can do afterwards, `before` what is needed before."""
 
     name: str
     title: str
@@ -225,7 +203,7 @@ class Assignment:
     before: str
     difficulty: int
     questions: Sequence[Question | MutationQuestion]
-    written: Sequence[WrittenQuestion] = ()
+    written: Sequence[Task] = ()
     notation: str = ""
 
     @property
@@ -242,11 +220,7 @@ class Assignment:
         return "score" if any(isinstance(question, MutationQuestion) for question in self.questions) else "check"
 
     def question(self, name: str) -> Question | MutationQuestion:
-        """The question whose function has this name.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The question whose function has this name."""
         questions = {question.name: question for question in self.questions}
         if name not in questions:
             raise ValueError(f"{self.name} has no function {name}; it asks for {', '.join(questions)}")
@@ -270,20 +244,15 @@ def raised(name: str, message: str, line: int | None = None, code: str = "") -> 
 
 
 def examine(question: Question, arguments: Mapping[str, Any], result: Any, after: Mapping[str, Any]) -> Failure | None:
-    """What is wrong with a result, or None. Checks: arguments changed, type, shape, finite, values, in this order.
-
-    Args:
-        arguments: before the call.
-        after: the same arguments after the call.
-    """
+    """What is wrong with a result, or None; `after` are the arguments after the call, which must not change them."""
     for name, value in arguments.items():
         if not same(value, after[name]):
             return Failure("changed", name, "the function changes its argument: make a copy first")
     misfits = [] if question.parts else None
     try:
-        result = conform(question.returns(arguments), result, "the result", misfits)
+        result = conform(question.returns(**arguments), result, "the result", misfits)
         with np.errstate(all="ignore"):
-            failure = question.judge(arguments, result)
+            failure = question.judge(result, **arguments)
         return replace(Failure(*misfits[0].args), fine=failure.fine, wrong=failure.wrong) if misfits else failure
     except Misfit as misfit:
         return Failure(*misfit.args)

@@ -1,8 +1,6 @@
-"""The function that a student's notebook calls: it runs a function on its cases and says in a few lines what is wrong.
+"""What a student's notebook calls: `check(rotate)` shows the smallest case that fails, and says what is wrong there.
 
-- `check(rotate)` shows the smallest case that fails
-- `check(rotate, hint=1)` also gives the first hint; `hint=2` gives two
-- `check(rotate, seed=7)` takes other cases
+`check(rotate, hint=2)` also gives two hints; `check(rotate, seed=7)` takes other cases.
 """
 
 import copy
@@ -29,10 +27,9 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
         except ValueError as error:
             print(error)
             return False
-        title = f"{assignment.name.upper()}.{name}"
         run = _mutants if isinstance(question, MutationQuestion) else _cases
         heading, failure, right = run(question, function, seed)
-        print(f"{title}  {heading}")
+        print(f"{assignment.name.upper()}.{name}  {heading}")
         if right:
             return True
         if failure:
@@ -57,18 +54,18 @@ def _name_of(function: Callable[..., Any], assignment: Assignment) -> str:
 
 
 def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
-    cases = question.cases(np.random.default_rng(seed))
+    cases = list(question.cases(np.random.default_rng(seed)))
     failures = [try_case(question, function, case) for case in cases]
-    failed = [index for index, failure in enumerate(failures) if failure]
+    failed = [(case, failure) for case, failure in zip(cases, failures, strict=True) if failure]
     if not failed:
         return f"ok, {len(cases)} cases", None, True
-    first = failed[0]
-    if failures[first].kind == "missing":
-        return failures[first].what, None, False
-    heading = f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {cases[first]})"
+    case, failure = failed[0]
+    if failure.kind == "missing":
+        return failure.what, None, False
+    heading = f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {case})"
     if question.parts:
         heading += f"  {question.share(failures) * question.points:.0f} of {question.points} points"
-    return heading, failures[first], False
+    return heading, failure, False
 
 
 def try_case(question: Question, function: Callable[..., Any], case: Case) -> Failure | None:
@@ -77,7 +74,9 @@ def try_case(question: Question, function: Callable[..., Any], case: Case) -> Fa
     try:
         result = function(*after.values())
     except (Exception, SystemExit) as error:
-        return _how_raised(error, function, f"called with {_described(case)}")
+        entries = [part.items() if isinstance(part, dict) else [(name, part)] for name, part in case.arguments.items()]
+        shapes = ", ".join(f"{name} {described(value)}" for group in entries for name, value in group)
+        return _how_raised(error, function, f"called with {shapes}")
     return examine(question, case.arguments, result, after)
 
 
@@ -98,15 +97,6 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
     alive = [] if kills.rejected else [name for name in kills.survived if name in question.shown]
     failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else kills.rejected
     return question.heading(kills), failure, not kills.survived
-
-
-def _described(case: Case) -> str:
-    """Type and shape of every argument, and of every entry of a dictionary."""
-    words = []
-    for name, value in case.arguments.items():
-        parts = value.items() if isinstance(value, dict) else [(name, value)]
-        words += [f"{part} {described(content)}" for part, content in parts]
-    return ", ".join(words)
 
 
 def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:

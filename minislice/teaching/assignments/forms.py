@@ -63,16 +63,17 @@ class Misfit(Exception):
 
 
 def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = None) -> Any:
-    """The result in its form: tuples or lists as in the form, numbers as Python's, arrays as float64.
+    """The result in its form: tuples or lists as in the form, numbers as Python's, arrays as float64; or a Misfit.
 
     Args:
         misfits: collects the misfits of arrays instead of raising them; NaN takes the place of such an array.
-
-    Raises:
-        Misfit: wrong type or shape, or a NaN or an infinity.
     """
     if isinstance(form, Maybe):
         return None if result is None else conform(form.array, result, name, misfits)
+    if form is None:
+        if result is not None:
+            raise Misfit("type", name, f"expected None, got {described(result)}")
+        return None
     if isinstance(form, Array):
         try:
             return _array(form, result)
@@ -91,10 +92,6 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
         if not isinstance(result, (tuple, list)) or len(result) > form.most:
             raise Misfit("type", form.name, f"expected a list of at most {form.most} ints, got {described(result)}")
         return [_number(Number(f"{form.name}[{i}]", int), value) for i, value in enumerate(result)]
-    if form is None:
-        if result is not None:
-            raise Misfit("type", name, f"expected None, got {described(result)}")
-        return None
     if isinstance(form, dict):
         if not isinstance(result, dict):
             raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
@@ -103,38 +100,28 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
                 raise Misfit("type", key, part.why)
         present = {key: part for key, part in form.items() if not isinstance(part, Gone)}
         return {key: conform(part, result.get(key), key, misfits) for key, part in present.items()}
-    names = ", ".join(_name(part, f"{name}[{i}]") for i, part in enumerate(form))
+    names = ["the dictionary" if type(p) is dict else getattr(p, "name", f"{name}[{i}]") for i, p in enumerate(form)]
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
-        raise Misfit("type", name, f"expected {len(form)} values, {names}; got {described(result)}")
-    return type(form)(
-        conform(part, value, _name(part, name), misfits) for part, value in zip(form, result, strict=True)
-    )
-
-
-def _name(form: Form, otherwise: str) -> str:
-    if isinstance(form, dict):
-        return "the dictionary"
-    return form.name if isinstance(form, (Array, Number)) else otherwise
+        wanted = f"{len(form)} values, {', '.join(names)}"
+        raise Misfit("type", name, f"expected {wanted}; got {described(result)}")
+    return type(form)(conform(*each, misfits) for each in zip(form, result, names, strict=True))
 
 
 def _array(form: Array, result: Any) -> np.ndarray:
     if isinstance(result, np.ndarray) and result.dtype.kind in "iu":
         result = result.astype(np.float64)
     fits = isinstance(result, np.ndarray) and result.dtype == np.float64
-    kind = "shape" if fits else "type"
-    if not (fits and _fits(form.shape, result.shape)):
+    got = result.shape if fits else ()
+    shape = tuple(n if isinstance(side, str) else side for side, n in zip(form.shape, got, strict=False))
+    if not fits or shape != got or len(shape) != len(form.shape):
         wanted = f"float64 [{', '.join(map(str, form.shape))}]"
-        raise Misfit(kind, form.name, f"expected {wanted}, got {described(result)}")
+        raise Misfit("shape" if fits else "type", form.name, f"expected {wanted}, got {described(result)}")
     finite = np.isfinite(result)
     if not finite.all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
         word = "NaN" if np.isnan(result[first]) else "infinity"
         raise Misfit("finite", form.name, f"{word} at {list(first)}")
     return np.asarray(result)
-
-
-def _fits(wanted: tuple[int | str, ...], shape: tuple[int, ...]) -> bool:
-    return len(wanted) == len(shape) and all(isinstance(w, str) or w == n for w, n in zip(wanted, shape, strict=True))
 
 
 def _number(form: Number, result: Any) -> int | float:

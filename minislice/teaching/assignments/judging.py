@@ -53,7 +53,6 @@ class Places:
         """Compare one place.
 
         Args:
-            expected: an array or a number; got has the same shape.
             mistakes: values after well-known mistakes, by the sentence that names the mistake. The sentence is told if
                 only one mistake gives this value.
             hint: a question that leads on.

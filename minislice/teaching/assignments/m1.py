@@ -1,7 +1,5 @@
 """M1: write the check that tells a right fusion from eight wrong ones."""
 
-import numpy as np
-
 from .feedback import checker
 from .markdown import read
 
@@ -30,39 +28,32 @@ def output_bias_keeps_its_mean(W_in, b_in, W_out, b_out, alpha, beta):
     return W, b, W_out - W_out.mean(1, keepdims=True), b_out
 
 
-def _mean_of_the_wrong_axis(W_in, b_in, W_out, b_out, alpha, beta):
-    W, b, _, bias = fuse_block(W_in, b_in, W_out, b_out, alpha, beta)
-    return W, b, W_out - W_out.mean(0), bias
+def _writes(block, mean):
+    W, b, _, bias = fuse_block(*block)
+    return W, b, block[2] - mean, bias
 
 
-def _mean_of_the_whole_matrix(W_in, b_in, W_out, b_out, alpha, beta):
-    W, b, _, bias = fuse_block(W_in, b_in, W_out, b_out, alpha, beta)
-    return W, b, W_out - W_out.mean(), bias
+def _square(W_in, b_in, W_out, b_out, alpha, beta):
+    """The scale stands on the output side where W_in is square."""
+    W, *others = fuse_block(W_in, b_in, W_out, b_out, alpha, beta)
+    return W_in * alpha if W.shape[0] == W.shape[1] else W, *others
 
 
-def _shift_lost_where_there_is_no_bias(W_in, b_in, W_out, b_out, alpha, beta):
-    W, b, *writes = fuse_block(W_in, b_in, W_out, b_out, alpha, beta)
-    return W, np.zeros_like(b) if b_in is None else b, *writes
-
-
-def _scale_on_the_output_side_of_a_square(W_in, b_in, W_out, b_out, alpha, beta):
-    W, b, *writes = fuse_block(W_in, b_in, W_out, b_out, alpha, beta)
-    return W_in * alpha if W.shape[0] == W.shape[1] else W, b, *writes
-
-
-def _done_twice(W_in, b_in, W_out, b_out, alpha, beta):
-    return fuse_block(*fuse_block(W_in, b_in, W_out, b_out, alpha, beta), alpha, beta)
+def _shift_lost(W_in, b_in, *others):
+    """Beta is lost where there is no bias."""
+    W, b, *writes = fuse_block(W_in, b_in, *others)
+    return W, 0 * b if b_in is None else b, *writes
 
 
 TAKES = {"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "alpha": "D", "beta": "D"}
 SHOWN = (scale_forgotten, shift_through_scaled_weights, output_bias_keeps_its_mean)
-HIDDEN = (
-    _mean_of_the_wrong_axis,
-    _mean_of_the_whole_matrix,
-    _shift_lost_where_there_is_no_bias,
-    _scale_on_the_output_side_of_a_square,
-    _done_twice,
-)
+HIDDEN = {
+    "mean of the wrong axis": lambda *block: _writes(block, block[2].mean(0)),
+    "mean of the whole matrix": lambda *block: _writes(block, block[2].mean()),
+    "shift lost where there is no bias": _shift_lost,
+    "scale on the output side of a square": _square,
+    "done twice": lambda *block: fuse_block(*fuse_block(*block), *block[4:]),
+}
 
 M1 = read("m1", check=(TAKES, fuse_block, SHOWN, HIDDEN))
 score = checker(M1)

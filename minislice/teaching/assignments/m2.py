@@ -23,32 +23,23 @@ def adapter_transposed(W_in, b_in, W_out, b_out, Q, Q_next):
     return Q.T @ W_in, b_in, W_out @ Q_next, b_out @ Q_next, Q_next.T @ Q
 
 
-def _adapter_missing(W_in, b_in, W_out, b_out, Q, Q_next):
-    *weights, S = rotate_block(W_in, b_in, W_out, b_out, Q, Q_next)
-    return *weights, np.eye(len(S))
-
-
-def _one_rotation_for_both(W_in, b_in, W_out, b_out, Q, Q_next):
-    return rotate_block(W_in, b_in, W_out, b_out, Q, Q)
-
-
 def _rotated_twice(W_in, b_in, W_out, b_out, Q, Q_next):
-    W, b, W_writes, b_writes, S = rotate_block(W_in, b_in, W_out, b_out, Q, Q_next)
-    return W, b, W_writes @ Q_next, b_writes @ Q_next, S
+    return W_out @ Q_next @ Q_next, b_out @ Q_next @ Q_next, Q.T @ Q_next
 
 
-def _not_rotated(W_in, b_in, W_out, b_out, Q, Q_next):
-    return W_in, *rotate_block(W_in, b_in, W_out, b_out, Q, Q_next)[1:]
-
-
-def _input_bias_of_a_square_rotated(W_in, b_in, W_out, b_out, Q, Q_next):
-    W, b, *rest = rotate_block(W_in, b_in, W_out, b_out, Q, Q_next)
-    return W, b @ Q if len(b) == len(Q) else b, *rest
+def _input_bias_rotated(W_in, b_in, *others):
+    return rotate_block(W_in, b_in @ others[2] if len(W_in) == len(b_in) else b_in, *others)
 
 
 TAKES = {"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "Q": "DD", "Q_next": "DD"}
 SHOWN = (transposed, output_bias_not_rotated, adapter_transposed)
-HIDDEN = (_adapter_missing, _one_rotation_for_both, _rotated_twice, _not_rotated, _input_bias_of_a_square_rotated)
+HIDDEN = {
+    "adapter missing": lambda *block: (*rotate_block(*block)[:4], np.eye(len(block[4]))),
+    "one rotation for both": lambda *block: rotate_block(*block[:5], block[4]),
+    "rotated twice": lambda *block: (*rotate_block(*block)[:2], *_rotated_twice(*block)),
+    "not rotated": lambda *block: (block[0], *rotate_block(*block)[1:]),
+    "input bias of a square rotated": _input_bias_rotated,
+}
 
 M2 = read("m2", check=(TAKES, rotate_block, SHOWN, HIDDEN))
 score = checker(M2)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from .exercise import Assignment, MutationQuestion, Question, WrittenQuestion
+from .exercise import Assignment, MutationQuestion, Question, Task
 
 HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
 SECTION = re.compile(
@@ -29,11 +29,11 @@ def read(name: str, **functions: tuple) -> Assignment:
         about = (asked, *map(int, effort), task.strip())
         hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
         if asked not in functions:
-            written.append(WrittenQuestion(*about, **weight))
+            written.append(Task(*about, **weight))
         elif isinstance(functions[asked][0], dict):
-            takes, reference, *mutants = functions[asked]
-            mutants = [{function.__name__.strip("_"): function for function in some} for some in mutants]
-            questions.append(MutationQuestion(*about, hints, takes, reference, *mutants, **weight))
+            takes, reference, shown, hidden = functions[asked]
+            shown = {function.__name__: function for function in shown}
+            questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden, **weight))
         else:
             questions.append(Question(*about, hints, *functions[asked], **weight))
     return Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())

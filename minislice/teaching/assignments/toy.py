@@ -20,12 +20,19 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
+from .exercise import Case
+
 EPS = 1e-3
 
 
 def sizes(rng: Generator, smallest: int, count: int = 5) -> list[tuple[int, int]]:
     """Pairs of D and H that differ, D ascending from `smallest`."""
     return [(D, D + int(rng.integers(1, 5))) for D in range(smallest, smallest + count)]
+
+
+def widths(rng: Generator) -> list[Case]:
+    """Cases of one argument, D."""
+    return [Case({"D": D}, {"D": D}) for D in range(2, 7)]
 
 
 def haar(rng: Generator, D: int, *more: int) -> np.ndarray:
@@ -39,20 +46,12 @@ def haar(rng: Generator, D: int, *more: int) -> np.ndarray:
 
 def network(rng: Generator, D: int, H: int, B: int = 2, V: int = 7, T: int = 5, biases: bool = True) -> dict[str, Any]:
     """A fused network with positions and a head of its own."""
-
-    def draw(*shape: int, scale: float = 1.0) -> np.ndarray:
-        return scale * rng.standard_normal(shape)
-
-    return {
-        "W_embd": draw(V, D),
-        "W_pos": draw(T, D),
-        "W_in": draw(B, D, H, scale=D**-0.5),
-        "b_in": draw(B, H) if biases else None,
-        "W_out": draw(B, H, D, scale=H**-0.5),
-        "b_out": draw(B, D) if biases else None,
-        "W_head": draw(D, V, scale=D**-0.5),
-        "b_head": draw(V) if biases else None,
-    }
+    shapes = {"W_embd": (V, D), "W_pos": (T, D), "W_in": (B, D, H), "b_in": (B, H), "W_out": (B, H, D), "b_out": (B, D)}
+    shapes |= {"W_head": (D, V), "b_head": (V,)}
+    net = {name: rng.standard_normal(shape) for name, shape in shapes.items() if biases or name[0] == "W"}
+    for name in ("W_in", "W_out", "W_head"):
+        net[name] *= net[name].shape[-2] ** -0.5
+    return {name: net.get(name) for name in shapes}
 
 
 def signals(net: Mapping[str, Any], tokens: np.ndarray) -> list[np.ndarray]:

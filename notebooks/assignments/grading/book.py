@@ -9,13 +9,7 @@ from minislice.teaching.assignments.exercise import Assignment, MutationQuestion
 
 
 class Book:
-    """One assignment in a course's gradebook; the course has nbgrader's usual folders.
-
-    Args:
-        source: the assignment's notebook with the answers.
-        folders: where each student's submission is, by student.
-        most: points of each question, by the name of its function.
-    """
+    """One assignment in a course's gradebook: its `source`, the students' `folders`, and `most` points by question."""
 
     def __init__(self, gradebook: Any, course: Any, assignment: Assignment):
         self.gradebook, self.assignment, name = gradebook, assignment, assignment.name
@@ -50,10 +44,7 @@ class Book:
         return {tests[cell]: points for cell, points in cells.items()}
 
     def write(self, student: str, question: Question | MutationQuestion, points: float, lines: Sequence[str]) -> None:
-        """Write a score, and the comment below the answer, to be committed by `opened`.
-
-        A score that a person gave (`manual_score`) is kept and goes before ours in nbgrader's sums.
-        """
+        """Write a score, and a comment, to be committed by `opened`; a score that a person gave goes before it."""
         name = self.assignment.name
         grade = self.gradebook.find_grade(self.assignment.test_id(question), name, name, student)
         grade.auto_score = points
@@ -64,14 +55,7 @@ class Book:
 
 @contextmanager
 def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
-    """The book of an assignment; what is written in it is kept if the block ends without an exception, else nothing.
-
-    Args:
-        course: the folder with nbgrader_config.py.
-
-    Raises:
-        ValueError: nbgrader is not installed, there is no course, no such assignment in it, or the gradebook is locked.
-    """
+    """The book of an assignment; what is written in it is kept if the block ends without an exception, else nothing."""
     try:
         from nbgrader.api import Gradebook
     except ImportError:
@@ -84,7 +68,7 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
         raise ValueError(f"there is no gradebook {url}: run `nbgrader generate_assignment {assignment.name}` first")
     try:
         gradebook = Gradebook(url, directory.course_id)
-    except (SQLAlchemyError, ImportError) as error:  # a database whose driver isn't installed
+    except (SQLAlchemyError, ImportError) as error:  # ImportError: its driver isn't installed
         raise ValueError(f"the gradebook {url} can't be read: {error}") from None
     try:
         yield Book(gradebook, directory, assignment)

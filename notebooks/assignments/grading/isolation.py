@@ -29,15 +29,13 @@ def enter(folder: str, visible: list[str], pipes: tuple[BinaryIO, ...], wall: in
     """Move into namespaces; returns in a new process, the first one there.
 
     The calling process stays outside. It kills the new one at SIGTERM or when the time is up, and ends as that ended.
+    After an OSError, where the system doesn't allow it, this process has to be given up.
 
     Args:
         folder: an empty folder, from which the new file system is built.
         visible: the folders that it shows, at the paths they have.
         pipes: for the new process alone.
         wall: seconds.
-
-    Raises:
-        OSError: the system doesn't allow it; this process has to be given up.
     """
     if not sys.platform.startswith("linux"):
         raise OSError("namespaces need Linux")
@@ -99,7 +97,6 @@ def _fork(pipes: tuple[BinaryIO, ...], wall: int) -> None:
 
 
 def _become_nobody() -> None:
-    """No effect but on root."""
     if os.geteuid() == 0:
         with contextlib.suppress(OSError):  # a container may have no other user: its root is an ordinary one outside
             os.setgroups([])
@@ -110,9 +107,7 @@ def _become_nobody() -> None:
 def _no_further_namespaces(processes: int, inside: bool) -> None:
     """Forbid another user namespace: whoever makes one may mount there, and fill the machine's memory with files.
 
-    Args:
-        processes: descriptor of /proc, closed here.
-        inside: this process is in a user namespace of its own, in which alone it can forbid anything.
+    It can be forbidden only `inside` a user namespace. `processes`, a descriptor of /proc, is closed here.
     """
     with contextlib.suppress(OSError):  # where this user can't make one, there is nothing to forbid
         if not inside:
@@ -124,12 +119,7 @@ def _no_further_namespaces(processes: int, inside: bool) -> None:
 
 
 def drop(memory: int, cpu: int) -> None:
-    """Give up root, every privilege and the right to start processes; limit memory and processor time.
-
-    Args:
-        memory: bytes.
-        cpu: seconds.
-    """
+    """Give up root, every privilege and the right to start processes; limit memory (bytes) and processor seconds."""
     if not hasattr(os, "geteuid"):
         return  # Windows has none of this
     import resource

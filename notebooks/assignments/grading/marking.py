@@ -8,15 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from minislice.teaching.assignments.exercise import (
-    Assignment,
-    Case,
-    Failure,
-    MutationQuestion,
-    Question,
-    examine,
-    raised,
-)
+from minislice.teaching.assignments import exercise
+from minislice.teaching.assignments.exercise import Failure, MutationQuestion
 
 from .sandbox import Sandbox
 from .submission import Submission
@@ -41,8 +34,8 @@ class Mark:
 
 
 def mark(
-    assignment: Assignment,
-    question: Question | MutationQuestion,
+    assignment: exercise.Assignment,
+    question: exercise.Question | MutationQuestion,
     submission: Submission,
     given: Sequence[tuple[str, str]],
     sandbox: Sandbox,
@@ -60,12 +53,13 @@ def mark(
         reference: right answers by grade_id.
     """
     name, title = assignment.answer_id(question), f"{assignment.name.upper()}.{question.name}"
-    if submission.unreadable:
-        return Mark(0.0, "unreadable", (f"{title}  {submission.unreadable}",))
-    if name in submission.duplicates:
-        return Mark(0.0, "duplicate", (f"{title}  there is more than one cell for this answer (grade_id {name})",))
-    if name not in submission.answers:
-        return Mark(0.0, "missing", (f"{title}  the cell for this answer is not there (grade_id {name})",))
+    for status, wrong, what in (
+        ("unreadable", submission.unreadable, submission.unreadable),
+        ("duplicate", name in submission.duplicates, f"there is more than one cell for this answer (grade_id {name})"),
+        ("missing", name not in submission.answers, f"the cell for this answer is not there (grade_id {name})"),
+    ):
+        if wrong:
+            return Mark(0.0, status, (f"{title}  {what}",))
     answers = [assignment.answer_id(other) for other in assignment.questions]
     earlier = answers[: answers.index(name)]
     student = [(other, submission.answers[other]) for other in earlier if other in submission.answers]
@@ -88,7 +82,7 @@ def _seed(secret: bytes, *names: str) -> int:
 class _Trial:
     """Cells, the last of which is the answer to a question, and where they are executed."""
 
-    question: Question | MutationQuestion
+    question: exercise.Question | MutationQuestion
     cells: Sequence[tuple[str, str]]
     sandbox: Sandbox
 
@@ -103,26 +97,28 @@ class _Trial:
         return Mark(share, status, (f"{title}  {heading}", *(failure.lines(values=False) if failure else ())))
 
     def _judge_function(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
-        cases = self.question.cases(np.random.default_rng(seed()))
+        cases = list(self.question.cases(np.random.default_rng(seed())))
         failures: list[Failure | None] = []
         for case in cases:
             failures.append(self._try(case))
             if failures[-1] and not self.question.parts:
                 break
-        for index, (case, failure) in enumerate(zip(cases, failures, strict=False), 1):
-            if failure:
-                heading = f"FAILED at case {index} of {len(cases)}  ({case})"
-                return self.question.share(failures), failure, heading
-        return 1.0, None, f"ok, {len(cases)} cases"
+        first = next((index for index, failure in enumerate(failures) if failure), None)
+        if first is None:
+            return 1.0, None, f"ok, {len(cases)} cases"
+        heading = f"FAILED at case {first + 1} of {len(cases)}  ({cases[first]})"
+        return self.question.share(failures), failures[first], heading
 
-    def _try(self, case: Case) -> Failure | None:
+    def _try(self, case: exercise.Case) -> Failure | None:
         """What is wrong with the function on one case, or None."""
         answer = self.sandbox.call(self.cells, self.question.name, list(case.arguments.values()))
         if answer[0] != "returned":
             return self._failure(*answer)
         _, result, after = answer
         try:
-            return examine(self.question, case.arguments, result, dict(zip(case.arguments, after, strict=True)))
+            return exercise.examine(
+                self.question, case.arguments, result, dict(zip(case.arguments, after, strict=True))
+            )
         except Exception as error:  # a result that was made to break the comparison costs its own question alone
             return Failure("values", "the result", f"it can't be examined ({type(error).__name__})")
 
@@ -148,7 +144,7 @@ class _Trial:
             line = line if 0 < line <= len(lines) else 0  # whatever else it says is no line of the answer
             code = lines[line - 1][:100] if line else ""
             code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
-            return raised(what if NAMEABLE.fullmatch(what) else "an exception", "", line or None, code)
+            return exercise.raised(what if NAMEABLE.fullmatch(what) else "an exception", "", line or None, code)
         if kind == "missing":
             return Failure("missing", "", f"the cell defines no function {self.question.name}")
         if kind == "unsendable":

@@ -1,8 +1,7 @@
 """Run one call of a student's function in a process that can do nothing else, and take what it says as a claim.
 
-A new process for each call, killed when it has answered or when a limit is reached. Starting Python and NumPy takes
-about a tenth of a second; a process kept warm, to fork for each call, would be quicker and would have to be protected
-from its children. What is said to the process, and what it may answer, is in `child`.
+A new process for each call, killed when it has answered or when a limit is reached. (One kept warm, to fork for each
+call, would be quicker and would have to be protected from its children.) What is said to it is in `child`.
 """
 
 import contextlib
@@ -40,11 +39,9 @@ class Limits:
 
 @dataclass
 class Sandbox:
-    """Where students' functions are called.
+    """Where students' functions are called, `isolated` in namespaces of its own unless the system `refused` them.
 
-    Args:
-        isolated: in namespaces of its own; `holes` says what is possible all the same.
-        refused: the system's reason, where it doesn't allow namespaces.
+    `holes` says what a student's code can do all the same.
     """
 
     limits: Limits
@@ -54,12 +51,7 @@ class Sandbox:
 
     @classmethod
     def best(cls, limits: Limits, hidden: Sequence[Path], isolated: bool = True) -> "Sandbox":
-        """The best that this computer allows, tried out.
-
-        Args:
-            hidden: files and folders that a student's code must not see.
-            isolated: try namespaces at all.
-        """
+        """The best that this computer allows, tried out; a student's code must not see what is `hidden`."""
         sandbox = cls(limits, isolated)
         try:
             sandbox.holes = sandbox._probe(hidden)
@@ -82,14 +74,12 @@ class Sandbox:
 
         Returns ("returned", result, arguments after the call), ("raised", name of the exception, line of the last cell
         or 0), ("missing",) for no such function, ("unsendable",) for a result that is not plain, or ("stopped", why).
+        An OSError says that the process can't be set up as asked, before it saw anything of the student's.
 
         Args:
             cells: names and sources.
             candidate: call the function with this instead of arguments, and with a random generator of this seed. It is
                 computed here, and only questions to it and its answers cross.
-
-        Raises:
-            OSError: the process can't be set up as asked, before it saw anything of the student's.
         """
         request = {"cells": list(cells), "function": function, "arguments": list(arguments), "seed": seed}
         started = time.monotonic()
@@ -125,7 +115,6 @@ class Sandbox:
         )
 
     def _kill(self, process: subprocess.Popen) -> None:
-        """Kill a process, and whatever it started; no harm if it has ended."""
         if self.isolated:  # what we started is the one outside, which kills the one inside
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -138,7 +127,6 @@ class Sandbox:
         process.wait()
 
     def _why(self, process: subprocess.Popen, lasted: float) -> str:
-        """Why a process ended without an answer, in words for the student."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)  # a moment passes between the last of the pipe and the end
         status = process.returncode or 0

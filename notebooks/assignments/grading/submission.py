@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 LARGEST = 20 << 20  # bytes of a submitted notebook
 IMPORTS = re.compile(r"^(from|import) +minislice\b[^\n(]*(\([^)]*\))?", flags=re.MULTILINE)
@@ -13,10 +14,7 @@ IMPORTS = re.compile(r"^(from|import) +minislice\b[^\n(]*(\([^)]*\))?", flags=re
 
 @dataclass(frozen=True)
 class Submission:
-    """What a student handed in: the sources of the code cells with a grade_id, and the ids that occur more than once.
-
-    `unreadable` says why there is no notebook to speak of.
-    """
+    """What a student handed in: code cells by grade_id, ids that occur more than once, and why it can't be read."""
 
     answers: Mapping[str, str] = field(default_factory=dict)
     duplicates: frozenset[str] = frozenset()
@@ -24,11 +22,7 @@ class Submission:
 
 
 def submission(file: Path, folder: Path) -> Submission:
-    """Read a submitted notebook.
-
-    Args:
-        folder: the student's own: a link that leads out of it is not followed.
-    """
+    """Read a submitted notebook; a link that leads out of the student's folder is not followed."""
     if not file.is_file():
         return Submission(unreadable=f"no {file.name} was handed in")
     if not file.resolve().is_relative_to(folder.resolve()):
@@ -47,13 +41,8 @@ def submission(file: Path, folder: Path) -> Submission:
 def given(file: Path, answers: Sequence[str]) -> list[tuple[str, str]]:
     """The source's code cells that students don't write and that aren't tests: names and texts, in order.
 
-    An import from minislice, which is not there where students' code runs, is left out.
-
-    Args:
-        answers: grade_ids of the cells that students write; all must be in the source.
-
-    Raises:
-        ValueError: no notebook there, or not the one of this assignment.
+    An import from minislice, which is not there where students' code runs, is left out. The source must have all of
+    `answers`, the grade_ids of the cells that students write.
     """
     try:
         cells = _cells(file)
@@ -64,8 +53,7 @@ def given(file: Path, answers: Sequence[str]) -> list[tuple[str, str]]:
     return [(f"given {index}", IMPORTS.sub("", cell.text)) for index, cell in enumerate(cells) if cell.given]
 
 
-@dataclass(frozen=True)
-class _Cell:
+class _Cell(NamedTuple):
     """What matters of a cell: `given` is code that is neither a test nor an answer."""
 
     grade_id: str

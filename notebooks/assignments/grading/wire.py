@@ -22,23 +22,13 @@ class WireError(Exception):
 
 
 def send(stream: BinaryIO, value: Any) -> None:
-    """Write one message.
-
-    Raises:
-        WireError: the value can't cross.
-        OSError: nobody reads any more.
-    """
+    """Write one message; a WireError if the value can't cross, an OSError if nobody reads any more."""
     stream.write(encode(value) + b"\n")
     stream.flush()
 
 
 def receive(stream: BinaryIO) -> Any:
-    """Read one message.
-
-    Raises:
-        WireError: the bytes are no message, or there are more than `CAP`.
-        EOFError: the other side closed its end.
-    """
+    """Read one message; a WireError if it is none or too long, an EOFError if the other side closed its end."""
     line = stream.readline(CAP + 1)
     if not line.endswith(b"\n") and len(line) <= CAP:
         raise EOFError
@@ -46,37 +36,28 @@ def receive(stream: BinaryIO) -> Any:
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a value.
-
-    Raises:
-        WireError: it is not plain, or too large; the message describes it.
-    """
+    """The bytes of a value; a WireError that describes it if it is not plain, or too large."""
     try:
         body = json.dumps(_plain(value)).encode()
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists in lists without end
         raise WireError(str(error)) from None
-    if len(body) >= CAP or _count(body) > VALUES:
-        raise WireError(f"more than {CAP >> 20} MiB or {VALUES} values")
+    _require_small(body + b"\n")
     return body
 
 
 def decode(body: bytes) -> Any:
-    """The value of some bytes.
-
-    Raises:
-        WireError: they are not one value.
-    """
-    if len(body) > CAP or _count(body) > VALUES:
-        raise WireError(f"more than {CAP >> 20} MiB or {VALUES} values")
+    """The value of some bytes; a WireError if they are not one value."""
+    _require_small(body)
     try:
         return _value(json.loads(body))
     except Exception as error:  # a student's code may have written any bytes
         raise WireError(f"no message: {error}") from None
 
 
-def _count(body: bytes) -> int:
-    """At least the number of values in a message; commas and brackets in a text count as well."""
-    return sum(map(body.count, (b",", b"[", b"{")))
+def _require_small(body: bytes) -> None:
+    """It counts at least all values of a message; commas and brackets in a text count as well."""
+    if len(body) > CAP or sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
+        raise WireError(f"more than {CAP >> 20} MiB or {VALUES} values")
 
 
 def _plain(value: Any) -> Any:
