@@ -68,6 +68,7 @@ VARIANTS: dict[str, tuple[dict, ...]] = {
     "gpt_oss": ({**MIXED, "rope_parameters": YARN}, {**MIXED, "attention_bias": False}),
 }
 FAMILIES = tuple(VARIANTS)
+CASES = [(family, variant) for family, variants in VARIANTS.items() for variant in range(len(variants))]
 REPRESENTATIVES = [  # each stands for a generalisation of the table
     ("gpt2", 0),  # Conv1D, and a last signal of the first one's shape
     ("bloom", 0),  # a norm of the embedding, ALiBi
@@ -140,6 +141,12 @@ class FamilyRecipe(Recipe):
             if name in fields:
                 fields[name] = list(fields[name][: self.layers])
         return AutoConfig.for_model(self.family, **fields)
+
+
+def fixed(family: str, variant: int = 0, **fields) -> FamilyRecipe:
+    """The model that most tests of a family try."""
+    fields = {"layers": 3, "heads": 4, "kv_heads": 2, "head_dim": 4, "seed": 3, **fields}
+    return FamilyRecipe(family, variant=variant, **fields)
 
 
 @st.composite

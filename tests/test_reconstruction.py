@@ -3,28 +3,26 @@
 Each property is also run against a mistake, and must fail there.
 """
 
-from dataclasses import replace
-
 import pytest
 import torch
-from family_models import REPRESENTATIVES
+from family_models import REPRESENTATIVES, fixed
 from models import Recipe
 from properties import assert_same_logits, fused, sliced
-from test_families import fixed
 
 import minislice
 from minislice.architecture.network import inference, network
-from minislice.beyond import neurons, reconstruction
-from minislice.beyond.neurons import solve_block
+from minislice.beyond import reconstruction
+from minislice.beyond.neurons import delete_neurons, solve_block
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
 from minislice.rotation import fold_reader
 
+OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 PADDED = Recipe("llama", heads=4, head_dim=4, hidden=20, padding="left", seed=7)
-RECIPES = [PADDED, *(Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "phi"))]
+every_recipe = pytest.mark.parametrize("recipe", [PADDED, OPT, PHI], ids=lambda recipe: recipe.family)
 
 
-def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], list[float]]:
+def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], float]:
     """Behind the first block, read from a cut signal, its error on each batch: learned from, held out.
 
     Padding doesn't count; the last of four batches is held out.
@@ -46,40 +44,30 @@ def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], list[float]]
             missing = x - z @ P.T - block.branch(z, **contexts[0])
             share = missing.square().mean(-1) / x.square().mean(-1)
             found.append((share if batch.mask is None else share[batch.mask]).mean().item())
-    return found[:-1], found[-1:]
+    return found[:-1], found[-1]
 
 
 def held_out_error_never_grows(recipe: Recipe) -> None:
-    (_, [before]), (_, [after]) = errors(recipe, False), errors(recipe, True)
-    assert after <= before * (1 + 1e-9)
+    assert errors(recipe, True)[1] <= errors(recipe, False)[1] * (1 + 1e-9)
 
 
 def what_is_learned_comes_nearer(recipe: Recipe) -> None:
-    (before, _), (after, _) = errors(recipe, False), errors(recipe, True)
-    assert sum(after) < 0.9 * sum(before)
-
-
-FACTS = (held_out_error_never_grows, what_is_learned_comes_nearer)
+    assert sum(errors(recipe, True)[0]) < 0.9 * sum(errors(recipe, False)[0])
 
 
 @pytest.fixture
 def learnable(monkeypatch):
     """The batch that is held out is one that is learned from: random text has nothing to learn for another."""
-
-    def split(calibration, *signals):
-        right = reconstruction_split(calibration, *signals)
-        return [right[0], right[0]]
-
-    reconstruction_split = reconstruction.split
-    monkeypatch.setattr(reconstruction, "split", split)
+    split = reconstruction.split
+    monkeypatch.setattr(reconstruction, "split", lambda *signals: [split(*signals)[0]] * 2)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.family)
+@every_recipe
 def test_the_error_on_what_is_held_out_never_grows(recipe):
     held_out_error_never_grows(recipe)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.family)
+@every_recipe
 def test_what_is_learned_comes_nearer(recipe, learnable):
     what_is_learned_comes_nearer(recipe)
 
@@ -91,48 +79,48 @@ def test_it_is_found_when_the_best_pass_is_chosen_by_what_is_learned(monkeypatch
         held_out_error_never_grows(PADDED)
 
 
-@pytest.mark.parametrize("mistake", ["basis forgotten", "uphill"])
-def test_it_is_found_when_something_else_is_learned(mistake, learnable, monkeypatch):
-    reconstruct, grad = reconstruction.reconstruct, torch.autograd.grad
-    if mistake == "uphill":
-        monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: [g if g is None else -g for g in grad(*a, **k)])
-    else:
-        monkeypatch.setattr(
-            reconstruction, "reconstruct", lambda block, layer, P, *parts: reconstruct(block, layer, P.flip(0), *parts)
-        )
+def basis_in_reverse(right):
+    return lambda block, layer, P, *parts: right(block, layer, P.flip(0), *parts)
+
+
+def uphill(right):
+    return lambda *a, **k: [slope if slope is None else -slope for slope in right(*a, **k)]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "mistake"),
+    [(reconstruction, "reconstruct", basis_in_reverse), (torch.autograd, "grad", uphill)],
+)
+def test_it_is_found_when_something_else_is_learned(place, name, mistake, learnable, monkeypatch):
+    monkeypatch.setattr(place, name, mistake(getattr(place, name)))
     with pytest.raises(AssertionError):
         what_is_learned_comes_nearer(PADDED)
 
 
 @pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES)
 def test_where_nothing_is_lost_nothing_moves(family, variant):
-    recipe = replace(fixed(family, variant), layers=2)
+    recipe = fixed(family, variant, layers=2)
     model = sliced(recipe, slicing=0, repair=True, reconstruct=True, batch_size=1)
     assert_same_logits(model, recipe.model(), recipe, 1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_trained_model_with_fewer_neurons_is_reconstructed_and_keeps_its_class(dtype):
-    recipe = Recipe("llama", heads=4, head_dim=4, hidden=20, seed=3)
-    models = [recipe.model().to(dtype) for _ in range(2)]
+    models = [LLAMA.model().to(dtype) for _ in range(2)]
     for model, reconstruct in zip(models, (False, True), strict=True):
         asked = {"neurons": 0.5, "multiple": 4, "repair": True, "reconstruct": reconstruct, "batch_size": 1}
-        minislice.delete_neurons(model, recipe.tokens(), **asked)
+        delete_neurons(model, LLAMA.tokens(), **asked)
     shapes = [{name: (p.shape, p.dtype, p.requires_grad) for name, p in m.named_parameters()} for m in models]
-    assert shapes[0] == shapes[1] and type(models[1]) is type(recipe.model())
+    assert shapes[0] == shapes[1] and type(models[1]) is type(LLAMA.model())
 
 
-def test_it_is_refused_without_repair():
-    recipe = Recipe("llama")
+@pytest.mark.parametrize("function", [minislice.slice_model, delete_neurons])
+def test_it_is_refused_without_repair(function):
     with pytest.raises(ValueError, match="give repair as well"):
-        minislice.slice_model(recipe.model(), recipe.tokens(), slicing=0.25, reconstruct=True)
-    with pytest.raises(ValueError, match="give repair as well"):
-        minislice.delete_neurons(recipe.model(), recipe.tokens(), reconstruct=True)
+        function(LLAMA.model(), LLAMA.tokens(), reconstruct=True)
 
 
 def test_one_sequence_leaves_nothing_to_hold_out_and_nothing_moves():
-    recipe = Recipe("llama", heads=4, head_dim=4, hidden=20)
-    models = [recipe.model() for _ in range(2)]
-    for model, reconstruct in zip(models, (False, True), strict=True):
-        neurons.delete_neurons(model, recipe.tokens()[:1], repair=True, reconstruct=reconstruct)
-    assert_same_logits(*models, recipe, 0.0)
+    asked = {"repair": True, "batch_size": 1}
+    models = [delete_neurons(LLAMA.model(), LLAMA.tokens()[:1], reconstruct=r, **asked) for r in (False, True)]
+    assert_same_logits(*models, LLAMA, 0.0)

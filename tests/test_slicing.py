@@ -16,6 +16,7 @@ from minislice.architecture.network import network
 from minislice.options import SlicingOptions, slice_width
 from minislice.pca import covariance, width_keeping
 
+every_family = pytest.mark.parametrize("family", FAMILIES)
 signals = st.sampled_from(["normalized", "raw"])
 forms = st.sampled_from(["full", "low-rank", "none"])
 
@@ -26,7 +27,7 @@ def recipes_and_widths(draw, **restrictions):
     return recipe, draw(st.integers(1, recipe.width))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(family):
     recipe = Recipe(family, layers=1)
     untied, D = dataclasses.replace(recipe, tied=False), recipe.width
@@ -60,7 +61,7 @@ def test_the_embedding_stays_as_trained_where_its_boundary_is_whole(case, signal
     assert torch.equal(network(model).embeddings[0].weight, embedding)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own(family):
     recipe = Recipe(family, heads=4)
     model = slice_model(recipe.model(), recipe.tokens(), **vars(SlicingOptions.paper()))
@@ -72,39 +73,23 @@ def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own(family):
     assert (changed.width, changed.adapter, changed.head, changed.seed) == (5, "none", "own", 3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_a_tied_head_saves_its_matrix(family):
     recipe = Recipe(family, tied=True)
     own, tied = (parameters(properties.sliced(recipe, width=12, head=head)) for head in ("own", "tied"))
     assert tied < min(own, parameters(recipe.model()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("adapter", "slice_head"), [("full", False), ("low-rank", True)])
-def test_one_layer_sliced_to_width_one_is_a_projection(family, adapter, slice_head):
-    recipe = Recipe(family, layers=1)
-    properties.slicing_is_projection(recipe, width=1, adapter=adapter, slice_head=slice_head)
-
-
-CUDA = torch.backends.cuda.matmul
-ALLOWED = {  # by torch's older names and by its newer ones
-    "high": lambda: torch.set_float32_matmul_precision("high"),
-    "medium": lambda: torch.set_float32_matmul_precision("medium"),
-    "tf32": lambda: setattr(CUDA, "fp32_precision", "tf32"),
-    "allowed": lambda: setattr(CUDA, "allow_tf32", True),
-}
-
-
-@pytest.mark.parametrize("setting", ALLOWED)
+@pytest.mark.parametrize("setting", ["high", "medium", "tf32"])
 def test_covariance_does_not_use_tf32_and_leaves_the_settings_alone(setting, monkeypatch):
-    seen, split = [], torch.Tensor.split
+    seen, split, cuda = [], torch.Tensor.split, torch.backends.cuda.matmul
 
     def state() -> list[str]:
-        return [CUDA.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+        return [cuda.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
 
     monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(state()) or split(*a))
-    try:
-        ALLOWED[setting]()
+    try:  # by torch's older name or by its newer one
+        setattr(cuda, "fp32_precision", setting) if setting == "tf32" else torch.set_float32_matmul_precision(setting)
         before = state()
         covariance(torch.randn(8, 4))
         assert seen == [["ieee", "ieee"]] and state() == before
@@ -128,25 +113,17 @@ def test_discard_rounds_widths_up_and_leaves_the_head_whole(recipe, multiple):
     assert max(rounded.discarded) <= 0.2
 
 
-def test_one_sequence_is_enough():
-    recipe = Recipe("opt", padding="none")
-    ids = recipe.tokens()
-    for tokens in (ids[0], ids[:1], [ids[0]]):
-        model = slice_model(recipe.model(), tokens, width=5)
-        expected = slice_model(recipe.model(), ids[:1], width=5)
-        assert model.slicing.calibration_tokens == ids.shape[1]
-        properties.assert_same_logits(model, expected, recipe, 0.0)
-        assert perplexity(model, tokens) == perplexity(expected, ids[:1])
-
-
-def test_a_tokenizers_output_brings_its_own_mask():
+def test_one_sequence_is_enough_and_a_tokenizers_output_brings_its_own_mask():
     recipe = Recipe("llama", padding="left")
-    encoded = {"input_ids": recipe.tokens(), "attention_mask": recipe.mask()}
-    for tokens, mask in ((encoded, None), ([encoded], None), ([recipe.tokens()], [recipe.mask()])):
-        actual = slice_model(recipe.model(), tokens, mask, width=5)
-        expected = slice_model(recipe.model(), recipe.tokens(), recipe.mask(), width=5)
-        properties.assert_same_logits(actual, expected, recipe, 0.0)
-        assert perplexity(actual, tokens, mask) == perplexity(actual, recipe.tokens(), recipe.mask())
+    ids, mask = recipe.tokens(), recipe.mask()
+    encoded, one = {"input_ids": ids, "attention_mask": mask}, (ids[:1], None)
+    for tokens, expected in (
+        *[((encoded, None), (ids, mask)), (([encoded], None), (ids, mask)), (([ids], [mask]), (ids, mask))],
+        *[((ids[0], None), one), (([ids[0]], None), one)],
+    ):
+        model, other = (slice_model(recipe.model(), *given, width=5) for given in (tokens, expected))
+        properties.assert_same_logits(model, other, recipe, 0.0)
+        assert perplexity(model, *tokens) == perplexity(other, *expected)
 
 
 @given(st.integers(1, 512), st.floats(0, 0.99), st.sampled_from([1, 8, 64]))
@@ -154,58 +131,48 @@ def test_slice_width_is_the_largest_multiple_that_deletes_enough(D, slicing, mul
     kept = (1 - slicing) * D
     assume(slicing > 0 and int(kept + 1e-6) >= multiple)
     k = slice_width(D, slicing, multiple)
-    assert k % multiple == 0
-    assert k <= kept + 1e-6 < k + multiple
+    assert k % multiple == 0 and k <= kept + 1e-6 < k + multiple
 
 
-def test_slice_width_is_what_the_paper_prints():
+def test_widths_are_what_the_paper_prints():
     assert [slice_width(4096, fraction) for fraction in (0.0, 0.2, 0.25, 0.3)] == [4096, 3272, 3072, 2864]
     assert slice_width(100, 0.3, multiple=1) == 70  # 0.7 * 100 is 69.99... in floating point
     assert slice_width(13, 0.0) == 13  # nothing deleted: nothing rounded
-
-
-def test_width_keeping_counts_the_components_that_suffice():
     eigenvalues = torch.tensor([6.0, 3.0, 1.0, 0.0]).double()
     assert [width_keeping(eigenvalues, discard) for discard in (0.0, 0.05, 0.15, 0.5, 0.9)] == [3, 3, 2, 1, 1]
     assert width_keeping(eigenvalues, 0.5, multiple=8) == 4
-
-
-def test_default_is_a_quarter_rounded_down_with_the_head_whole():
     recipe = Recipe("llama", heads=4, hidden=28, tied=False)
-    model = slice_model(recipe.model(), recipe.tokens())
-    assert model.slicing.widths == [16, 16, 16, 16, 28]  # 21, down to a multiple of 8
-    assert model.slicing.trained_width == 28
+    assert slice_model(recipe.model(), recipe.tokens()).slicing.widths == [16] * 4 + [28]  # 21, down to a multiple of 8
 
 
 @pytest.mark.parametrize("basis", ["random", "pca"])
 def test_seed_repeats_and_another_seed_differs(basis):
     recipe = Recipe("phi")
     first, again, other = (
-        properties.sliced(recipe, width=7, basis=basis, orientation="random", seed=seed) for seed in (0, 0, 1)
+        network(properties.sliced(recipe, basis=basis, orientation="random", seed=seed)).embeddings[0].weight
+        for seed in (0, 0, 1)
     )
-    weights = [network(model).embeddings[0].weight for model in (first, again, other)]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_a_sliced_model_is_the_same_object_in_the_same_mode():
     recipe = Recipe("phi")
     model = recipe.model().train()
     assert slice_model(model, recipe.tokens(), width=5) is model
-    assert all(module.training for module in model.modules())
     perplexity(model, recipe.tokens())
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@every_family
 def test_float32_eigenvectors_are_close_to_float64s_and_not_the_same(family):
     """Appendix A.2."""
     recipe = Recipe(family)
-    exact, rough = (properties.sliced(recipe, width=6, pca_dtype=dtype) for dtype in ("float64", "float32"))
-    ids = recipe.tokens(seed=1)
-    error = properties.relative_error(properties.logits(rough, ids), properties.logits(exact, ids))
-    assert 1e-9 < error < 1e-3
+    exact, rough = (
+        properties.logits(properties.sliced(recipe, width=6, pca_dtype=dtype), recipe.tokens(seed=1))
+        for dtype in ("float64", "float32")
+    )
+    assert 1e-9 < properties.relative_error(rough, exact) < 1e-3
 
 
 def test_help_explains_every_option():
@@ -225,7 +192,6 @@ def test_too_few_different_tokens_are_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         slice_model(recipe.model(), ids, width=7, head="own")  # all that is kept is known
-        slice_model(recipe.model(), recipe.tokens(), width=12)
 
 
 @pytest.mark.parametrize("family", ("opt", "phi"))
