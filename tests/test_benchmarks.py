@@ -27,10 +27,7 @@ SMALL = {
         ["--layers", "1", "--vocabulary", "512", "--rounds", "1", "--steps", "1"],
         {"OPT", "LLaMA", "Phi"},
     ),
-    "slicing_cost.py": (
-        ["--shape", "tiny", "--rounds", "1", "--matrix", "64"],
-        {"slicing / forward", "by phase", "beyond / slicing", "bound, seconds"},
-    ),
+    "slicing_cost.py": (["--shape", "tiny", "--rounds", "1"], {"slicing / forward", "by phase", "beyond / slicing"}),
     "streaming_cost.py": (["--shape", "tiny", "--threads", "1"], {"slicing / forward", "by phase", "peak, GiB"}),
 }
 

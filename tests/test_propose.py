@@ -38,32 +38,22 @@ def test_the_entry_of_the_table_is_found(family, variant):
 
 
 BEHIND, NO_NORM = "a norm with a scale stands behind the branch", "reads the signal, and no norm stands before it"
-REASONS = {
-    "gemma2": (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm"),
-    "gemma3_text": (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm"),
-    "glm4": (BEHIND, "post_self_attn_layernorm", "post_mlp_layernorm"),
-    "olmo2": (NO_NORM, "q_proj"),
-    "olmo3": (NO_NORM, "q_proj"),
-    "exaone4": (NO_NORM, "q_proj"),
-    "bert": (NO_NORM, "query"),
-    "roberta": (NO_NORM, "query"),
-    "electra": ("not a sum of embeddings", "position_embeddings"),
-    "openai-gpt": (NO_NORM, "c_attn"),
-}
-
-
-CONFIGURATIONS = [
-    ("bloom", {"apply_residual_connection_post_layernorm": True}, "carries the scaled output of h.0.post_"),
-    ("opt", {"do_layer_norm_before": False}, NO_NORM),
-    ("opt", {"word_embed_proj_dim": 8}, "not a sum of embeddings"),
-    ("opt", {"_remove_final_layer_norm": True}, "not a norm of what the last layer writes"),
+REFUSALS = [
+    ("gemma2", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
+    ("gemma3_text", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
+    ("glm4", {}, (BEHIND, "post_self_attn_layernorm", "post_mlp_layernorm")),
+    *((family, {}, (NO_NORM, "q_proj")) for family in ("olmo2", "olmo3", "exaone4")),
+    *((family, {}, (NO_NORM, "query")) for family in ("bert", "roberta")),
+    ("electra", {}, ("not a sum of embeddings", "position_embeddings")),
+    ("openai-gpt", {}, (NO_NORM, "c_attn")),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}, ("carries the scaled output of h.0.post_",)),
+    ("opt", {"do_layer_norm_before": False}, (NO_NORM,)),
+    ("opt", {"word_embed_proj_dim": 8}, ("not a sum of embeddings",)),
+    ("opt", {"_remove_final_layer_norm": True}, ("not a norm of what the last layer writes",)),
 ]
 
 
-@pytest.mark.parametrize(
-    ("model_type", "fields", "reasons"),
-    [*((name, {}, reasons) for name, reasons in REASONS.items()), *((a, b, (c,)) for a, b, c in CONFIGURATIONS)],
-)
+@pytest.mark.parametrize(("model_type", "fields", "reasons"), REFUSALS)
 def test_the_obstacle_of_a_refused_family_or_configuration_is_named(model_type, fields, reasons):
     model = small_model(model_type, **fields)
     with pytest.raises(ValueError, match=r"does not commute with a rotation|can't slice this"):

@@ -23,7 +23,7 @@ import reproduce
 import results
 import torch
 from bench import Bench, Outcome
-from protocol import FAMILIES, PROFILES, SLIPS, TABLES, TASKS, profile_for, rows, settings_of
+from protocol import FAMILIES, SLIPS, TABLES, TASKS, profile_for, rows, settings_of
 from torch.distributed.run import get_args_parser
 
 import minislice
@@ -33,9 +33,9 @@ from minislice.corpus.embedded import paper_table
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.measuring import local_tasks, provenance, records
 
-PAPER = PROFILES["paper"]
+PAPER = profile_for("opt", dtype="float16")
 OPT = rows("opt", PAPER, [1], ["125M"])
-SETTINGS = settings_of(OPT, "float32")
+SETTINGS = settings_of(OPT)
 DENSE = 27.64  # of OPT-125M, as printed in table 1
 
 
@@ -94,16 +94,13 @@ def test_every_printed_value_of_a_family_is_in_its_rows():
     assert {number for family in FAMILIES.values() for number in family.tables()} == set(TABLES)
 
 
-def test_tables_1_and_5_share_the_dense_model_and_nothing_else():
+def test_tables_share_the_dense_model_alone_and_models_up_to_13b_have_three_seeds_and_both_signals():
     one, five = ({s for row in rows("llama-2", PAPER, [number], ["7B"]) for s in row.settings} for number in (1, 5))
     assert {setting.percent for setting in one & five} == {0}
     assert [{setting.samples for setting in own} for own in (one, five)] == [{None, 1024}, {None, 128}]
-
-
-@pytest.mark.parametrize(("model", "seeds"), [("LLAMA-2-13B", 3), ("LLAMA-2-70B", 1)])
-def test_models_up_to_13b_have_three_seeds_and_both_signals_and_larger_ones_one_seed(model, seeds):
-    row = next(row for row in rows("llama-2", PAPER, [1], [model]) if row.percent == 25)
-    assert {setting.signal for setting in row.settings} == {"normalized", "raw"} and len(row.settings) == 2 * seeds
+    for model, seeds in (("LLAMA-2-13B", 3), ("LLAMA-2-70B", 1)):
+        row = next(row for row in rows("llama-2", PAPER, [1], [model]) if row.percent == 25)
+        assert {setting.signal for setting in row.settings} == {"normalized", "raw"} and len(row.settings) == 2 * seeds
 
 
 def test_a_slip_in_print_is_kept_and_said_and_there_is_no_other():
@@ -153,7 +150,7 @@ def another_setting_revision_or_commit_is_another_result(fake, folder):
     setting = SETTINGS[-1]
     text = folder / "text.txt"
     text.write_text("a")
-    changes = [{"percent": 26}, {"seed": 7}, {"signal": "other"}, {"adapter": "none"}, {"dtype": "float16"}]
+    changes = [{"percent": 26}, {"seed": 7}, {"signal": "other"}, {"adapter": "none"}, {"dtype": "float64"}]
     changes += [{"calibration": str(text)}, {"measure": "zero-shot"}, {"model": "other"}, {"limit": 3}, {}]
     keys = [results.key_of(dataclasses.replace(setting, **change), "revision", "commit") for change in changes]
     text.write_text("b")
@@ -171,6 +168,11 @@ def a_failed_row_is_told_and_the_rest_goes_on(fake, folder):
     assert record["values"] == {} and record["setting"]["percent"] == SETTINGS[2].percent
     fake.asked.clear()
     assert run(folder)["done"] == 1 and fake.asked == [SETTINGS[2]], "and it is run again the next time"
+
+
+def what_is_no_number_is_a_failure(fake, folder):
+    fake.dense = float("nan")
+    assert run(folder, limit=2)["failed"] == 2 and {record["status"] for record in recorded(folder)} == {"failed"}
 
 
 def an_interrupted_run_goes_on(fake, folder):
@@ -195,12 +197,6 @@ def the_gate_stops_where_the_dense_model_is_not_the_papers(fake, folder):
             assert fake.asked == SETTINGS[:1] and recorded(place)[0]["values"] == {"perplexity": DENSE + off}
         else:
             assert run(place)["done"] == len(SETTINGS)
-
-
-def what_is_no_number_is_a_failure(fake, folder):
-    fake.dense = float("nan")
-    assert run(folder, limit=2)["failed"] == 2
-    assert all(record["status"] == "failed" for record in recorded(folder))
 
 
 def two_runs_into_one_file_are_refused(fake, folder):
@@ -242,6 +238,9 @@ def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
     assert f"| OPT-125M | 0% | dense | 27.67 *paper {DENSE}* +0.03 | done |" in text
     assert "| not run *paper 34.53* | not run |" in text and "27.67 ± " not in text
     assert "Not as in the paper: nothing." in text
+    profile = profile_for("opt", dtype="float16", limit=3, seqlen=64)
+    run(folder, rows("opt", profile, [1], ["125M"]), profile=profile, limit=1)
+    assert "Not as in the paper: seqlen 64, limit 3." in report.markdown(results.read(folder / "results.jsonl"))
 
 
 def without_interruptions(right, *arguments):
@@ -306,18 +305,13 @@ def test_a_planted_mistake_is_found(mistake, fake, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda record: record["values"].update(perplexity=None),
-        lambda record: record["setting"].update(mine=1),
-        lambda record: record.update(family="mine"),
-        lambda record: record.update(status="done", values={}),
-    ],
+    ("field", "change"),
+    [("values", {"perplexity": None}), ("setting", {"mine": 1}), (None, {"family": "mine"}), (None, {"values": {}})],
 )
-def test_a_record_with_other_contents_is_not_reported(change, fake, tmp_path):
+def test_a_record_with_other_contents_is_not_reported(field, change, fake, tmp_path):
     run(tmp_path, limit=2)
     first, second = recorded(tmp_path)
-    change(second)
+    (second[field] if field else second).update(change)
     (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n" + json.dumps(second) + "\n")
     with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2"):
         report.write(tmp_path / "results.jsonl", tmp_path / "report.md")
@@ -325,18 +319,11 @@ def test_a_record_with_other_contents_is_not_reported(change, fake, tmp_path):
 
 
 def test_a_folder_that_only_has_the_name_of_ours_is_not_deleted(fake, tmp_path):
-    work = tmp_path / ".results.jsonl.work"
-    work.mkdir()
-    (work / "thesis.txt").touch()
+    (tmp_path / ".results.jsonl.work").mkdir()
+    (tmp_path / ".results.jsonl.work" / "thesis.txt").touch()
     with pytest.raises(ValueError, match=r"that `reproduce\.py` left; move it away"):
         run(tmp_path)
-    assert [path.name for path in work.iterdir()] == ["thesis.txt"] and not fake.asked
-
-
-def test_what_is_not_the_papers_protocol_is_said(fake, tmp_path):
-    profile = profile_for("opt", "paper", limit=3, seqlen=64)
-    run(tmp_path, rows("opt", profile, [1], ["125M"]), profile=profile, limit=1)
-    assert "Not as in the paper: seqlen 64, limit 3." in report.markdown(results.read(tmp_path / "results.jsonl"))
+    assert (tmp_path / ".results.jsonl.work" / "thesis.txt").is_file() and not fake.asked
 
 
 # Where it runs
@@ -344,19 +331,19 @@ def test_what_is_not_the_papers_protocol_is_said(fake, tmp_path):
 
 def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     small = preflight.Machine(16 << 30, 16 << 30, 32 << 30, 1 << 40)
-    own = settings_of(rows("llama-2", PAPER, [1, 2, 12], ["70B"]), "float16")
+    own = settings_of(rows("llama-2", PAPER, [1, 2, 12], ["70B"]))
     reasons = {setting.measure: preflight.why_not(setting, small, stream=False) for setting in own}
     assert "179 GB" in reasons["perplexity"] and reasons["products"] is None and "276 GB" in reasons["inference"]
     eight = preflight.Machine(80 << 30, 640 << 30, 512 << 30, 1 << 40)
     assert all(preflight.why_not(s, eight, stream=True) is None for s in own if s.measure == "perplexity")
-    (phi,) = settings_of(rows("phi-2", PAPER, [7])[:1], "float16")
+    (phi,) = settings_of(rows("phi-2", PAPER, [7])[:1])
     assert preflight.why_not(phi, small, stream=False) is None
-    seven = settings_of(rows("llama-2", PAPER, [1], ["7B"]), "float16")[-1]
+    seven = settings_of(rows("llama-2", PAPER, [1], ["7B"]))[-1]
     assert preflight.needs("llama-2-7b", seven)[1] == 1024 * 2048 * 4096 * 2, "the signal, in float16"
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
-    made = bench.slicing_of(settings_of(rows("llama-2", PAPER, [1], ["70B"]), "float16")[-1])
+    made = bench.slicing_of(settings_of(rows("llama-2", PAPER, [1], ["70B"]))[-1])
     command = bench.slice_command(made, tmp_path / "out", 4, 8)
     assert command[1:3] == ["-m", "torch.distributed.run"]
     torchrun = get_args_parser().parse_args(command[3:])
@@ -504,7 +491,7 @@ def test_minislice_says_where_a_script_is(name, capsys):
     assert said.count("\n") == 1 and (Path(__file__).parents[1] / said.split()[-2]).is_file()
 
 
-def test_under_torchrun_it_is_refused(tmp_path, monkeypatch):
+def test_under_torchrun_it_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="without torchrun"):
         reproduce.run(argparse.Namespace())

@@ -156,22 +156,6 @@ def test_measuring_changes_nothing_and_a_loaded_model_answers_alike(models, orig
     assert part.correct == whole["hellaswag"].correct[:4] and part.count == 4
 
 
-def test_where_memory_is_not_enough_fewer_choices_are_computed_together(models, originals, monkeypatch):
-    dense, tokenizer = models[0]["dense"], models[1]
-    expected = minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
-    forward, sizes = type(dense).forward, []
-
-    def limited(self, input_ids=None, **kwargs):
-        sizes.append(len(input_ids))
-        if len(input_ids) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, input_ids=input_ids, **kwargs)
-
-    monkeypatch.setattr(type(dense), "forward", limited)
-    found = minislice.zero_shot(dense, tokenizer, "piqa", tasks_from=originals)
-    assert max(sizes) == 8 and found["piqa"].correct == expected["piqa"].correct
-
-
 # Items in the form of 2021
 
 

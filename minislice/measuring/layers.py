@@ -1,8 +1,8 @@
 """Where the loss comes from: the signal of a sliced network beside the dense one's, boundary by boundary.
 
-A sliced signal has another basis, so the comparison is of what no rotation changes: the inner products of the tokens'
-rows, X X^T. The rows are the norm's output, which a block reads, without their mean: in real language models half of
-the energy has the same direction in every token, and slicing doesn't touch it.
+A sliced signal has another basis, so what is compared is what no rotation changes: the inner products of the tokens'
+rows, X X^T. The rows are what a block reads, the norm's output, without their mean: in real language models half of the
+energy has the same direction in every token, and slicing doesn't touch it.
 """
 
 from jaxtyping import Float, Int64
@@ -43,11 +43,7 @@ def relative_difference(
 def signal_errors(
     dense: PreTrainedModel, sliced: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
 ) -> list[float]:
-    """`relative_difference` at every boundary, on these tokens.
-
-    Args:
-        dense: fused (`minislice.fuse`), so that its norms have no weights; not sliced.
-    """
+    """`relative_difference` at every boundary, on these tokens; `dense` is fused, so that its norms have no weights."""
     networks = network(dense), network(sliced)
     if not networks[0].is_fused or networks[0].is_sliced:
         raise ValueError("compare with the dense model after minislice.fuse, before it is sliced")

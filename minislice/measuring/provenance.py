@@ -24,16 +24,13 @@ def commit() -> str:
     def output(*arguments: str) -> str:
         return subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
-    try:
+    with suppress(OSError, subprocess.CalledProcessError):
         if output("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
             return output("rev-parse", "HEAD")[:12] + ("+changes" if output("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        pass
     return __version__
 
 
 def versions() -> dict[str, str]:
-    """Of Python, minislice, and every package that a result may depend on."""
     numbers = {"python": platform.python_version(), "minislice": __version__}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -8,7 +8,7 @@ allocator reports; on Linux, memory is the resident set of the process.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,18 +126,17 @@ def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: 
     """The largest batch that fits on the GPU while the other model is elsewhere, and its tokens a second."""
 
     def fits(size: int) -> bool:
+        torch.cuda.empty_cache()
         try:
             step_seconds(model, batch_size=size, length=length)
         except torch.OutOfMemoryError:
             return False
-        finally:
-            torch.cuda.empty_cache()
         return True
 
     device = other.device
     other.to("cpu")
-    torch.cuda.empty_cache()
     size = largest_batch(fits)
+    torch.cuda.empty_cache()
     seconds = min(step_seconds(model, batch_size=size, length=length) for _ in range(rounds))
     other.to(device)
     return size, size / seconds
@@ -178,11 +177,9 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         yield peak
         peak.most = torch.cuda.max_memory_allocated(device)
         return
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the mark of the highest resident set falls to the present one
         peak.before = _resident("VmRSS")
-    except OSError:
-        pass
     yield peak
     if peak.before is not None:
         peak.most = _resident("VmHWM")

@@ -74,7 +74,7 @@ def zero_shot(
     Args:
         tasks: the harness's names.
         limit: only the first so many items of each task.
-        tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`); without it they come from the hub.
+        tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`), else they come from the hub.
         batch_size: choices a forward pass; where they don't fit on the GPU, fewer.
 
     Raises:

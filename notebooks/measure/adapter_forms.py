@@ -36,7 +36,7 @@ TIED_ADAPTERS = {  # besides, where the head was tied
 
 
 def models_at_hand():
-    """(name, model, calibration tokens, evaluation tokens) for each trained model."""
+    """Name, model, calibration and evaluation tokens of each trained model."""
     for name, (source, _) in models().items():
         model, tokenizer = minislice.load(source, dtype=torch.float32)
         if name in EMBEDDED:

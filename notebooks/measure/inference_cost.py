@@ -2,11 +2,9 @@
 
     python notebooks/measure/inference_cost.py
 
-Random weights in the shapes of OPT-125M and of a LLaMA and a Phi as wide (768 wide, 12 layers), batch 1, 25%, float32,
-the head's boundary whole, OPT's head with weights of its own. It is `minislice cost --head own` for these three shapes,
-as one table: prefill is one pass over a prompt of 128 tokens as `generate` does it, cache written, logits of the last
-token; decoding is one step with the cache. Each form is measured beside the dense model, in turns. Memory is that of
-the parameters.
+It is `minislice cost --head own` for the shapes of OPT-125M and of a LLaMA and a Phi as wide, as one table: random
+weights, batch 1, 25%, float32. Prefill is one pass over a prompt of 128 tokens, decoding is one step with the cache,
+memory is that of the parameters.
 """
 
 import json
@@ -29,18 +27,6 @@ SHAPES = {  # vocabularies of OPT, LLaMA-2 and Phi-2
 COLUMNS = {"prefill": "prefill, ms", "decoding": "decoding, ms a token", "memory": "weights, bytes"}
 
 
-def measure(config, layers: int, rounds: int, steps: int) -> dict:
-    """Ratios of every adapter form to the dense model."""
-    config.num_hidden_layers = layers
-    machine = {"dtype": torch.float32, "device": "cpu"}
-    dense, result = random_model(config, **machine), {"dense": dict.fromkeys(COLUMNS, 1.0)}
-    for form in FORMS:
-        sliced = random_model(sliced_config(config, slicing=0.25, adapter=form, head="own"), **machine)
-        found = inference_cost(dense, sliced, length=steps, rounds=rounds, batch_size=1)
-        result[form] = {name: found[quantity].ratio for name, quantity in COLUMNS.items()}
-    return result
-
-
 def main() -> None:
     parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--layers", type=int, default=12)
@@ -49,11 +35,15 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, help="in place of each model's, to try the script")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for config in SHAPES.values() if arguments.vocabulary else ():
-        config.vocab_size = arguments.vocabulary
-    results = {
-        shape: measure(config, arguments.layers, arguments.rounds, arguments.steps) for shape, config in SHAPES.items()
-    }
+    results, machine = {}, {"dtype": torch.float32, "device": "cpu"}
+    for shape, config in SHAPES.items():
+        config.num_hidden_layers = arguments.layers
+        config.vocab_size = arguments.vocabulary or config.vocab_size
+        dense, results[shape] = random_model(config, **machine), {"dense": dict.fromkeys(COLUMNS, 1.0)}
+        for form in FORMS:
+            sliced = random_model(sliced_config(config, slicing=0.25, adapter=form, head="own"), **machine)
+            costs = inference_cost(dense, sliced, length=arguments.steps, rounds=arguments.rounds, batch_size=1)
+            results[shape][form] = {name: costs[quantity].ratio for name, quantity in COLUMNS.items()}
     lines = [
         [shape, what, *(f"{row[what]:.2f}" for row in result.values())]
         for shape, result in results.items()

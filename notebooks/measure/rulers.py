@@ -70,20 +70,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Change:
-    """What a deletion does to the held-out sequences."""
+    """What a deletion does to the held-out sequences, of which the first are probes, a ruler's to look at."""
 
     losses: Tensor  # of each, beyond the dense network's
     divergence: float  # from the dense network's predictions, on the probes
-    probes: int  # the first so many are a ruler's to look at
-
-    @property
-    def probed(self) -> float:
-        return self.losses[: self.probes].mean().item()
-
-    @property
-    def loss(self) -> float:
-        """On the others."""
-        return self.losses[self.probes :].mean().item()
 
 
 class Bench:
@@ -173,7 +163,7 @@ class Bench:
     def change(self, boundary: int, X: list[Tensor]) -> Change:
         """What this signal at a boundary does."""
         (losses, predictions), (dense, expected) = self.predicted(boundary, X), self.dense
-        return Change(losses - dense, divergence(expected, predictions), self.probes)
+        return Change(losses - dense, divergence(expected, predictions))
 
     def predicted(self, boundary: int, X: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Of this signal at a boundary, the loss of each held-out sequence, and all predictions on the probes."""
@@ -185,8 +175,9 @@ class Bench:
         return torch.cat(losses), predictions
 
     def item(self, kind: str, boundary: int, parameters: int, rulers: dict[str, float], change: Change) -> Item:
-        rulers = {**rulers, "measured": change.probed, "divergence": change.divergence, "size": 1.0}
-        return Item(kind, boundary, parameters, change.loss, rulers)
+        measured, loss = (losses.mean().item() for losses in change.losses.tensor_split([self.probes]))
+        rulers = {**rulers, "measured": measured, "divergence": change.divergence, "size": 1.0}
+        return Item(kind, boundary, parameters, loss, rulers)
 
 
 @torch.enable_grad()
@@ -221,12 +212,7 @@ def sides(net: Network, boundary: int) -> int:
 
 @torch.no_grad()
 def measure(model, calibration: Tensor, held_out: Tensor, probes: int, layers=1, boundaries=1) -> list[Item]:
-    """All items of a dense model, which is fused in place.
-
-    Args:
-        calibration, held_out: ids, [sequences, tokens]; the first `probes` held-out sequences are a ruler's.
-        layers, boundaries: delete in every so many layers, at every so many boundaries.
-    """
+    """All items of a dense model, which is fused in place, in every so many layers, at every so many boundaries."""
     items = Bench(model, calibration, held_out, probes).items(layers, boundaries)
     return list(tqdm(items, desc="deletions", leave=False))
 

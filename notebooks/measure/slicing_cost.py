@@ -7,16 +7,11 @@ r"""What slicing costs over one bare forward pass of the layers, and what memory
 A model of OPT-125M's shape with random weights, 16 x 512 calibration tokens, 25%, float32. The bare forward pass runs
 transformers' own layers on the same batches. Then the same with what lies beyond the paper: W_out repaired, a quarter
 of the neurons deleted, both. Times are ratios within one run: the passes alternate, the median of the rounds counts.
-
-The bound is arithmetic over the rates that this machine reaches, measured first: products of square matrices in the
-model's dtype (forward pass, projection of the signal) and float32 (covariance, weights), and copies between host and
-card (the signal, three times in and twice out for each block). It leaves out eigendecompositions.
 """
 
 import copy
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from common import SHAPES, WORK, cost_parser, report, timed
@@ -25,10 +20,8 @@ from transformers import AutoModelForCausalLM
 import minislice
 from minislice.architecture.network import inference, network
 from minislice.corpus.batches import token_batches
-from minislice.measuring.cost import flops_per_token
 from minislice.measuring.provenance import hardware
 from minislice.measuring.timing import peak_memory, seconds_of
-from minislice.options import slice_width
 
 BEYOND = {"repair": {"repair": True}, "neurons": {"neurons": 0.25}, "both": {"repair": True, "neurons": 0.25}}
 
@@ -56,32 +49,6 @@ def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str,
     return time.perf_counter() - began, seconds, peak.added and peak.added / 2**20
 
 
-def bound_seconds(model, tokens, size: int) -> dict[str, float]:
-    """The least time of each phase at the rates of this machine, for the dense model at 25%."""
-    net, device = network(model), model.device
-    D, count, blocks = net.trained_width, tokens.numel(), len(net.blocks)
-    k, item = slice_width(D, 0.25), model.dtype.itemsize
-
-    def fastest(work: Callable[[], object]) -> float:
-        return min(seconds_of(work, device) for _ in range(6))
-
-    matrices = [torch.randn(size, size, device=device).to(dtype) for dtype in (model.dtype, torch.float32)]
-    trained, single = (2 * size**3 / fastest(lambda a=a: a @ a) for a in matrices)  # operations a second
-    host = torch.empty(1 << 24, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    bandwidth = len(host) / fastest(lambda: host.to(device, non_blocking=True, copy=True))
-    written = sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_out)
-    rows = written + sum(linear.weight.numel() // D for block in net.blocks for linear in block.w_in)
-    rows += net.head.weight.shape[0] + sum(table.num_embeddings for table in net.embeddings)
-    operations = flops_per_token(model, context=tokens.shape[1] // 2) - 2 * net.head.weight.numel()
-    return {
-        "forward": count * operations / trained,
-        "covariance": (blocks + 1) * count * 2 * D * D / single,
-        "projection": blocks * count * 2 * D * k / trained,
-        "weights": (2 * rows * D * k + 2 * written * D * D) / single,
-        "copies of the signal": blocks * count * item * ((k + 2 * D) + (D + k)) / bandwidth,
-    }
-
-
 def main() -> None:
     parser = cost_parser(__doc__, threads=True)
     parser.add_argument("--rounds", type=int, default=3)
@@ -91,7 +58,6 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="opt-125m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--matrix", type=int, default=1024, help="rows of the matrices that measure the rates")
     parser.add_argument(
         "--beyond", nargs="*", choices=BEYOND, default=[*BEYOND], help="without a name: the paper alone"
     )
@@ -119,7 +85,6 @@ def main() -> None:
         "seconds": statistics.median(totals),
         "slicing / forward": statistics.median(total / one for total, one in zip(totals, bare, strict=True)),
         "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
-        "bound, seconds": bound_seconds(model, tokens, arguments.matrix),
         "peak memory above the loaded model, MiB": max(memory),
         "beyond / slicing": {name: statistics.median(ratio for ratio, _ in found) for name, found in beyond.items()},
         "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},

@@ -97,10 +97,8 @@ def peak_gib() -> float:
 
 
 def in_a_process(*arguments) -> dict:
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, __file__, *map(str, arguments)]
+    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
 
 
 def main() -> None:

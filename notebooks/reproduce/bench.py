@@ -61,13 +61,10 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Where settings are measured: one device, and a folder for models that are sliced by streaming.
-
-    Settings that follow each other and share a sliced model share its slicing.
-    """
+    """Where settings are measured; those that follow each other and share a sliced model share its slicing."""
 
     device: str
-    work: Path | None = None
+    work: Path | None = None  # a folder for models that are sliced by streaming
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
@@ -78,7 +75,6 @@ class Bench:
             raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
-        """Measure one setting, with `batch_size` sequences a forward pass."""
         outcome = Outcome()
         if setting.measure in OF_SHAPES:
             cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
@@ -232,10 +228,7 @@ def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outc
 
 
 def write_piqa(folder: Path, count: int = 100) -> None:
-    """FOLDER/piqa.jsonl, the same on every run: beginnings from the embedded text, and which words go on from each.
-
-    The items have the form of PIQA and say nothing of it.
-    """
+    """FOLDER/piqa.jsonl, the same on every run: beginnings from the embedded text, and which words go on from each."""
     draw = random.Random(0)
     texts = [words for text in stdlib_documents("test") if len(words := text.split()) > 4 * (BEGINNING + END)]
     with open(folder / "piqa.jsonl", "w", encoding="utf-8") as file:
@@ -254,7 +247,6 @@ def write_piqa(folder: Path, count: int = 100) -> None:
 
 
 def config_of(setting: Setting) -> PreTrainedConfig:
-    """The shape that a cost is measured of."""
     return SHAPES.get(setting.source) or load_config(locate(setting.source))
 
 

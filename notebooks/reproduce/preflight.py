@@ -37,11 +37,6 @@ class Machine:
         return cls(cards[torch.device(device).index or 0], sum(cards), host, disk)
 
 
-def dtype_on(device: str) -> str:
-    """What "auto" stands for: the paper's float16 on a GPU, float32 where a CPU computes."""
-    return "float16" if torch.device(device).type == "cuda" else "float32"
-
-
 def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
     shape = _shape(setting)
@@ -75,10 +70,10 @@ def needs(shape: str, setting: Setting) -> tuple[int, int]:
     return _parameters(shape) * item, tokens * SHAPES[shape].hidden_size * item
 
 
-def overview(rows: list[Row], machine: Machine, dtype: str, stream: bool) -> list[dict]:
+def overview(rows: list[Row], machine: Machine, stream: bool) -> list[dict]:
     """One line for each model: what it needs, and how many of its settings can run here."""
     lines = []
-    settings = settings_of(rows, dtype)
+    settings = settings_of(rows)
     for model in dict.fromkeys(setting.model for setting in settings):
         own = [setting for setting in settings if setting.model == model]
         reasons = [reason for setting in own if (reason := why_not(setting, machine, stream))]

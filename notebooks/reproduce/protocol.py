@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minislice.adapters import FORMS
 from minislice.checks import require_choice, require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
@@ -218,12 +220,14 @@ class Row:
     dense: bool = False  # of a table of costs: its values are the dense model's, measured beside the sliced one
 
 
-def profile_for(family: str, name: str = "paper", **changes) -> Profile:
-    """A profile for a family, with some fields changed; "ci" is that of its embedded model."""
+def profile_for(family: str, name: str = "paper", device: str = "cpu", **changes) -> Profile:
+    """A profile for a family, in the dtype for a device, with some fields changed; "ci" is its embedded model's."""
     require_choice("family", family, FAMILIES)
     require_choice("profile", name, PROFILES)
     stand_in = {"model": FAMILIES[family].stand_in} if name == "ci" else {}
-    return replace(PROFILES[name], **stand_in | changes)
+    profile = replace(PROFILES[name], **stand_in | changes)
+    dtype = "float32" if torch.device(device).type == "cpu" else "float16"
+    return replace(profile, dtype=profile.dtype.replace("auto", dtype))
 
 
 def rows(
@@ -253,15 +257,9 @@ def rows(
     return sorted((row for row in every if row.model in names), key=place)
 
 
-def settings_of(rows: Iterable[Row], dtype: str) -> list[Setting]:
-    """The settings of the rows, each once, in the order of the rows, in the dtype that "auto" stands for."""
-    every = dict.fromkeys(setting for row in rows for setting in row.settings)
-    return [in_dtype(setting, dtype) for setting in every]
-
-
-def in_dtype(setting: Setting, dtype: str) -> Setting:
-    """The setting, with this dtype in place of "auto"."""
-    return replace(setting, dtype=dtype) if setting.dtype == "auto" else setting
+def settings_of(rows: Iterable[Row]) -> list[Setting]:
+    """The settings of the rows, each once, in the order of the rows."""
+    return list(dict.fromkeys(setting for row in rows for setting in row.settings))
 
 
 def _full_name(family: Family, name: str) -> str:

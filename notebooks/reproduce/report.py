@@ -62,11 +62,11 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Cell))
 
 def cells(family: str, profile: Profile, records: list[dict]) -> list[Cell]:
     """Every cell of a family's tables; `records` are of this family and profile."""
-    by_setting = {_without_dtype(Setting(**record["setting"])): record for record in records}
+    by_setting = {Setting(**record["setting"]): record for record in records}
     every = []
     for row in sorted(rows(family, profile), key=lambda row: row.table):
         for signal in dict.fromkeys(setting.signal for setting in row.settings) or [None]:
-            asked = [_without_dtype(setting) for setting in row.settings if setting.signal == signal]
+            asked = [setting for setting in row.settings if setting.signal == signal]
             own = [by_setting[setting] for setting in asked if setting in by_setting]
             every += [_cell(profile.name, row, signal, metric, own, len(asked)) for metric in row.metrics]
     return every
@@ -92,16 +92,8 @@ def _cell(profile: str, row: Row, signal: str | None, metric: str, records: list
     )
 
 
-def _without_dtype(setting: Setting) -> Setting:
-    return dataclasses.replace(setting, dtype="auto")
-
-
 def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]:
-    """Write OUT, Markdown, and beside it the same as CSV. Returns both paths.
-
-    Raises:
-        ValueError: there are no results; a file of these names isn't a report (see `folder.require_file`).
-    """
+    """Write OUT, Markdown, and beside it the same as CSV. Returns both paths."""
     records = read(results)
     if not records:
         raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
@@ -137,7 +129,7 @@ def markdown(records: list[dict]) -> str:
     for family, profile, own in _runs(records):
         title = FAMILIES[family].title
         if profile.is_papers:
-            ours, papers = vars(profile), vars(PROFILES["paper"])
+            ours, papers = vars(profile), vars(PROFILES["paper"]) | {"dtype": "float16"}
             changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_ELSEWHERE and ours[n] != papers[n]]
             lines += ["", f"## {title}", "", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
         else:

@@ -21,8 +21,8 @@ from pathlib import Path
 import results
 import torch
 from bench import Bench, Outcome
-from preflight import Machine, dtype_on, overview, why_not
-from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, in_dtype, profile_for, rows, settings_of
+from preflight import Machine, overview, why_not
+from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, profile_for, rows, settings_of
 
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read, given
@@ -38,7 +38,7 @@ HELP = "run the paper's tables again; finished rows are skipped"
 
 
 class ProtocolDiffers(ValueError):
-    """The dense model doesn't have the paper's value, so nothing that is sliced from it can be compared."""
+    """The dense model doesn't have the paper's value."""
 
 
 def reproduce(
@@ -59,8 +59,6 @@ def reproduce(
 
     Args:
         rows: of `protocol.rows`, for this family and profile.
-        out: the results file, one JSON record a line.
-        batch_size: sequences a forward pass; where a GPU's memory isn't enough, fewer.
         stream: slice from disk, one layer in memory, and measure on all devices together.
         process_count: with `stream`, processes that share the calibration set, each on a GPU of its own.
         limit: stop behind so many settings that weren't finished yet.
@@ -72,10 +70,9 @@ def reproduce(
 
     Raises:
         ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
-        ValueError: another run writes into the file; the file holds something else.
     """
     out = Path(out)
-    settings = settings_of(rows, dtype_on(device))
+    settings = settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
     about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
     with results.opened(out) as file:
@@ -111,14 +108,13 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
         return
     metric, tolerance = GATES[setting.measure]
     for row in rows:
-        if setting in [in_dtype(own, setting.dtype) for own in row.settings] and metric in row.paper:
+        if setting in row.settings and metric in row.paper:
             ours, papers = record["values"][metric], row.paper[metric]
             if not abs(ours - papers) <= tolerance + 1e-9:  # a NaN is off, too
                 raise ProtocolDiffers(
                     f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
                     f"{papers:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing sliced "
-                    "from it could be compared; see that the tokenizer adds what it did in the paper, and that text, "
-                    f"windows and versions are those of the record ({record['facts'].get('evaluation')})"
+                    f"from it could be compared; look at the record's versions and text ({record['facts']})"
                 )
 
 
@@ -215,12 +211,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
-    profile = profile_for(arguments.family, arguments.profile, **given(arguments, Profile))
+    profile = profile_for(arguments.family, arguments.profile, arguments.device, **given(arguments, Profile))
     chosen = rows(arguments.family, profile, arguments.tables, arguments.models)
     require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
         machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
-        lines = overview(chosen, machine, profile.dtype.replace("auto", dtype_on(arguments.device)), arguments.stream)
+        lines = overview(chosen, machine, arguments.stream)
         text = "\n".join("; ".join(f"{name}: {value}" for name, value in line.items() if value) for line in lines)
         print_result(arguments, {"models": lines}, text)
         return
