@@ -40,20 +40,15 @@ def plans() -> dict[str, dict[str, Any]]:
     return {"neurons": {**fewer, **KEPT}, "slicegpt": {**paper, **KEPT}, "mixed": mixed}
 
 
-def rows(measured: dict[str, tuple[float, Any]]) -> list[list[str]]:
-    points = C1.question("plan").parts
-    return [
-        [f"{NAMES[name]}, {share:.1%}", str(ratio), f"{GOALS[name]:.2f}", str(points[name])]
-        for name, (share, ratio) in measured.items()
-    ]
-
-
 def main() -> None:
-    found = plans()
-    for name, plan in found.items():
+    every, points = plans(), C1.question("plan").parts
+    lines = []
+    for name, plan in every.items():
         print(name, plan)
+        share, ratio = measure(plan)
+        lines.append([f"{NAMES[name]}, {share:.1%}", str(ratio), f"{GOALS[name]:.2f}", str(points[name])])
     heads = [f"with at most {SIZE:.0%} of the parameters", "perplexity over dense", "reach", "points"]
-    print(markdown(heads, rows({name: measure(plan) for name, plan in found.items()})))
+    print(markdown(heads, lines))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ def influences(model, tokens) -> list[float]:
     return [1 - torch.cat(own).mean().item() for own in cosines]
 
 
-def perplexities(load, order: list[int], tokens) -> list[float]:
+def perplexities(source: str, order: list[int], tokens) -> list[float]:
     """Behind each deletion, of layers given by their numbers in the trained model."""
-    model, found = load(), []
+    model, found = minislice.load(source, dtype="float32")[0], []
     left = list(range(len(network(model).layers)))
     for number in order:
         delete_layer(network(model), left.index(number))
@@ -56,18 +56,17 @@ def main() -> None:
         model, tokenizer = minislice.load(source, dtype="float32")
         calibration, evaluation = disjoint_streams(text, text, tokenizer)
         many, evaluation = sample(calibration, 64, 256, 0), windows(evaluation, 256, 40)
-        calibration = many[:16]
         dense, most = minislice.perplexity(model, evaluation), min(3, len(network(model).layers) - 1)
-        once = losses_without_each(network(model), token_batches(model, calibration, None, 8))
+        once = losses_without_each(network(model), token_batches(model, many[:16], None, 8))
         orders = {
-            "block influence": sorted(range(len(once)), key=influences(model, calibration).__getitem__)[:most],
+            "block influence": sorted(range(len(once)), key=influences(model, many[:16]).__getitem__)[:most],
             "loss, measured once": sorted(range(len(once)), key=once.__getitem__)[:most],
-            "loss, measured again": again(source, calibration, most),
+            "loss, measured again": again(source, many[:16], most),
             **{f"loss, {count} x 256 tokens": again(source, many[:count], most) for count in (4, 8, 64)},
         }
         for ruler, order in orders.items():
-            after = perplexities(lambda source=source: minislice.load(source, dtype="float32")[0], order, evaluation)
-            lines.append([name, ruler, *(f"{value:.2f}" for value in (dense, *after))])
+            after = [dense, *perplexities(source, order, evaluation)]
+            lines.append([name, ruler, *(f"{value:.2f}" for value in after)])
     print(markdown(["model", "ruler", "-0", "-1", "-2", "-3"], lines))
 
 
