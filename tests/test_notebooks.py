@@ -256,10 +256,7 @@ MISTAKES = {
     "no importance": (exercises_have_solutions, replacing(", importance", "")),
     "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
     "a solution in the student's cell": (exercises_have_solutions, replacing("# your code", "# your code: k = 128")),
-    "a solution without its tag": (
-        exercises_have_solutions,
-        lambda n: tagged(n, "solution")[0].metadata.update(tags=[]),
-    ),
+    "no tag": (exercises_have_solutions, lambda n: tagged(n, "solution")[0].metadata.update(tags=[])),
     "perplexities without an error": (comparisons_have_errors, replacing("window_losses(", "minislice.perplexity(")),
     "no error printed": (comparisons_have_errors, lambda n: [cell.update(outputs=[]) for cell in code_cells(n)]),
     "a long cell": (small_cells, lambda n: code_cells(n)[0].update(source="x = 1\n" * 30)),

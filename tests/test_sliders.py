@@ -20,28 +20,20 @@ def close_figures():
     plt.close("all")
 
 
-@pytest.fixture
-def no_front_end(monkeypatch):
+def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged_to(monkeypatch):
     for name in sliders.FRONT_ENDS:
         monkeypatch.delenv(name, raising=False)
-
-
-def test_without_a_front_end_the_first_value_is_drawn_once(no_front_end):
-    drawn = []
+    made, drawn = [], []
     sliders.slide(drawn.append, [1, 2, 3], 2, "k")
     assert drawn == [2]
-
-
-def test_in_jupyter_the_slider_draws_what_it_is_dragged_to(monkeypatch):
     ipywidgets = pytest.importorskip("ipywidgets", reason="comes with Jupyter")
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
-    made, drawn = [], []
     monkeypatch.setattr(ipywidgets, "interact", lambda draw, value: made.append((draw, value)))
     sliders.slide(drawn.append, [1, 2, 3], 2, "k")
     (draw, slider) = made[0]
     assert (slider.value, slider.options) == (2, (1, 2, 3)) and not slider.continuous_update
     draw(3)
-    assert drawn == [3]
+    assert drawn == [2, 3]
 
 
 def test_turning_two_dimensions_moves_their_weights_and_no_logit():

@@ -252,12 +252,12 @@ WRONG = {
         ),
     ],
     "a9.unchanged": [
-        ("range(3)", "range(1)", "unchanged["),
-        ("values and scores", "scores", "unchanged["),
-        ("values and scores", "values", "unchanged["),
-        (" and not constant.any()", "", "unchanged["),
-        ("np.array(answers)", "np.ones(6)", "unchanged["),
-        ("np.array(answers)", "np.zeros(6)", "unchanged["),
+        ("range(3)", "range(1)", "unchanged:"),
+        ("values and scores", "scores", "unchanged:"),
+        ("values and scores", "values", "unchanged:"),
+        (" and not constant.any()", "", "unchanged:"),
+        ("np.array(answers)", "np.ones(6)", "unchanged:"),
+        ("np.array(answers)", "np.zeros(6)", "unchanged:"),
     ],
     "m1.check": [
         ("for D, H, bias in", "assert False\n    for D, H, bias in", RIGHT_ONE, "AssertionError"),

@@ -9,14 +9,14 @@ from . import toy
 from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array, Form, Gone, Maybe
-from .judging import Places, close
+from .judging import Places, Wanted, close, compared
 from .markdown import read
 
 
-def _judge_center(M: np.ndarray, D: int) -> Failure | None:
+def _center(D: int) -> Wanted:
     wanted, _ = toy.weights_of(lambda x: x - x.mean(-1, keepdims=True), D)
     mistakes = {"This M puts the mean in place of every number; subtract it instead.": np.eye(D) - wanted}
-    return Places().add("M", wanted, M, mistakes, "what must x M be for x = (1, 1, ..., 1)?").failure()
+    yield "M", wanted, mistakes, "what must x M be for x = (1, 1, ..., 1)?"
 
 
 def _reader_cases(rng: np.random.Generator) -> Cases:
@@ -156,7 +156,7 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
 
 A1 = read(
     "a1",
-    center=(toy.widths, lambda D: Array("M", (D, D)), _judge_center),
+    center=(toy.widths, *compared(_center)),
     fuse_reader=(_reader_cases, _reader_form, _judge_reader),
     fuse_writer=(_writer_cases, lambda W, b: (Array("W", W.shape), Array("b", b.shape)), _judge_writer),
     fuse=(_fuse_cases, _fuse_form, _judge_fuse),

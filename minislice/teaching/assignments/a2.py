@@ -6,7 +6,7 @@ from . import toy
 from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array
-from .judging import Places, close, orthonormal
+from .judging import Wanted, close, compared, orthonormal
 from .markdown import read
 
 
@@ -17,7 +17,7 @@ def _rms_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "N": D + 2}, {"x": x, "eps": toy.EPS})
 
 
-def _judge_rms(y: np.ndarray, x: np.ndarray, eps: float) -> Failure | None:
+def _rms(x: np.ndarray, eps: float) -> Wanted:
     square = np.square(x).mean(1, keepdims=True)
     spread, length = x - x.mean(1, keepdims=True), np.sqrt(x.shape[1] * square + eps)
     deviation = np.sqrt(np.square(spread).mean(1, keepdims=True) + eps)
@@ -30,8 +30,7 @@ def _judge_rms(y: np.ndarray, x: np.ndarray, eps: float) -> Failure | None:
         "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x / length,
         "It divides by the mean square: take the root.": x / (square + eps),
     }
-    hint = "a norm divides each row by one positive number: by which?"
-    return Places().add("rms(x)", x / np.sqrt(square + eps), y, mistakes, hint).failure()
+    yield "rms(x)", x / np.sqrt(square + eps), mistakes, "a norm divides each row by one positive number: by which?"
 
 
 def _haar_cases(rng: np.random.Generator) -> Cases:
@@ -95,7 +94,7 @@ def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Fail
 
 A2 = read(
     "a2",
-    rms=(_rms_cases, lambda x, eps: Array("rms(x)", x.shape), _judge_rms),
+    rms=(_rms_cases, *compared(_rms)),
     haar=(_haar_cases, lambda G: Array("Q", G.shape), _judge_haar),
     counterexample=(toy.widths, lambda D: (Array("x", ("N", D)), Array("Q", (D, D))), _judge_counterexample),
 )

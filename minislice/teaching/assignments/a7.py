@@ -5,10 +5,11 @@ import numpy as np
 from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Number
-from .judging import Places, close, named
+from .judging import Wanted, close, compared
 from .markdown import read
 
 FORMS = ("full", "low-rank", "none")
+HINT = "write down the shape of every array of the network; its adapters are "
 
 
 def _cost_cases(rng: np.random.Generator) -> Cases:
@@ -37,17 +38,17 @@ def _sizes(shapes: dict, k: int, form: str) -> dict[str, int]:
     return sizes
 
 
-def _judge_parameters(count: int, shapes: dict, k: int, form: str) -> Failure | None:
+def _parameters(shapes: dict, k: int, form: str) -> Wanted:
     sizes = _sizes(shapes, k, form)
     total, mistakes = sum(sizes.values()), _left_out(sizes, shapes, k, form)
     mistakes["The biases are left out."] = total - sizes["biases"]
     mistakes["The positions are left out."] = total - shapes["T"] * k
     mistakes["The embeddings are not sliced."] = total + (shapes["V"] + shapes["T"]) * (shapes["D"] - k)
     mistakes["This network has no biases."] = sum(_sizes({**shapes, "biases": True}, k, form).values())
-    return _counted("parameters", total, count, mistakes, form)
+    yield "parameters", total, mistakes, HINT + form
 
 
-def _judge_flops(count: int, shapes: dict, k: int, form: str) -> Failure | None:
+def _flops(shapes: dict, k: int, form: str) -> Wanted:
     sizes = _sizes(shapes, k, form)
     embeddings, biases = sizes.pop("embeddings"), sizes.pop("biases")
     once = sum(sizes.values())  # every number in a matrix is multiplied and added once for a token
@@ -59,7 +60,7 @@ def _judge_flops(count: int, shapes: dict, k: int, form: str) -> Failure | None:
     mistakes["A low-rank adapter is two products of two operations for each number of A."] = 2 * once - twice
     mistakes["Looking up an embedding is no product."] = total + 2 * embeddings
     mistakes["A bias is added, it is no product."] = total + biases
-    return _counted("flops", total, count, mistakes, form)
+    yield "flops", total, mistakes, HINT + form
 
 
 def _left_out(sizes: dict[str, int], shapes: dict, k: int, form: str) -> dict[str, int]:
@@ -82,29 +83,18 @@ def _left_out(sizes: dict[str, int], shapes: dict, k: int, form: str) -> dict[st
     return mistakes
 
 
-def _counted(what: str, total: int, count: int, mistakes: dict[str, int], form: str) -> Failure | None:
-    mistakes = {sentence: value for sentence, value in mistakes.items() if value != total}
-    hint = f"write down the shape of every array of the network whose adapters are {form!r}."
-    return Places().add(what, total, count, mistakes, hint).failure()
-
-
 def _gib_cases(rng: np.random.Generator) -> Cases:
     for count, bits in ((2**30, 8), (3 * 2**20, 16), (int(rng.integers(10**8, 10**9)), 32), (6_738_415_616, 4)):
         yield Case({"parameters": count, "bits": bits}, {"parameters": count, "bits": bits})
 
 
-def _judge_gib(size: float, parameters: int, bits: int) -> Failure | None:
-    if close(parameters, size * 2**30 * 8 / bits):  # the parameters that fit
-        return None
+def _gib(parameters: int, bits: int) -> Wanted:
     mistakes = {
         "This is GB, 10^9 bytes: a GiB is 2^30.": parameters * bits / 8e9,
         "These are Gibit: a byte has 8 bits.": parameters * bits / 2**30,
         "This is MiB.": parameters * bits / 2**23,
     }
-    mistake = named({sentence: value / size for sentence, value in mistakes.items() if size}, 1.0)
-    return Failure(
-        "values", "gib", "another size", f"got {size:.6g}", mistake=mistake, hint="how many bytes are a GiB?"
-    )
+    yield "gib", parameters * bits / 2**33, mistakes, "how many bytes are a GiB?"
 
 
 def _even_cases(rng: np.random.Generator) -> Cases:
@@ -128,9 +118,9 @@ def _judge_even(deleted: float, n: int) -> Failure | None:
 
 A7 = read(
     "a7",
-    parameters=(_cost_cases, lambda shapes, k, form: Number("parameters", int), _judge_parameters),
-    flops=(_cost_cases, lambda shapes, k, form: Number("flops", int), _judge_flops),
-    gib=(_gib_cases, lambda parameters, bits: Number("gib", float), _judge_gib),
+    parameters=(_cost_cases, *compared(_parameters)),
+    flops=(_cost_cases, *compared(_flops)),
+    gib=(_gib_cases, *compared(_gib)),
     break_even=(_even_cases, lambda n: Number("break_even", float), _judge_even),
 )
 check = checker(A7)

@@ -9,7 +9,7 @@ from . import toy
 from .exercise import Case, Cases, Failure
 from .feedback import checker
 from .forms import Array, Form
-from .judging import Places, close
+from .judging import Places, Wanted, close, compared
 from .markdown import read
 
 
@@ -29,14 +29,14 @@ def _moment_cases(rng: np.random.Generator) -> Cases:
         yield Case({"n": n, "T": len(H)}, {"H": H, "w": w})
 
 
-def _judge_moment(C: np.ndarray, H: np.ndarray, w: np.ndarray) -> Failure | None:
+def _second_moment(H: np.ndarray, w: np.ndarray) -> Wanted:
     mistakes = {
         "The tokens are not weighted.": _moment(H, np.ones_like(w)),
         "The weight is not squared: it stands in both factors.": _moment(H, np.sqrt(w)),
         "It is divided by the number of tokens; C is a sum.": _moment(H, w) / len(H),
         "It is centred: no mean is subtracted here.": _moment(H - H.mean(0), w),
     }
-    return Places().add("C", _moment(H, w), C, mistakes, "which number of a token stands in both factors?").failure()
+    yield "C", _moment(H, w), mistakes, "which number of a token stands in both factors?"
 
 
 def _problem(rng: np.random.Generator, n: int, D: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _without_inverse(C: np.ndarray, W: np.ndarray, ridge: float) -> np.ndarray:
     return np.square(W).sum(1) * (np.diag(C) + ridge)
 
 
-def _judge_scores(scores: np.ndarray, C: np.ndarray, W: np.ndarray, ridge: float) -> Failure | None:
+def _all_scores(C: np.ndarray, W: np.ndarray, ridge: float) -> Wanted:
     size, right = np.square(W).sum(1), _scores(C, W, ridge)
     diagonal = "This is the diagonal of C + lambda I, without the inverse: the cost if no other neuron is solved for."
     mistakes = {
@@ -67,7 +67,7 @@ def _judge_scores(scores: np.ndarray, C: np.ndarray, W: np.ndarray, ridge: float
         "The ridge is missing.": _scores(C, W, 0.0),
         "W is left out.": right / size,
     }
-    return Places().add("scores", right, scores, mistakes, "which diagonal is it?").failure()
+    yield "scores", right, mistakes, "which diagonal is it?"
 
 
 def _solve_cases(rng: np.random.Generator) -> Cases:
@@ -84,7 +84,7 @@ def _solve(C: np.ndarray, W: np.ndarray, ridge: float, kept: np.ndarray) -> np.n
     return W[kept] + np.linalg.solve(left, C[np.ix_(kept, gone)] @ W[gone])
 
 
-def _judge_solve(V: np.ndarray, C: np.ndarray, W: np.ndarray, ridge: float, kept: np.ndarray) -> Failure | None:
+def _solved(C: np.ndarray, W: np.ndarray, ridge: float, kept: np.ndarray) -> Wanted:
     right = _solve(C, W, ridge, kept)
     pull = np.linalg.solve(C[np.ix_(kept, kept)] + ridge * np.eye(len(kept)), ridge * W[kept])
     mistakes = {
@@ -95,7 +95,7 @@ def _judge_solve(V: np.ndarray, C: np.ndarray, W: np.ndarray, ridge: float, kept
         "What is added has the wrong sign.": 2 * W[kept] - right,
         "The ridge is inside twice: on the right-hand side, too.": right + pull,
     }
-    return Places().add("W", right, V, mistakes, "what must the kept neurons write besides their own rows?").failure()
+    yield "W", right, mistakes, "what must the kept neurons write besides their own rows?"
 
 
 def _thin_cases(rng: np.random.Generator) -> Cases:
@@ -147,9 +147,9 @@ def _judge_thin(result: tuple, **given: Any) -> Failure | None:
 
 A8 = read(
     "a8",
-    second_moment=(_moment_cases, lambda H, w: Array("C", (H.shape[1],) * 2), _judge_moment),
-    scores=(_solved_cases, lambda C, W, ridge: Array("scores", (len(C),)), _judge_scores),
-    solve=(_solve_cases, lambda C, W, ridge, kept: Array("W", (len(kept), W.shape[1])), _judge_solve),
+    second_moment=(_moment_cases, *compared(_second_moment)),
+    scores=(_solved_cases, *compared(_all_scores)),
+    solve=(_solve_cases, *compared(_solved)),
     thin=(_thin_cases, _thin_form, _judge_thin),
 )
 check = checker(A8)

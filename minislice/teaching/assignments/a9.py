@@ -5,10 +5,9 @@ from typing import Any
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases
 from .feedback import checker
-from .forms import Array
-from .judging import Places
+from .judging import Wanted, compared
 from .markdown import read
 
 
@@ -39,14 +38,14 @@ def _invertible(rng: np.random.Generator, d: int) -> np.ndarray:
     return toy.haar(rng, d) * np.linspace(0.5, 2.0, d) @ toy.haar(rng, d)
 
 
-def _judge_value(result: tuple, W_V: np.ndarray, W_O: np.ndarray, R: np.ndarray) -> Failure | None:
-    places = Places().add("W_V", W_V @ R, result[0], {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R.")
+def _value(W_V: np.ndarray, W_O: np.ndarray, R: np.ndarray) -> Wanted:
+    yield "W_V", W_V @ R, {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R."
     mistakes = {
         "R^T is the inverse of a rotation; R is none.": R.T @ W_O,
         "It is multiplied by R, not by its inverse.": R @ W_O,
         "It is as it was.": W_O,
     }
-    return places.add("W_O", np.linalg.solve(R, W_O), result[1], mistakes, "what is W_V R times it?").failure()
+    yield "W_O", np.linalg.solve(R, W_O), mistakes, "what is W_V R times it?"
 
 
 def _rotary_cases(rng: np.random.Generator) -> Cases:
@@ -56,15 +55,13 @@ def _rotary_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "d": 2 * pairs}, {"W_Q": W_Q, "W_K": W_K, **turns})
 
 
-def _judge_rotary(
-    result: tuple, W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.ndarray
-) -> Failure | None:
+def _rotary(W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.ndarray) -> Wanted:
     mistakes = {
         "It is rotated the other way.": W_Q @ _turns(-angles, scales),
         "It is not scaled.": W_Q @ _turns(angles),
         "It is divided by the scale.": W_Q @ _turns(angles, 1 / scales),
     }
-    places = Places().add("W_Q", W_Q @ _turns(angles, scales), result[0], mistakes, "rows are rotated, pair by pair.")
+    yield "W_Q", W_Q @ _turns(angles, scales), mistakes, "rows are rotated, pair by pair."
     mistakes = {
         "It is rotated the other way: a dot product stays if both turn alike.": W_K @ _turns(-angles, 1 / scales),
         "It is multiplied by the scale, as the queries are.": W_K @ _turns(angles, scales),
@@ -72,8 +69,7 @@ def _judge_rotary(
         "It is not rotated.": W_K / np.repeat(scales, 2),
         "It is as it was.": W_K,
     }
-    hint = "what keeps the dot product of each pair?"
-    return places.add("W_K", W_K @ _turns(angles, 1 / scales), result[1], mistakes, hint).failure()
+    yield "W_K", W_K @ _turns(angles, 1 / scales), mistakes, "what keeps the dot product of each pair?"
 
 
 def _candidates(rng: np.random.Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
@@ -110,33 +106,23 @@ def _unchanged_cases(rng: np.random.Generator) -> Cases:
         yield Case({"d": 2 * pairs}, changes | {"theta": theta})
 
 
-def _judge_unchanged(answer: np.ndarray, theta: np.ndarray, **changes: np.ndarray) -> Failure | None:
+def _unchanged(theta: np.ndarray, **changes: np.ndarray) -> Wanted:
     """Every candidate is tried on attention with random weights."""
-    d, rng, places = 2 * len(theta), np.random.default_rng(0), Places()
+    d, rng, holds = 2 * len(theta), np.random.default_rng(0), []
     W = {name: rng.standard_normal((d + 1, d)) for name in "QKV"}
     W |= {"O": rng.standard_normal((d, d + 1)), "b": rng.standard_normal(d)}
     x = rng.standard_normal((6, d + 1))
     before = _attention(W, x, theta)
-    for number, (A, B, F, G, beta) in enumerate(zip(*changes.values(), strict=True)):
+    for A, B, F, G, beta in zip(*changes.values(), strict=True):
         changed = {"Q": W["Q"] @ A, "K": W["K"] @ B, "b": W["b"] @ B + beta, "V": W["V"] @ F, "O": G @ W["O"]}
-        holds = np.abs(_attention(changed, x, theta) - before).max() < 1e-7
-        hint = "try it: two random matrices, four tokens, and the formula above."
-        places.add(f"unchanged[{number}]", float(holds), answer[number], hint=hint)
-    return places.failure()
+        holds.append(float(np.abs(_attention(changed, x, theta) - before).max() < 1e-7))
+    yield "unchanged", np.array(holds), {}, "try it: two random matrices, four tokens, and the formula above."
 
 
 A9 = read(
     "a9",
-    value_output=(
-        _value_cases,
-        lambda W_V, W_O, R: (Array("W_V", W_V.shape), Array("W_O", W_O.shape)),
-        _judge_value,
-    ),
-    rotary_pair=(
-        _rotary_cases,
-        lambda W_Q, W_K, **_: (Array("W_Q", W_Q.shape), Array("W_K", W_K.shape)),
-        _judge_rotary,
-    ),
-    unchanged=(_unchanged_cases, lambda **_: Array("unchanged", (6,)), _judge_unchanged),
+    value_output=(_value_cases, *compared(_value)),
+    rotary_pair=(_rotary_cases, *compared(_rotary)),
+    unchanged=(_unchanged_cases, *compared(_unchanged)),
 )
 check = checker(A9)

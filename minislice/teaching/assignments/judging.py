@@ -1,12 +1,13 @@
 """Tools for judges: equality up to rounding, place by place, and the words for a difference."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .exercise import Failure
+from .forms import Array, Form, Number
 
 TOLERANCE = 1e-10  # relative to the largest value of an array, or absolute if that is below 1
 
@@ -71,6 +72,26 @@ class Places:
         fine = tuple(name for name, right in self._right.items() if right)
         wrong = tuple(name for name, right in self._right.items() if not right)
         return replace(self._wrong[0], fine=fine, wrong=wrong) if self._wrong else None
+
+
+Wanted = Iterator[tuple[str, Any, Mapping[str, Any], str]]  # place, right value, mistakes and hint of each part
+
+
+def compared(wanted: Callable[..., Wanted]) -> tuple[Callable[..., Form], Callable[..., Failure | None]]:
+    """The form and the judge of a question with one right result, which `wanted` gives for the arguments."""
+
+    def returns(**arguments: Any) -> Form:
+        parts = [(place, value) for place, value, *_ in wanted(**arguments)]
+        forms = [Array(p, v.shape) if isinstance(v, np.ndarray) else Number(p, type(v)) for p, v in parts]
+        return forms[0] if len(forms) == 1 else tuple(forms)
+
+    def judge(result: Any, **arguments: Any) -> Failure | None:
+        parts, places = list(wanted(**arguments)), Places()
+        for got, (place, *what) in zip([result] if len(parts) == 1 else result, parts, strict=True):
+            places.add(place, what[0], got, *what[1:])
+        return places.failure()
+
+    return returns, judge
 
 
 def difference(expected: Any, got: Any) -> tuple[str, str]:
