@@ -36,15 +36,6 @@ SLICED = {  # what is asked for, on the command line and in Python
         {"width": 100, "adapter": "full", "slice_head": True},
     ),
 }
-OWN_CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
-
-class OwnConfig(LlamaConfig):
-    model_type = "own"
-
-class OwnForCausalLM(LlamaForCausalLM):
-    config_class = OwnConfig
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +62,10 @@ def place(tmp_path_factory) -> Path:
     words = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(folder / "illiterate")
-    for name in ("beams", "code"):
-        shutil.copytree(data_folder() / "mini-llama", folder / name)
+    shutil.copytree(data_folder() / "mini-llama", folder / "beams")
     (folder / "beams" / "generation_config.json").write_text('{"num_beams": 0}')
-    config = json.loads((folder / "code" / "config.json").read_text())
-    places = {"AutoConfig": "code.OwnConfig", "AutoModelForCausalLM": "code.OwnForCausalLM"}
-    (folder / "code" / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": places}))
-    (folder / "code" / "code.py").write_text(OWN_CODE)
+    shutil.copytree(folder / "foreign", folder / "torn")
+    (folder / "torn" / "tokenizer.json").write_text("[]")
     return folder
 
 
@@ -102,30 +90,22 @@ def saved(place, tmp_path_factory) -> Path:
 # What every command does
 
 
-def test_demo_measures_every_step_and_writes_nothing_in_json(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("minislice.command.demo.SEQLEN", 64)
-    monkeypatch.setattr("minislice.command.demo.EMBEDDED", ["mini-opt"])
+def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("minislice.command.demo.EMBEDDED", ["mini-llama"])
     monkeypatch.chdir(tmp_path)
-    status, out, err = run("demo", "--samples", 4, "--json", "--quiet")
-    rows = document(out)
-    assert (status, err) == (0, "") and not list(tmp_path.iterdir())
+    rows = document(run("demo", "--samples", 2, "--json", "--quiet")[1])
     steps = ["dense", "fused", "rotated", "rotated per block", "rotated by PCA"]
     assert [row["step"] for row in rows] == steps + [f"sliced 25%, {form}" for form in ("full", "low-rank", "none")]
     for row in rows:
         sliced = row["step"].startswith("sliced")
         assert (row["error"] > 1e-2) == sliced and (row["width"] < 192) == sliced
-        assert row["text"].startswith("The statement") == (row["step"] in ("dense", "sliced 25%, low-rank"))
-
-
-def test_demo_shows_text_a_picture_and_the_next_door(run, monkeypatch, tmp_path):
-    monkeypatch.setattr("minislice.command.demo.EMBEDDED", ["mini-llama"])
-    monkeypatch.chdir(tmp_path)
+    assert not list(tmp_path.iterdir())
     picture = tmp_path / parser.PICTURE
     picture.write_text("of an earlier demo")
-    status, out, _ = run("demo", "--samples", 4, "--quiet")
-    assert status == 0 and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
-    told = ["dense writes:", "sliced writes:", "can grow", "Learn:", "Use:", "Teach:", picture.name]
-    assert all(words in out for words in told)
+    status, out, err = run("demo", "--samples", 2, "--quiet")
+    assert (status, err) == (0, "") and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
+    told = ["dense writes:  The statement", "sliced writes: The statement", "can grow", "Learn:", "Use:", "Teach:"]
+    assert all(words in out for words in told) and picture.name in out
 
 
 def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_fails(run, place, monkeypatch):
@@ -146,7 +126,7 @@ def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_f
 
 
 @pytest.mark.parametrize("name", SLICED)
-def test_slice_reports_what_the_library_computes_and_the_folder_says_so(name, saved, place):
+def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(name, saved, place, run):
     report = document((saved / f"{name}.json").read_text())
     model, tokenizer = minislice.load(name, dtype="float32", device="cpu")
     calibration = text.sample(text.tokenize(text.load_text(f"{place}/calibration.txt"), tokenizer), 6, 48)
@@ -169,24 +149,21 @@ def test_slice_reports_what_the_library_computes_and_the_folder_says_so(name, sa
         "calibration": "calibration.txt, 6 x 48 tokens",
         "evaluation": "test.txt, 5 x 48 tokens",
     }
-    record = json.loads((saved / name / "config.json").read_text())["slicing"]
-    assert record["base_model"] == name and record["calibration"] == report["calibration"]
-    assert record["perplexity"].startswith(f"{report['sliced perplexity']:.4f} (test.txt")
-
-
-def test_eval_of_the_saved_folder_agrees_with_what_slice_reported(run, saved, place):
-    report = json.loads((saved / "mini-opt.json").read_text())
-    for name, kind in ((saved / "mini-opt", "sliced"), ("mini-opt", "dense")):
-        status, out, err = run("eval", name, "--evaluation", f"{place}/test.txt", "--seqlen", 48, *FEW, "--json")
+    asked = ["--evaluation", f"{place}/test.txt", "--seqlen", 48, *FEW, "--json"]
+    for folder, kind in ((saved / name, "sliced"), (name, "dense")):
+        status, out, err = run("eval", folder, *asked)
         assert status == 0 and "perplexity" in err  # progress goes to stderr alone, and is gone at the end
         assert not err.rpartition("\r")[2].strip()
-        assert document(out) == {
-            "model": str(name),
+        measured = document(out)
+        assert measured.pop("seconds") > 0 and measured == {
+            "model": str(folder),
             "perplexity": pytest.approx(report[f"{kind} perplexity"], rel=1e-6),
             "parameters": report[f"{kind} parameters"],
             "evaluation": report["evaluation"],
-            "seconds": pytest.approx(5, abs=5),
         }
+    record = json.loads((saved / name / "config.json").read_text())["slicing"]
+    assert record["base_model"] == name and record["calibration"] == report["calibration"]
+    assert record["perplexity"].startswith(f"{report['sliced perplexity']:.4f} (test.txt")
 
 
 def test_generate_of_the_saved_folder_goes_on_as_the_sliced_model_does(run, saved):
@@ -329,19 +306,6 @@ def test_an_option_of_slice_is_what_it_is_in_python(options, fields):
     assert fields.items() <= vars(SlicingOptions(**inputs.given(asked, SlicingOptions))).items()
 
 
-def test_a_tied_head_stays_tied_and_what_was_done_is_said(run, place, tmp_path):
-    arguments = ["slice", "mini-opt", *texts(place), *SIZES, *FEW, "--width", 144, "--quiet", "--json"]
-    report = document(run(*arguments, "--out", tmp_path / "memory")[1])
-    streamed = document(run(*arguments, "--out", tmp_path / "streamed", "--stream")[1])
-    own = document(run(*arguments, "--head", "own")[1])
-    assert [said["head"] for said in (report, streamed, own)] == ["tied", "tied", "own"]
-    assert report["widths"] == streamed["widths"] == [192, *[144] * 7, 192]
-    assert report["sliced parameters"] == streamed["sliced parameters"] < report["dense parameters"]
-    assert own["sliced parameters"] > own["dense parameters"]
-    for folder in ("memory", "streamed"):
-        assert json.loads((tmp_path / folder / "config.json").read_text())["head"] == "tied"
-
-
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
 def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp_path, monkeypatch):
     for name in ("before_and_after", "slice_streamed"):  # hours, on a large model
@@ -373,7 +337,7 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
         assert config.items() <= json.loads((tmp_path / "stock" / "config.json").read_text()).items()
 
 
-# Which text, and whose code
+# Which text
 
 
 def halves_share_no_token(run, place, evaluation: str | None = "link.txt") -> None:
@@ -447,24 +411,6 @@ def test_a_hub_that_cannot_be_reached_is_told_before_a_model_is_loaded(run, plac
     assert_refused(run("slice", place / "foreign"), "127.0.0.1:9", "file", "'embedded'", "HF_HUB_OFFLINE=1")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["slice", "--stream", "--out", "s", "--calibration", "embedded"],
-        ["generate", "--prompt", "The", "--max-new-tokens", "2"],
-        ["cost", "--rounds", "1", "--length", "4"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_code_of_a_model_runs_only_if_it_is_trusted(command, run, place, tmp_path, monkeypatch):
-    monkeypatch.setitem(minislice.families.FAMILIES, "own", minislice.families.FAMILIES["llama"])
-    monkeypatch.chdir(tmp_path)
-    command = [command[0], place / "code", *command[1:], "--quiet"]
-    assert_refused(run(*command), "pass the argument `--trust-remote-code`")
-    if command[0] != "slice":  # a streamed layer isn't whole
-        assert run(*command, "--trust-remote-code")[0] == 0
-
-
 # What can't be done is one line. Which values an option takes: test_errors; which files can be read: test_text
 
 FOUND = texts(Path("{place}"))
@@ -473,6 +419,7 @@ BAD = {
     "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder", "mini-opt"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
     "model: sliced already": (["slice", "{saved}/mini-llama", *FOUND, *SIZES], ["sliced already", "trained model"]),
+    "tokenizer: damaged": (["eval", "{place}/torn", *FOUND[2:]], ["tokenizer"]),
     "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["120 tokens", "another model"]),
     "tokenizer of another model, prompt": (["generate", "{place}/foreign", "--prompt", "The"], ["another model"]),
     "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
@@ -516,14 +463,6 @@ def test_bad_input_is_one_line_and_changes_nothing(case, run, place, saved, tmp_
     before = state()
     assert_refused(run(*arguments, "--quiet"), *fragments)
     assert state() == before
-
-
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_one_line(file, run, place, tmp_path):
-    folder = shutil.copytree(place / "foreign", tmp_path / "model")
-    for content in ["", "[]", '{"added_tokens": [5]}']:
-        (folder / file).write_text(content)
-        assert_refused(run("eval", folder, "--evaluation", place / "test.txt", "--quiet"), "tokenizer")
 
 
 @pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt])
