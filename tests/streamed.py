@@ -14,6 +14,12 @@ from minislice.large.workfolder import WorkFolder
 LLAMA = Recipe("llama", layers=2, biases=False, option=False)
 
 
+@torch.no_grad()
+def logits(model, tokens: torch.Tensor) -> torch.Tensor:
+    """[sequences, tokens, vocabulary]."""
+    return model(input_ids=tokens).logits
+
+
 def saved(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32, shards: bool = True) -> Path:
     """A small random model on the disk."""
     recipe.model().to(dtype).save_pretrained(folder / "dense", max_shard_size=4000 if shards else "1GB")
@@ -57,7 +63,7 @@ def same_weights(one: Path, other: Path) -> None:
 
 def parts_done(out: Path) -> int:
     """How many parts an unfinished run has done."""
-    return (WorkFolder(out, Processes()).read() or {}).get("done", 0)
+    return WorkFolder(out, Processes()).read().get("done", 0)
 
 
 class Interrupted(BaseException):

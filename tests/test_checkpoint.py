@@ -5,19 +5,22 @@ import json
 import logging
 import pickle
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from family_models import FamilyRecipe
 from models import FAMILIES, VOCABULARY, Recipe
 from safetensors.torch import load_file
-from streamed import edit, snapshot
+from streamed import edit, logits, snapshot
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import minislice
-from minislice.architecture import modeling
+from minislice.architecture import families, modeling
 from minislice.architecture.heads import FittedHead
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM, form_of
 from minislice.architecture.network import network
@@ -26,32 +29,23 @@ from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = ("full", "low-rank", "none")
-# Every family with every dtype and every form, each pair of them once
-PAIRWISE = [
-    (family, dtype, FORMS[(f + d) % 3], f == d) for f, family in enumerate(FAMILIES) for d, dtype in enumerate(DTYPES)
-]
 OPTIONS = {"do_sample": False, "max_new_tokens": 6}
 
 
-def sliced(family, *, dtype=torch.float32, seed=0, **options):
+def sliced(recipe="llama", *, dtype=torch.float32, **options):
     """A random model, sliced in place, and tokens. Only parameters change dtype, as in `from_pretrained`."""
-    recipe = Recipe(family, seed=seed)
-    model, tokens = recipe.model(), recipe.tokens()
+    recipe = Recipe(recipe) if recipe in FAMILIES else recipe
+    model, tokens = recipe.model(), recipe.tokens().clamp(max=100)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    return minislice.slice_model(model, tokens, **{"width": 12, **options}), tokens
-
-
-@torch.no_grad()
-def logits(model, tokens):
-    return model(input_ids=tokens).logits
+    return minislice.slice_model(model, tokens, **{"width": 8, **options}), tokens
 
 
 def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-# ---- the same function, the same size ----
+# The same function, the same size
 
 
 def saved_equals_loaded(model, tokens, folder: Path) -> SlicedForCausalLM:
@@ -71,8 +65,13 @@ def saved_equals_loaded(model, tokens, folder: Path) -> SlicedForCausalLM:
     return loaded
 
 
-@pytest.mark.parametrize(("family", "dtype", "form", "slice_head"), PAIRWISE)
-def test_a_loaded_model_is_the_saved_one(family, dtype, form, slice_head, tmp_path):
+# Every family with every dtype and every form, each pair of them once
+PAIRWISE = [(family, dtype, FORMS[(f + d) % 3]) for f, family in enumerate(FAMILIES) for d, dtype in enumerate(DTYPES)]
+
+
+@pytest.mark.parametrize(("family", "dtype", "form"), PAIRWISE)
+def test_a_loaded_model_is_the_saved_one(family, dtype, form, tmp_path):
+    slice_head = form == "none"
     model, tokens = sliced(family, dtype=dtype, adapter=form, slice_head=slice_head)
     loaded = saved_equals_loaded(model, tokens, tmp_path / "model")
     head = ("linear", "own") if slice_head else ("tied", "tied")  # nobody said what becomes of it
@@ -80,33 +79,45 @@ def test_a_loaded_model_is_the_saved_one(family, dtype, form, slice_head, tmp_pa
 
 
 EPS_OF_A_MODULE = Recipe("opt", eps=0.5)  # OPT's config has no eps
-WHOLE = [
-    (EPS_OF_A_MODULE, minislice.fuse),
-    (Recipe("llama"), minislice.rotate),
-    (Recipe("phi"), partial(minislice.rotate, per_block=True)),
-]
 
 
-@pytest.mark.parametrize(("recipe", "prepare"), WHOLE)
+@pytest.mark.parametrize(
+    ("recipe", "prepare"),
+    [
+        (EPS_OF_A_MODULE, minislice.fuse),
+        (Recipe("llama"), minislice.rotate),
+        (Recipe("phi"), partial(minislice.rotate, per_block=True)),
+    ],
+)
 def test_a_fused_or_rotated_model_survives_saving(recipe, prepare, tmp_path):
     saved_equals_loaded(prepare(recipe.model()), recipe.tokens(), tmp_path / "model")
 
 
-MISTAKES = {
-    "eps of the config": ("description", lambda right: lambda model: right(model) | {"norm_eps": [1e-5] * 5}),
-    "norms of the new width": ("RMSNorm", lambda right: lambda D, eps: right(D // 2, eps)),
-    "a head that isn't tied": ("_tied", lambda right: lambda base: None),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_saving_fails_on(mistake, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("description", lambda right: lambda model: right(model) | {"norm_eps": [1e-5] * 5}),
+        ("RMSNorm", lambda right: lambda D, eps: right(D // 2, eps)),
+        ("_tied", lambda right: lambda base: None),
+    ],
+)
+def test_saved_equals_loaded_fails_on_a_mistake(name, wrong, tmp_path, monkeypatch):
     model, tokens = minislice.fuse(EPS_OF_A_MODULE.model(), keep_tie=True), EPS_OF_A_MODULE.tokens()
-    saved_equals_loaded(model, tokens, tmp_path / "right")
-    name, wrong = MISTAKES[mistake]
     monkeypatch.setattr(modeling, name, wrong(getattr(modeling, name)))
     with pytest.raises((AssertionError, ValueError), match=r"logits differ|1 tensors are missing"):
         saved_equals_loaded(model, tokens, tmp_path / "wrong")
+
+
+FORMAT_1 = Path(__file__).with_name("format1")  # saved by minislice 0.1.0
+EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())  # three logits, recorded when the folders were saved
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_a_folder_of_format_1_computes_what_it_did(family):
+    model, _ = minislice.load(FORMAT_1 / family)
+    found = logits(model, Recipe(family, layers=1).tokens()[:1, :3])[0, -1, :3]
+    assert torch.allclose(found, torch.tensor(EXPECTED[family]), rtol=1e-4)
+    assert model.config.slicing["versions"].startswith("minislice 0.1.0")
 
 
 @pytest.mark.parametrize(("family", "slice_head"), [("opt", True), ("llama", False)])
@@ -118,7 +129,6 @@ def test_a_tied_head_is_stored_once_and_tied_again(family, slice_head, tmp_path)
     assert sum(tensor.shape == embedding.shape for tensor in stored.values()) == 1
     (tied,) = loaded.all_tied_weights_keys.items()  # what transformers ties after loading, and keeps on one device
     assert all(loaded.get_parameter(name) is embedding for name in tied)
-    assert loaded.get_output_embeddings().weight is embedding
 
 
 def test_what_is_loaded_from_shards_is_saved_again_with_the_same_bytes(tmp_path):
@@ -133,27 +143,31 @@ def test_what_is_loaded_from_shards_is_saved_again_with_the_same_bytes(tmp_path)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_saves_itself_and_not_the_original(copied, tmp_path):
+def test_a_copy_saves_itself_and_a_given_state_dict_is_what_is_saved(copied, tmp_path):
     model, tokens = sliced("opt")
-    other = copied(model)
+    other, weights = copied(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         other.lm_head.weight.add_(1.0)
-    for name, each in {"copy": other, "original": model}.items():
-        each.save_pretrained(tmp_path / name)
+    other.save_pretrained(tmp_path / "copy")
+    other.save_pretrained(tmp_path / "given", state_dict=weights)  # as transformers' Trainer does
+    for name, each in {"copy": other, "given": model}.items():
         assert torch.equal(logits(minislice.load(tmp_path / name)[0], tokens), logits(each, tokens))
 
 
-def test_a_given_state_dict_is_what_is_saved(tmp_path):
-    model, tokens = sliced("llama")
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before = logits(model, tokens)
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-    model.save_pretrained(tmp_path / "model", state_dict=weights)  # as transformers' Trainer does
-    assert torch.equal(logits(minislice.load(tmp_path / "model")[0], tokens), before)
+def test_a_loaded_fused_model_is_sliced_and_remembers_whether_its_head_was_tied(tmp_path):
+    for tied in (False, True):
+        recipe = Recipe("opt", tied=tied)
+        minislice.fuse(recipe.model()).save_pretrained(tmp_path / f"fused-{tied}")
+        model, _ = minislice.load(tmp_path / f"fused-{tied}")
+        if not tied:
+            with pytest.raises(ValueError, match="shares the embedding"):
+                minislice.slice_model(model, recipe.tokens(), width=9, head="fitted")
+    minislice.slice_model(model, recipe.tokens(), width=9, head="fitted", slice_head=True)
+    loaded = saved_equals_loaded(model, recipe.tokens(), tmp_path / "sliced")
+    assert isinstance(loaded.get_output_embeddings(), FittedHead) and set(loaded.config.widths) == {9}
 
 
-# ---- what a Hugging Face model can do ----
+# What a Hugging Face model can do
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -172,24 +186,19 @@ def loaded(saved):
     return AutoModelForCausalLM.from_pretrained(saved[2])
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
-def test_it_generates_as_the_model_that_was_saved(saved, loaded, how):
+def test_it_generates_as_the_model_that_was_saved_whatever_the_cache_and_the_padding(saved, loaded):
     model, tokens, _ = saved
     assert loaded.generation_config.max_new_tokens == 7
-    outputs = []
-    for each, cached in ((model, True), (loaded, True), (loaded, False)):
-        torch.manual_seed(0)
-        outputs.append(each.generate(tokens[:2, :5], **{**OPTIONS, **how}, use_cache=cached))
-    assert outputs[0].shape == (2, 11)
-    assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
-
-
-def test_padding_on_the_left_does_not_change_what_it_generates(saved, loaded):
-    tokens = saved[1][:1, :5]
-    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), tokens], dim=1)
-    mask = (torch.arange(8) >= 3)[None].long()
-    generated = loaded.generate(padded, attention_mask=mask, **OPTIONS)
-    assert torch.equal(generated[:, 3:], loaded.generate(tokens, **OPTIONS))
+    prompt = tokens[:2, :5]
+    for how in ({}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}):
+        outputs = []
+        for each, cached in ((model, True), (loaded, True), (loaded, False)):
+            torch.manual_seed(0)
+            outputs.append(each.generate(prompt, **{**OPTIONS, **how}, use_cache=cached))
+        assert torch.equal(outputs[1], outputs[0]) and torch.equal(outputs[2], outputs[0])
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), prompt], dim=1)
+    generated = loaded.generate(padded, attention_mask=(torch.arange(8) >= 3)[None].expand(2, -1).long(), **OPTIONS)
+    assert torch.equal(generated[:, 3:], loaded.generate(prompt, **OPTIONS))
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
@@ -205,7 +214,6 @@ def test_the_cache_has_both_of_its_names_and_neither_is_deprecated(name, saved, 
         first = loaded(input_ids=tokens[:, :-1], use_cache=True)[CACHE]
         last = loaded(input_ids=tokens[:, -1:], use_cache=True, **{name: first}).logits
         step_seconds(loaded, length=2)
-        step_seconds(model, length=2)
         loaded.generate(tokens[:1, :4], **OPTIONS)
     torch.testing.assert_close(last, logits(model, tokens)[:, -1:], rtol=1e-4, atol=1e-4)
 
@@ -236,13 +244,10 @@ def test_spread_over_devices_it_computes_the_same(family, head, share, tmp_path)
 def test_the_attention_asked_for_is_the_attention_used(saved, loaded):
     _, tokens, folder = saved
     eager = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    config = network(eager).blocks[0].attention.config
-    assert config._attn_implementation == "eager"
-    assert network(loaded).blocks[0].attention.config._attn_implementation == "sdpa"
+    used = [network(each).blocks[0].attention.config._attn_implementation for each in (eager, loaded)]
+    assert used == ["eager", "sdpa"]
     assert eager(input_ids=tokens, output_attentions=True).attentions[0].shape[-2:] == (30, 30)
     torch.testing.assert_close(logits(eager, tokens), logits(loaded, tokens), rtol=1e-4, atol=1e-4)
-    eager.set_attn_implementation("sdpa")
-    assert config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(("family", "form"), [*zip(FAMILIES, FORMS, strict=True)])
@@ -278,18 +283,6 @@ def test_it_returns_the_mean_loss_and_what_each_layer_reads(saved, loaded):
     assert loaded(input_ids=tokens).hidden_states is None
 
 
-def test_embeddings_can_be_read_and_replaced(saved, loaded):
-    tokens = saved[1]
-    assert loaded.get_input_embeddings() is network(loaded).embeddings[0]
-    assert loaded.get_output_embeddings() is network(loaded).head
-    tied, before = loaded.config.head == "tied", logits(loaded, tokens)
-    loaded.resize_token_embeddings(VOCABULARY + 8)
-    assert logits(loaded, tokens + 5).shape[-1] == loaded.config.vocab_size == VOCABULARY + 8
-    torch.testing.assert_close(logits(loaded, tokens)[..., :VOCABULARY], before)
-    loaded.set_input_embeddings(nn.Embedding(*loaded.get_input_embeddings().weight.shape))
-    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
-
-
 def test_minislice_measures_a_loaded_model_and_refuses_to_slice_it_again(saved, loaded):
     model, tokens, _ = saved
     assert minislice.perplexity(loaded, tokens) == minislice.perplexity(model, tokens)
@@ -298,61 +291,124 @@ def test_minislice_measures_a_loaded_model_and_refuses_to_slice_it_again(saved, 
             action(loaded)
 
 
-def test_a_loaded_fused_model_is_sliced_and_remembers_whether_its_head_was_tied(tmp_path):
-    for tied in (False, True):
-        recipe = Recipe("opt", tied=tied)
-        minislice.fuse(recipe.model()).save_pretrained(tmp_path / f"fused-{tied}")
-        model, _ = minislice.load(tmp_path / f"fused-{tied}")
-        if not tied:
-            with pytest.raises(ValueError, match="shares the embedding"):
-                minislice.slice_model(model, recipe.tokens(), width=9, head="fitted")
-    minislice.slice_model(model, recipe.tokens(), width=9, head="fitted", slice_head=True)
-    loaded = saved_equals_loaded(model, recipe.tokens(), tmp_path / "sliced")
-    assert isinstance(loaded.get_output_embeddings(), FittedHead)
-    assert set(loaded.config.widths) == {9} and loaded.config.slicing["options"]["width"] == 9
+@pytest.mark.parametrize(
+    ("family", "head", "wrapped"),
+    [("llama", "own", True), ("phi", "tied", False), ("gptj", "fitted", True), ("opt", "tied", True)],
+)
+def test_embeddings_are_resized_and_replaced_and_saved_so(family, head, wrapped, tmp_path):
+    model, tokens = sliced(FamilyRecipe(family), head=head)
+    for size in (VOCABULARY + 9, VOCABULARY - 9):
+        changed = copy.deepcopy(model)
+        changed = SlicedForCausalLM.wrap(changed) if wrapped else changed
+        changed.resize_token_embeddings(size, mean_resizing=False)
+        after, common = logits(changed, tokens), min(size, VOCABULARY)
+        assert after.shape[-1] == size
+        torch.testing.assert_close(after[..., :common], logits(model, tokens)[..., :common])
+        changed.save_pretrained(tmp_path / str(size))
+        loaded = minislice.load(tmp_path / str(size))[0]
+        assert torch.equal(logits(loaded, tokens), after)
+    loaded.set_input_embeddings(nn.Embedding(*loaded.get_input_embeddings().weight.shape))
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == (head != "own")
 
 
-# ---- what travels along ----
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+def test_embeddings_are_generated_from(family):
+    model, tokens = sliced(FamilyRecipe(family))
+    model, prompt = SlicedForCausalLM.wrap(model), tokens[:1, :6]
+    found = model.generate(inputs_embeds=model.get_input_embeddings()(prompt), **OPTIONS)
+    assert torch.equal(found, model.generate(prompt, **OPTIONS)[:, 6:])
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    plain = Tokenizer(models.WordLevel({"<unk>": 0, "hello": 1, "world": 2}, unk_token="<unk>"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
-
-
-def test_tokenizer_and_notes_travel(tmp_path):
-    model, _ = sliced("opt", adapter="none", seed=3)
-    model.config._name_or_path = "facebook/opt-125m"
-    notes = {"calibration": "a | b", "perplexity": 12.3456789}
-    minislice.save(model, tmp_path / "model", tokenizer=tokenizer(), notes=notes)
-    loaded, words = minislice.load(tmp_path / "model")
-    assert words("hello world")["input_ids"] == [1, 2]
-    assert AutoTokenizer.from_pretrained(tmp_path / "model")("world")["input_ids"] == [2]
-    assert loaded.config.slicing["perplexity"] == 12.3456789
-    assert loaded.config.slicing["options"]["adapter"] == "none"
-    card = (tmp_path / "model" / "README.md").read_text()
-    said = ["base_model: facebook/opt-125m", "| calibration | a \\| b |", "| perplexity | 12.35 |", "| head | tied |"]
-    said += ["| adapters | full |"]  # at both ends, beside the tied head
-    said += ["| option `seed` | 0 |", "| widths | 12 to 16 of 16 |", f"| parameters | {loaded.num_parameters():,} |"]
-    said += [f"torch {torch.__version__}", "AutoModelForCausalLM.from_pretrained"]
-    assert [line for line in said if line not in card] == []
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [("llama", "PromptTuningConfig"), ("gpt2", "PrefixTuningConfig"), ("mixtral", "PromptTuningConfig")],
+)
+def test_pefts_prompts_have_the_width_of_the_embedding(family, method):
+    peft = pytest.importorskip("peft")
+    model, tokens = sliced(FamilyRecipe(family), head="own")
+    config = getattr(peft, method)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    prompted = peft.get_peft_model(SlicedForCausalLM.wrap(model), config)
+    assert prompted(input_ids=tokens[:1, :5]).logits.shape[1] == 5 + 3 * (method == "PromptTuningConfig")
 
 
-def test_a_folder_of_this_machine_is_not_given_away(tmp_path):
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_trainer_saves_beside_its_checkpoints_and_the_script_runs_again(wrapped, tmp_path):
+    for _ in range(2):
+        model, tokens = sliced()
+        model = SlicedForCausalLM.wrap(model) if wrapped else model
+        arguments = transformers.TrainingArguments(tmp_path, max_steps=2, save_steps=1, report_to=[], use_cpu=True)
+        data = [{"input_ids": row, "labels": row} for row in tokens]
+        trainer = transformers.Trainer(model, arguments, train_dataset=data)
+        trainer.train()
+        trainer.save_model()
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits(model, tokens))
+    assert (tmp_path / "checkpoint-2").is_dir()
+
+
+# What travels along
+
+
+def test_tokenizer_notes_and_config_travel_and_the_names_of_this_machine_do_not(tmp_path):
     private = tmp_path / "private" / "dense"
     Recipe("llama").model().float().save_pretrained(private)
     model, _ = minislice.load(private)
-    minislice.slice_model(model, Recipe("llama").tokens(), width=12)
+    minislice.slice_model(model, Recipe("llama").tokens(), width=12, adapter="none")
+    model = SlicedForCausalLM.wrap(model)
+    model.config.base.rms_norm_eps, model.config.eos_token_id = 0.5, 7
+    words, notes = minislice.load("mini-opt")[1], {"calibration": "a | b", "perplexity": 12.3456789}
+    minislice.save(model, tmp_path / "model", tokenizer=words, notes=notes)
+    loaded, tokenizer = minislice.load(tmp_path / "model")
+    assert tokenizer("def f(x):")["input_ids"] == words("def f(x):")["input_ids"]
+    assert loaded.base.config.rms_norm_eps == 0.5 and loaded.config.eos_token_id == 7
+    assert loaded.config.slicing["perplexity"] == 12.3456789 and loaded.config.slicing["options"]["adapter"] == "none"
+    card = (tmp_path / "model" / "README.md").read_text()
+    sizes = f"| widths | 12 to 20 of 20 |\n| parameters | {loaded.num_parameters():,} |"
+    for line in ("dense", "| calibration | a \\| b |", "| perplexity | 12.35 |", "| head | tied |", sizes):
+        assert line in card, line
+    assert "private" not in card + (tmp_path / "model" / "config.json").read_text()
+
+
+def test_a_registered_family_travels_with_a_saved_model(tmp_path, monkeypatch):
+    sizes = {"vocab_size": 120, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+    torch.manual_seed(1)
+    config = transformers.PersimmonConfig(num_hidden_layers=2, num_attention_heads=2, **sizes)
+    model, tokens = AutoModelForCausalLM.from_config(config).double().eval(), Recipe("llama").tokens()
+    monkeypatch.setitem(families.FAMILIES, "persimmon", minislice.propose(model).family)
+    minislice.slice_model(model, tokens, width=8).save_pretrained(tmp_path / "model")
+    monkeypatch.delitem(families.FAMILIES, "persimmon")
+    assert torch.equal(logits(minislice.load(tmp_path / "model")[0], tokens), logits(model, tokens))
+    assert families.FAMILIES.pop("persimmon").embeddings == ("embed_tokens",)
+
+
+class OurConfig(transformers.LlamaConfig):
+    model_type = "ours"
+
+
+class OurForCausalLM(transformers.LlamaForCausalLM):
+    config_class = OurConfig
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path, monkeypatch):
+    config, tokens = Recipe("llama").model().config.to_dict() | {"model_type": "ours"}, Recipe("llama").tokens()
+    monkeypatch.setitem(families.FAMILIES, "ours", families.FAMILIES["llama"])
+    model = minislice.slice_model(OurForCausalLM(OurConfig(**config)).double(), tokens, width=8)
+    with pytest.raises(ValueError, match=r"AutoConfig.register\('ours', OurConfig\)"):
+        model.save_pretrained(tmp_path / "model")
+    transformers.AutoConfig.register("ours", OurConfig)
+    AutoModelForCausalLM.register(OurConfig, OurForCausalLM)
+    blocks = families.FAMILIES["llama"].blocks
+    by_layer = replace(families.FAMILIES["llama"], blocks=lambda config, layer: blocks[:: 1 - 2 * layer])
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="a function for `blocks`"):
+        patch.setitem(families.FAMILIES, "ours", by_layer)
+        model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="isn't sliced"):
+        minislice.save(Recipe("opt").model(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
     model.save_pretrained(tmp_path / "model")
-    for name in ("config.json", "README.md"):
-        text = (tmp_path / "model" / name).read_text()
-        assert "dense" in text and "private" not in text
+    assert torch.equal(logits(minislice.load(tmp_path / "model")[0], tokens), logits(model, tokens))
 
 
-# ---- whole or not at all ----
+# Whole or not at all, and nothing of anybody else
 
 
 def test_until_the_last_file_is_written_there_is_no_new_folder_and_the_old_one_is_whole(tmp_path, monkeypatch):
@@ -374,31 +430,32 @@ def test_until_the_last_file_is_written_there_is_no_new_folder_and_the_old_one_i
     assert [name.rpartition("-")[0] for name in found] == [".model.partial", ".new.partial"]
 
 
-def test_a_folder_with_files_is_replaced_only_with_force(tmp_path):
-    model, tokens = sliced("opt")
-    folder = tmp_path / "model"
-    folder.mkdir()
-    model.save_pretrained(folder)  # an empty one
-    (folder / "thesis.txt").write_text("mine")
+def test_saving_again_replaces_the_weights_and_all_of_the_folder_only_with_force(tmp_path):
+    model, tokens = sliced()
+    for name in ("notes.txt", "README.md"):
+        (tmp_path / name).write_text("mine")
+    for settings in ({}, {"max_shard_size": "5KB"}, {}, {"max_shard_size": "9KB"}):
+        model.save_pretrained(tmp_path, **settings)
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits(model, tokens))
+        assert len({*tmp_path.glob("model*")} & {tmp_path / "model.safetensors"}) == (not settings)
     before = snapshot(tmp_path)
-    for action in (lambda f: model.save_pretrained(f, force=False), lambda f: minislice.save(model, f)):
+    for action in (lambda: model.save_pretrained(tmp_path, force=False), lambda: minislice.save(model, tmp_path)):
         with pytest.raises(ValueError, match="force"):
-            action(folder)
-    with pytest.raises(ValueError, match="is a file"):
-        model.save_pretrained(folder / "thesis.txt", force=True)
-    assert snapshot(tmp_path) == before
-    model.save_pretrained(folder, force=True)
-    assert "thesis.txt" not in files_of(folder) and files_of(tmp_path) == {"model"}
-    assert torch.equal(logits(minislice.load(folder)[0], tokens), logits(model, tokens))
+            action()
+    assert snapshot(tmp_path) == before and before["notes.txt"] == before["README.md"] == b"mine"
+    model.save_pretrained(tmp_path, force=True)
+    assert "notes.txt" not in files_of(tmp_path)
 
 
-def test_a_dense_model_is_not_saved_as_a_sliced_one(tmp_path):
-    with pytest.raises(ValueError, match="isn't sliced"):
-        minislice.save(Recipe("opt").model(), tmp_path / "model")
-    assert files_of(tmp_path) == set()
+@pytest.mark.parametrize("name", ["heads.py", "config.json", "model.safetensors"])
+def test_files_that_no_saved_model_has_are_not_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"files that aren't a saved model's: {name}"):
+        sliced()[0].save_pretrained(tmp_path)
+    assert files_of(tmp_path) == {name}
 
 
-# ---- one clear error each, naming the file or the folder ----
+# One clear error each, naming the file or the folder
 
 
 def config(**changes):
@@ -418,53 +475,42 @@ def tensors(change):
 
 
 LAST_SHARD = r"model-\d+-of-\d+\.safetensors"
-DAMAGES = {
-    "truncated": (last_file(lambda path: path.write_bytes(path.read_bytes()[:-5])), LAST_SHARD + ".* cut off"),
-    "missing shard": (last_file(Path.unlink), f"{LAST_SHARD}', which isn't in the same folder"),
-    "shape": (tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
-    "missing tensor": (tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"),
-    "unexpected tensor": (tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
-    "index": (lambda folder: (folder / INDEX).write_text("{"), "index.json is damaged"),
-    "config": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-    "newer": (config(format_version=4), r"config\.json.*newer minislice \(format 4"),
-    "other architecture": (config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
-    "width": (config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
-    "width that is no number": (
-        config(widths=[12, 12, 12, True, 20]),
-        r"config\.json.*'widths' must lie between 1 and",
-    ),
-    "adapter": (config(adapters=["full", "full", "full", 13]), r"config\.json.*'adapters' has 13 for block 3"),
-    "norms": (config(norm_eps=[]), r"config\.json.*'norm_eps'"),
-    "head": (config(head="shared"), r"config\.json.*'head'"),
-    "no base": (config(base=None), r"config\.json.*`base`"),
-    "width that the tensors don't have": (config(widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
-    "too few neurons": (config(neurons=[8]), r"'neurons' must be a list of 2 numbers, .* which are \[40, 40\]; got"),
-    "too many neurons": (config(neurons=[8, 41]), "'neurons' must be a list of 2 numbers"),
-    "a block that isn't there": (config(dropped=[4]), "'dropped' must be a list of blocks, each once, .* 0 to 3; got"),
-    "a block twice": (config(dropped=[1, 1]), "'dropped' must be a list of blocks, each once"),
-    "a block too few": (config(dropped=[1]), "a model of 3 blocks needs 4 entries in 'widths', got 5"),
-}
+DAMAGES = [
+    (last_file(lambda path: path.write_bytes(path.read_bytes()[:-5])), LAST_SHARD + ".* cut off"),
+    (last_file(Path.unlink), f"{LAST_SHARD}', which isn't in the same folder"),
+    (tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
+    (tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"),
+    (tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
+    (lambda folder: (folder / INDEX).write_text("{"), "index.json is damaged"),
+    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    (config(format_version=4), r"config\.json.*newer minislice \(format 4"),
+    (config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
+    (config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
+    (config(widths=[12, 12, 12, True, 20]), r"config\.json.*'widths' must lie between 1 and"),
+    (config(adapters=["full", "full", "full", 13]), r"config\.json.*'adapters' has 13 for block 3"),
+    (config(norm_eps=[]), r"config\.json.*'norm_eps'"),
+    (config(head="shared"), r"config\.json.*'head'"),
+    (config(base=None), r"config\.json.*`base`"),
+    (config(widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
+    (config(neurons=[8]), r"'neurons' must be a list of 2 numbers, .* which are \[40, 40\]; got"),
+    (config(neurons=[8, 41]), "'neurons' must be a list of 2 numbers"),
+    (config(dropped=[4]), "'dropped' must be a list of blocks, each once, .* 0 to 3; got"),
+    (config(dropped=[1, 1]), "'dropped' must be a list of blocks, each once"),
+    (config(dropped=[1]), "a model of 3 blocks needs 4 entries in 'widths', got 5"),
+    (config(dropped=[0], widths=[12] * 3 + [20], adapters=["full"] * 3, norm_eps=[1e-5] * 4), "block 0 can't be dropp"),
+]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_gives_one_error_that_names_it(damage, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("change", "message"), DAMAGES)
+def test_a_damaged_folder_gives_one_error_that_names_it(change, message, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # the annotations, which only tests check
-    model, _ = sliced("llama", adapter="full", head="own")
+    model, _ = sliced("llama", width=12, adapter="full", head="own")
     folder = tmp_path / "model"
     model.save_pretrained(folder, max_shard_size="8KB")
-    minislice.load(folder)
-    change, message = DAMAGES[damage]
     change(folder)
     with pytest.raises(ValueError, match=f"(?s){message}") as error:
         minislice.load(folder)
     assert str(folder) in str(error.value)
-
-
-def test_a_folder_without_the_block_that_a_cache_is_measured_by_is_refused(tmp_path):
-    sliced("llama", drop=[1])[0].save_pretrained(tmp_path / "model")
-    config(dropped=[0])(tmp_path / "model")
-    with pytest.raises(ValueError, match=r"model: block 0 can't be dropped: it has the attention"):
-        minislice.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -488,19 +534,19 @@ def test_a_dense_model_is_loaded_as_it_is_or_refused_where_a_tensor_is_missing(t
         minislice.load(tmp_path / "model")
 
 
-def test_what_is_no_model_is_said_to_be_none(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
-    for name, message in {
-        tmp_path / "absent": "no such folder",
-        str(tmp_path / "absent"): "no such folder",
-        "./absent": "no such folder",
-        tmp_path / "empty": "config.json doesn't exist",
-        tmp_path / "file": "is a file",
-        "absent-model": "no folder here, none of the embedded models",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            minislice.load(name)
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./absent", "no such folder"),
+        (Path("absent"), "no such folder"),
+        ("absent-model", "no folder here, none of the embedded models"),
+        (Path(__file__).parent, "config.json doesn't exist"),
+        (Path(__file__), "is a file"),
+    ],
+)
+def test_what_is_no_model_is_said_to_be_none(name, message):
+    with pytest.raises(ValueError, match=message):
+        minislice.load(name)
 
 
 def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):

@@ -23,6 +23,7 @@ from minislice.architecture.network import network
 from minislice.command.cli import main
 from minislice.corpus.embedded import EMBEDDED
 from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.measuring.lock import alone
 from minislice.recovery import checkpoints, recover, sequences
 
 pytest.importorskip("peft")
@@ -269,7 +270,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(torn, tmp_path, mon
     assert same(weights(model), before) and not hasattr(model, "recovery")  # as it was
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     if torn:  # killed while the Trainer wrote it
-        (tmp_path / "run" / "checkpoint-4" / checkpoints.CHECKSUMS).unlink()
+        (tmp_path / "run" / "checkpoint-4" / checkpoints.SEALS).unlink()
         (tmp_path / "run" / "checkpoint-4" / "trainer_state.json").write_text('{"global_st')
     steps = []
     with monkeypatch.context() as patch:
@@ -282,18 +283,18 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(torn, tmp_path, mon
 def test_a_run_with_other_settings_is_not_gone_on_with(tmp_path):
     model, tokens = sliced()
     minislice.recover(copy.deepcopy(model), tokens, folder=tmp_path / "run", **QUICK)
-    for changed, name in (({"rank": 5}, "options"), ({"batch_size": 1}, "sequences a step")):
-        with pytest.raises(ValueError, match=f"unfinished recovery with other {name}"):
+    for changed, name in (({"rank": 5}, "rank 4"), ({"batch_size": 1}, "sequences a step 2 there, 1 here")):
+        with pytest.raises(ValueError, match=rf"unfinished run with other settings .{name}"):
             minislice.recover(model, tokens, folder=tmp_path / "run", **{**QUICK, **changed})
-    with pytest.raises(ValueError, match="other tokens"):
+    with pytest.raises(ValueError, match=r"settings .tokens "):
         minislice.recover(model, tokens.flip(0), folder=tmp_path / "run", **QUICK)
-    with pytest.raises(ValueError, match="other model"):
+    with pytest.raises(ValueError, match=r"settings .model "):
         minislice.recover(sliced(width=10)[0], tokens, folder=tmp_path / "run", **QUICK)
     permuted = copy.deepcopy(model)
     with torch.no_grad():
         weight = permuted.get_input_embeddings().weight
         weight.copy_(weight.flip(0))  # every sum is as it was
-    with pytest.raises(ValueError, match="other model"):
+    with pytest.raises(ValueError, match=r"settings .model "):
         minislice.recover(permuted, tokens, folder=tmp_path / "run", **QUICK)
 
 
@@ -319,12 +320,15 @@ def flipped(path):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("checkpoint-4/adapter_model.safetensors", flipped, "isn't as the recovery wrote it .*delete .*run to start"),
-        ("checkpoint-4/optimizer.pt", shortened, r"\(optimizer.pt\); delete"),
-        ("checkpoint-4/scheduler.pt", Path.unlink, r"\(scheduler.pt\); delete"),
-        ("checkpoint-4/mine.txt", Path.touch, r"\(mine.txt\)"),
+        ("checkpoint-4/adapter_model.safetensors", flipped, "has changed since .*delete .*run to start"),
+        ("checkpoint-4/optimizer.pt", shortened, r"optimizer.pt has changed .* delete"),
+        ("checkpoint-4/scheduler.pt", Path.unlink, r"scheduler.pt is missing.* delete"),
         ("checkpoint-1", shutil.rmtree, "goes on from .*checkpoint-1 too, which isn't there; delete"),
-        ("settings.json", lambda path: path.write_text('{"mine": 1}'), "an unfinished recovery with other .*delete it"),
+        (
+            "settings.json",
+            lambda path: path.write_text('{"mine": 1}'),
+            "other settings .*delete it",
+        ),
         ("settings.json", shortened, "is damaged"),
         ("settings.json", lambda path: path.write_text("[1]"), "is damaged: it holds a list"),
         ("settings.json", Path.unlink, r"\(checkpoint-1, checkpoint-4\) and no settings.json .*delete it to start"),
@@ -335,10 +339,8 @@ def test_a_folder_that_is_not_as_the_recovery_left_it_is_refused(name, change, m
     shutil.copytree(folder, tmp_path / "run")
     for path in (tmp_path / "run").glob("*/trainer_state.json"):  # which names the folder
         path.write_text(path.read_text().replace(str(folder), str(tmp_path / "run")))
-        (path.parent / checkpoints.CHECKSUMS).unlink()
-        checkpoints.seal(path.parent)
-    with checkpoints.opened(tmp_path / "run", json.loads((folder / "settings.json").read_text())) as last:
-        assert last.name == "checkpoint-4"
+        (path.parent / checkpoints.SEALS).unlink()
+        checkpoints.seal_checkpoint(path.parent)
     change(tmp_path / "run" / name)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=message):
@@ -348,8 +350,7 @@ def test_a_folder_that_is_not_as_the_recovery_left_it_is_refused(name, change, m
 
 def test_a_second_run_is_refused_while_the_first_is_at_work(unfinished):
     model, tokens, folder = unfinished
-    settings = json.loads((folder / "settings.json").read_text())
-    with checkpoints.opened(folder, settings), pytest.raises(ValueError, match="another run writes to"):
+    with alone(folder / "checkpoints"), pytest.raises(ValueError, match="another run writes to"):
         minislice.recover(copy.deepcopy(model), tokens, folder=folder, **TOO_FAST)
     minislice.recover(copy.deepcopy(model), tokens, folder=folder, **TOO_FAST)
 

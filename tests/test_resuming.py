@@ -195,9 +195,9 @@ def copied(left, tmp_path) -> tuple[dict, Path]:
         ({"signal": "raw"}, "signal 'normalized' there, 'raw' here"),
         ({"batch_size": 2}, "batch size 8 there, 2 here"),
         ({"dtype": "float16"}, "dtype torch.float32 there, torch.float16 here"),
-        ({"tokens": LLAMA.tokens(seed=1)}, "calibration '"),
-        ({"attention_mask": dataclasses.replace(LLAMA, padding="left").mask()}, "calibration '"),
-        ({"source": "another"}, "model '"),
+        ({"tokens": LLAMA.tokens(seed=1)}, "(calibration "),
+        ({"attention_mask": dataclasses.replace(LLAMA, padding="left").mask()}, "(calibration "),
+        ({"source": "another"}, "(model "),
     ],
 )
 def test_an_unfinished_run_refuses_other_settings_and_stays_as_it_is(change, named, copied, tmp_path):

@@ -4,7 +4,6 @@ import json
 import pydoc_data.topics
 import random
 import zlib
-from pathlib import Path
 
 import datasets
 import pyarrow
@@ -14,28 +13,29 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minislice.command import inputs
+from minislice.corpus import documents as windowed
 from minislice.corpus import text
 from minislice.corpus.embedded import stdlib_documents
 from minislice.corpus.text import load_text, tokenize
 from minislice.storage import checkpoint
-from minislice.teaching import lecture
 
-DOCUMENTS = ["One, in English.\nTwo lines.", "Zwei: äöü €", '{"text": "three"}', "四\u2028line separator", "5"]
 ALPACA = [
     {"instruction": "Add.", "input": "1 and 2", "output": "3"},
     {"instruction": "Greet.", "input": "", "output": "Hello."},
-    {"instruction": "Nothing.", "input": None, "output": "-"},
 ]
-WIKITEXT = {"train": ["", " = A = \n", "", "Of training.\n"], "test": ["", " = B = \n", "Of the test.\n", ""]}
 ALPACA_TEXT = [
     "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3",
     "### Instruction:\nGreet.\n\n### Response:\nHello.",
-    "### Instruction:\nNothing.\n\n### Response:\n-",
 ]
+WIKITEXT = {"train": ["", " = A = \n", "", "Of training.\n"], "test": ["", " = B = \n", "Of the test.\n", ""]}
 
 
-def write(path, rows):
+@pytest.fixture(scope="module")
+def tokenizer():
+    return checkpoint.load_tokenizer(checkpoint.locate("mini-opt"))
+
+
+def write(path, rows) -> str:
     """Documents or records, in the format that the path's name asks for."""
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -46,42 +46,41 @@ def write(path, rows):
     return str(path)
 
 
-def records(documents):
-    return [{"text": document, "id": index} for index, document in enumerate(documents)]
-
-
 # Files
 
 
-def test_a_text_file_is_one_document(tmp_path):
-    (tmp_path / "book.txt").write_text("\n".join(DOCUMENTS), encoding="utf-8")
-    assert load_text(str(tmp_path / "book.txt")) == ["\n".join(DOCUMENTS)]
-    (tmp_path / "book.anything").write_text("\ufeffmarked", encoding="utf-8")  # some editors put a mark first
-    assert load_text(str(tmp_path / "book.anything")) == ["marked"]
+def test_a_text_file_is_one_document_without_its_mark(tmp_path):
+    (tmp_path / "book.anything").write_text("\ufeffone\n\ntwo: äöü €", encoding="utf-8")
+    assert load_text(str(tmp_path / "book.anything")) == ["one\n\ntwo: äöü €"]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",))).filter(str.strip), min_size=1, max_size=5))
+@example(["a\u2028b", "\x85c", '{"text": "three"}'])
+def test_documents_survive_every_format(tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("rows")
+    for name in ("rows.JSON", "rows.jsonl", "rows.parquet"):
+        records = [{"text": document, "id": index} for index, document in enumerate(documents)]
+        assert load_text(write(folder / name, records)) == documents
+    assert load_text(write(folder / "list.json", documents)) == documents
 
 
 @pytest.mark.parametrize(
     ("name", "rows", "documents"),
     [
-        *((f"rows{suffix}", DOCUMENTS, DOCUMENTS) for suffix in (".JSON", ".jsonl")),
         *((f"rows{suffix}", ALPACA, ALPACA_TEXT) for suffix in (".json", ".jsonl", ".parquet")),
         ("one.json", {"text": "alone"}, ["alone"]),
         ("one.json", "alone", ["alone"]),
     ],
 )
-def test_every_format_gives_the_same_documents_and_prints_nothing(name, rows, documents, tmp_path, capfd):
-    write(tmp_path / name, [{"text": "before"}])
-    load_text(str(tmp_path / name))
-    assert load_text(write(tmp_path / name, rows)) == documents  # read again, since it has changed
+def test_records_of_alpaca_and_single_documents_are_read_and_nothing_is_printed(name, rows, documents, tmp_path, capfd):
+    assert load_text(write(tmp_path / name, rows)) == documents
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_a_file_of_wikitexts_rows_is_what_the_hub_has(suffix, hub, tmp_path):
-    """Its empty rows too: without them it has fewer tokens, and another perplexity."""
-    _, tokenizer = checkpoint.load("mini-opt")
-    rows = WIKITEXT["train"] if suffix != ".parquet" else [row or None for row in WIKITEXT["train"]]
-    stream = tokenize(load_text(write(tmp_path / f"wiki{suffix}", [{"text": row} for row in rows])), tokenizer)
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
+def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_rows(suffix, hub, tokenizer, tmp_path):
+    rows = [{"text": row if suffix == ".json" else row or None} for row in WIKITEXT["train"]]
+    stream = tokenize(load_text(write(tmp_path / f"wiki{suffix}", rows)), tokenizer)
     assert torch.equal(stream, tokenize(load_text("wikitext2"), tokenizer))
     assert len(stream) > len(tokenize([row for row in WIKITEXT["train"] if row], tokenizer))
 
@@ -89,8 +88,8 @@ def test_a_file_of_wikitexts_rows_is_what_the_hub_has(suffix, hub, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "fragments"),
     [
-        ("book.txt.gz", b"\x1f\x8b", ["is compressed", "unpack it first"]),
         ("absent.txt", None, ["no text source", "embedded, wikitext2, alpaca", "path"]),
+        ("", None, ["no text source"]),
         ("empty.txt", b"", ["no text in it"]),
         ("blank rows.jsonl", b'{"text": ""}\n{"text": null}\n', ["no text in it"]),
         ("latin1.txt", b"na\xefve", ["can't read", "utf-8"]),
@@ -113,81 +112,49 @@ def test_a_file_without_text_is_refused_by_its_name(name, content, fragments, tm
         assert fragment in str(error.value)
 
 
-@pytest.mark.parametrize("name", [".", ""])
-def test_a_folder_and_an_empty_name_are_no_text_sources(name):
-    with pytest.raises(ValueError, match="no text source"):
-        load_text(name)
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match=r"calibration, test.*'train'"):
-        load_text("absent.txt", "train")
-
-
 # The hub, which no test reaches
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Datasets of the hub's columns in its place."""
-    prompt = "Below is an instruction that describes a task."
-    rows = [{**ALPACA[index % 2], "output": str(index), "text": f"{prompt} {index}"} for index in range(20)]
+    """Datasets of the hub's columns in its place; returns what is asked of it."""
+    rows = [{**ALPACA[index % 2], "output": str(index), "text": f"A prompt. {index}"} for index in range(20)]
     parts = {
         **{split: datasets.Dataset.from_list([{"text": row} for row in rows]) for split, rows in WIKITEXT.items()},
         "train[:90%]": datasets.Dataset.from_list(rows[:18]),
         "train[90%:]": datasets.Dataset.from_list(rows[18:]),
     }
     asked = []
-
-    def load_dataset(*name, split):
-        asked.append((*name, split))
-        return parts[split]
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name, split: (asked.append((*name, split)), parts[split])[1])
     return asked
 
 
-def test_wikitext2_calibrates_on_its_training_text_and_tests_on_its_test_text(hub):
-    """One text, its empty rows kept: without them it has fewer tokens, and no printed perplexity is reached."""
-    assert load_text("wikitext2") == ["\n\n = A = \n\n\n\n\nOf training.\n"]
+def test_calibration_and_test_are_different_parts_of_a_dataset(hub):
+    assert load_text("wikitext2") == ["\n\n = A = \n\n\n\n\nOf training.\n"]  # one text: the protocol of perplexity
     assert load_text("wikitext2", "test") == ["\n\n = B = \n\n\nOf the test.\n\n\n"]
-    name = ("Salesforce/wikitext", "wikitext-2-raw-v1")
-    assert hub == [(*name, "train"), (*name, "test")]
-
-
-def test_alpacas_last_tenth_is_for_the_test(hub):
     calibration, test = load_text("alpaca"), load_text("alpaca", "test")
     assert (len(calibration), len(test)) == (18, 2) and not set(calibration) & set(test)
-    assert hub == [("tatsu-lab/alpaca", "train[:90%]"), ("tatsu-lab/alpaca", "train[90%:]")]
+    wikitext, alpaca = ("Salesforce/wikitext", "wikitext-2-raw-v1"), "tatsu-lab/alpaca"
+    assert hub[:2] == [(*wikitext, "train"), (*wikitext, "test")]
+    assert hub[2:] == [(alpaca, "train[:90%]"), (alpaca, "train[90%:]")]
+    with pytest.raises(ValueError, match="split must be one of calibration, test, got 'train'"):
+        load_text("wikitext2", "train")
 
 
 @pytest.mark.parametrize("source", ["wikitext2", "alpaca"])
 def test_offline_is_one_clear_error(source, monkeypatch, tmp_path):
-    """As the tests run, with HF_HUB_OFFLINE, where nothing was fetched before."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(ValueError, match=f"can't get {source} from the hub.*embedded"):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # where nothing was fetched before
+    with pytest.raises(ValueError, match=f"can't get {source} from the hub.*give the path of a file, or 'embedded'"):
         load_text(source)
-
-
-def test_a_hub_that_fails_is_one_clear_error(monkeypatch):
-    def fail(*arguments, **options):
-        raise ConnectionError("no route")
-
-    monkeypatch.setattr(datasets, "load_dataset", fail)
-    with pytest.raises(ValueError, match="wikitext2 from the hub: no route; give the path"):
-        load_text("wikitext2")
 
 
 # The embedded text
 
 
-@pytest.fixture(scope="module")
-def splits() -> dict[str, list[str]]:
-    return {split: stdlib_documents(split) for split in ("train", "test", "calibration")}
-
-
-def splits_are_disjoint(splits) -> None:
+def splits_are_disjoint_and_the_same_each_time() -> None:
     """No document of the test is one of training; what calibrates is a part of training; all three are of some size."""
+    splits = {split: stdlib_documents(split) for split in ("train", "test", "calibration")}
+    assert splits == {split: stdlib_documents(split) for split in splits}
     assert set(splits["calibration"]) < set(splits["train"])
     shared = set(splits["train"]) & set(splits["test"])
     assert not [document for document in shared if len(document) > 1000]  # stubs of a few lines may be alike
@@ -196,77 +163,61 @@ def splits_are_disjoint(splits) -> None:
         assert abs(len(splits[split]) / everything - share) < 0.03
 
 
-def test_the_embedded_splits_are_disjoint(splits):
-    splits_are_disjoint(splits)
-
-
-def test_the_embedded_splits_are_stable(splits):
-    assert stdlib_documents("test") == splits["test"] and load_text("embedded", "test") == splits["test"]
-    assert load_text("embedded") == [document for document in splits["calibration"] if document.strip()]
+def test_the_embedded_splits_are_disjoint_and_depend_on_names_alone():
+    splits_are_disjoint_and_the_same_each_time()
     topics = pydoc_data.topics.topics
-    part = {name: zlib.crc32(f"topics/{name}".encode()) % 10 for name in topics}
-    for split, parts in {"test": [0], "calibration": [1], "train": range(1, 10)}.items():  # by name alone, topics first
-        expected = [document for name, document in topics.items() if part[name] in parts]
-        assert splits[split][: len(expected)] == expected and len(expected) > 3
-    assert {"calls", "lambda", "slicings"} <= {name for name in topics if part[name] == 0}  # where they always were
+    in_test = [name for name in topics if zlib.crc32(f"topics/{name}".encode()) % 10 == 0]
+    assert {"calls", "lambda", "slicings"} <= set(in_test)  # where they always were
+    assert load_text("embedded", "test")[: len(in_test)] == [topics[name] for name in in_test]
+
+
+@pytest.mark.parametrize("checksum", [lambda name: 1, lambda name: random.getrandbits(32)])
+def test_disjoint_splits_fail_on_another_checksum(checksum, monkeypatch):
+    monkeypatch.setattr(zlib, "crc32", checksum)
+    with pytest.raises(AssertionError):
+        splits_are_disjoint_and_the_same_each_time()
 
 
 # Calibration and evaluation share no token
 
 
-def streams_share_no_token(source: str, evaluation: str) -> None:
+def streams_share_no_token(source: str, evaluation: str, tokenizer) -> None:
     """Of one file, the halves; together they are the file's tokens, in their order."""
-    _, tokenizer = checkpoint.load("mini-opt")
     first, second = text.disjoint_streams(source, evaluation, tokenizer)
     whole = tokenize(load_text(source), tokenizer)
     assert torch.equal(torch.cat([first, second]), whole) and abs(len(first) - len(second)) <= 1
 
 
 @pytest.fixture
-def book(tmp_path) -> Path:
+def book(tmp_path):
     (tmp_path / "book.txt").write_text("\n\n".join(list(pydoc_data.topics.topics.values())[:9]), encoding="utf-8")
     (tmp_path / "link.txt").symlink_to("book.txt")
     return tmp_path / "book.txt"
 
 
 @pytest.mark.parametrize("name", ["book.txt", "link.txt", "../{folder}/book.txt"])
-def test_one_file_by_whatever_name_is_halved(name, book):
-    streams_share_no_token(str(book), f"{book.parent}/{name.format(folder=book.parent.name)}")
+def test_one_file_by_whatever_name_is_halved(name, book, tokenizer):
+    streams_share_no_token(str(book), f"{book.parent}/{name.format(folder=book.parent.name)}", tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("target", "version"),
-    [
-        ("is_one_file", lambda right: lambda *sources: sources[0] == sources[1]),
-        ("halves", lambda right: lambda stream: (stream, stream)),
-    ],
-    ids=["compared by name", "not halved"],
+    ("target", "wrong"),
+    [("is_one_file", lambda first, second: first == second), ("halves", lambda stream: (stream, stream))],
 )
-def test_halving_fails_on_a_mistake(target, version, book, monkeypatch):
-    monkeypatch.setattr(text, target, version(getattr(text, target)))
+def test_halving_fails_on_a_mistake(target, wrong, book, tokenizer, monkeypatch):
+    monkeypatch.setattr(text, target, wrong)
     with pytest.raises(AssertionError):
-        streams_share_no_token(str(book), f"{book.parent}/link.txt")
+        streams_share_no_token(str(book), f"{book.parent}/link.txt", tokenizer)
 
 
-def test_two_sources_are_taken_whole_and_one_that_is_not_needed_is_not_read(book):
-    _, tokenizer = checkpoint.load("mini-opt")
+def test_two_sources_are_taken_whole_and_one_that_is_not_needed_is_not_read(book, tokenizer):
     (other := book.with_name("other.txt")).write_text("Another text, of its own.")
     first, second = text.disjoint_streams(str(book), str(other), tokenizer)
     assert torch.equal(first, tokenize(load_text(str(book)), tokenizer))
     assert torch.equal(second, tokenize(load_text(str(other)), tokenizer))
     assert torch.equal(text.disjoint_streams(str(book), None, tokenizer)[0], first)
     assert text.disjoint_streams(None, str(other), tokenizer)[0] is None
-
-
-def test_every_caller_takes_its_sets_from_there(book, monkeypatch):
-    """The lecture and the commands: neither makes streams of its own."""
-    _, tokenizer = checkpoint.load("mini-opt")
-    first, second = text.disjoint_streams(str(book), str(book), tokenizer)
-    calibration, evaluation = lecture.token_sets(str(book), tokenizer, samples=3, evaluation=3, seqlen=20, seed=4)
-    assert torch.equal(calibration, text.sample(first, 3, 20, 4))
-    assert torch.equal(evaluation, text.sample(second, 3, 20, 4))
-    for module in (lecture, inputs):
-        assert module.disjoint_streams is text.disjoint_streams and not hasattr(module, "tokenize")
+    assert tokenizer.decode(tokenize(["One.", "Two."], tokenizer), skip_special_tokens=True) == "One.\n\nTwo."
 
 
 # Windows and samples
@@ -279,17 +230,14 @@ def samples_are_distinct_windows(samples: int, seqlen: int, spare: int, seed: in
     starts = found[:, 0]
     assert torch.equal(found, starts[:, None] + torch.arange(seqlen))  # contiguous: no wrapping round, no jump
     assert (starts % seqlen == 0).all() and len(starts.unique()) == samples
-    assert torch.equal(stream, torch.arange(samples * seqlen + spare))
 
 
 def samples_are_seeded(samples: int, seqlen: int, spare: int, seed: int) -> None:
     """The same for the same seed, whatever else draws random numbers; another for another."""
     stream = torch.arange((samples + 30) * seqlen + spare)
-    first = text.sample(stream, samples, seqlen, seed)
-    state = torch.random.get_rng_state()
+    first, state = text.sample(stream, samples, seqlen, seed), torch.random.get_rng_state()
     others = [text.sample(stream, samples, seqlen, seed + more) for more in range(1, 9)]
     assert torch.equal(torch.random.get_rng_state(), state)
-    torch.rand(3)
     assert torch.equal(text.sample(stream, samples, seqlen, seed), first)
     assert not all(torch.equal(other, first) for other in others)
 
@@ -302,18 +250,16 @@ def windows_are_the_stream_without_the_rest(samples: int, seqlen: int, spare: in
     assert torch.equal(text.windows(stream, seqlen, samples), cut[:samples])
 
 
-def too_few_tokens_are_refused(samples: int, seqlen: int, spare: int, seed: int) -> None:
-    """One token less than asked for is a ValueError that names the numbers; exactly as many are enough."""
+def one_token_too_few_is_refused_with_the_numbers(samples: int, seqlen: int, spare: int, seed: int) -> None:
     enough = torch.arange(samples * seqlen)
     assert text.sample(enough, samples, seqlen, seed).numel() == text.windows(enough, seqlen, samples).numel()
-    for cut in (lambda few: text.sample(few, samples, seqlen, seed), lambda few: text.windows(few, seqlen, samples)):
+    for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
+        error = None
         try:
-            cut(enough[1:])
-        except ValueError as error:
-            for number in (samples, seqlen, samples * seqlen, samples * seqlen - 1):
-                assert str(number) in str(error)
-        else:
-            raise AssertionError(f"{samples * seqlen - 1} tokens passed for {samples * seqlen}")
+            cut(enough[1:], samples, seqlen)
+        except ValueError as refusal:
+            error = str(refusal)
+        assert error and all(str(n) in error for n in (samples, seqlen, samples * seqlen, samples * seqlen - 1))
 
 
 def with_replacement(stream, samples, seqlen, seed=0):
@@ -321,31 +267,21 @@ def with_replacement(stream, samples, seqlen, seed=0):
     return stream[starts[:, None] + torch.arange(seqlen)]
 
 
-def without_numbers(stream, seqlen, samples):
-    if len(stream) < samples * seqlen:
-        raise ValueError("too few tokens")
-
-
-right = text.sample, text.windows
-FACTS = {  # each fact, and wrong versions with which it fails
-    samples_are_distinct_windows: {
-        "sample": [with_replacement, lambda stream, *rest: right[0](stream.roll(1), *rest)],
-    },
-    samples_are_seeded: {
-        "sample": [
-            lambda stream, samples, seqlen, seed=0: right[0](stream, samples, seqlen, random.getrandbits(31)),
-            lambda stream, samples, seqlen, seed=0: text.windows(stream, seqlen, samples),
-        ]
-    },
-    windows_are_the_stream_without_the_rest: {
-        "windows": [
-            lambda stream, seqlen, samples=None: right[1](stream, seqlen).T.reshape(-1, seqlen)[:samples],
-            lambda stream, seqlen, samples=None: right[1](
-                torch.cat([stream, stream.new_zeros(-len(stream) % seqlen)]), seqlen, samples
-            ),
-        ]
-    },
-    too_few_tokens_are_refused: {"_require": [lambda stream, seqlen, samples: None, without_numbers]},
+sample, windows = text.sample, text.windows
+FACTS = {  # each fact, the function that it is about, and wrong versions with which it fails
+    samples_are_distinct_windows: ("sample", [with_replacement, lambda stream, *rest: sample(stream.roll(1), *rest)]),
+    samples_are_seeded: (
+        "sample",
+        [
+            lambda stream, samples, seqlen, seed=0: sample(stream, samples, seqlen, random.getrandbits(31)),
+            lambda stream, samples, seqlen, seed=0: windows(stream, seqlen, samples),
+        ],
+    ),
+    windows_are_the_stream_without_the_rest: (
+        "windows",
+        [lambda stream, seqlen, samples=None: windows(stream, seqlen).T.reshape(-1, seqlen)[:samples]],
+    ),
+    one_token_too_few_is_refused_with_the_numbers: ("_require", [lambda stream, seqlen, samples: None]),
 }
 
 
@@ -358,41 +294,47 @@ def test_fact(fact, samples, seqlen, spare, seed):
 
 @pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.__name__)
 def test_every_fact_fails_on_mistakes(fact, monkeypatch):
-    for target, versions in FACTS[fact].items():
-        for version in versions:
-            monkeypatch.setattr(text, target, version)
-            with pytest.raises(AssertionError):
-                fact(samples=11, seqlen=4, spare=7, seed=5)
+    target, versions = FACTS[fact]
+    for version in versions:
+        monkeypatch.setattr(text, target, version)
+        with pytest.raises(AssertionError):
+            fact(samples=11, seqlen=4, spare=7, seed=5)
 
 
-@pytest.mark.parametrize(("samples", "seqlen", "named"), [(0, 3, "samples"), (-1, 3, "samples"), (1, 1, "seqlen")])
+@pytest.mark.parametrize(("samples", "seqlen", "named"), [(0, 3, "samples"), (1, 1, "seqlen")])
 def test_a_size_of_nothing_is_refused(samples, seqlen, named):
     for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
         with pytest.raises(ValueError, match=f"{named} must be .* at least"):
             cut(torch.arange(50), samples, seqlen)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=("Cs",))).filter(str.strip), min_size=1, max_size=5))
-@example(["a\u2028b", "\x85c"])
-def test_documents_survive_every_format(tmp_path_factory, documents):
-    folder = tmp_path_factory.mktemp("rows")
-    for name in ("rows.json", "rows.jsonl", "rows.parquet"):
-        assert load_text(write(folder / name, records(documents))) == documents
+# Windows that carry the number of the document in which they begin
+
+ARTICLES = [
+    f" = Title {n} = \n a = b , = = c\n\n = = Section = = \n def f{n} ( x ) : return {'x + ' * 9 * n} 1\n"
+    for n in range(4)
+]
 
 
-def test_a_stream_is_the_documents_joined_by_an_empty_line():
-    _, tokenizer = checkpoint.load("mini-opt")
-    stream = tokenize(["One.", "Two."], tokenizer)
-    assert stream.dtype == torch.int64 and tokenizer.decode(stream, skip_special_tokens=True) == "One.\n\nTwo."
-    assert tokenize(["One.\n\nTwo."], tokenizer).equal(stream)
+@pytest.mark.parametrize("documents", [["\n".join(ARTICLES)], [f"text {n} " * (n + 3) for n in range(5)]])
+def test_a_document_starts_where_its_own_tokens_start(documents, tokenizer):
+    """Articles begin at their titles, and not at sections."""
+    stream = tokenize(documents, tokenizer)
+    starts = windowed.document_starts(documents, tokenizer, len(stream))
+    firsts = ["Title"] * 4 if "Title" in documents[0] else ["text"] * 5
+    for start, first in zip(starts, firsts, strict=True):
+        assert first in tokenizer.decode(stream[max(start - 4, 0) : start + 12])
 
 
-@pytest.mark.parametrize(
-    "checksum",
-    [lambda name: 1, lambda name: random.getrandbits(32)],
-    ids=["puts all in one part", "is another each time"],
-)
-def test_disjoint_splits_fail_where_the_checksum(checksum, monkeypatch):
-    monkeypatch.setattr(zlib, "crc32", checksum)
-    with pytest.raises(AssertionError):
-        splits_are_disjoint({split: stdlib_documents(split) for split in ("train", "test", "calibration")})
+def test_windows_are_those_of_the_text_and_carry_their_document(tokenizer, tmp_path):
+    stories = [f"def story_{n}(): return {list(range(40 + n))}" for n in range(12)]
+    file = write(tmp_path / "stories.json", stories)
+    whole, half = (windowed.evaluation_windows(file, tokenizer, 16, second_half=second) for second in (False, True))
+    assert torch.equal(half.ids, windows(text.disjoint_streams(file, file, tokenizer)[1], 16))
+    assert torch.equal(whole.ids, windows(tokenize(stories, tokenizer), 16))
+    for part in (whole, half):
+        assert (part.documents.diff() >= 0).all() and part.documents[-1] == 11
+    assert whole.documents[0] == 0 and len(whole.documents.unique()) == 12 and 4 < half.documents[0] < 8
+    few = windowed.evaluation_windows(file, tokenizer, 16, samples=3)
+    assert torch.equal(few.ids, whole.ids[:3]) and "a quick look: the first 3 of" in str(few)
+    assert str(whole).endswith("tokens of 12 documents")

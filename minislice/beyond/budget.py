@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
-from ..corpus.batches import Batch, Tokens, kept, token_batches
+from ..corpus.batches import Batch, Tokens, listed, token_batches
 from ..likelihood import predictions
 from ..measuring.cost import parameters
 from .allocation import cheapest, sizes_of
@@ -216,7 +216,8 @@ def compress(
     Returns the same model object, a sliced one. Errors are the ones of `plan_compression` and `slice_model`.
     """
     require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
-    tokens, attention_mask = kept(tokens), kept(attention_mask)
+    tokens = listed(tokens, "tokens")
+    attention_mask = None if attention_mask is None else listed(attention_mask, "the attention mask")
     if plan is None:
         settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
         plan = plan_compression(model, tokens, attention_mask, **settings)

@@ -1,7 +1,7 @@
 """What callers may hand over as tokens, made into one thing: a list of small batches, checked before any work."""
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,18 +18,21 @@ Tokens = Tensor | Mapping[str, Tensor] | Iterable[Tensor | Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    ids: Tensor  # [sequences, tokens], on the model's device
+    ids: Tensor  # [sequences, tokens]
     mask: Tensor | None  # bool, [sequences, tokens]; False where padded; None where nothing is
     first_sequence: int  # where the batch stands in the whole, for messages
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.ids.to(device), None if self.mask is None else self.mask.to(device), self.first_sequence)
+
     @property
     def predictions(self) -> int:
-        """How many tokens are predicted: all but a sequence's first, and none from or of padding."""
+        """The number of tokens that are predicted: all but a sequence's first, and none from or of padding."""
         return self.ids[:, 1:].numel() if self.mask is None else int((self.mask[:, :-1] & self.mask[:, 1:]).sum())
 
 
 def count_tokens(batches: Iterable[Batch]) -> int:
-    """How many there are, padding excluded."""
+    """Padding excluded."""
     return sum(batch.ids.numel() if batch.mask is None else int(batch.mask.sum()) for batch in batches)
 
 
@@ -39,22 +42,20 @@ def token_batches(
     """Batches of at most `batch_size` sequences. The caller's tensors are never written to.
 
     Raises:
-        ValueError: no model; nothing to process, or nothing but padding, something else than tensors, a shape or dtype
-            that isn't [sequences, tokens] of ints, an id outside the vocabulary, a mask of another shape or of other
-            values than 0 and 1, more tokens than the model has positions.
+        ValueError: no tokens, or tokens and masks that don't fit each other or the model; the message says what to do.
     """
     if not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     batch_size = require_int("batch_size", batch_size)
-    given = _listed(tokens, "tokens")
-    masks = [None] * len(given) if attention_mask is None else _listed(attention_mask, "the attention mask")
+    given = listed(tokens, "tokens")
+    masks = [None] * len(given) if attention_mask is None else listed(attention_mask, "the attention mask")
     if len(masks) != len(given):
         raise ValueError(f"got {len(given)} batches of tokens but {len(masks)} attention masks")
     batches, sequences = [], 0
     for ids, mask in zip(given, masks, strict=True):
         if isinstance(ids, Mapping):
             if "input_ids" not in ids:
-                raise ValueError(f"tokens need an entry 'input_ids', got one with {', '.join(map(str, ids)) or 'none'}")
+                raise ValueError(f"tokens need an entry 'input_ids', got {', '.join(map(str, ids)) or 'none'}")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
         ids, mask = _checked(model, ids, mask)
         for start in range(0, len(ids), batch_size):
@@ -79,20 +80,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
     return None
 
 
-def kept(batches: Tokens | None) -> Tokens | None:
-    """The same batches, for a function that reads them more than once: those of a generator in a list."""
-    return list(batches) if isinstance(batches, Iterator) else batches
-
-
 Result = TypeVar("Result")
 
 
 def with_what_fits(run: Callable[[int], Result], batch_size: int) -> Result:
-    """`run(batch_size)`; where a GPU's memory isn't enough for that, again with half as many, and so on.
-
-    Raises:
-        ValueError: it isn't enough for a batch of 1.
-    """
+    """`run(batch_size)`; where memory isn't enough, again with half as many ...; a ValueError if not even 1 fits."""
     while True:
         try:
             return run(batch_size)
@@ -104,8 +96,8 @@ def with_what_fits(run: Callable[[int], Result], batch_size: int) -> Result:
         batch_size //= 2
 
 
-def _listed(given: Tokens, what: str) -> list[Tensor | Mapping[str, Tensor]]:
-    """One tensor, or what stands for one, as a list of one."""
+def listed(given: Tokens, what: str) -> list[Tensor | Mapping[str, Tensor]]:
+    """Batches as a list, which can be read more than once; one tensor is a list of one."""
     if isinstance(given, (Tensor, Mapping)):
         return [given]
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
@@ -126,7 +118,7 @@ def _checked(model: PreTrainedModel, ids: object, mask: object) -> tuple[Tensor,
     for what, tensor in (("tokens", ids), ("the attention mask", ids if mask is None else mask)):
         if not isinstance(tensor, Tensor):
             raise ValueError(_not_a_tensor(what, tensor))
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.ndim not in (1, 2):
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim not in (1, 2):
         raise ValueError(f"tokens must be ints of shape [sequences, tokens], got {tuple(ids.shape)} {ids.dtype}")
     if ids.numel() == 0:
         raise ValueError(f"got no tokens: their shape is {tuple(ids.shape)}")
@@ -139,9 +131,7 @@ def _checked(model: PreTrainedModel, ids: object, mask: object) -> tuple[Tensor,
         )
     limit = position_limit(model)
     if limit is not None and ids.shape[1] > limit:
-        raise ValueError(
-            f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them to {limit}"
-        )
+        raise ValueError(f"sequences of {ids.shape[1]} tokens, but the model has {limit} positions; cut them there")
     device = ids.device if table.weight.is_meta else table.weight.device  # meta: weights that are nowhere yet
     if mask is not None:
         if mask.ndim not in (1, 2) or (1, *mask.shape)[-2:] != ids.shape:

@@ -29,8 +29,9 @@ class Windows:
     available: int  # the number of windows in the text; larger than `ids` if only the first ones are here
 
     def __str__(self) -> str:
-        shape, documents = f"{self.ids.shape[0]} x {self.ids.shape[1]} tokens", len(self.documents.unique())
-        described = f"{shape} of {documents} document{'s' if documents > 1 else ''}"
+        documents = len(self.documents.unique())
+        text = "1 document" if documents == 1 else f"{documents} documents"
+        described = f"{len(self.ids)} x {self.ids.shape[1]} tokens of {text}"
         if len(self.ids) == self.available:
             return described
         return f"{described}; a quick look: the first {len(self.ids)} of {self.available} windows"
@@ -39,22 +40,18 @@ class Windows:
 def evaluation_windows(
     source: str, tokenizer: PreTrainedTokenizerBase, seqlen: int, samples: int | None = None, second_half: bool = False
 ) -> Windows:
-    """The windows of a text that is measured on: all of them, or the first `samples`.
+    """The windows of a source's test split: all of them, or the first `samples`.
 
     Args:
-        source: as in `load_text`; its test split.
         second_half: leave out the first half of the tokens, because they calibrate.
-
-    Raises:
-        ValueError: as `load_text` and `windows`.
     """
     documents = load_text(source, "test")
     stream = tokenize(documents, tokenizer)
     first = len(halves(stream)[0]) if second_half else 0
     starts = document_starts(documents, tokenizer, len(stream))
-    whole = windows(stream[first:], seqlen)
-    numbers = torch.tensor([bisect_right(starts, first + seqlen * index) - 1 for index in range(len(whole))])
-    return Windows(windows(stream[first:], seqlen, samples), numbers[:samples], len(whole))
+    ids, available = windows(stream[first:], seqlen, samples), (len(stream) - first) // seqlen
+    numbers = [bisect_right(starts, first + seqlen * index) - 1 for index in range(len(ids))]
+    return Windows(ids, torch.tensor(numbers), available)
 
 
 def document_starts(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:

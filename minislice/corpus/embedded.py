@@ -21,13 +21,11 @@ def stdlib_documents(split: str) -> list[str]:
     """The text that every CPython carries: the language reference and the standard library's sources.
 
     A document belongs to one of ten parts by a checksum of its *name*, so that the split is the same on every machine
-    and (where a document exists in both) in every version of Python.
+    and (where a document exists in both) in every version of Python. Reference topics come first, then modules.
 
     Args:
         split: "test", one part, which the embedded models of `data/` have never seen; "train", the nine others, on
             which they were trained; "calibration", one part of those nine.
-
-    Returns the documents in a fixed order: reference topics first, then modules, each sorted by name.
     """
     parts = {"test": {0}, "train": set(range(1, 10)), "calibration": {1}}[split]
     library = Path(sysconfig.get_path("stdlib"))

@@ -11,12 +11,11 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import require_int, require_seed
+from ..checks import require_choice, require_int, require_seed
 from .embedded import stdlib_documents
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
-COMPRESSED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 OTHERWISE = "the path of a file, or 'embedded'"  # in place of a text on the hub
 
 
@@ -34,14 +33,11 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     Raises:
         ValueError: no such source, it can't be read or reached, or there is nothing in it.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    require_choice("split", split, SPLITS)
     if source == "embedded":
         documents = [text for text in stdlib_documents(split) if text.strip()]
-    elif source in SOURCES:
-        documents = _from_hub(source, split)
     else:
-        documents = _read_file(Path(source))
+        documents = _from_hub(source, split) if source in SOURCES else _read_file(Path(source))
     if not any(text.strip() for text in documents):
         raise ValueError(f"{source} has no text in it")
     return documents
@@ -58,16 +54,13 @@ def require_source(source: str) -> None:
 
 
 def require_hub(name: str, otherwise: str) -> None:
-    """The Hugging Face hub answers, whatever it says; or HF_HUB_OFFLINE is set, so that nobody may ask it.
+    """Raise a ValueError unless the Hugging Face hub answers, or HF_HUB_OFFLINE forbids to ask it.
 
     The hub's own libraries ask five times, for half a minute.
 
     Args:
         name: what is wanted from the hub.
         otherwise: what the user can give in its place.
-
-    Raises:
-        ValueError: it can't be reached.
     """
     if constants.HF_HUB_OFFLINE:
         return
@@ -96,8 +89,6 @@ def _from_hub(source: str, split: str) -> list[str]:
 
 
 def _require_file(path: Path) -> None:
-    if path.suffix.lower() in COMPRESSED:
-        raise ValueError(f"{path} is compressed: unpack it first (gunzip, unzip ...), and give the unpacked file")
     if not path.is_file():
         raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
 
@@ -106,13 +97,9 @@ def _read_file(path: Path) -> list[str]:
     _require_file(path)
     kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
     try:
-        rows = _rows(path, kind)
+        return [require_unicode(_document(row)) for row in _rows(path, kind)]
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"can't read {path} as {kind}: {error}") from error
-    try:
-        return [require_unicode(_document(row)) for row in rows]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _rows(path: Path, kind: str) -> list:
@@ -130,28 +117,20 @@ def _rows(path: Path, kind: str) -> list:
 
 
 def _document(row: object) -> str:
-    if isinstance(row, str):
-        return row
-    fields = row if isinstance(row, dict) else {}
-    text = fields.get("text", 0)
-    if isinstance(text, str) and text:
-        return text
-    if {"instruction", "output"} <= fields.keys():
+    fields = row if isinstance(row, dict) else {"text": row}
+    if {"instruction", "output"} <= fields.keys() and not fields.get("text"):
         parts = {"Instruction": row["instruction"], "Input": row.get("input"), "Response": row["output"]}
-        return "\n\n".join(f"### {title}:\n{text}" for title, text in parts.items() if text)
-    if text in ("", None):  # an empty row, as WikiText-2 has many
-        return ""
-    given = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items()) or type(row).__name__
+        return "\n\n".join(f"### {title}:\n{part}" for title, part in parts.items() if part)
+    text = fields.get("text", fields)
+    if text is None or isinstance(text, str):
+        return text or ""  # WikiText-2 has many empty rows
+    given = ", ".join(f"{name} ({type(value).__name__})" for name, value in fields.items())
     what = "a document is a string, or has a string in a field 'text', or Alpaca's 'instruction' and 'output'"
     raise ValueError(f"{what}; found {given}")
 
 
 def require_unicode(text: str) -> str:
-    """The same text. A JSON escape or a command line can make lone surrogates, which no tokenizer takes.
-
-    Raises:
-        ValueError: there is one.
-    """
+    """The same text; a ValueError for lone surrogates, which a JSON escape can make and no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -167,16 +146,10 @@ def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> In
 def disjoint_streams(
     calibration: str | None, evaluation: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Int64[Tensor, " first"] | None, Int64[Tensor, " second"] | None]:
-    """The token streams of a calibration and of an evaluation text, which share no token.
+    """The token streams of two sources of `load_text`, which share no token; None for a source that isn't needed.
 
     The two splits of a source have no document in common. A file has no splits: where one is to serve for both, its
     first half calibrates and its second is measured on.
-
-    Args:
-        calibration, evaluation: sources of `load_text`; None for one that isn't needed.
-
-    Raises:
-        ValueError: as `load_text`.
     """
     if is_one_file(calibration, evaluation):
         return halves(tokenize(load_text(calibration), tokenizer))

@@ -19,9 +19,6 @@ class SharedCalibration(Calibration):
     """One process's share of the batches. All processes have the same covariance, so the same principal components.
 
     Every process is given the whole set, and must call the same methods in the same order.
-
-    Raises:
-        ValueError: there are fewer batches than processes.
     """
 
     def __init__(self, batches: list[Batch], processes: Processes):
@@ -40,13 +37,12 @@ class SharedCalibration(Calibration):
 class StoredCalibration(SharedCalibration):
     """A share whose signals lie in files of a folder, mapped into memory: the system keeps them there if there is room.
 
-    A file is deleted when nothing refers to its signal any more, unless `keep` was called for it.
+    A file is deleted when nothing refers to its signal any more, unless the file was spared.
     """
 
     def __init__(self, batches: list[Batch], processes: Processes, folder: Path):
         super().__init__(batches, processes)
-        self.folder = folder
-        self.kept: set[Path] = set()
+        self.folder, self.spared = folder, set()
 
     def room(self, width: int, dtype: torch.dtype) -> Signal:
         """Room for a signal, in a new file."""
@@ -64,11 +60,11 @@ class StoredCalibration(SharedCalibration):
         signal.deletion.atexit = False
         return signal
 
-    def keep(self, signals: Sequence[Signal]) -> None:
-        """Keep the files of these signals for a later run, and delete the files that were kept before."""
+    def spare(self, signals: Sequence[Signal]) -> None:
+        """Leave the files of these signals to a later run, and delete the files that were spared before."""
         for signal in signals:
             signal.deletion.detach()
         paths = {signal.path for signal in signals}
-        for path in self.kept - paths:
+        for path in self.spared - paths:
             path.unlink()
-        self.kept = paths
+        self.spared = paths

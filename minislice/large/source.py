@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
 
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
-from ..storage.checks import require_fit, surplus
+from ..storage.checks import generation_config, require_fit, surplus
 from ..storage.files import stored_tensors
 from ..storage.gguf import is_gguf
 
@@ -83,40 +83,37 @@ class TrainedWeights:
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
         self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
         self.config = config = load_config(self.folder, trust_remote_code)
-        tensors = stored_tensors(self.folder)
-        self.files = {name: tensor.path for name, tensor in tensors.items() if tensor.path.suffix == ".safetensors"}
-        if not self.files:
+        tensors = self.tensors = stored_tensors(self.folder)
+        files = {tensor.path for tensor in tensors.values()}
+        if any(path.suffix == ".bin" for path in files):
             raise ValueError(f"{self.folder} has no safetensors files; load the model and save it with save_pretrained")
-        self.states = {path: _state(path) for path in sorted({*self.files.values(), self.folder / "config.json"})}
+        self.states = {path: _state(path) for path in sorted({*files, self.folder / "config.json"})}
         if dtype == "auto":
-            dtype = config.dtype or self._open(next(iter(self.files))).dtype
+            dtype = config.dtype or next(iter(tensors.values())).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         model = self.empty_model()
         if self._head_is_its_own(model):
             config.tie_word_embeddings = False
             model = self.empty_model()
         config.name_or_path = str(source)
-        if (self.folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(self.folder)
+        model.generation_config = generation_config(self.folder) or model.generation_config
         self.net = network(model)
         # By module and not by name: blocks will change the names. A tied matrix has the embedding's name in the files.
-        stored = {parameter: self._stored(model, name) for name, parameter in model.named_parameters()}
-        self.names = {
-            (module, name): stored[parameter]
+        pieces = {parameter: self._pieces(model, name) for name, parameter in model.named_parameters()}
+        self.pieces = {
+            (module, name): pieces[parameter]
             for module in model.modules()
             for name, parameter in module.named_parameters(recurse=False)
         }
-        persistent = model.state_dict().keys()
-        buffers = [name for name, _ in model.named_buffers() if name in persistent]  # a few numbers, read at once
-        for name in self.files.keys() & buffers:
-            model.get_buffer(name).copy_(self._open(name))
-        needed = {name for names in stored.values() for name in names}
-        tied = {name for target in model.all_tied_weights_keys for name in self._stored(model, target)}
-        if unexpected := surplus(model, self.files.keys() - needed - tied - {*buffers}):
-            raise ValueError(
-                f"{self.files[unexpected[0]]}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}"
-            )
-        if missing := sorted(needed - self.files.keys()):
+        buffers = tensors.keys() & model.state_dict() & {name for name, _ in model.named_buffers()}
+        for name in buffers:  # a few numbers, read at once
+            model.get_buffer(name).copy_(self._read(name))
+        needed = {name for names in pieces.values() for name in names}
+        tied = {name for target in model.all_tied_weights_keys for name in self._pieces(model, target)}
+        if unexpected := surplus(model, tensors.keys() - needed - tied - buffers):
+            path = tensors[unexpected[0]].path
+            raise ValueError(f"{path}: {len(unexpected)} tensors are unexpected, such as {unexpected[0]}")
+        if missing := sorted(needed - tensors.keys()):
             raise ValueError(f"{self.folder}: no file has the tensor {missing[0]}")
         require_fit(model, tensors)
 
@@ -125,45 +122,39 @@ class TrainedWeights:
         return without_weights(self.config, self.dtype, self.trust_remote_code)
 
     def read(self, root: nn.Module, device: torch.device) -> None:
-        """Bring in the weights of a module and of all modules inside it.
-
-        Raises:
-            ValueError: a file has changed since this object was made.
-        """
+        """Bring in the weights of a module and of all modules inside it."""
         for module in root.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                pieces = {stored: self._read_unchanged(stored) for stored in self.names[module, name]}
-                tensor = merged(self.net.model, pieces).to(device, self.dtype)
+                tensor = merged(self.net.model, {piece: self._read(piece) for piece in self.pieces[module, name]})
+                tensor = tensor.to(device, self.dtype)
                 setattr(module, name, nn.Parameter(tensor, requires_grad=parameter.requires_grad))
 
-    def _read_unchanged(self, name: str) -> Tensor:
-        path = self.files[name]
+    def _read(self, name: str) -> Tensor:
+        """A tensor of the files; a ValueError if its file has changed since this object was made."""
+        path = self.tensors[name].path
         if _state(path) != self.states[path]:
             raise ValueError(
                 f"{path} has changed since the run began, and {name} in it may have; what is sliced so far belongs to "
                 "the weights of before: put these back to go on, or save to another folder"
             )
-        return self._open(name).clone()  # what is mapped from a file changes with it
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.get_tensor(name).clone()  # what is mapped from a file changes with it
 
-    def _open(self, name: str) -> Tensor:
-        with safe_open(self.files[name], framework="pt") as tensors:
-            return tensors.get_tensor(name)
-
-    def _stored(self, model: PreTrainedModel, name: str) -> list[str]:
+    def _pieces(self, model: PreTrainedModel, name: str) -> list[str]:
         """The names of the tensors that the files have in place of a parameter.
 
         A base model's files may lack the first word of each name. A tied matrix may be there under its other name.
         """
-        if name in self.files:
+        if name in self.tensors:
             return [name]
-        stored = [
-            piece if piece in self.files else piece.removeprefix(f"{model.base_model_prefix}.")
+        pieces = [
+            piece if piece in self.tensors else piece.removeprefix(f"{model.base_model_prefix}.")
             for piece in revert_weight_conversion(model, {name: model.get_parameter(name)})
         ]
         for target, source in model.all_tied_weights_keys.items():
-            if name == source and stored[0] not in self.files:
-                return self._stored(model, target)
-        return stored
+            if name == source and pieces[0] not in self.tensors:
+                return self._pieces(model, target)
+        return pieces
 
     def _head_is_its_own(self, model: PreTrainedModel) -> bool:
         """Whether the files have another matrix for the head than for the embedding, although the config ties them.
@@ -171,10 +162,9 @@ class TrainedWeights:
         A fine-tune that trained its head leaves such files; transformers doesn't tie the two then.
         """
         for names in model.all_tied_weights_keys.items():
-            stored = [self._stored(model, name)[0] for name in names]
-            if all(name in self.files for name in stored):
-                head, embedding = (self._open(name).to(self.dtype) for name in stored)
-                return not torch.equal(head, embedding)
+            head, embedding = (self._pieces(model, name)[0] for name in names)
+            if {head, embedding} <= self.tensors.keys():
+                return not torch.equal(self._read(head).to(self.dtype), self._read(embedding).to(self.dtype))
         return False
 
 

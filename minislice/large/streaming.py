@@ -7,7 +7,6 @@ files, fused, sliced, written to a file of the new model, and let go. The folder
 """
 
 import dataclasses
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ..architecture.folder import put_in_place, require_free
 from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
-from ..calibration import Signal, require_finite
+from ..calibration import require_finite
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
 from ..heads import tie_embedding
@@ -33,12 +32,15 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checks import usable_device
 from ..storage.files import write_tensors
+from ..storage.unfinished import require_sealed, seal
 from ..version import __version__
 from .processes import Processes
 from .shared import StoredCalibration
 from .source import TrainedWeights, local_folder
 from .target import require_disk, sliced_shapes, write_description
 from .workfolder import WorkFolder
+
+REPORTED = ("widths", "eigenvalues", "discarded", "ranks")  # what of the report grows with every part
 
 
 def slice_streamed(
@@ -68,9 +70,9 @@ def slice_streamed(
         tokens, attention_mask, batch_size: the calibration set, as in `slice_model`.
         out: the folder to write; `force` replaces what is in it.
         dtype: of weights and signal; "auto" is the one that the weights were saved in.
-        device: that computes; it holds one part, and the signal of one batch.
+        device: where to compute; it holds one part, and the signal of one batch.
         tokenizer, notes: go into the folder, as in `save`.
-        processes: that share the calibration set; each of them calls this in the same way. None: this process alone.
+        processes: those that share the calibration set; each calls this in the same way. None: this process alone.
         options: the fields of `SlicingOptions`.
 
     Raises:
@@ -90,19 +92,17 @@ def slice_streamed(
         net = trained.net
         require_whole(net, "slice")
         if net.is_fused:
-            raise ValueError(
-                f"{source} is fused already; slice it in memory, or give the trained model it was made from"
-            )
+            raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model")
         options = options.resolved(net)
-        batches = [_on(device, batch) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
+        batches = [batch.to(device) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
         slicer = StreamedSlicer(trained, options, batches, work)
         report = slicer.report
         if processes.is_first:
             require_disk(work.path, trained, report, slicer.widths)
             work.begin(
                 {
-                    "model": _hash([(path.name, state) for path, state in trained.states.items()]),
-                    "calibration": _hash([[x is not None and hash_of(x) for x in (b.ids, b.mask)] for b in batches]),
+                    "model": [(path.name, state) for path, state in trained.states.items()],
+                    "calibration": [[x is not None and hash_of(x) for x in (b.ids, b.mask)] for b in batches],
                     "dtype": trained.dtype,
                     "batch size": batch_size,
                     "processes": processes.count,
@@ -112,7 +112,7 @@ def slice_streamed(
             )
         processes.wait()
         with inference(net.model):
-            slicer.finish(progress and processes.is_first)
+            slicer.slice_parts(progress and processes.is_first)
         report.warn_of_too_few_tokens()
         if processes.is_first:
             sliced = sliced_shapes(trained, options, report.widths, slicer.adapters)
@@ -134,26 +134,21 @@ class StreamedSlicer(BeyondSlicer):
         report = SlicingReport(options, net.trained_width, count_tokens(batches))
         super().__init__(net, StoredCalibration(batches, work.processes, work.path), options.fit(net), report)
         self.adapters: list[str | int | None] = []  # of the blocks that are done, as `SlicedConfig` has them
-        self.seals: dict[str, tuple[int, str]] = {}  # of the new model's files
+        self.seals: dict[str, str] = {}  # of the new model's files
         names = {module: name for name, module in net.model.named_modules()}
         first, last = [*net.embeddings, *filter(None, [net.embedding_norm])], [net.final_norm, net.head]
         layers = [f"{names[net.their_layers]}.{index}" for index in range(len(net.layers))]
         self.parts = [[names[x] for x in first], *([name] for name in layers), [names[x] for x in last]]
 
-    def prepare(self) -> None:
-        """Give the model its new config and modules; their weights follow part by part, RoPE's tables are here."""
+    def slice_parts(self, progress: bool) -> None:
+        """Slice the parts that an earlier run has not sliced."""
         fuse_config(self.net)
         self.net.install()
         tie_embedding(self.net) if self.keep_tie else untie_head(self.net)
-        for module in self.net.model.modules():
+        for module in self.net.model.modules():  # RoPE's tables are here; weights follow part by part
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(self.device))
-
-    def finish(self, progress: bool = False) -> None:
-        """Do the parts that an earlier run has not done."""
-        self.prepare()
-        done = self.restore()
-        for index in tqdm(range(done, len(self.parts)), desc="slicing", disable=not progress, leave=False):
+        for index in tqdm(range(self.restore(), len(self.parts)), desc="slicing", disable=not progress, leave=False):
             self.read(index)
             if index == 0:
                 fuse_embeddings(self.net)
@@ -201,34 +196,28 @@ class StreamedSlicer(BeyondSlicer):
         """Write a part. A head that shares the embedding's matrix is written without it: that is let go."""
         prefixes, state = tuple(f"{name}." for name in self.parts[index]), self.net.model.state_dict()
         tensors = {name: x.cpu() for name, x in state.items() if name.startswith(prefixes) and not x.is_meta}
-        stored = revert_weight_conversion(self.net.model, tensors)
-        path = self.file(index)
+        stored, path = revert_weight_conversion(self.net.model, tensors), self.file(index)
         write_tensors({f"base.{name}": tensor for name, tensor in stored.items()}, path)
-        self.seals[f"model/{path.name}"] = self.work.seal(f"model/{path.name}")
-
-    @property
-    def signals(self) -> list[Signal]:
-        """The signals that the pass continues from."""
-        return [self.Z, *([self.dense] if self.options.repair else [])]
+        self.seals[f"model/{path.name}"] = seal(path)
 
     def save(self, done: int) -> None:
         """Have the state after so many parts on the disk; only then delete the signals of the state before."""
-        report = self.report
-        seals = self.processes.gathered({x.path.name: self.work.seal(x.path.name) for x in self.signals})
+        needed = [self.Z, *([self.dense] if self.options.repair else [])]
+        signals = self.processes.gathered({signal.path.name: seal(signal.path) for signal in needed})
         if self.processes.is_first:
             state = {
                 "done": done,
                 "finished": done == len(self.parts),
-                "files": self.seals | {name: seal for own in seals for name, seal in own.items()},
-                "signals": [list(own) for own in seals],  # of each process
+                "parts": self.seals,
+                "signals": signals,  # of each process: the seals of Z and, to repair, of the dense signal
                 "adapters": self.adapters,
-                "report": [report.widths, report.eigenvalues, report.discarded, report.ranks],
+                "report": {name: getattr(self.report, name) for name in REPORTED},
                 "Q": self.Q.cpu(),
                 "generator": self.generator.get_state(),
             }
             self.work.write(state)
         self.processes.wait()
-        self.calibration.keep(self.signals)
+        self.calibration.spare(needed)
 
     def restore(self) -> int:
         """Continue where an earlier run was. Returns the number of parts that are done.
@@ -239,27 +228,16 @@ class StreamedSlicer(BeyondSlicer):
         state = self.work.read()
         if "done" not in state:
             return 0
-        report, seals = self.report, state["files"]
-        signals, parts = state["signals"][self.processes.index], [name for name in seals if name.startswith("model/")]
-        self.work.check(seals, signals + parts * self.processes.is_first)
-        self.adapters, self.seals = state["adapters"], {name: seals[name] for name in parts}
-        report.widths, report.eigenvalues, report.discarded, report.ranks = state["report"]
-        self.Q = state["Q"].to(self.device)
+        signals, self.seals = state["signals"][self.processes.index], state["parts"]
+        require_sealed(self.work.path, signals | (self.seals if self.processes.is_first else {}))
+        self.adapters, self.Q = state["adapters"], state["Q"].to(self.device)
+        vars(self.report).update(state["report"])
         self.generator.set_state(state["generator"])
-        self.Z = self.calibration.open(signals[0], report.widths[-1], self.trained.dtype)
-        if self.options.repair:
-            self.dense = self.calibration.open(signals[1], report.trained_width, self.trained.dtype)
-        self.calibration.keep(self.signals)
+        widths = [self.report.widths[-1], self.report.trained_width]  # of Z, and of the dense signal
+        opened = [self.calibration.open(*signal, self.trained.dtype) for signal in zip(signals, widths, strict=False)]
+        self.Z, self.dense = (*opened, None)[:2]
+        self.calibration.spare(opened)
         self.read(0)
         self.calibration.embed(self.net)  # for the contexts
         self.let_go(0)
         return state["done"]
-
-
-def _hash(settings: Any) -> str:
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
-
-
-def _on(device: torch.device, batch: Batch) -> Batch:
-    mask = None if batch.mask is None else batch.mask.to(device)
-    return Batch(batch.ids.to(device), mask, batch.first_sequence)

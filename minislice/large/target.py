@@ -39,8 +39,8 @@ def require_disk(folder: Path, trained: TrainedWeights, report: SlicingReport, w
     # The signal before a block, behind it, and at full width; to repair, the dense network's before and behind it.
     signals = (5 if options.repair else 3) * report.calibration_tokens * D * trained.dtype.itemsize
     needed = size_in_bytes(model) + signals + 4 * 8 * D * D
-    room = shutil.disk_usage(folder).free
-    room += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # what an earlier run has done
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # by an earlier run
+    room = shutil.disk_usage(folder).free + written
     if needed > room:
         raise ValueError(
             f"{folder} needs about {needed / 1e9:.2f} GB, of which {signals / 1e9:.2f} GB for the calibration set's "

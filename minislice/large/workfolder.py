@@ -1,25 +1,23 @@
 """The folder of an unfinished run, beside the folder NAME that the run makes.
 
-    .NAME.partial/.model.lock         held while a run is at work
-    .NAME.partial/state.pt            the run's settings, what it has reached, and seals; replaced whole after each part
-    .NAME.partial/signal-5e0c81b2-0   the calibration set's signal, the share of process 0
-    .NAME.partial/model/              the new model's files
-
-A seal is a file's size and checksum. A run that continues checks the seal of every file that it reads.
+.NAME.partial/.model.lock         held while a run is at work
+.NAME.partial/state.pt            the run's settings, what it has reached, and seals; replaced whole after each part
+.NAME.partial/signal-5e0c81b2-0   the calibration set's signal, the share of process 0
+.NAME.partial/model/              the new model's files
 """
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..architecture.folder import make, place_for, sync, unmake, whole_file
+from ..architecture.folder import make, place_for, unmake, whole_file
 from ..measuring.lock import alone
-from ..storage.files import checksum
+from ..storage.unfinished import in_words, require_settings
 from .processes import Processes
 
 
@@ -47,7 +45,7 @@ class WorkFolder:
             yield
             return
         of_a_run = self.state_file.exists() or (self.path / ".model.lock").exists()
-        if self.path.exists() and not of_a_run and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and not of_a_run and any(self.path.iterdir()):
             raise ValueError(
                 f"{self.path} isn't of an unfinished run: it has no {self.state_file.name}; move it away, or save to "
                 "another folder"
@@ -55,7 +53,7 @@ class WorkFolder:
         made = make(self.path) or [self.path]
         try:
             with alone(self.model):
-                if (self.read() or {}).get("finished") and not self.model.exists():
+                if self.read().get("finished") and not self.model.exists():
                     self.remove()  # the run that left it was killed when its model was in place
                 self.processes.wait()
                 yield
@@ -63,35 +61,19 @@ class WorkFolder:
             unmake(made)
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Begin a run, or continue the one that the folder is of.
-
-        Raises:
-            ValueError: that run has other settings.
-        """
-        self.settings = {name: repr(value) for name, value in settings.items()}
-        state = self.read()
-        if state is None:
-            self.write({})
-            state = self.read()
-        theirs = state["settings"]
-        differing = [name for name in self.settings if theirs.get(name) != self.settings[name]]
-        if differing:
-            told = "; ".join(f"{name} {theirs.get(name)} there, {self.settings[name]} here" for name in differing)
-            raise ValueError(
-                f"{self.path} holds an unfinished run with other settings ({told}); give the same settings to go on "
-                "with it, save to another folder, or delete it to start again"
-            )
-        self.model.mkdir(exist_ok=True)
-        self._delete_all_but(state.get("files", ()))
-
-    def read(self) -> dict[str, Any] | None:
-        """The state; None where there is none.
-
-        Raises:
-            ValueError: it isn't as a run has written it.
-        """
+        """Begin a run, or continue the one that the folder is of; a ValueError if that run has other settings."""
+        self.settings = in_words(settings)
         if not self.state_file.exists():
-            return None
+            self.write({})
+        state = self.read()
+        require_settings(self.path, state["settings"], self.settings)
+        self.model.mkdir(exist_ok=True)
+        self._delete_all_but([name for seals in state.get("signals", ()) for name in seals])
+
+    def read(self) -> dict[str, Any]:
+        """The state, {} where there is none; a ValueError if it isn't as a run has written it."""
+        if not self.state_file.exists():
+            return {}
         content = memoryview(self.state_file.read_bytes())
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(
@@ -107,26 +89,13 @@ class WorkFolder:
             file.write(hashlib.sha256(content.getbuffer()).digest())
             file.write(content.getbuffer())
 
-    def seal(self, name: str) -> tuple[int, str]:
-        """Have a file on the disk. Returns its seal."""
-        sync(self.path / name)
-        return (self.path / name).stat().st_size, checksum(self.path / name)
-
-    def check(self, seals: dict[str, tuple[int, str]], names: Iterable[str]) -> None:
-        """Raise a ValueError for the first of these files that isn't as it was when it was sealed."""
-        for name in names:
-            path = self.path / name
-            if not path.is_file() or self.seal(name) != seals[name]:
-                fault = "has changed since it was written" if path.is_file() else "is missing"
-                raise ValueError(f"{path} {fault}; put it back to go on, or delete {self.path} to start again")
-
     def remove(self) -> None:
         """Delete what a run has written, when its model is in place; the state last: it tells whose folder it is."""
         self._delete_all_but(())
         self.state_file.unlink()
 
-    def _delete_all_but(self, kept: Iterable[str]) -> None:
+    def _delete_all_but(self, needed: Collection[str]) -> None:
         for pattern in ("signal-*-*", ".*.partial-*", "model/.*.partial-*"):
             for path in self.path.glob(pattern):
-                if path.name not in kept:
+                if path.name not in needed:
                     path.unlink()

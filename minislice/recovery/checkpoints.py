@@ -1,9 +1,9 @@
 """The folder of a recovery: which run it belongs to, and its checkpoints.
 
-.checkpoints.lock               held by the run that is at work
-settings.json                   what is trained, on what, and how
-checkpoint-16/                  as transformers' Trainer writes it
-checkpoint-16/checksums.json    written last: the checksum of every file of the checkpoint
+.checkpoints.lock            held by the run that is at work
+settings.json                what is trained, on what, and how
+checkpoint-16/               as transformers' Trainer writes it
+checkpoint-16/seals.json     written last: the seal of every file of the checkpoint
 """
 
 import json
@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..architecture.folder import sync, whole_file
+from ..architecture.folder import whole_file
 from ..measuring.lock import alone
-from ..storage.files import checksum, read_json
+from ..storage.files import read_json
+from ..storage.unfinished import in_words, require_sealed, require_settings, seal
 
-SETTINGS, CHECKSUMS = "settings.json", "checksums.json"
+SETTINGS, SEALS = "settings.json", "seals.json"
 
 
 @contextmanager
@@ -31,51 +32,39 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / SETTINGS
     with alone(folder / "checkpoints"):
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others and not record.exists():
+        files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if not files:
+            _write(record, in_words(settings))
+        elif not record.exists():
             raise ValueError(
-                f"{folder} has files in it ({', '.join(others)}) and no {SETTINGS} of a recovery; give a folder of its "
+                f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of a recovery; give a folder of its "
                 "own, or, if these are checkpoints, delete it to start again"
             )
-        if not others:
-            _write(record, settings)
-        before, settings = read_json(record), json.loads(json.dumps(settings))
-        if differing := [name for name, value in settings.items() if before.get(name) != value]:
-            raise ValueError(
-                f"{folder} holds an unfinished recovery with other {', '.join(differing)}; give the same to go on with "
-                "it, use another folder, or delete it to start again"
-            )
+        require_settings(folder, read_json(record), in_words(settings))
         yield _last(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     """In the order in which they were written."""
-    names = [path.name for path in folder.glob("checkpoint-*/") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return [folder / name for name in sorted(names, key=lambda name: int(name.removeprefix("checkpoint-")))]
+    return sorted(folder.glob("checkpoint-*/"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def _last(folder: Path) -> Path | None:
     """The last checkpoint that is whole. The Trainer reads the best one too, so that all are checked."""
-    sealed = [path for path in _checkpoints(folder) if (path / CHECKSUMS).exists()]
-    for checkpoint in sealed:
-        before, now = read_json(checkpoint / CHECKSUMS), _checksums(checkpoint)
-        if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
-            raise ValueError(
-                f"{checkpoint} isn't as the recovery wrote it ({', '.join(changed)}); delete {folder} to start again"
-            )
-    if not sealed:
+    whole = [path for path in _checkpoints(folder) if (path / SEALS).exists()]
+    for checkpoint in whole:
+        require_sealed(folder, read_json(checkpoint / SEALS))
+    if not whole:
         return None
-    best = read_json(sealed[-1] / "trainer_state.json")["best_model_checkpoint"]
-    if best and Path(best) not in sealed:
-        raise ValueError(f"{sealed[-1]} goes on from {best} too, which isn't there; delete {folder} to start again")
-    return sealed[-1]
+    best = read_json(whole[-1] / "trainer_state.json")["best_model_checkpoint"]
+    if best and Path(best) not in whole:
+        raise ValueError(f"{whole[-1]} goes on from {best} too, which isn't there; delete {folder} to start again")
+    return whole[-1]
 
 
-def seal(checkpoint: Path) -> None:
-    """Note the checksum of every file; a checkpoint without this note is unfinished."""
-    for path in checkpoint.iterdir():
-        sync(path)
-    _write(checkpoint / CHECKSUMS, _checksums(checkpoint))
+def seal_checkpoint(checkpoint: Path) -> None:
+    """Write the seals of all files; a checkpoint without them is unfinished."""
+    _write(checkpoint / SEALS, {f"{checkpoint.name}/{path.name}": seal(path) for path in checkpoint.iterdir()})
 
 
 def delete(folder: Path) -> None:
@@ -87,10 +76,6 @@ def delete(folder: Path) -> None:
         folder.rmdir()
 
 
-def _checksums(checkpoint: Path) -> dict[str, str]:
-    return {path.name: checksum(path) for path in checkpoint.iterdir() if path.name != CHECKSUMS}
-
-
-def _write(path: Path, content: dict) -> None:
+def _write(path: Path, content: dict[str, str]) -> None:
     with whole_file(path) as new:
         new.write_text(json.dumps(content), encoding="utf-8")

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import network
 from ..checks import require_package
-from ..corpus.batches import Tokens, kept, token_batches, with_what_fits
+from ..corpus.batches import Tokens, listed, token_batches, with_what_fits
 from ..likelihood import perplexity
 from ..measuring.provenance import fingerprint, hash_of
 from .checkpoints import opened
@@ -55,8 +56,8 @@ def recover(
 
     Raises:
         ValueError: PEFT isn't installed; a model that isn't sliced, or was recovered before; tokens or options that
-            don't fit, evaluation sequences among the training ones, a loss that isn't a number. The model is then as it
-            was.
+            don't fit, evaluation sequences among the training ones, a loss that isn't a number. The model is then
+            unchanged.
     """
     require_package("peft", "recovery fine-tuning", "recover")
     from .training import train
@@ -64,18 +65,19 @@ def recover(
     chosen = RecoveryOptions(**options)
     require_sliced(model)
     training, held_out = split(rows(token_batches(model, tokens, attention_mask, batch_size)), chosen.held_out)
-    before, evaluation = None, kept(evaluation)
+    before = after = None
     if evaluation is not None:
+        evaluation = listed(evaluation, "evaluation")
         require_disjoint([*training, *held_out], rows(token_batches(model, evaluation, None, batch_size)))
         before = perplexity(model, evaluation, batch_size=batch_size, progress=progress)
-    on_gpu = model.device.type == "cuda"
     passes = batch_size * chosen.accumulation  # sequences a step, however they are shared out
     settings = {
-        "options": dataclasses.asdict(chosen),
+        **dataclasses.asdict(chosen),
         "sequences a step": passes,
         "tokens": hash_of(torch.stack([*collate([*training, *held_out]).values()])),
         "model": fingerprint(model),
     }
+    on_gpu = model.device.type == "cuda"
     arguments = {
         "bf16": on_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
         "gradient_checkpointing": on_gpu if gradient_checkpointing is None else gradient_checkpointing,
@@ -85,13 +87,13 @@ def recover(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if folder is None else folder).resolve()
         with opened(folder, settings) as checkpoint:
-            arguments["output_dir"] = str(folder)
-            state, trained = with_what_fits(
-                lambda size: train(model, training, held_out, chosen, size, passes, checkpoint, progress, arguments),
-                batch_size,
-            )
+            arguments |= {"output_dir": str(folder)}
+            run = partial(train, model, training, held_out, chosen, passes, checkpoint, progress, arguments)
+            state, trained = with_what_fits(run, batch_size)
     seconds = time.perf_counter() - began
-    report = RecoveryReport(
+    if evaluation is not None:
+        after = perplexity(model, evaluation, batch_size=batch_size, progress=progress)
+    model.recovery = network(model).model.recovery = RecoveryReport(
         options=chosen,
         sequences=len(training),
         trained=trained,
@@ -99,11 +101,10 @@ def recover(
         losses=[entry["loss"] for entry in state.log_history if "loss" in entry],
         held_out=[(e["step"], math.exp(min(e["eval_loss"], 700.0))) for e in state.log_history if "eval_loss" in e],
         before=before,
-        after=None if before is None else perplexity(model, evaluation, batch_size=batch_size, progress=progress),
+        after=after,
         seconds=seconds,
     )
-    network(model).model.recovery = model.recovery = report
-    return report
+    return model.recovery
 
 
 def require_sliced(model: PreTrainedModel) -> None:

@@ -43,24 +43,23 @@ def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def split(sequences: list[dict[str, Tensor]], share: float) -> tuple[list, list]:
     """What to train on, and the last `share` of the sequences, which is held out; a ValueError if nothing is left."""
     held_out = max(1, round(share * len(sequences))) if share else 0
-    if held_out >= len(sequences):
+    if (cut := len(sequences) - held_out) <= 0:
         raise ValueError(
             f"{len(sequences)} sequences, {held_out} of them held out, leave none to train on; give more, or "
             "held_out=0, without early stopping"
         )
-    cut = len(sequences) - held_out
     return sequences[:cut], sequences[cut:]
 
 
 def require_disjoint(training: list[dict[str, Tensor]], evaluation: list[dict[str, Tensor]]) -> None:
     """Raise a ValueError where a sequence is both trained on and measured on."""
-    known = set(map(_tokens, training))
-    if common := sum(tokens in known for tokens in map(_tokens, evaluation)):
+
+    def tokens(row: dict[str, Tensor]) -> tuple[int, ...]:
+        return tuple(row["input_ids"][row["attention_mask"].bool()].tolist())
+
+    known = set(map(tokens, training))
+    if common := sum(tokens(row) in known for row in evaluation):
         raise ValueError(
             f"{common} of the {len(evaluation)} evaluation sequences are among the {len(training)} to train on; what a "
             "model was trained on says nothing of what was recovered: evaluate on another text"
         )
-
-
-def _tokens(row: dict[str, Tensor]) -> tuple[int, ...]:
-    return tuple(row["input_ids"][row["attention_mask"].bool()].tolist())

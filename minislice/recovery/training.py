@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
-from .checkpoints import seal
+from .checkpoints import seal_checkpoint
 from .sequences import collate
 
 
@@ -38,8 +38,11 @@ def lora_targets(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if module in wanted]
 
 
-def train(model, training, held_out, chosen, batch_size, passes, checkpoint, progress, arguments) -> tuple[Any, int]:
-    """Train and merge. Returns the Trainer's state and how many parameters were trained."""
+def train(model, training, held_out, chosen, passes, checkpoint, progress, arguments, batch_size) -> tuple[Any, int]:
+    """Train and merge. Returns the Trainer's state and the number of parameters that were trained.
+
+    A step is made of `passes` sequences, `batch_size` at a time; `checkpoint` is where to go on from.
+    """
     wrapped = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
     config = peft.LoraConfig(
         r=chosen.rank,
@@ -87,7 +90,7 @@ def train(model, training, held_out, chosen, batch_size, passes, checkpoint, pro
         try:
             trainer = SealingTrainer(lora, arguments, **data, callbacks=callbacks)
             trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BaseException:
             lora.unload()
             raise
@@ -103,7 +106,7 @@ class SealingTrainer(Trainer):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(*arguments)
-            seal(folder)
+            seal_checkpoint(folder)
         except Exception as error:  # of safetensors, torch, PEFT or the system
             raise OSError(f"can't write {folder}: {error}; make room, and run it again to go on") from error
 

@@ -25,16 +25,9 @@ from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM, without_memory
 from ..corpus.embedded import EMBEDDED, data_folder
 from ..corpus.text import require_hub
-from .checks import (
-    require_buildable,
-    require_fit,
-    require_generation_config,
-    require_values,
-    surplus,
-    usable_device,
-)
+from .checks import generation_config, require_buildable, require_fit, require_values, surplus, usable_device
 from .files import require_fetched, stored_tensors
-from .gguf import SMOLLM2, gguf_config, gguf_model, gguf_tokenizer, is_gguf, smollm2
+from .gguf import SMOLLM2, gguf_config, gguf_model, is_gguf, read_gguf, smollm2
 from .stock import stock_model
 
 
@@ -75,7 +68,7 @@ def export(
     have the same number of neurons, and every layer all of its blocks or none.
 
     Raises:
-        ValueError: the model can't be one (see `stock.stock_model`); the folder has files in it, and no `force`.
+        ValueError: the model can't be one; the folder has files in it, and no `force`.
     """
     sliced = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
     stock = stock_model(sliced)
@@ -98,8 +91,7 @@ def load(
     """A dense or a sliced model in eval mode, and its tokenizer if it comes with one.
 
     Args:
-        name: a folder, a GGUF file, one of `embedded.EMBEDDED`, "smollm2" (see `gguf`), or a name on the Hugging Face
-            hub.
+        name: a folder, a GGUF file, one of `embedded.EMBEDDED`, "smollm2" (see `gguf`), or a name on the hub.
         dtype: "auto" is the one that the weights were saved in.
         device: where to put it; "auto" spreads it over the devices there are (needs accelerate).
         trust_remote_code: run the Python files that come with a model of an architecture of its own.
@@ -110,21 +102,21 @@ def load(
     source, device = locate(name), usable_device(device)
     if is_gguf(source):
         model = gguf_model(source, dtype)
-        # One GPU holds what fits in a GGUF file of this size.
-        return model.to("cpu" if device in (None, "auto") else device).eval(), gguf_tokenizer(source)
-    config = load_config(source, trust_remote_code)
-    trusted = trust_remote_code and not isinstance(config, SlicedConfig)  # minislice has the code of its own models
+    else:
+        model = _load(source, dtype, "auto" if device == "auto" else None, trust_remote_code)
+    if device not in (None, "auto"):
+        model = model.to(device)
+    return able_to_compute(model).eval(), load_tokenizer(source, trust_remote_code)
+
+
+def _load(source: Path | str, dtype: torch.dtype | str, device_map: str | None, trusted: bool) -> PreTrainedModel:
+    config = load_config(source, trusted)
+    trusted = trusted and not isinstance(config, SlicedConfig)  # minislice has the code of its own models
     tensors = stored_tensors(source) if isinstance(source, Path) else {}
     try:
         require_fit(without_memory(config, trusted), tensors)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            trust_remote_code=trusted,
-            dtype=dtype,
-            device_map="auto" if device == "auto" else None,
-            output_loading_info=True,
-        )
+        arguments = {"config": config, "trust_remote_code": trusted, "dtype": dtype, "device_map": device_map}
+        model, found = AutoModelForCausalLM.from_pretrained(source, **arguments, output_loading_info=True)
     except Exception as error:  # transformers, and the libraries that it calls, have many kinds
         raise ValueError(f"can't load {source}: {error}") from error
     wrong = {"missing": sorted(found["missing_keys"]), "unexpected": surplus(model, found["unexpected_keys"])}
@@ -132,17 +124,11 @@ def load(
         if keys:
             where = tensors[keys[0]].path if keys[0] in tensors else source
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
-    if device not in (None, "auto"):
-        model = model.to(device)
-    return able_to_compute(model).eval(), load_tokenizer(source, trusted)
+    return model
 
 
 def locate(name: str | os.PathLike) -> Path | str:
-    """A local folder or GGUF file as a Path, a name on the hub as a str.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """A local folder or GGUF file as a Path, a name on the hub as a str; a ValueError if it can't be either."""
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise ValueError(f"give a model's folder, or its name on the hub, got {name!r}")
     if name in EMBEDDED:
@@ -170,11 +156,7 @@ def locate(name: str | os.PathLike) -> Path | str:
 
 
 def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The config in a folder or on the hub.
-
-    Raises:
-        ValueError: no config can be read; it describes no model; the hub can't be reached.
-    """
+    """The config in a folder or on the hub; a ValueError if it can't be read or describes no model."""
     if is_gguf(source):
         return gguf_config(source)
     if not isinstance(source, Path):
@@ -188,22 +170,20 @@ def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrain
         for part in (config, getattr(config, "base", config)):
             part.return_dict = True  # transformers' own classes need it inside
     except Exception as error:  # a config class may stumble over any value
-        where = f"{source / 'config.json'}" if isinstance(source, Path) else source
-        if isinstance(error, OSError) and not isinstance(source, Path):
+        where = source / "config.json" if isinstance(source, Path) else source
+        if isinstance(error, OSError) and where is source:
             models = ", ".join(EMBEDDED)
-            where = (
-                f"{source!r} is no folder here, none of the embedded models ({models}), and not to be had from the hub"
-            )
+            where = f"{source!r} is no folder here, none of the embedded models ({models}), and no model on the hub"
         raise ValueError(f"{where}: {error}") from error
     if isinstance(source, Path):
-        require_generation_config(source)
+        generation_config(source)  # which raises if it is damaged
     return config
 
 
 def load_tokenizer(source: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub, if there is one."""
     if is_gguf(source):
-        return gguf_tokenizer(source)
+        return read_gguf(AutoTokenizer, source)
     if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
         return None
     try:

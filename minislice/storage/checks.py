@@ -48,10 +48,7 @@ def require_values(fields: Any) -> None:
 
 
 def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False) -> None:
-    """Raise a ValueError unless one layer of the config's model can be made.
-
-    It can't with an unknown activation or kind of RoPE, an attention that isn't installed, sizes that don't fit.
-    """
+    """Raise a ValueError unless one layer of the config's model can be made: its activation is known, its sizes fit."""
     config = copy.deepcopy(getattr(config, "base", config))
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not hasattr(config, "auto_map"):
         raise ValueError(f"a {config.model_type!r} model isn't a decoder that continues a text, which minislice needs")
@@ -73,13 +70,14 @@ def surplus(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if not any(pattern.search(name) for pattern in (COMPUTED, *own)))
 
 
-def require_generation_config(folder: Path) -> None:
-    """Raise a ValueError for a generation_config.json that transformers can't read."""
-    if (path := folder / "generation_config.json").is_file():
-        try:
-            GenerationConfig.from_pretrained(folder)
-        except Exception as error:  # as in `require_buildable`
-            raise ValueError(f"{path} can't be read: {error}") from error
+def generation_config(folder: Path) -> GenerationConfig | None:
+    """What is in generation_config.json, if that is there; a ValueError if transformers can't read it."""
+    if not (path := folder / "generation_config.json").is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # as in `require_buildable`
+        raise ValueError(f"{path} can't be read: {error}") from error
 
 
 def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:

@@ -8,14 +8,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import (
     TENSOR_PROCESSORS,
     TensorProcessor,
@@ -45,7 +38,7 @@ def smollm2() -> Path | str:
 
 def gguf_config(file: Path) -> PreTrainedConfig:
     """The config that the file describes; a ValueError if transformers can't read the file or its family."""
-    config = _read(AutoConfig, file)
+    config = read_gguf(AutoConfig, file)
     try:
         require_values(config.to_dict())
         require_buildable(config)
@@ -55,22 +48,14 @@ def gguf_config(file: Path) -> PreTrainedConfig:
     return config
 
 
-def gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the file."""
-    return _read(AutoTokenizer, file)
-
-
 def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model in the file, every weight dequantized, as if it had never been quantized.
-
-    Args:
-        dtype: "auto" is float32.
+    """The model in the file, every weight dequantized, as if it had never been quantized; "auto" is float32.
 
     Raises:
         ValueError: see `gguf_config`; a tensor of the file isn't the model's, or one of the model's isn't there.
     """
     config, dtype = gguf_config(file), torch.float32 if dtype == "auto" else dtype
-    model, found = _read(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
+    model, found = read_gguf(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
         raise ValueError(f"{file}: {len(missing)} tensors are missing, such as that of {missing[0]}")
     _require_all_used(file, model)
@@ -101,7 +86,8 @@ def _require_all_used(file: Path, model: PreTrainedModel) -> None:
         raise ValueError(f"{file}: its tensors have {given:,} numbers, and the model that it describes {needed:,}")
 
 
-def _read(kind, file: Path, **arguments):
+def read_gguf(kind: type, file: Path, **arguments):
+    """What one of transformers' Auto classes makes of the file."""
     require_package("gguf", f"reading {file.name}", "gguf")
     try:
         return kind.from_pretrained(file.parent, gguf_file=file.name, **arguments)
