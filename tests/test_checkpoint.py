@@ -362,10 +362,13 @@ def test_tokenizer_notes_and_config_travel_and_the_names_of_this_machine_do_not(
     assert loaded.base.config.rms_norm_eps == 0.5 and loaded.config.eos_token_id == 7
     assert loaded.config.slicing["perplexity"] == 12.3456789 and loaded.config.slicing["options"]["adapter"] == "none"
     card = (tmp_path / "model" / "README.md").read_text()
-    sizes = f"| widths | 12 to 20 of 20 |\n| parameters | {loaded.num_parameters():,} |"
-    for line in ("dense", "| calibration | a \\| b |", "| perplexity | 12.35 |", "| head | tied |", sizes):
+    size = f"| parameters | {loaded.num_parameters():,} |"
+    for line in ("dense", "| calibration | a \\| b |", "| perplexity | 12.35 |", "| widths | 12 to 20 of 20 |", size):
         assert line in card, line
     assert "private" not in card + (tmp_path / "model" / "config.json").read_text()
+    model.config.base._name_or_path = "facebook/opt-125m"
+    minislice.save(model, tmp_path / "named")
+    assert "base_model: facebook/opt-125m" in (tmp_path / "named" / "README.md").read_text()
 
 
 def test_a_registered_family_travels_with_a_saved_model(tmp_path, monkeypatch):
