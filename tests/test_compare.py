@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import re
 
 import pytest
@@ -39,7 +38,7 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 
 def tiny(**options):
     """A comparison on a random model."""
-    return compare(TINY.model(), TINY.tokens(0), TINY.tokens(1), **options)
+    return compare(TINY.model(), TINY.tokens(0), **{"evaluation": TINY.tokens(1), **options})
 
 
 def half(model, tokens, size):
@@ -224,6 +223,7 @@ BAD = {
     "no size": ({"sizes": []}, "sizes must be a list of shares"),
     "no variant": ({"variants": {}}, "functions by the name of each variant, at least one"),
     "dense": ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
+    "one window": ({"evaluation": TINY.tokens(1)[:1]}, "a standard error needs at least two windows"),
     "no tokenizer": ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
 }
 
@@ -251,11 +251,6 @@ def test_a_second_text_and_documents_are_in_the_row():
     assert not {row["key"] for row in rows} & {row["key"] for row in alone}
 
 
-def test_one_window_has_no_standard_error():
-    with pytest.raises(ValueError, match="can't be measured: a standard error needs at least two windows"):
-        compare(TINY.model(), TINY.tokens(0), TINY.tokens(1)[:1], variants={"half": half})
-
-
 def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     out = tmp_path / "new" / "folder"
     (stories := tmp_path / "stories.json").write_text(json.dumps([f"Once {n} cats sat down. " * 9 for n in range(30)]))
@@ -265,15 +260,13 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     assert status == 0 and "| perplexity, second text | ratio |" in printed
     assert printed.count("a quick look: the first 2 of") == 2
     assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"results.jsonl", "table.md", "plot.png"}
-    image = (out / "plot.png").read_bytes()
-    assert image.startswith(b"\x89PNG\r\n") and image.endswith(b"IEND\xaeB`\x82") and len(image) > 10_000
-    assert (out / "table.md").read_text() in printed
+    assert (out / "plot.png").stat().st_size > 10_000 and (out / "table.md").read_text() in printed
     rows = read(out / "results.jsonl", faults)
     assert [(row["variant"], row["size"], row["status"]) for row in rows] == [
         ("dense", 1.0, "done"),
         *((name, size, status) for name in ("slicegpt", "depth") for size, status in ((0.9, "done"), (0.02, "failed"))),
     ]
-    assert all(row["model"] == "mini-llama" and math.isfinite(row["dense_parameters"]) for row in rows)
+    assert {row["model"] for row in rows} == {"mini-llama"}
     before = (out / "results.jsonl").read_bytes()
     status, printed, _ = run(*line, "depth,slicegpt", "--sizes", "0.9", "--json")
     assert status == 0 and document(printed)["rows"] == [rows[0], rows[3], rows[1]]

@@ -116,11 +116,8 @@ def test_what_looks_like_it_is_fine():
 MEASURES = {"slice_model": slice_model, "perplexity": perplexity, "verify": verify}
 ROWS, ONES = IDS.tolist(), torch.ones_like(IDS)
 BAD_TOKENS = {
-    "an id too high": (
-        [IDS.clone().index_fill(1, torch.tensor(2), VOCABULARY)],
-        [f"0 to {VOCABULARY - 1}", "tokenizer"],
-    ),
-    "an id below 0": ([IDS.clone().index_fill(1, torch.tensor(2), -1)], [-1, f"0 to {VOCABULARY - 1}"]),
+    "an id too high": ([IDS.masked_fill(IDS.eq(IDS[2, 2]), VOCABULARY)], [f"0 to {VOCABULARY - 1}", "tokenizer"]),
+    "an id below 0": ([IDS.masked_fill(IDS.eq(IDS[2, 2]), -1)], [-1, f"0 to {VOCABULARY - 1}"]),
     "ids float": ([IDS.double()], ["ints", "(4, 30)", "float64"]),
     "ids 3-dimensional": ([IDS[None]], ["[sequences, tokens]", "(1, 4, 30)"]),
     "no batch": ([[]], ["no tokens"]),
@@ -180,7 +177,12 @@ SLICING |= {"reconstruct": "flag", "fisher": "flag"}
 TRAINING = dict.fromkeys(("rank", "accumulation", "every", "patience"), "count")
 TRAINING |= dict.fromkeys(("alpha", "learning_rate", "epochs"), "positive")
 TRAINING |= {"dropout": "fraction", "held_out": "fraction", "steps": "count or None", "train_adapters": "flag"}
-BATCH, SEED, LIMIT = {"batch_size": "count"}, {"seed": "seed"}, {"limit": "count or None"}
+BATCH, MULTIPLE, SEED, LIMIT = (
+    {"batch_size": "count"},
+    {"multiple": "count"},
+    {"seed": "seed"},
+    {"limit": "count or None"},
+)
 COUNTS = dict.fromkeys(("prompt", "length", "rounds"), "count")
 
 
@@ -192,16 +194,12 @@ OPTIONS = [  # a function, what stands beside the model, and what kind of value 
     (fuse, (), {"keep_tie": "flag"}),
     (rotate, (), {"per_block": "flag", **SEED}),
     (slice_model, (IDS,), {**SLICING, **CHOICES, "slice_head": "flag", **SEED, **BATCH}),
-    (minislice.delete_neurons, (IDS,), {"neurons": "fraction", "multiple": "count", "repair": "flag", **BATCH}),
+    (minislice.delete_neurons, (IDS,), {"neurons": "fraction", "repair": "flag", **MULTIPLE, **BATCH}),
     (partial(minislice.delete_layers, layers=1), (IDS,), {"known": "ints", **BATCH}),
     (minislice.delete_layers, (IDS,), {"size": "share"}),
-    (
-        minislice.plan_compression,
-        (IDS,),
-        {"size": "share", "widths": "shares", "drop": "flag", "multiple": "count", **BATCH},
-    ),
-    (minislice.compress, (IDS,), {"size": "share", "multiple": "count", **BATCH}),
-    (partial(neurons_for, size=0.9), (), {"size": "share", "multiple": "count"}),
+    (minislice.plan_compression, (IDS,), {"size": "share", "widths": "shares", "drop": "flag", **MULTIPLE, **BATCH}),
+    (minislice.compress, (IDS,), {"size": "share", **MULTIPLE, **BATCH}),
+    (partial(neurons_for, size=0.9), (), {"size": "share", **MULTIPLE}),
     (perplexity, (IDS,), BATCH),
     (verify, (IDS,), {"dtypes": "names", **SEED, **BATCH}),
     (minislice.compare, (IDS, IDS), {"sizes": "shares", "variants": "mapping", "tasks": "names", **LIMIT}),
@@ -235,9 +233,11 @@ def test_numbers_of_numpy_are_numbers():
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
+from_config = transformers.AutoModelForCausalLM.from_config
+
+
 def _opt(**differences):
-    config = transformers.OPTConfig(**{**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16, **differences})
-    return transformers.AutoModelForCausalLM.from_config(config)
+    return from_config(transformers.OPTConfig(**{**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16, **differences}))
 
 
 class PretendQuantized(nn.Linear):
@@ -251,13 +251,9 @@ def _quantized():
     return model.double()
 
 
-def _unknown():
-    config = transformers.BigBirdConfig(**SMALL, is_decoder=True)
-    return transformers.AutoModelForCausalLM.from_config(config)
-
-
+BIRD = transformers.BigBirdConfig(**SMALL, is_decoder=True)
 MODELS = {
-    "unknown": (_unknown, "'big_bird'", "minislice propose", "minislice families"),
+    "unknown": (lambda: from_config(BIRD), "'big_bird'", "minislice propose", "minislice families"),
     "encoder": (lambda: transformers.BertModel(transformers.BertConfig(**SMALL)), "'bert'", "minislice families"),
     "post-norm": (lambda: _opt(do_layer_norm_before=False), "post-norm", "opt-350m"),
     "projected": (lambda: _opt(word_embed_proj_dim=8), "8", "16", "projected", "opt-350m"),
@@ -284,45 +280,26 @@ def test_models_that_cannot_be_sliced_are_refused(case):
         model(input_ids=IDS)  # it still runs
 
 
-LAST, WEIGHT = VOCABULARY - 1, r"{}\.weight has a NaN or an infinity; check the weights"
+LAST = VOCABULARY - 1
 UNUSED = IDS.masked_fill(IDS.eq(LAST), 1)  # no calibration token meets the last row of the tables
 USED = UNUSED.clone()
 USED[2:, 7] = LAST  # it is in the third sequence, which is in the second batch
 UNTIED, THREE = replace(OPT, tied=False), replace(LLAMA, layers=3)
-EMBEDDED = r"embeddings .* calibration sequence 2\b"
+OPT_TABLE, TABLE, DOWN = "model.decoder.embed_tokens", "model.embed_tokens", "model.layers.1.mlp.down_proj"
+EMBEDDED, WEIGHT = r"embeddings .* calibration sequence 2\b", r"{}\.weight has a NaN or an infinity; check the weights"
 BLOCK, BEHIND = r"block {} .* calibration sequence 0\b", r"behind a block of layer 1 .* calibration sequence 0\b"
+HALF = {"slicing": 0, "neurons": 0.5}
 BROKEN = {  # a model, its broken weight, the value there, the calibration tokens, options, and what the error says
-    "an embedding": (OPT, "model.decoder.embed_tokens", NAN, USED, {"width": 5}, EMBEDDED),
-    "a raw signal": (LLAMA, "model.embed_tokens", INF, USED, {"width": 5, "signal": "raw"}, EMBEDDED),
+    "an embedding": (OPT, OPT_TABLE, NAN, USED, {"width": 5}, EMBEDDED),
+    "a raw signal": (LLAMA, TABLE, INF, USED, {"width": 5, "signal": "raw"}, EMBEDDED),
     "a head": (UNTIED, "lm_head", NAN, UNUSED, {"width": 5}, WEIGHT.format("lm_head")),
-    "an unused token": (
-        PHI,
-        "model.embed_tokens",
-        NAN,
-        UNUSED,
-        {"width": 5, "head": "own"},
-        WEIGHT.format("embed_tokens"),
-    ),
-    "a fitted head": (
-        LLAMA,
-        "model.embed_tokens",
-        NAN,
-        UNUSED,
-        {"width": 5, "head": "fitted"},
-        WEIGHT.format("embed_tokens"),
-    ),
-    "a tied head": (OPT, "model.decoder.embed_tokens", NAN, UNUSED, {"head": "tied"}, WEIGHT.format("embed_tokens")),
+    "an unused token": (PHI, TABLE, NAN, UNUSED, {"width": 5, "head": "own"}, WEIGHT.format("embed_tokens")),
+    "a fitted head": (LLAMA, TABLE, NAN, UNUSED, {"width": 5, "head": "fitted"}, WEIGHT.format("embed_tokens")),
+    "a tied head": (OPT, OPT_TABLE, NAN, UNUSED, {"head": "tied"}, WEIGHT.format("embed_tokens")),
     "a block": (OPT, "model.decoder.layers.0.fc2", NAN, IDS, {"width": 5}, BLOCK.format(1)),
-    "a block after a dropped one": (
-        LLAMA,
-        "model.layers.1.mlp.down_proj",
-        NAN,
-        IDS,
-        {"width": 5, "drop": [2]},
-        BLOCK.format(3),
-    ),
-    "neurons": (THREE, "model.layers.1.mlp.down_proj", NAN, IDS, {"slicing": 0, "neurons": 0.5}, BEHIND),
-    "repair": (THREE, "model.layers.1.mlp.down_proj", INF, IDS, {"slicing": 0, "neurons": 0.5, "repair": True}, BEHIND),
+    "a block after a dropped one": (LLAMA, DOWN, NAN, IDS, {"width": 5, "drop": [2]}, BLOCK.format(3)),
+    "neurons": (THREE, DOWN, NAN, IDS, HALF, BEHIND),
+    "repair": (THREE, DOWN, INF, IDS, {**HALF, "repair": True}, BEHIND),
 }
 
 
