@@ -187,13 +187,13 @@ def test_a_function_is_known_by_the_variable_that_holds_it_or_is_told_what_is_as
 
 
 def tried(question, rejected, order=0):
-    """The kills of a check that raises where `rejected` says so, of the candidate and of how often that was tried."""
-    seen = []
+    """The kills of a check that raises where `rejected` says so, of how many right and wrong candidates were tried."""
+    trials = []
 
-    def rejects(candidate, trial):
-        seen.append(candidate)
-        assert trial == len(seen) - 1  # every trial has a generator of its own
-        raises = rejected(candidate is question.reference, len(seen), seen.count(candidate))
+    def rejects(candidate, trial, right):
+        trials.append(right)
+        assert trial == len(trials) - 1  # every trial has a generator of its own
+        raises = rejected(right, trials.count(True), trials.count(False))
         return exercise.raised("AssertionError", "") if raises else None
 
     return question.try_out(rejects, np.random.default_rng(order))
@@ -201,13 +201,14 @@ def tried(question, rejected, order=0):
 
 @pytest.mark.parametrize("question", MUTATIONS.values(), ids=MUTATIONS)
 def test_a_check_kills_what_it_always_rejects_and_gets_nothing_for_counting_or_for_one_wrong_alarm(question):
-    assert tried(question, lambda right, trials, times: not right).share == 1
-    lenient = tried(question, lambda right, trials, times: not right and times > 1)
-    assert lenient.rejected is None and lenient.killed == () and lenient.share == 0
-    alarm = tried(question, lambda right, trials, times: not right or times == 20)
+    assert tried(question, lambda right, rights, wrongs: not right).share == 1
+    lenient = tried(question, lambda right, rights, wrongs: not right and wrongs > 1)
+    assert lenient.rejected is None and len(lenient.survived) == 1 and lenient.share == 7 / 8
+    alarm = tried(question, lambda right, rights, wrongs: not right or rights == question.reference_seeds)
     assert alarm.rejected and alarm.share == 0
     for order in range(20):
-        assert tried(question, lambda right, trials, times: trials > question.reference_seeds, order).share == 0
+        counting = tried(question, lambda right, rights, wrongs: rights + wrongs > question.reference_seeds, order)
+        assert counting.share == 0
     assert (len(question.shown), len(question.hidden)) == (3, 5)
 
 
@@ -327,7 +328,7 @@ def test_the_command_lists_and_builds_or_says_why_not(tmp_path, capsys):
     for arguments, words in {
         ("a99", "--to", tmp_path / "x.ipynb"): "there is no assignment 'a99'; there are a1, a2",
         ("a3", "--to", file): "exists; write to another file, or replace it with",
-        ("a3", "--to", file / "a3.ipynb"): "can't write",
+        ("a3", "--to", file / "a3.ipynb"): "File exists: ",
     }.items():
         status, printed = run("build", *arguments)
         assert status == 2 and words in printed and printed.count("\n") == 1

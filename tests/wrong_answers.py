@@ -55,11 +55,6 @@ WRONG = {
         ("return {", "return net | {", "alpha: the fused network still has it"),
         (
             "W_in.append(W)",
-            'W_in.append(W)\n        b = b if net["beta"] is None else b + beta[block] @ (W - net["W_in"][block])',
-            *("b_in[0]:", "beta went through the scaled W"),
-        ),
-        (
-            "W_in.append(W)",
             'W_in.append(W)\n        if layernorm:\n            b = b - beta[block].sum() * net["W_in"][block].mean(0)',
             *("b_in[0]:", "beta went through the centred W"),
         ),

@@ -6,29 +6,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ..architecture.mixtures import able_to_compute
 
-SIZES = {
-    "vocab_size": 128,
-    "hidden_size": 32,
-    "word_embed_proj_dim": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "ffn_hidden_size": 48,
-    "moe_intermediate_size": 24,
-    "shared_expert_intermediate_size": 24,
-    "num_experts": 4,
-    "num_local_experts": 4,
-    "num_experts_per_tok": 2,
-    "rotary_dim": 4,
-    "max_position_embeddings": 64,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}
+WIDTHS = {"vocab_size": 128, "hidden_size": 32, "word_embed_proj_dim": 32, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "rotary_dim": 4}
+NEURONS = {"intermediate_size": 48, "ffn_dim": 48, "ffn_hidden_size": 48}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+EXPERTS |= {"moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+SIZES = WIDTHS | HEADS | NEURONS | EXPERTS | TOKENS | {"max_position_embeddings": 64, "rope_parameters": ROPE}
 
 
 @torch.no_grad()

@@ -27,10 +27,7 @@ ANSWERS = Path(__file__).parent / "answers"
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
     """Write the notebook of an assignment, or its release, which students get; the file is whole or isn't there."""
     notebook = source(assignment(name))
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"can't write {file}: {error.strerror}") from None
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(require_file(file, force)) as new:
         new.write_text(as_json(released(notebook) if release else notebook), encoding="utf-8")
 
@@ -83,11 +80,8 @@ def _cell(kind: str, text: str, grade_id: str, points: int | None = None, soluti
     tags = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "locked": not solution, "task": False}
     tags |= {"grade": False} if points is None else {"grade": True, "points": points}
     cell = {"cell_type": kind, "id": grade_id.replace("_", "-"), "metadata": {"nbgrader": tags}}
-    return (
-        cell
-        | {"source": text.splitlines(keepends=True)}
-        | ({"execution_count": None, "outputs": []} if kind == "code" else {})
-    )
+    not_executed = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    return {**cell, "source": text.splitlines(keepends=True), **not_executed}
 
 
 def _title(given: Assignment) -> str:

@@ -9,8 +9,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from grading import marking
@@ -60,7 +59,9 @@ def grade(
         course: the folder with nbgrader_config.py.
         strict: refuse to run students' code where the system can't isolate it completely.
     """
-    assignment, secret = assignment_of(name), _secret(seed_file)
+    assignment, secret = assignment_of(name), Path(seed_file).read_bytes().strip()
+    if not secret:
+        raise ValueError(f"the seed file {seed_file} is empty: write something into it that nobody guesses")
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
         cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         source = book.source.resolve()
@@ -79,38 +80,17 @@ def grade(
             for student in handed_in
             for question in assignment.questions
         }
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda what: marking.mark(*what), work.values())
+            marks = list(tqdm(found, total=len(work), desc="grade", disable=not progress))
         rows = []
-        for (student, question), mark in _marked(work, progress).items():
+        for (student, question), mark in zip(work, marks, strict=True):
             most = book.most[question]
             points = round(mark.share * most, 2)
             rows.append(Row(student, assignment.name, question, points, most, mark.status, "; ".join(mark.lines)))
             book.write(student, assignment.question(question), points, mark.lines)
         _write(unfinished, rows)
-        require_file(table)  # which may have appeared meanwhile
     return rows
-
-
-def _secret(file: Path) -> bytes:
-    try:
-        secret = Path(file).read_bytes().strip()
-    except OSError as error:
-        raise ValueError(f"the seed file {file} can't be read: {error.strerror}") from None
-    if not secret:
-        raise ValueError(f"the seed file {file} is empty: write something into it that nobody guesses")
-    return secret
-
-
-def _marked(work: Mapping[tuple[str, str], tuple], progress: bool) -> dict[tuple[str, str], marking.Mark]:
-    """The marks in the order of the work, as many at a time as there are processors."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        futures = {key: pool.submit(marking.mark, *what) for key, what in work.items()}
-        try:
-            for future in tqdm(as_completed(futures.values()), total=len(futures), desc="grade", disable=not progress):
-                future.result()
-            return {key: future.result() for key, future in futures.items()}
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _write(file: Path, rows: list[Row]) -> None:

@@ -7,7 +7,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array, Form, Gone, Maybe
 from .judging import Places, Wanted, close, compared
 from .markdown import read
@@ -154,11 +153,10 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
     return failure
 
 
-A1 = read(
+A1, check = read(
     "a1",
     center=(toy.widths, *compared(_center)),
     fuse_reader=(_reader_cases, _reader_form, _judge_reader),
     fuse_writer=(_writer_cases, lambda W, b: (Array("W", W.shape), Array("b", b.shape)), _judge_writer),
     fuse=(_fuse_cases, _fuse_form, _judge_fuse),
 )
-check = checker(A1)

@@ -4,7 +4,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array
 from .judging import Wanted, close, compared, orthonormal
 from .markdown import read
@@ -92,10 +91,9 @@ def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Fail
     return Failure("values", "LayerNorm(x Q) Q^T", what, numbers, mistake=mistake, hint=hint)
 
 
-A2 = read(
+A2, check = read(
     "a2",
     rms=(_rms_cases, *compared(_rms)),
     haar=(_haar_cases, lambda G: Array("Q", G.shape), _judge_haar),
     counterexample=(toy.widths, lambda D: (Array("x", ("N", D)), Array("Q", (D, D))), _judge_counterexample),
 )
-check = checker(A2)

@@ -6,7 +6,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array, Number
 from .judging import Places, close, orthonormal
 from .markdown import read
@@ -121,10 +120,9 @@ def _judge_width(k: int, eigenvalues: np.ndarray, share: float) -> Failure | Non
     return None
 
 
-A4 = read(
+A4, check = read(
     "a4",
     second_moment=(_moment_cases, lambda batches, masks: Array("C", (batches[0].shape[1],) * 2), _judge_moment),
     pca=(_pca_cases, lambda C: (Array("lambda", (len(C),)), Array("Q", C.shape)), _judge_pca),
     width=(_width_cases, lambda eigenvalues, share: Number("k", int), _judge_width),
 )
-check = checker(A4)

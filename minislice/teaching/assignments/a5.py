@@ -7,7 +7,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array
 from .judging import Places, close, named
 from .markdown import read
@@ -118,10 +117,9 @@ def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Fail
     return None
 
 
-A5 = read(
+A5, check = read(
     "a5",
     cosines=(lambda rng: _bases(rng, SIZES), lambda P, R: Array("c", P.shape[1:]), _judge_cosines),
     align=(lambda rng: _bases(rng, SIZES + GROWING), lambda P, R: Array("R'", R.shape), _judge_align),
     low_rank=(_low_rank_cases, lambda P, R_aligned: Array("A", (P.shape[1], "r")), _judge_low_rank),
 )
-check = checker(A5)

@@ -6,7 +6,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array, Form
 from .judging import Places, close, named, orthonormal
 from .markdown import read
@@ -120,7 +119,7 @@ def _span(Y: np.ndarray, k: int) -> np.ndarray:
     return directions[:k].T @ directions[:k]
 
 
-A6 = read(
+A6, check = read(
     "a6",
     slice_block=(_block_cases, _block_form, _judge_block),
     interleave=(
@@ -129,4 +128,3 @@ A6 = read(
         _judge_interleave,
     ),
 )
-check = checker(A6)

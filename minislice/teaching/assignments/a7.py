@@ -3,7 +3,6 @@
 import numpy as np
 
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Number
 from .judging import Wanted, close, compared
 from .markdown import read
@@ -116,11 +115,10 @@ def _judge_even(deleted: float, n: int) -> Failure | None:
     return Failure("values", "break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
 
 
-A7 = read(
+A7, check = read(
     "a7",
     parameters=(_cost_cases, *compared(_parameters)),
     flops=(_cost_cases, *compared(_flops)),
     gib=(_gib_cases, *compared(_gib)),
     break_even=(_even_cases, lambda n: Number("break_even", float), _judge_even),
 )
-check = checker(A7)

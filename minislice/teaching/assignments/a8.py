@@ -7,7 +7,6 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .feedback import checker
 from .forms import Array, Form
 from .judging import Places, Wanted, close, compared
 from .markdown import read
@@ -145,11 +144,10 @@ def _judge_thin(result: tuple, **given: Any) -> Failure | None:
     return places.failure()
 
 
-A8 = read(
+A8, check = read(
     "a8",
     second_moment=(_moment_cases, *compared(_second_moment)),
     scores=(_solved_cases, *compared(_all_scores)),
     solve=(_solve_cases, *compared(_solved)),
     thin=(_thin_cases, _thin_form, _judge_thin),
 )
-check = checker(A8)

@@ -1,17 +1,14 @@
 """A9: which changes of attention's weights leave its output as it was (notebook 10)."""
 
-from typing import Any
-
 import numpy as np
 
 from . import toy
 from .exercise import Case, Cases
-from .feedback import checker
 from .judging import Wanted, compared
 from .markdown import read
 
 
-def _turns(angles: np.ndarray, scales: Any = 1.0) -> np.ndarray:
+def _turns(angles: np.ndarray, scales: np.ndarray | float = 1.0) -> np.ndarray:
     """M [d, d] for which x M rotates each pair of x by its angle, and multiplies it by its scale."""
     cos, sin = np.diag(scales * np.cos(angles)), np.diag(scales * np.sin(angles))
     return np.kron(cos, np.eye(2)) + np.kron(sin, [[0, 1], [-1, 0]])
@@ -119,10 +116,9 @@ def _unchanged(theta: np.ndarray, **changes: np.ndarray) -> Wanted:
     yield "unchanged", np.array(holds), {}, "try it: two random matrices, four tokens, and the formula above."
 
 
-A9 = read(
+A9, check = read(
     "a9",
     value_output=(_value_cases, *compared(_value)),
     rotary_pair=(_rotary_cases, *compared(_rotary)),
     unchanged=(_unchanged_cases, *compared(_unchanged)),
 )
-check = checker(A9)

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 from .exercise import Case, Failure
-from .feedback import checker
 from .forms import Choice, Integers, Number
 from .markdown import read
 
@@ -72,5 +71,4 @@ FORM = {name: Integers(name, MOST) for name in ("width", "neurons", "drop")}
 FORM |= {"adapter": Choice("adapter", ("full", "low-rank", "none")), "repair": Number("repair", int)}
 ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
 
-C1 = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))
-check = checker(C1)
+C1, check = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))

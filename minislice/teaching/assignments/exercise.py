@@ -9,6 +9,7 @@ A judge asks for the properties of a right answer, and compares what networks co
 one particular solution. `judging` has tools for judges.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,27 +21,16 @@ from .forms import Form, Misfit, conform, described, same
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an answer is wrong.
+    """Why an answer is wrong."""
 
-    Args:
-        kind: "missing", "exception", "changed", "type", "shape", "finite" or "values"; the checks run in this order.
-        where: the place, in the student's words: "b_out[1]".
-        what: what is wrong there, in one or two lines, without any number of the case.
-        values: the numbers. The student's notebook shows them, the grader doesn't.
-        fine: names of the results that are right.
-        mistake: the likely mistake, if the judge knows it.
-        hint: a question that leads on.
-        wrong: names of the results that are wrong, if the judge looked at every result.
-    """
-
-    kind: str
-    where: str
-    what: str
-    values: str = ""
-    fine: tuple[str, ...] = ()
-    mistake: str = ""
-    hint: str = ""
-    wrong: tuple[str, ...] = ()
+    kind: str  # "missing", "exception", "changed", "type", "shape", "finite" or "values", in the order of the checks
+    where: str  # the place, in the student's words: "b_out[1]"
+    what: str  # what is wrong there, in one or two lines, without any number of the case
+    values: str = ""  # the numbers: the student's notebook shows them, the grader doesn't
+    fine: tuple[str, ...] = ()  # names of the results that are right
+    mistake: str = ""  # the likely mistake, if the judge knows it
+    hint: str = ""  # a question that leads on
+    wrong: tuple[str, ...] = ()  # names of the results that are wrong, if the judge looked at every result
 
     def lines(self, values: bool = True) -> list[str]:
         """The failure in words, line by line, with or without the numbers of the case."""
@@ -67,40 +57,25 @@ Cases = Iterator[Case]
 
 @dataclass(frozen=True)
 class Task:
-    """A question that students answer in words, graded by hand; and what all questions have.
+    """A question that students answer in words, graded by hand; and what all questions have."""
 
-    Args:
-        name: of the function or question; `notebooks/assignments/answers` has the answer under this name.
-        difficulty: 1 to 3 stars, as `importance`.
-        text: what to do, and the equation, in Markdown.
-    """
-
-    name: str
+    name: str  # of the function or question: the answer is under this name in `notebooks/assignments/answers`
     points: int
     minutes: int
-    difficulty: int
-    text: str
+    difficulty: int  # 1 to 3 stars, as importance
+    text: str  # what to do, and the equation, in Markdown
     importance: int = field(default=2, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Question(Task):
-    """A function to write.
+    """A function to write. Without `parts`, it gets all of its points or none."""
 
-    Args:
-        hints: each says more than the one before.
-        cases: makes the cases, the smallest first.
-        returns: gives the form of the result for the arguments, which it takes by name.
-        judge: takes a result of this form with finite numbers, and the arguments by name.
-        parts: points for parts of the result, by their names (separated by spaces). Without parts, a function gets all
-            of its points or none.
-    """
-
-    hints: Sequence[str]
-    cases: Callable[[np.random.Generator], Iterable[Case]]
-    returns: Callable[..., Form]
-    judge: Callable[..., Failure | None]
-    parts: Mapping[str, int] = field(default_factory=dict)
+    hints: Sequence[str]  # each says more than the one before
+    cases: Callable[[np.random.Generator], Iterable[Case]]  # the smallest first
+    returns: Callable[..., Form]  # takes the arguments by name
+    judge: Callable[..., Failure | None]  # takes a result of this form with finite numbers, and the arguments by name
+    parts: Mapping[str, int] = field(default_factory=dict)  # points by names of results, separated by spaces
 
     def share(self, failures: Sequence[Failure | None]) -> float:
         """The share of the points: a part counts if it is right in every case."""
@@ -118,16 +93,12 @@ class MutationQuestion(Task):
 
     `candidate` is the reference or a mutant: a function with positional arguments that takes and returns plain values.
     The grader runs it in another process than the check.
-
-    Args:
-        takes: the candidate's arguments by name, and a letter for each side of their arrays: "DH" for W_in [D, H].
-        shown: the mutants that the student sees, by name. The student doesn't see `hidden`.
     """
 
     hints: Sequence[str]
-    takes: Mapping[str, str]
+    takes: Mapping[str, str]  # the candidate's arguments, and a letter for each side of an array: "DH" for W_in [D, H]
     reference: Callable[..., Any]
-    shown: Mapping[str, Callable[..., Any]]
+    shown: Mapping[str, Callable[..., Any]]  # the mutants that the student sees, by name
     hidden: Mapping[str, Callable[..., Any]]
 
     largest = 1024  # a side of an argument's array
@@ -147,16 +118,16 @@ class MutationQuestion(Task):
                 form = f"an array [{', '.join(letters)}]" if letters else "a number"
                 got = described(value)
                 raise ValueError(f"{name} must be {form} with sides of at most {self.largest}, got {got}; {sizes}")
-        return arguments
+        return copy.deepcopy(arguments)
 
     def try_out(
-        self, rejects: "Callable[[Callable[..., Any], int], Failure | None]", order: np.random.Generator
+        self, rejects: "Callable[[Callable, int, bool], Failure | None]", order: np.random.Generator
     ) -> "Kills":
         """Run a check on all candidates, in random order: a check that counts its trials learns nothing.
 
         Args:
-            rejects: runs the student's check on a candidate with the generator of the trial's number; returns None if
-                the check accepts the candidate, otherwise how it raised (see `raised`).
+            rejects: runs the student's check on a candidate with the generator of the trial's number, and is told if it
+                is the right one; returns None if the check accepts it, otherwise how it raised (see `raised`).
             order: draws the order of the trials.
         """
         mutants = {**self.shown, **self.hidden}
@@ -164,12 +135,15 @@ class MutationQuestion(Task):
         survived = set()
         for trial, index in enumerate(order.permutation(len(trials))):
             name = trials[index]
-            rejected = rejects(mutants.get(name, self.reference), trial)
+            rejected = rejects(self._candidate(mutants.get(name, self.reference)), trial, name not in mutants)
             if rejected and name not in mutants:
                 return Kills(rejected, (), tuple(mutants))
             if not rejected and name in mutants:
                 survived.add(name)
         return Kills(None, *(tuple(n for n in mutants if (n in survived) is alive) for alive in (False, True)))
+
+    def _candidate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments: function(*self.allowed(arguments))
 
     def heading(self, kills: "Kills") -> str:
         """The result of a check in words."""

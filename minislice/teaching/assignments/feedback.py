@@ -29,6 +29,8 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
             return False
         run = _mutants if isinstance(question, MutationQuestion) else _cases
         heading, failure, right = run(question, function, seed)
+        if failure and failure.kind == "missing":
+            heading, failure = failure.what, None
         print(f"{assignment.name.upper()}.{name}  {heading}")
         if right:
             return True
@@ -60,8 +62,6 @@ def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple
     if not failed:
         return f"ok, {len(cases)} cases", None, True
     case, failure = failed[0]
-    if failure.kind == "missing":
-        return failure.what, None, False
     heading = f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {case})"
     if question.parts:
         heading += f"  {question.share(failures) * question.points:.0f} of {question.points} points"
@@ -81,19 +81,14 @@ def try_case(question: Question, function: Callable[..., Any], case: Case) -> Fa
 
 
 def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
-    def rejects(candidate: Callable[..., Any], trial: int) -> Failure | None:
-        def asked(*arguments: Any) -> Any:
-            return candidate(*copy.deepcopy(question.allowed(arguments)))
-
+    def rejects(candidate: Callable[..., Any], trial: int, right: bool) -> Failure | None:
         try:
-            check(asked, np.random.default_rng([seed, trial]))
+            check(candidate, np.random.default_rng([seed, trial]))
         except (Exception, SystemExit) as error:
             return _how_raised(error, check)
         return None
 
     kills = question.try_out(rejects, np.random.default_rng(seed))
-    if kills.rejected and kills.rejected.kind == "missing":
-        return kills.rejected.what, None, False
     alive = [] if kills.rejected else [name for name in kills.survived if name in question.shown]
     failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else kills.rejected
     return question.heading(kills), failure, not kills.survived

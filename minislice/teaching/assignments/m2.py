@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from .feedback import checker
 from .markdown import read
 
 
@@ -41,5 +40,4 @@ HIDDEN = {
     "input bias of a square rotated": _input_bias_rotated,
 }
 
-M2 = read("m2", check=(TAKES, rotate_block, SHOWN, HIDDEN))
-score = checker(M2)
+M2, score = read("m2", check=(TAKES, rotate_block, SHOWN, HIDDEN))

@@ -1,9 +1,11 @@
 """Assignments are written in Markdown, `texts/NAME.md`: goal, notation, questions, hints. Code adds the judges."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from .exercise import Assignment, MutationQuestion, Question, Task
+from .feedback import checker
 
 HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
 SECTION = re.compile(
@@ -12,8 +14,8 @@ SECTION = re.compile(
 )
 
 
-def read(name: str, **functions: tuple) -> Assignment:
-    """The assignment of `texts/NAME.md`.
+def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]]:
+    """The assignment of `texts/NAME.md`, and the function that its notebook calls.
 
     Args:
         functions: what a question has besides its text: `cases`, `returns`, `judge` (and `parts`) of a `Question`,
@@ -36,4 +38,5 @@ def read(name: str, **functions: tuple) -> Assignment:
             questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden, **weight))
         else:
             questions.append(Question(*about, hints, *functions[asked], **weight))
-    return Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
+    assignment = Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
+    return assignment, checker(assignment)

@@ -14,8 +14,7 @@ with another nonlinearity, as attention and MLP of one layer: W_out2 [B, H, D], 
 S [B, D, D] the residual connection carries X S.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
@@ -44,7 +43,7 @@ def haar(rng: Generator, D: int, *more: int) -> np.ndarray:
     return Q
 
 
-def network(rng: Generator, D: int, H: int, B: int = 2, V: int = 7, T: int = 5, biases: bool = True) -> dict[str, Any]:
+def network(rng: Generator, D: int, H: int, B: int = 2, V: int = 7, T: int = 5, biases: bool = True) -> dict:
     """A fused network with positions and a head of its own."""
     shapes = {"W_embd": (V, D), "W_pos": (T, D), "W_in": (B, D, H), "b_in": (B, H), "W_out": (B, H, D), "b_out": (B, D)}
     shapes |= {"W_head": (D, V), "b_head": (V,)}
@@ -54,7 +53,7 @@ def network(rng: Generator, D: int, H: int, B: int = 2, V: int = 7, T: int = 5, 
     return {name: net.get(name) for name in shapes}
 
 
-def signals(net: Mapping[str, Any], tokens: np.ndarray) -> list[np.ndarray]:
+def signals(net: dict, tokens: np.ndarray) -> list[np.ndarray]:
     """The signal at every boundary, B + 1 of them, [N, D]."""
     x = net["W_embd"][tokens]
     if net["W_pos"] is not None:
@@ -70,31 +69,31 @@ def signals(net: Mapping[str, Any], tokens: np.ndarray) -> list[np.ndarray]:
     return boundaries
 
 
-def logits(net: Mapping[str, Any], tokens: np.ndarray) -> np.ndarray:
+def logits(net: dict, tokens: np.ndarray) -> np.ndarray:
     """The network's output, [N, V]."""
     x = normalised(net, signals(net, tokens)[-1], -1)
     out = x @ (net["W_embd"].T if net["W_head"] is None else net["W_head"])
     return out if net["b_head"] is None else out + net["b_head"]
 
 
-def sequences(net: Mapping[str, Any]) -> list[np.ndarray]:
+def sequences(net: dict) -> list[np.ndarray]:
     """Token sequences in which every token stands at every position."""
     V, T = len(net["W_embd"]), 5 if net["W_pos"] is None else len(net["W_pos"])
     return [(start + np.arange(T)) % V for start in range(V)]
 
 
-def part(net: Mapping[str, Any], name: str, block: int) -> Any:
+def part(net: dict, name: str, block: int) -> np.ndarray | None:
     """The entry of one block, or None if the network doesn't have this part."""
     return None if net.get(name) is None else net[name][block]
 
 
-def affine(net: Mapping[str, Any], name: str, block: int, x: np.ndarray) -> np.ndarray:
+def affine(net: dict, name: str, block: int, x: np.ndarray) -> np.ndarray:
     """One linear layer of one block, x W + b; `name` is "_in", for example."""
     y = x @ net["W" + name][block]
     return y if net["b" + name] is None else y + net["b" + name][block]
 
 
-def normalised(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
+def normalised(net: dict, x: np.ndarray, block: int) -> np.ndarray:
     """What a block, or the head (-1), reads of the signal."""
     x = centred(net, x)
     x = x / np.sqrt(np.square(x).mean(-1, keepdims=True) + EPS)
@@ -102,7 +101,7 @@ def normalised(net: Mapping[str, Any], x: np.ndarray, block: int) -> np.ndarray:
     return x if net.get("beta") is None else x + net["beta"][block]
 
 
-def centred(net: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
+def centred(net: dict, x: np.ndarray) -> np.ndarray:
     """The first step of a LayerNorm; other norms don't take it."""
     return x - x.mean(-1, keepdims=True) if net.get("norm") == "LayerNorm" else x
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question
 
+CONFIG = "nbgrader_config.py"
+
 
 class Book:
     """One assignment in a course's gradebook: its `source`, the students' `folders`, and `most` points by question."""
@@ -60,15 +62,22 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
         from nbgrader.api import Gradebook
     except ImportError:
         raise ValueError('grading needs nbgrader: pip install -e ".[grading]" in the checkout of minislice') from None
+    from nbgrader.coursedir import CourseDirectory
     from sqlalchemy.exc import SQLAlchemyError
+    from traitlets.config import Config, PyFileConfigLoader
 
-    directory = _directory(Path(course).resolve(), assignment)
+    course = Path(course).resolve()
+    if not (course / CONFIG).is_file():
+        raise ValueError(f"{course} is no course: there is no {CONFIG} (give its folder with --course)")
+    config = Config({"CourseDirectory": {"root": str(course)}})
+    config.merge(PyFileConfigLoader(CONFIG, path=str(course)).load_config())
+    directory = CourseDirectory(config=config)
     url = directory.db_url
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"there is no gradebook {url}: run `nbgrader generate_assignment {assignment.name}` first")
     try:
         gradebook = Gradebook(url, directory.course_id)
-    except (SQLAlchemyError, ImportError) as error:  # ImportError: its driver isn't installed
+    except SQLAlchemyError as error:
         raise ValueError(f"the gradebook {url} can't be read: {error}") from None
     try:
         yield Book(gradebook, directory, assignment)
@@ -78,21 +87,3 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
     finally:
         gradebook.db.rollback()  # no effect after a commit
         gradebook.close()
-
-
-def _directory(course: Path, assignment: Assignment) -> Any:
-    """Nbgrader's description of a course, as its config says."""
-    from nbgrader.coursedir import CourseDirectory
-    from traitlets.config import Config, PyFileConfigLoader
-
-    file = course / "nbgrader_config.py"
-    if not file.is_file():
-        raise ValueError(f"{course} is no course: there is no {file.name} (give its folder with --course)")
-    try:  # the config is a program, which may raise anything, also where nbgrader first uses what it says
-        config = Config({"CourseDirectory": {"root": str(course)}})
-        config.merge(PyFileConfigLoader(file.name, path=str(course)).load_config())
-        directory = CourseDirectory(config=config)
-        directory.format_path(directory.source_directory, ".", assignment.name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{file} has an error: {type(error).__name__}: {error}") from None
-    return directory

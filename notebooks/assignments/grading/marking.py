@@ -20,17 +20,11 @@ PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers
 
 @dataclass(frozen=True)
 class Mark:
-    """What an answer is worth.
+    """What an answer is worth."""
 
-    Args:
-        share: of the question's points, 0 to 1.
-        status: "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or "unreadable".
-        lines: for the student, without a number of the hidden cases.
-    """
-
-    share: float
-    status: str
-    lines: tuple[str, ...]
+    share: float  # of the question's points, 0 to 1
+    status: str  # "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or "unreadable"
+    lines: tuple[str, ...]  # for the student, without a number of the hidden cases
 
 
 def mark(
@@ -114,27 +108,21 @@ class _Trial:
         answer = self.sandbox.call(self.cells, self.question.name, list(case.arguments.values()))
         if answer[0] != "returned":
             return self._failure(*answer)
-        _, result, after = answer
         try:
-            return exercise.examine(
-                self.question, case.arguments, result, dict(zip(case.arguments, after, strict=True))
-            )
+            after = dict(zip(case.arguments, answer[2], strict=True))
+            return exercise.examine(self.question, case.arguments, answer[1], after)
         except Exception as error:  # a result that was made to break the comparison costs its own question alone
             return Failure("values", "the result", f"it can't be examined ({type(error).__name__})")
 
     def _judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
         question, order = self.question, np.random.default_rng(seed("order"))
-        kills = question.try_out(lambda candidate, trial: self._rejects(candidate, seed(str(trial))), order)
+        kills = question.try_out(lambda what, trial, right: self._rejects(what, seed(str(trial)), right), order)
         return kills.share, kills.rejected, question.heading(kills)
 
-    def _rejects(self, candidate: Callable[..., Any], seed: int) -> Failure | None:
-        """How a check raised on a candidate, or None. One that was stopped hasn't raised: only the reference minds."""
-
-        def asked(*arguments: Any) -> Any:
-            return candidate(*self.question.allowed(arguments))
-
-        answer = self.sandbox.call(self.cells, self.question.name, candidate=asked, seed=seed)
-        if answer[0] == "returned" or (answer[0] == "stopped" and candidate is not self.question.reference):
+    def _rejects(self, candidate: Callable[..., Any], seed: int, right: bool) -> Failure | None:
+        """How a check raised on a candidate, or None. If it was stopped, it hasn't raised: only the right one minds."""
+        answer = self.sandbox.call(self.cells, self.question.name, candidate=candidate, seed=seed)
+        if answer[0] == "returned" or (answer[0] == "stopped" and not right):
             return None
         return self._failure(*answer)
 
