@@ -126,24 +126,18 @@ def test_what_is_not_the_papers_has_none_of_its_values():
 # The loop
 
 
-def goes_on_behind_a_line_that_was_cut(fake, folder):
-    run(folder, limit=4)
+def an_interrupted_run_goes_on_behind_its_last_whole_line(fake, folder):
+    fake.answers = {4: KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run(folder)
     path = folder / "results.jsonl"
     whole = path.read_bytes()
-    last = whole[:-1].rfind(b"\n") + 1
-    path.write_bytes(whole[: last + (len(whole) - last) // 2])
-    fake.asked.clear()
-    run(folder, limit=1)
-    assert fake.asked == [SETTINGS[3]], "only the row whose line was cut is run again"
-    assert [results.faults(record) for record in recorded(folder)] == [[]] * 4
-    assert path.read_bytes().startswith(whole[:last]), "what was whole is as it was"
-
-
-def runs_nothing_twice(fake, folder):
-    run(folder)
-    first = list(fake.asked)
+    path.write_bytes(whole + whole[:100])
     count = run(folder)
-    assert fake.asked == first and count["done"] == 0 and count["finished before"] == len(SETTINGS) == len(first)
+    assert fake.asked == [*SETTINGS[:4], *SETTINGS[3:]] and count["finished before"] == 3
+    assert path.read_bytes().startswith(whole) and not any(results.faults(record) for record in recorded(folder))
+    count = run(folder)
+    assert (count["finished before"], count["done"]) == (len(SETTINGS), 0)
 
 
 def another_setting_revision_or_commit_is_another_result(fake, folder):
@@ -173,15 +167,6 @@ def a_failed_row_is_told_and_the_rest_goes_on(fake, folder):
 def what_is_no_number_is_a_failure(fake, folder):
     fake.dense = float("nan")
     assert run(folder, limit=2)["failed"] == 2 and {record["status"] for record in recorded(folder)} == {"failed"}
-
-
-def an_interrupted_run_goes_on(fake, folder):
-    fake.answers = {4: KeyboardInterrupt()}
-    with pytest.raises(KeyboardInterrupt):
-        run(folder)
-    before = recorded(folder)
-    count = run(folder)
-    assert (count["finished before"], count["done"]) == (3, len(SETTINGS) - 3) and recorded(folder)[:3] == before
 
 
 def the_gate_stops_where_the_dense_model_is_not_the_papers(fake, folder):
@@ -263,14 +248,14 @@ def the_papers_for_ours(right, *arguments):
 
 
 # The mistake: which property finds it, what is replaced, and by what: a function that is given the right one first.
-CUT, TWICE, FAILED = goes_on_behind_a_line_that_was_cut, runs_nothing_twice, a_failed_row_is_told_and_the_rest_goes_on
+RESUMED, FAILED = an_interrupted_run_goes_on_behind_its_last_whole_line, a_failed_row_is_told_and_the_rest_goes_on
 KEY, GATE = another_setting_revision_or_commit_is_another_result, the_gate_stops_where_the_dense_model_is_not_the_papers
 NUMBER, LOCK = what_is_no_number_is_a_failure, two_runs_into_one_file_are_refused
-INTERRUPTED, MEMORY = an_interrupted_run_goes_on, where_memory_is_short_a_smaller_batch_is_tried
+MEMORY = where_memory_is_short_a_smaller_batch_is_tried
 REPORT = the_report_has_nothing_of_ours_that_was_not_measured
 MISTAKES = {
-    "the cut line stays": (CUT, os, "truncate", lambda right, *_: None),
-    "a finished key is run again": (TWICE, reproduce, "finished", lambda right, *_: None),
+    "the cut line stays": (RESUMED, os, "truncate", lambda right, *_: None),
+    "a finished key is run again": (RESUMED, reproduce, "finished", lambda right, *_: None),
     "the key forgets the commit": (KEY, results, "key_of", lambda right, *which: right(*which[:2], "")),
     "the key forgets what a file holds": (KEY, results, "checksums", lambda right, setting: []),
     "a failure counts as finished": (
@@ -279,7 +264,7 @@ MISTAKES = {
         "measure",
         lambda right, *own: right(*own) | {"status": "done"},
     ),
-    "an interruption is taken for a failure": (INTERRUPTED, Bench, "measure", without_interruptions),
+    "an interruption is taken for a failure": (RESUMED, Bench, "measure", without_interruptions),
     "a gate that never stops": (GATE, reproduce, "check_gate", lambda *_: None),
     "a gate that looks upwards only": (GATE, reproduce, "check_gate", upwards_only),
     "NaN is a value": (NUMBER, reproduce.math, "isfinite", lambda right, value: True),

@@ -197,10 +197,7 @@ def test_published_copies_are_rewritten_whole(assets, tmp_path):
         ("piqa", {"label": True}, r"no right answer \(label True\)"),
         ("piqa", {"sol1": None}, "what should be a text is something else"),
         ("piqa", {"sol2": " "}, "a choice is empty"),
-        ("winogrande", {"answer": ""}, r"no right answer \(answer ''\)"),
         ("winogrande", {"sentence": "No gap."}, "the sentence has no _"),
-        ("hellaswag", {"label": ""}, r"no right answer \(label ''\)"),
-        ("hellaswag", {"ctx_b": 1}, "what should be a text is something else"),
         ("arc_easy", {"choices": ["a", "b"]}, "an item has the fields question, choices, answerKey, as on the hub"),
         ("arc_easy", {"choices": {"text": ["a"], "label": ["1", "2"]}}, "an item has the fields question, choices"),
         ("arc_easy", {"answerKey": "E"}, r"no right answer \(answerKey 'E'\)"),
@@ -232,9 +229,9 @@ def test_tasks_that_can_not_be_measured_are_refused(tasks, content, message, mod
 
 
 def test_labels_may_be_numbers_and_a_mark_of_bytes_is_no_text(tmp_path):
-    folder = folder_of({"winogrande": [{**ORIGINAL["winogrande"][1], "answer": 2}]}, tmp_path / "tasks")
-    (folder / "winogrande.jsonl").write_bytes(b"\xef\xbb\xbf" + (folder / "winogrande.jsonl").read_bytes())
-    assert read_items("winogrande", folder) == [ORIGINAL["winogrande"][1]]
+    item = ORIGINAL["winogrande"][1]
+    (tmp_path / "winogrande.jsonl").write_text(json.dumps({**item, "answer": 2}), encoding="utf-8-sig")
+    assert read_items("winogrande", tmp_path) == [item]
 
 
 def test_logits_that_are_no_numbers_have_no_accuracy(models, originals):
