@@ -8,7 +8,6 @@ that lie in its folder `oracle`. 64 x 256 calibration tokens, the models' own he
 
 import copy
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +62,9 @@ def measured(model, evaluation) -> dict:
 
 def perplexity_at(size: int, points: list[tuple[int, float]]) -> float | None:
     """The perplexity at this number of parameters, log-linear between measured (parameters, perplexity); or None."""
-    for (left, low), (right, high) in pairwise(sorted(points)):
-        if left <= size <= right:
-            return low * (high / low) ** ((size - left) / (right - left))
-    return None
+    sizes, perplexities = zip(*sorted(points), strict=True)
+    found = np.exp(np.interp(size, sizes, np.log(perplexities), left=np.nan, right=np.nan))
+    return None if np.isnan(found) else float(found)
 
 
 def measure(model, calibration, evaluation) -> dict:

@@ -281,20 +281,21 @@ def _rows_of(family: Family, profile: Profile, number: int) -> Iterator[Row]:
     dense = None  # the line that those behind it are compared with
     for line in printed:
         label, percent = _label_and_percent(number, line)
-        others, is_dense = label.startswith("sparsegpt"), table.compared is not None and percent == 0
+        is_others = label.startswith("sparsegpt")  # another method's row: printed only
+        is_dense = table.compared is not None and percent == 0 and not is_others
         paper = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
-        if is_dense and not others:
+        if is_dense:
             dense = line
-        elif table.compared and not others:
+        elif table.compared and not is_others:
             paper[f"{table.compared}_ratio"] = line[table.compared] / dense[table.compared]
-        paper = {metric: paper[metric] for metric in table.metrics if metric in asked & paper.keys()}
+        metrics = tuple(metric for metric in table.metrics if metric in asked & paper.keys())
+        model = line["model"] if profile.is_papers else profile.stand_in
+        settings = () if is_others else tuple(_settings(family, profile, table, model, percent))
         if profile.is_papers:
-            settings = () if others else tuple(_settings(family, profile, table, line["model"], percent))
-            yield Row(number, line["model"], percent, tuple(paper), paper, label, settings, is_dense and not others)
-        elif not others:
-            metrics = tuple(m for m in table.metrics if m in asked and not (is_dense and m.endswith("_ratio")))
-            settings = tuple(_settings(family, profile, table, profile.stand_in, percent))
-            yield Row(number, profile.stand_in, percent, metrics, {}, "", settings, is_dense)
+            paper = {metric: paper[metric] for metric in metrics}
+            yield Row(number, model, percent, metrics, paper, label, settings, is_dense)
+        elif settings:
+            yield Row(number, model, percent, metrics, {}, "", settings, is_dense)
 
 
 def _label_and_percent(number: int, line: dict) -> tuple[str, int]:
