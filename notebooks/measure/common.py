@@ -49,12 +49,11 @@ def models() -> dict[str, tuple[str, str]]:
     return found
 
 
-def cost_parser(description: str, threads: bool = False) -> argparse.ArgumentParser:
+def cost_parser(description: str) -> argparse.ArgumentParser:
     """The options of a script that measures costs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    if threads:
-        parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
     return parser
 
 

@@ -28,7 +28,7 @@ COLUMNS = {"prefill": "prefill, ms", "decoding": "decoding, ms a token", "memory
 
 
 def main() -> None:
-    parser = cost_parser(__doc__, threads=True)
+    parser = cost_parser(__doc__)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=8, help="tokens decoded in a round")

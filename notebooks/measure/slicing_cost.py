@@ -50,7 +50,7 @@ def slicing(model, tokens, batch_size: int, **options) -> tuple[float, dict[str,
 
 
 def main() -> None:
-    parser = cost_parser(__doc__, threads=True)
+    parser = cost_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16, help="calibration sequences (default: 16)")
     parser.add_argument("--seqlen", type=int, default=512)

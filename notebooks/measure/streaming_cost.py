@@ -102,7 +102,7 @@ def in_a_process(*arguments) -> dict:
 
 
 def main() -> None:
-    parser = cost_parser(__doc__, threads=True)
+    parser = cost_parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="phi-2")
     parser.add_argument("--limit", type=float, default=3.0, help="GiB of private memory for slicing (default: 3)")
     parser.add_argument("--work", help="where to put the models (default: a temporary folder)")
