@@ -116,11 +116,6 @@ part_left_out = restored_otherwise(lambda slicer: 1)
 basis_in_float32 = restored_otherwise(lambda slicer: setattr(slicer, "Q", slicer.Q.float().double()))
 
 
-@wrong
-def covariances_kept_to_oneself(right, self, tensor):
-    return tensor
-
-
 # What takes more than a line; by the order of the table.
 
 

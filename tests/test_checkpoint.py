@@ -25,7 +25,6 @@ from minislice.architecture.heads import FittedHead
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM, form_of
 from minislice.architecture.network import network
 from minislice.measuring.cost import step_seconds
-from minislice.storage.files import INDEX
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FORMS = ("full", "low-rank", "none")
@@ -484,8 +483,6 @@ DAMAGES = [
     (tensors(lambda t: t.update({next(iter(t)): torch.zeros(3, 5)})), LAST_SHARD + r".*\[3, 5\]"),
     (tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"),
     (tensors(lambda t: t.update(stray=torch.zeros(2))), LAST_SHARD + ".*unexpected.*stray"),
-    (lambda folder: (folder / INDEX).write_text("{"), "index.json is damaged"),
-    (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
     (config(format_version=4), r"config\.json.*newer minislice \(format 4"),
     (config(model_type="nonesuch", auto_map={}), r"config\.json.*nonesuch"),
     (config(widths=[12, 12, 12, 12, 21]), r"config\.json.*'widths'.*20"),
@@ -516,15 +513,12 @@ def test_a_damaged_folder_gives_one_error_that_names_it(change, message, tmp_pat
     assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [(tensors(lambda t: t.pop(next(iter(t)))), "1 tensors are missing"), (config(dropped=[4]), "'dropped' must be a")],
-)
-def test_transformers_own_loader_refuses_damage_too(damage, message, tmp_path):
+def test_transformers_own_loader_refuses_damage_too(tmp_path):
     sliced("phi")[0].save_pretrained(tmp_path / "model")
-    damage(tmp_path / "model")
-    with pytest.raises(ValueError, match=message):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for damage, message in ((tensors(lambda t: t.pop(next(iter(t)))), "are missing"), (config(dropped=[4]), "dropped")):
+        damage(tmp_path / "model")
+        with pytest.raises(ValueError, match=message):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
 def test_a_dense_model_is_loaded_as_it_is_or_refused_where_a_tensor_is_missing(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from family_models import FamilyRecipe
 from models import Recipe
+from streamed import logits
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -15,8 +16,7 @@ import minislice
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.heads import FittedHead, TiedHead
 from minislice.architecture.network import network
-from minislice.storage import stock as storage
-from minislice.storage.stock import mean_zero_embedding, stock_model
+from minislice.storage import stock
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 RECIPES = {
@@ -37,19 +37,14 @@ def stock_ready(recipe, *, width=12, dtype=torch.float32, **options):
     return model, tokens
 
 
-@torch.no_grad()
-def logits(model, tokens):
-    return model(input_ids=tokens).logits
-
-
 def exported(model, tokens, folder, accuracy=1e-5):
     """The stock model, whose logits are the sliced one's."""
     minislice.export(model, folder)
-    stock = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(stock).__module__.startswith("transformers.models.")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(plain).__module__.startswith("transformers.models.")
     expected = logits(model, tokens)
-    assert (logits(stock, tokens) - expected).norm() / expected.norm() < accuracy, "logits differ"
-    return stock
+    assert (logits(plain, tokens) - expected).norm() / expected.norm() < accuracy, "logits differ"
+    return plain
 
 
 def test_without_minislice_transformers_loads_what_was_saved_and_what_was_exported(tmp_path):
@@ -92,15 +87,15 @@ def test_an_export_has_no_code_no_trace_of_minislice_and_changes_nothing_in_the_
     model, tokens = stock_ready(RECIPES["phi"])
     model.generation_config.max_new_tokens = 3
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    stock = exported(model, tokens, tmp_path / "stock")
+    plain = exported(model, tokens, tmp_path / "stock")
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert model.config.hidden_size == 16 and logits(model, tokens).isfinite().all()
     assert not list((tmp_path / "stock").glob("*.py"))
     assert "minislice" not in (tmp_path / "stock" / "config.json").read_text()
-    assert (stock.config.model_type, stock.config.hidden_size, stock.config.head_dim) == ("phi", 13, 8)
-    assert stock.generation_config.max_new_tokens == 3
-    assert f"| parameters | {stock.num_parameters():,} |" in (tmp_path / "stock" / "README.md").read_text()
+    assert (plain.config.model_type, plain.config.hidden_size, plain.config.head_dim) == ("phi", 13, 8)
+    assert plain.generation_config.max_new_tokens == 3
+    assert f"| parameters | {plain.num_parameters():,} |" in (tmp_path / "stock" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -109,24 +104,16 @@ def test_in_float64_the_export_is_exact(name, tmp_path):
     assert exported(model, tokens, tmp_path / "stock", 1e-6).dtype == torch.float64  # rotary angles are float32
 
 
-def eps_not_scaled(right):
-    return lambda net, norm, width: right(net, norm, net.trained_width)
-
-
-def mean_not_zero(right):
-    return lambda k: torch.eye(k, k + 1, dtype=torch.float64)
-
-
-def norms_not_scaled(right):
-    return lambda module, net, scale, shift: right(module, net, torch.ones_like(scale), shift)
-
-
 @pytest.mark.parametrize(
     ("place", "mistake"),
-    [("_stock_config", eps_not_scaled), ("mean_zero_embedding", mean_not_zero), ("_fill_norm", norms_not_scaled)],
+    [
+        ("_stock_config", lambda right: lambda net, norm, width: right(net, norm, net.trained_width)),
+        ("mean_zero_embedding", lambda right: lambda k: torch.eye(k, k + 1, dtype=torch.float64)),
+        ("_fill_norm", lambda right: lambda to, net, scale, shift: right(to, net, torch.ones_like(scale), shift)),
+    ],
 )
 def test_exporting_fails_on(place, mistake, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, place, mistake(getattr(storage, place)))
+    monkeypatch.setattr(stock, place, mistake(getattr(stock, place)))
     with pytest.raises((AssertionError, ValueError), match=r"logits differ|can't export"):
         exported(*stock_ready(RECIPES["phi"]), tmp_path / "stock")
 
@@ -136,8 +123,8 @@ def test_half_precision_is_kept_in_an_export_of_a_folder(name, dtype, tmp_path):
     model, tokens = stock_ready(RECIPES[name], dtype=dtype)
     model.save_pretrained(tmp_path / "sliced")
     model, _ = minislice.load(tmp_path / "sliced")
-    stock = exported(model, tokens, tmp_path / "stock", 20 * torch.finfo(dtype).eps)
-    assert {parameter.dtype for parameter in stock.parameters()} == {dtype}
+    plain = exported(model, tokens, tmp_path / "stock", 20 * torch.finfo(dtype).eps)
+    assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
 
 
 @pytest.mark.parametrize("name", ["llama-plain", "phi"])
@@ -176,8 +163,8 @@ def test_the_experts_neurons_are_in_the_exports_config(family, name, tmp_path):
     recipe = FamilyRecipe(family, heads=4, head_dim=4, hidden=20)
     options = {"slice_embedding": True, "slice_head": True, "head": "own", "adapter": "none", "multiple": 4}
     model = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=16, neurons=0.3, **options)
-    stock = exported(model, recipe.tokens(), tmp_path / "stock")
-    assert {getattr(stock.config, name)} == set(model.slicing.neurons)
+    plain = exported(model, recipe.tokens(), tmp_path / "stock")
+    assert {getattr(plain.config, name)} == set(model.slicing.neurons)
 
 
 @pytest.mark.parametrize(("family", "neurons"), [("llama", 0.5), ("phi", 0.0)])
@@ -185,16 +172,16 @@ def test_a_tied_head_beside_a_whole_signal_is_exported_tied(family, neurons, tmp
     recipe = Recipe(family, eps=0.03)
     model, tokens = stock_ready(recipe, width=None, slicing=0, slice_head=False, neurons=neurons)
     assert model.slicing.options.head == "tied"
-    stock = exported(model, tokens, tmp_path / "stock")
-    assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
+    plain = exported(model, tokens, tmp_path / "stock")
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
     fewer = minislice.delete_neurons(recipe.model(), tokens, neurons=neurons)
-    assert stock.num_parameters() == fewer.num_parameters()
+    assert plain.num_parameters() == fewer.num_parameters()
     assert type(model.lm_head) is TiedHead
 
 
 @pytest.mark.parametrize("k", [1, 7])
 def test_layernorm_behind_the_embedding_is_rmsnorm(k):
-    J = mean_zero_embedding(k)
+    J = stock.mean_zero_embedding(k)
     torch.testing.assert_close(J @ J.T, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-14)
     assert J.shape == (k, k + 1) and J.sum(1).abs().max() < 1e-14
     D, eps = 2 * k, 0.1
@@ -233,7 +220,6 @@ def test_what_no_stock_architecture_is_is_refused_with_what_to_slice_instead(rec
 
 
 def test_a_dense_model_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="isn't sliced"):
-        minislice.export(Recipe("llama").model(), tmp_path / "stock")
-    with pytest.raises(ValueError, match="isn't sliced"):
-        stock_model(Recipe("llama").model())
+    for refused in (lambda model: minislice.export(model, tmp_path / "stock"), stock.stock_model):
+        with pytest.raises(ValueError, match="isn't sliced"):
+            refused(Recipe("llama").model())

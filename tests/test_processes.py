@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import forked
-import mistakes
 import pytest
 import torch
 from forked import Ended, group_of
@@ -74,7 +73,7 @@ def test_several_processes_agree_with_one(count, options, alone, tmp_path):
 
 
 def not_summed() -> None:
-    Processes.summed = mistakes.covariances_kept_to_oneself(Processes.summed)
+    Processes.summed = lambda self, tensor: tensor
 
 
 def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone, tmp_path):

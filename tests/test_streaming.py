@@ -134,9 +134,9 @@ def test_a_head_is_tied_only_where_the_files_have_no_other_matrix_for_it(family,
     assert TrainedWeights(dense, "auto").net.head_was_tied == in_memory == (change == 0)
 
 
-@pytest.mark.parametrize("recipe", [Recipe("opt"), FamilyRecipe("gpt_neox", layers=2)])
-def test_a_head_that_was_trained_apart_is_sliced_as_in_memory(recipe):
-    streaming_equals_memory(recipe, torch.float32, False, {"slicing": 0.25}, lambda dense: with_a_head(dense, 1.0))
+def test_a_head_that_was_trained_apart_is_sliced_as_in_memory():
+    apart = lambda dense: with_a_head(dense, 1.0)  # noqa: E731
+    streaming_equals_memory(Recipe("opt"), torch.float32, False, {"slicing": 0.25}, apart)
 
 
 def as_base_model(tensors: dict) -> None:

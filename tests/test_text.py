@@ -301,11 +301,10 @@ def test_every_fact_fails_on_mistakes(fact, monkeypatch):
             fact(samples=11, seqlen=4, spare=7, seed=5)
 
 
-@pytest.mark.parametrize(("samples", "seqlen", "named"), [(0, 3, "samples"), (1, 1, "seqlen")])
-def test_a_size_of_nothing_is_refused(samples, seqlen, named):
-    for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
+def test_a_size_of_nothing_is_refused():
+    for samples, seqlen, named in ((0, 3, "samples"), (1, 1, "seqlen")):
         with pytest.raises(ValueError, match=f"{named} must be .* at least"):
-            cut(torch.arange(50), samples, seqlen)
+            text.sample(torch.arange(50), samples, seqlen)
 
 
 # Windows that carry the number of the document in which they begin

@@ -61,7 +61,7 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started, or this one alone; a `Lost` if another one ends meanwhile."""
+    """The processes that torchrun has started, or this one alone; `Lost` if another one ends meanwhile."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield Processes()
         return

@@ -56,12 +56,10 @@ def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
 
 
 def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> Path:
-    """The folder of a model, fetched from the hub if it is a name there; a ValueError if there is none."""
+    """The folder of a model, fetched from the hub if need be; a ValueError if there is none."""
     place = locate(source)
     if is_gguf(place):
-        raise ValueError(
-            f"{place} is one quantized file, not to be read layer by layer: load it and save it as a folder"
-        )
+        raise ValueError(f"{place} is one file, not to be read layer by layer: load it and save it as a folder")
     if isinstance(place, Path):
         return place
     try:

@@ -32,11 +32,11 @@ class RecoveryOptions:
 
     def __post_init__(self):
         require_flag("train_adapters", self.train_adapters)
+        object.__setattr__(self, "seed", require_seed(self.seed))
         checks = {
             require_int: ("rank", "accumulation", "every", "patience", *(["steps"] if self.steps is not None else [])),
             partial(require_number, above=0): ("alpha", "learning_rate", "epochs"),
             partial(require_number, below=1): ("dropout", "held_out"),
-            lambda name, seed: require_seed(seed): ("seed",),
         }
         for check, names in checks.items():
             for name in names:

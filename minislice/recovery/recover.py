@@ -56,8 +56,7 @@ def recover(
 
     Raises:
         ValueError: PEFT isn't installed; a model that isn't sliced, or was recovered before; tokens or options that
-            don't fit, evaluation sequences among the training ones, a loss that isn't a number. The model is then
-            unchanged.
+            don't fit; evaluation sequences among the training ones; a loss that isn't a number. The model is unchanged.
     """
     require_package("peft", "recovery fine-tuning", "recover")
     from .training import train

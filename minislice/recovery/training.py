@@ -29,8 +29,7 @@ from .sequences import collate
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """The names of the linears that read and write the signal, in every block; no adapter, no head.
 
-    A mixture's experts and router are left out, since PEFT knows no such modules; so is a gate of one number, which is
-    smaller than its LoRA would be.
+    PEFT knows no experts and routers, and a gate of one number is smaller than its LoRA would be.
     """
     linears = [linear for block in network(model).blocks for linear in block.linears.values()]
     modules = {getattr(linear, "module", linear) for linear in linears if linear.out_features > 1}
@@ -151,8 +150,7 @@ def _as_it_was(model: SlicedForCausalLM) -> Iterator[None]:
             parameter.grad = None
         for config, use_cache in cached:
             config.use_cache = use_cache
-        # "gradient" was its name until transformers 5.24
-        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()
+        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()  # its old name
         model.train(training)
 
 

@@ -43,7 +43,6 @@ def save(
     """Write a sliced model's folder, whole or not at all; `load` and transformers read it.
 
     Args:
-        tokenizer: saved with it.
         force: replace a folder that has files in it.
         notes: further facts ("calibration", "perplexity" ...) in JSON's types, for the config and the model card.
         max_shard_size: of one safetensors file.

@@ -99,7 +99,7 @@ def require_fit(model: PreTrainedModel, tensors: dict[str, Stored]) -> None:
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str | None:
-    """The same device, or a ValueError if it can't compute; "auto" and None stand for no particular device."""
+    """The same device, or a ValueError if it can't compute; "auto" and None are no particular device."""
     if device in (None, "auto"):
         return device
     try:

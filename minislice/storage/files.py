@@ -23,7 +23,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """A checksum of a file's contents; it takes about half a second a GB."""
+    """Of a file's contents; it takes about half a second a GB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -41,11 +41,7 @@ class Stored:
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the model in a folder, by name: from safetensors files, or else from PyTorch's older .bin files.
-
-    Raises:
-        ValueError: a file is missing, damaged or holds something else than tensors.
-    """
+    """Every tensor of a model's folder, by name: from safetensors files, or else from PyTorch's older .bin files."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index, single = folder / f"{name}.index.json", folder / name
         if files := _named_by(index) if index.is_file() else [single] if single.is_file() else []:
@@ -82,15 +78,14 @@ def _tensors_in(path: Path) -> dict[str, Stored]:
     try:
         if path.suffix == ".bin":
             tensors = torch.load(path, map_location="meta", weights_only=True)
-            return {
-                name: Stored(path, tuple(x.shape), str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()
-            }
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {
-                name: Stored(path, tuple(part.get_shape()), dtypes.get(part.get_dtype(), part.get_dtype()))
-                for name, part in slices.items()
-            }
+            described = {name: (x.shape, str(x.dtype).removeprefix("torch.")) for name, x in tensors.items()}
+        else:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+                described = {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+        return {
+            name: Stored(path, tuple(shape), dtypes.get(dtype, dtype)) for name, (shape, dtype) in described.items()
+        }
     except Exception as error:  # a damaged file can fail in any way
         raise ValueError(
             f"{path} is damaged or cut off, or holds something else than tensors; get the safetensors file again"

@@ -49,11 +49,7 @@ def gguf_config(file: Path) -> PreTrainedConfig:
 
 
 def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model in the file, every weight dequantized, as if it had never been quantized; "auto" is float32.
-
-    Raises:
-        ValueError: see `gguf_config`; a tensor of the file isn't the model's, or one of the model's isn't there.
-    """
+    """The model in the file, every weight dequantized, as if it had never been quantized; "auto" is float32."""
     config, dtype = gguf_config(file), torch.float32 if dtype == "auto" else dtype
     model, found = read_gguf(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):

@@ -42,8 +42,6 @@ def mean_zero_embedding(k: int) -> Float64[Tensor, "k k+1"]:
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     """A sliced model as one of transformers' own class, to be saved: its buffers aren't filled in.
 
-    The given model stays unchanged.
-
     Raises:
         ValueError: no stock architecture computes what the model does; the message says what to slice instead.
     """
@@ -51,8 +49,9 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     stock = stock_network(net)
     D, k, width = net.trained_width, net.widths[0], stock.trained_width
     net = network(copy.deepcopy(net.model))  # its parameters become the stock model's
-    if isinstance(net.head, FittedHead):
-        net.head = _untied(net.head)
+    if isinstance(head := net.head, FittedHead):  # x -> (x H) E^T + b gets one matrix of its own, H E^T
+        net.head = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
+        net.head.bias = head.bias
     if not _is_tied(net):
         J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
         rotate_network(net, [J] * len(net.norms))
@@ -89,7 +88,7 @@ def stock_network(net: Network) -> Network:
 
 
 def _is_tied(net: Network) -> bool:
-    """Whether the head shares the embedding's matrix; the signal is then the trained one at both ends."""
+    """Whether the head shares the embedding's matrix: the signal is then the trained one at both ends."""
     return isinstance(net.head, TiedHead)
 
 
@@ -157,13 +156,6 @@ def _stock_config(net: Network, norm: StockNorm, width: int) -> PreTrainedConfig
             f"transformers' {type(dense).__name__} refuses a hidden size of {width}; slice to another width than "
             f"{net.widths[0]}. It says: {error}"
         ) from error
-
-
-def _untied(head: FittedHead) -> nn.Linear:
-    """The head x -> (x H) E^T + b with one matrix of its own, H E^T."""
-    linear = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
-    linear.bias = head.bias
-    return linear
 
 
 def _fill_norm(module: nn.Module, net: Network, scale: Tensor, shift: Tensor | None) -> None:
