@@ -13,9 +13,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_free(arguments.out, arguments.force, files_read(arguments))
     model, tokenizer = load_both(arguments, default_dtype="auto")
     if not network(model).is_fused:
-        raise ValueError(
-            f"{arguments.model} isn't sliced, it has a stock architecture already; slice it with --adapter none "
-            "--slice-head --out DIR, then export DIR"
-        )
+        remedy = "slice it with --adapter none --slice-head --out DIR, then export DIR"
+        raise ValueError(f"{arguments.model} isn't sliced, it has a stock architecture already; {remedy}")
     export(model, arguments.out, tokenizer=tokenizer, force=arguments.force)
     print_result(arguments, {"model": arguments.model, "saved to": arguments.out})

@@ -20,10 +20,8 @@ def run(arguments: argparse.Namespace) -> None:
     require_known(inputs["input_ids"], model)
     length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, length_limit(model)
     if limit is not None and length > limit:  # the last new token is not read again
-        raise ValueError(
-            f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions, but the model has {limit}; "
-            "ask for fewer, or shorten the prompt"
-        )
+        told = f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions"
+        raise ValueError(f"{told}, but the model has {limit}; ask for fewer, or shorten the prompt")
     torch.manual_seed(arguments.seed)
     settings = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.do_sample}
     try:

@@ -21,8 +21,6 @@ from ..storage.checkpoint import load, load_config, locate
 from ..storage.checks import usable_device
 from .parser import OWN
 
-HALVES = "first", "second"  # of a file that is named for both texts
-
 
 def device_of(name: str | None) -> str:
     """The device to compute on; a ValueError, before anything is loaded, where it isn't there or can't compute."""
@@ -62,10 +60,8 @@ def require_tokenizer(arguments: argparse.Namespace, tokenizer):
 def require_known(ids: torch.Tensor, model: PreTrainedModel) -> None:
     vocabulary = model.get_input_embeddings().num_embeddings
     if ids.numel() and ids.max() >= vocabulary:
-        raise ValueError(
-            f"the tokenizer makes ids up to {ids.max().item()}, but the model's vocabulary has {vocabulary} tokens; "
-            "it belongs to another model"
-        )
+        told = f"the tokenizer makes ids up to {ids.max().item()}, but the model knows {vocabulary} tokens"
+        raise ValueError(f"{told}: it belongs to another model")
 
 
 def files_read(arguments: argparse.Namespace) -> list[Path]:
@@ -105,9 +101,8 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     calibration, evaluation = (getattr(arguments, option, None) for option in Texts._fields)
     if evaluation is None:
         evaluation = default if calibration in (None, OWN) else calibration
-    if getattr(arguments, "stream", False) and not is_one_file(calibration, evaluation):
-        evaluation = None  # nothing is measured; but the same command calibrates on the same tokens
-    if "evaluation" not in arguments:
+    streamed = getattr(arguments, "stream", False)  # measures nothing, but calibrates on the same tokens
+    if "evaluation" not in arguments or (streamed and not is_one_file(calibration, evaluation)):
         evaluation = None
     if evaluation == OWN:
         raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
@@ -124,7 +119,7 @@ def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: in
 
 
 def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer) -> TokenSets:
-    seqlen, halved = seqlen_of(arguments, model), is_one_file(*texts)
+    seqlen = seqlen_of(arguments, model)
     read = texts._replace(calibration=None) if texts.calibration == OWN else texts
     calibration, evaluation = disjoint_streams(*read, tokenizer)
     for stream in (calibration, evaluation):
@@ -137,11 +132,11 @@ def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedMod
     if evaluation is not None:
         evaluation = windows(evaluation, seqlen, arguments.eval_samples)
     described = {}
-    for (name, source), tokens, half in zip(texts._asdict().items(), (calibration, evaluation), HALVES, strict=True):
+    halves = (", first half", ", second half") if is_one_file(*texts) else ("", "")
+    for name, source, tokens, half in zip(Texts._fields, texts, (calibration, evaluation), halves, strict=True):
         if tokens is not None:
             text = "the model's own" if source == OWN else source if source in SOURCES else Path(source).name
-            part = f", {half} half" if halved else ""
-            described[name] = f"{text}{part}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
+            described[name] = f"{text}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
     return TokenSets(calibration, evaluation, described)
 
 
@@ -179,8 +174,5 @@ def measured(name: str, model: PreTrainedModel, tokens: torch.Tensor, **settings
     """The perplexity; a ValueError where it isn't a number."""
     value = perplexity(model, tokens, **settings)
     if math.isnan(value):
-        raise ValueError(
-            f"the perplexity of {name} isn't a number: the logits have a NaN or an infinity; check the weights, or use "
-            "a wider dtype (--dtype)"
-        )
+        raise ValueError(f"the perplexity of {name} isn't a number; check the weights, or use a wider dtype (--dtype)")
     return value

@@ -118,10 +118,8 @@ def _describe_slicing(report: SlicingReport) -> dict:
 
 def _require_rank(calibration: torch.Tensor, D: int) -> None:
     if calibration.numel() < D:
-        raise ValueError(
-            f"the covariance of {calibration.numel()} calibration tokens is singular in the {D} dimensions of this "
-            f"model's signal; give at least {D} tokens, and better many times as many (--samples, --seqlen)"
-        )
+        told = f"{calibration.numel()} calibration tokens can't span the {D} dimensions of this model's signal"
+        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
 
 
 def return_freed_memory() -> None:

@@ -19,18 +19,11 @@ def run(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
     )
-    tasks = {
-        score.task: {
-            "metric": score.metric,
-            "accuracy": score.accuracy,
-            "standard error": score.stderr,
-            "items": score.count,
-        }
-        for score in measured.scores
-    }
+    columns = {"metric": "metric", "accuracy": "accuracy", "standard error": "stderr", "items": "count"}
+    tasks = {score.task: {name: getattr(score, field) for name, field in columns.items()} for score in measured.scores}
     mean = {"accuracy": measured.mean, "standard error": measured.stderr}
     result = {"model": arguments.model, "tasks": tasks, "mean": mean, "versions": measured.versions}
-    lines = [["task", "metric", "accuracy", "standard error", "items"]]
+    lines = [["task", *columns]]
     for name, row in {**tasks, "mean": mean}.items():
         numbers = [f"{row[number]:.2f}".replace("nan", "-") for number in ("accuracy", "standard error")]
         lines.append([name, row.get("metric", ""), *numbers, str(row.get("items", ""))])
