@@ -54,7 +54,7 @@ def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure |
         hint = "the columns that P has no partner for must be orthogonal to P."
     elif not close(square, square.T, 1e-8):
         what = "it is not symmetric" if k == k_next else f"its first {k} columns are not symmetric"
-        hint = "with P^T R = U C V^T: what must V^T be multiplied by, so that U C U^T is left?"
+        hint = "with P^T R = U diag(c) V^T: what must V^T be multiplied by, so that U diag(c) U^T is left?"
     elif np.linalg.eigvalsh((square + square.T) / 2).min() < -1e-8:
         what = "it has a negative eigenvalue: some column points away from its partner"
         hint = "no cosine is negative."
