@@ -30,13 +30,11 @@ SMALL_COSINE = 0.1  # dividing by a cosine below this would amplify rounding
 def align(
     P: Float64[Tensor, "D k"], Q_next: Float64[Tensor, "D D"], k_next: int
 ) -> tuple[Float64[Tensor, "D k_next"], Float64[Tensor, "k m"], Float64[Tensor, " m"]]:
-    """The basis of the first `k_next` columns of `Q_next` for which P^T P_next is [I - U diag(d) U^T, 0].
+    """P_next, a basis of the first k_next >= k columns of Q_next, for which P^T P_next is [I - U diag(d) U^T, 0].
 
-    Needs k <= k_next. Returns that basis, U, and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next)
-    principal angles that may differ from zero.
-
-    They come from what the next boundary deletes. With R the last D - k_next columns of Q_next, P^T R = U sin W^T has
-    the sines of the same angles: fewer of them than cosines, and more exact where they are small.
+    Also U and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next) principal angles that may differ
+    from zero. They come from what the next boundary deletes: with R the last D - k_next columns of Q_next, P^T R =
+    U sin W^T has the sines of the same angles, fewer of them than cosines, and more exact where they are small.
 
     Raises:
         ValueError: the width shrinks, or a basis has a NaN or an infinity.
@@ -63,16 +61,15 @@ def align(
 
 
 def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
-    """An orthogonal matrix whose first k columns are P, which has orthonormal columns."""
+    """An orthogonal matrix whose first k columns are P."""
     return torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, P.shape[1] :]], dim=1)
 
 
 def left_singular_vectors(matrix: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:
-    """The left singular vectors by descending singular value, m = min(k, r) of them, for singular values up to 1.
+    """The m = min(k, r) left singular vectors by descending singular value, for singular values up to 1.
 
     They come from the eigenvectors W of matrix^T matrix: the columns of matrix W are orthogonal, and QR makes them unit
-    vectors. LAPACK's solver for symmetric matrices converges also where many singular values are equal; its singular
-    value decomposition may not.
+    vectors. LAPACK's singular value decomposition may not converge where many singular values are equal; this does.
     """
     W = torch.linalg.eigh(matrix.T @ matrix).eigenvectors.flip(1)
     return torch.linalg.qr(matrix @ W[:, : matrix.shape[0]]).Q
@@ -99,10 +96,10 @@ def make_adapter(
     tolerance: float,
     like: Tensor,
 ) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k m"]]:
-    """The next basis, the adapter that leads to it, and what that adapter loses.
+    """The next basis, aligned unless the adapter is full; the adapter to it, None for the identity; and its loss.
 
-    The basis is aligned unless the adapter is full. An adapter of None is the identity. An approximate adapter is
-    S + [lost lost^T, 0]: the columns of `lost` are the directions that it leaves out, each times d^(1/2).
+    An approximate adapter is S + [lost lost^T, 0]: the columns of `lost` are the directions that it leaves out, each
+    times d^(1/2).
 
     Args:
         Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.

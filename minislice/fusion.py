@@ -37,10 +37,7 @@ def subtract_mean(weight: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
 
 
 def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> None:
-    """Move a norm's scale and shift into a linear that reads the norm, in place.
-
-    A linear without a bias gets one if the norm has a shift.
-    """
+    """Move a norm's scale and shift into a linear that reads the norm, in place: a shift makes a bias."""
     weight, bias = linear.weight, linear.bias
     scale, shift = kind.scale_of(norm), getattr(norm, "bias", None)
     if shift is not None:
@@ -71,8 +68,8 @@ def bare(norm: nn.Module, net: Network) -> RMSNorm:
 def fuse_embeddings(net: Network) -> None:
     """W_embd <- W_embd M, in place, if the model's norms subtract the mean.
 
-    A `CentredEmbedding`, whose matrix a tied head shares, subtracts the mean when it is read, and stays as it is. If a
-    norm follows the token embedding alone, the normalised embedding replaces both.
+    A `CentredEmbedding` does that when it is read, and stays as it is. If a norm follows the token embedding alone, the
+    normalised embedding replaces both.
     """
     if net.embedding_norm is not None:
         set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))
@@ -105,10 +102,7 @@ def fuse_head(net: Network, keep_tie: bool = False) -> None:
 
 
 def fuse_config(net: Network) -> None:
-    """Give the model a copy of its config that describes the fused model, in place; the modules are fused later.
-
-    Another model may share the config, and must not change with this one.
-    """
+    """Give the model a copy of its config that describes the fused model: another model may share the config."""
     model, scale = net.model, net.family.branch_scale
     shared, copied = model.config, copy.deepcopy(model.config)
     for module in model.modules():

@@ -50,12 +50,10 @@ def tie_embedding(net: Network) -> None:
 
 def tie_head(net: Network) -> None:
     """A head that is the final norm's scale and shift, and the embedding's matrix as trained, in place."""
-    norm, bias = net.final_norm, net.head.bias
+    norm, like = net.final_norm, net.head.weight
     alpha, beta = net.family.norm.scale_of(norm), getattr(norm, "bias", None)
-    like = net.head.weight
-    alpha = like.new_ones(like.shape[1]) if alpha is None else alpha.detach().to(like.dtype)
-    beta = None if beta is None else beta.detach()
-    net.head = TiedHead(net.embeddings[0], alpha, beta, None if bias is None else bias.detach(), like.requires_grad)
+    alpha = like.new_ones(like.shape[1]) if alpha is None else alpha.to(like.dtype)
+    net.head = TiedHead(net.embeddings[0], like.requires_grad, alpha=alpha, beta=beta, bias=net.head.bias)
 
 
 def fitted_map(E: Float[Tensor, "vocabulary k"], W: Float[Tensor, "vocabulary k_last"]) -> Float64[Tensor, "k_last k"]:
@@ -70,5 +68,4 @@ def fitted_map(E: Float[Tensor, "vocabulary k"], W: Float[Tensor, "vocabulary k_
 def fit_head(head: nn.Linear, embedding: nn.Embedding) -> FittedHead:
     """A head that uses the sliced embedding's matrix in place of its own."""
     H = fitted_map(embedding.weight, head.weight).to(head.weight)
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return FittedHead(embedding, H, bias, requires_grad=head.weight.requires_grad)
+    return FittedHead(embedding, head.weight.requires_grad, H=H, bias=head.bias)

@@ -78,12 +78,9 @@ class Verification:
     def __str__(self) -> str:
         rows = [f"{'dtype':9s} {'step':18s} {'logits error':>12s} {'tolerance':>10s} {'perplexity':>12s}"]
         for m in self.measurements:
-            verdict = "ok" if m.passed else "FAILED"
-            rows.append(
-                f"{m.dtype:9s} {m.step:18s} {m.error:12.1e} {m.tolerance:10.0e} {m.perplexity:12.4f}  {verdict}"
-            )
-        verdict = "has" if self.passed else "does NOT have"
-        return "\n".join([*rows, f"The model {verdict} the invariance."])
+            numbers = f"{m.error:12.1e} {m.tolerance:10.0e} {m.perplexity:12.4f}"
+            rows.append(f"{m.dtype:9s} {m.step:18s} {numbers}  {'ok' if m.passed else 'FAILED'}")
+        return "\n".join([*rows, f"The model {'has' if self.passed else 'does NOT have'} the invariance."])
 
 
 def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> Iterator[Tensor]:
@@ -111,7 +108,6 @@ def relative_error(logits: Iterable[Tensor], reference: Iterable[Tensor]) -> flo
 
 
 def require_dtypes(dtypes: Iterable[str]) -> None:
-    """Raise a ValueError unless `dtypes` are some that have a tolerance."""
     require(is_several(dtypes) and len(dtypes) > 0, "dtypes", f"some of {', '.join(TOLERANCES)}", dtypes)
     for dtype in dtypes:
         require_choice("dtypes", dtype, TOLERANCES)
@@ -135,15 +131,12 @@ def verify(
 ) -> Verification:
     """Measure how much the logits change when the model is fused, rotated, rotated per block, rotated by PCA.
 
-    The model itself does not change: each step works on a copy, one at a time. Besides the copy, the logits at all
-    tokens are in memory, in float64.
+    The model itself does not change: each step works on a copy. The logits at all tokens are in memory, in float64.
 
     Args:
         tokens: ids, [sequences, tokens], or an iterable of such batches; for the PCA and for the comparison.
-        attention_mask: as the tokens; 0 where padded.
         dtypes: which of float64, float32, bfloat16 and float16.
         seed: for the random rotations.
-        batch_size: sequences in a forward pass.
 
     Raises:
         ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.

@@ -23,15 +23,11 @@ def perplexity(
     batch_size: int = 8,
     progress: bool = False,
 ) -> float:
-    """The exponential of the mean negative log-likelihood over all predicted tokens.
-
-    Each row of `tokens` is a window: its first token is given, the others are predicted. A prediction from or of
-    padding does not count.
+    """The exponential of the mean negative log-likelihood over all predicted tokens of all windows, the rows.
 
     Args:
         tokens: ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded.
-        batch_size: sequences in a forward pass.
 
     Returns infinity if the number is too large for a float, NaN if the logits have one.
 

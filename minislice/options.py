@@ -1,7 +1,7 @@
 """What to keep of a model, and how."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 from .adapters import FORMS, largest_form
@@ -21,9 +21,14 @@ from .checks import (
 from .heads import HEADS, require_tie, tie_obstacle
 from .pca import SIGNALS
 
-BASES = ("pca", "random", "column-norm")
-ORIENTATIONS = ("pca", "random")
-PCA_DTYPES = ("float64", "float32")
+CHOICES = {
+    "signal": SIGNALS,
+    "adapter": FORMS,
+    "head": HEADS,
+    "basis": ("pca", "random", "column-norm"),
+    "orientation": ("pca", "random"),
+    "pca_dtype": ("float64", "float32"),
+}
 
 
 @dataclass(frozen=True)
@@ -86,12 +91,11 @@ class SlicingOptions:
 
     def __post_init__(self):
         _check(self)
-        if self.width is not None:  # NumPy's numbers would not go into a config.json
-            several = isinstance(self.width, Sequence)
-            object.__setattr__(self, "width", [int(k) for k in self.width] if several else int(self.width))
-        object.__setattr__(self, "drop", sorted({int(number) for number in self.drop}))
-        several = isinstance(self.neurons, Sequence)
-        object.__setattr__(self, "neurons", [int(n) for n in self.neurons] if several else float(self.neurons))
+        vars(self)["drop"] = sorted({int(number) for number in self.drop})
+        for name, kind in {"width": int, "neurons": float}.items():  # NumPy's numbers would not go into a config.json
+            value = getattr(self, name)
+            if value is not None:
+                vars(self)[name] = [int(number) for number in value] if isinstance(value, Sequence) else kind(value)
 
     @classmethod
     def paper(cls, **changes) -> "SlicingOptions":
@@ -104,9 +108,7 @@ class SlicingOptions:
     @property
     def beyond(self) -> str:
         """The names of the options given here that the paper doesn't have."""
-        given = {"neurons": self.neurons != 0, "drop": bool(self.drop)}
-        given |= {name: getattr(self, name) for name in ("repair", "reconstruct", "fisher")}
-        return ", ".join(name for name, is_given in given.items() if is_given)
+        return ", ".join(name for name in ("neurons", "drop", "repair", "reconstruct", "fisher") if getattr(self, name))
 
     def resolved(self, net: Network) -> "SlicingOptions":
         """The same options, with the default of `head` for this network."""
@@ -118,43 +120,28 @@ class SlicingOptions:
         return replace(self, head="tied" if ends_whole and tie_obstacle(net) is None else "own")
 
     def fit(self, net: Network) -> list[int | None]:
-        """Check that these options fit a network. Returns `boundary_widths`.
-
-        Raises:
-            ValueError: they don't fit.
-        """
+        """The `boundary_widths` of a network; a ValueError if these options don't fit it."""
         if self.head == "fitted" and not net.head_was_tied:
             raise ValueError("head='fitted' is for models whose head shares the embedding's matrix; this one's doesn't")
         if self.head == "tied":
             require_tie(net)
         elif isinstance(net.head, TiedHead):
-            raise ValueError(
-                "this model was fused with keep_tie, so its head stays tied: give head='tied', and slice neither the "
-                "embedding's boundary nor the head's"
-            )
+            raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
         blocks = [block for block in net.blocks if block not in net.numbered(self.drop)]
         self.neurons_of([block.neurons for block in blocks if block.neurons])
         return self.boundary_widths(net.trained_width, len(blocks) + 1)
 
     def boundary_widths(self, D: int, boundaries: int) -> list[int | None]:
-        """The width of every boundary; None where the spectrum decides.
-
-        Raises:
-            ValueError: the widths don't fit a model of width `D` with so many boundaries, or this form of adapter.
-        """
+        """The width of every boundary, None where the spectrum decides; a ValueError if they don't fit the model."""
         ends = self.whole_ends(boundaries)
         if isinstance(self.width, Sequence):
             widths = list(self.width)
         else:
-            if self.discard is not None:
-                k = None
-            elif self.width is not None:
-                k = self.width
-            else:
+            k = self.width
+            if k is None and self.discard is None:
                 k = slice_width(D, 0.25 if self.slicing is None else self.slicing, self.multiple)
             widths = [k] * (boundaries - 1) + [k if self.slice_head else D]
-            if 0 in ends:
-                widths[0] = D
+            widths[0] = D if 0 in ends else k
         if len(widths) != boundaries:
             raise ValueError(f"got {len(widths)} widths; this model has {boundaries} boundaries (blocks + 1)")
         if not all(k is None or 1 <= k <= D for k in widths):
@@ -180,11 +167,7 @@ class SlicingOptions:
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 
     def neurons_of(self, counts: Sequence[int]) -> list[int]:
-        """How many neurons to leave in each MLP; `counts` says how many each MLP has.
-
-        Raises:
-            ValueError: `neurons` doesn't fit these numbers.
-        """
+        """How many neurons to leave in each MLP; `counts` says how many it has. A ValueError if they don't fit."""
         if not isinstance(self.neurons, Sequence):
             return [slice_width(count, self.neurons, self.multiple) for count in counts]
         if len(self.neurons) != len(counts):
@@ -206,29 +189,17 @@ class SlicingOptions:
 
 
 def _check(options: SlicingOptions) -> None:
-    """Raise a ValueError for an option outside its range."""
-    choices = {
-        "signal": SIGNALS,
-        "adapter": FORMS,
-        "basis": BASES,
-        "orientation": ORIENTATIONS,
-        "pca_dtype": PCA_DTYPES,
-    }
-    for name, allowed in choices.items():
-        require_choice(name, getattr(options, name), allowed)
-    if options.head is not None:
-        require_choice("head", options.head, HEADS)
-    if options.slice_embedding is not None:
-        require_flag("slice_embedding", options.slice_embedding)
-    for name in ("slice_head", "repair", "reconstruct", "fisher"):
-        require_flag(name, getattr(options, name))
-    if options.reconstruct and not options.repair:
-        raise ValueError("reconstruct goes on where repair ends: give repair as well")
-    if options.fisher and is_number(options.neurons) and not options.neurons:
-        raise ValueError("fisher chooses the neurons that are deleted: give neurons as well")
-    for name in ("slicing", "discard"):
-        if getattr(options, name) is not None:
-            require_number(name, getattr(options, name), below=1)
+    """Raise a ValueError for an option outside its range, or for two that exclude each other."""
+    for option in fields(options):
+        name, value = option.name, getattr(options, option.name)
+        if value is None and option.default is None:
+            continue
+        if name in CHOICES:
+            require_choice(name, value, CHOICES[name])
+        elif option.type in (bool, bool | None):
+            require_flag(name, value)
+        elif name in ("slicing", "discard"):
+            require_number(name, value, below=1)
     require_number("tolerance", options.tolerance, most=1)
     require_int("multiple", options.multiple)
     require_seed(options.seed)
@@ -238,19 +209,25 @@ def _check(options: SlicingOptions) -> None:
     fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
     require(are_ints(drop), "drop", "a list of numbers of blocks", drop)
-    if sum(option is not None for option in (options.slicing, width, options.discard)) > 1:
-        raise ValueError("give one of slicing, width and discard")
-    if options.head == "tied" and (options.slice_embedding or options.slice_head):
-        name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
-        raise ValueError(f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'")
-    if options.discard is not None and options.basis != "pca":
-        raise ValueError(f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width")
+    name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
+    faults = {
+        "reconstruct goes on where repair ends: give repair as well": options.reconstruct and not options.repair,
+        "fisher chooses the neurons that are deleted: give neurons as well": options.fisher and neurons == 0,
+        "give one of slicing, width and discard": [options.slicing, width, options.discard].count(None) < 2,
+        f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'": (
+            options.head == "tied" and (options.slice_embedding or options.slice_head)
+        ),
+        f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width": (
+            options.discard is not None and options.basis != "pca"
+        ),
+    }
+    for message, is_fault in faults.items():
+        if is_fault:
+            raise ValueError(message)
 
 
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
-    """The width after the fraction `slicing` of D is deleted, rounded down to a multiple of `multiple`.
-
-    ``slicing=0`` keeps D, whatever the multiple.
+    """The width after the fraction `slicing` of D is deleted, rounded down to a multiple of `multiple`; 0 keeps D.
 
     Raises:
         ValueError: nothing would be left.
@@ -259,8 +236,5 @@ def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
         return D
     width = int((1 - slicing) * D + 1e-6) // multiple * multiple
     if width == 0:
-        raise ValueError(
-            f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; slice less, or give a smaller "
-            "`multiple` or an explicit `width`"
-        )
+        raise ValueError(f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; give a smaller one")
     return width

@@ -65,10 +65,7 @@ def linear_map(S: Float64[Tensor, "k k_next"], like: Tensor) -> nn.Linear:
 
 
 def rotate_network(net: Network, rotations: Sequence[Float64[Tensor, "D k"]]) -> None:
-    """Rotate boundary l by rotations[l], in place: theorem 1 if all are the same object, section 3.3 if they differ.
-
-    A matrix with more columns than rows, and orthonormal rows, carries the signal over to a wider space.
-    """
+    """Rotate boundary l by rotations[l], in place: theorem 1 if all are the same object, section 3.3 if they differ."""
     for embedding in net.embeddings:
         fold_embedding(embedding, rotations[0])
     for block, Q, Q_next in zip(net.blocks, rotations[:-1], rotations[1:], strict=True):
@@ -128,14 +125,10 @@ def require_whole(net: Network, action: str) -> None:
     """Raise a ValueError for a network that is sliced or has residual adapters."""
     state = "sliced" if net.is_sliced else "rotated per block" if net.has_adapters else None
     if state:
-        raise ValueError(
-            f"can't {action} this model: it is {state} already (widths {net.widths}); "
-            f"start again from the trained model"
-        )
+        raise ValueError(f"can't {action} this model: it is {state} already; start again from the trained model")
 
 
-def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:
-    """Q in float64, checked."""
+def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:  # checked
     if tuple(Q.shape) != (D, D):
         raise ValueError(f"a rotation of this model is {D} x {D}, got {tuple(Q.shape)}")
     Q = Q.double()

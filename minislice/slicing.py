@@ -66,7 +66,7 @@ class Slicer:
 
     @property
     def boundary(self) -> int:
-        """The number of the boundary that the pass has reached, whose basis is Q."""
+        """The number of the boundary that the pass has reached."""
         return len(self.report.widths) - 1
 
     @property
@@ -85,7 +85,6 @@ class Slicer:
         self.Z = self.calibration.project(X, self.P)  # Z = X P                     [tokens, k]
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
-        """All blocks of a layer."""
         for block in layer.blocks:
             self.slice_block(block, index)
 
@@ -162,8 +161,6 @@ def slice_model(
     Args:
         tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
-        batch_size: sequences in a forward pass.
-        progress: show a progress bar.
         calibration: what holds the calibration set; `large.shared.SharedCalibration` shares it among processes.
         slicer: the steps; `beyond.slicing.BeyondSlicer`, which `minislice.slice_model` takes, knows more of them.
         options: the fields of `SlicingOptions`.

@@ -131,7 +131,7 @@ def test_half_precision_is_kept_in_an_export_of_a_folder(name, dtype, tmp_path):
 def test_a_fitted_head_is_exported_as_the_matrix_that_it_computes(name, tmp_path):
     model, tokens = stock_ready(RECIPES[name])
     H = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    model.lm_head = FittedHead(network(model).embeddings[0], H, model.lm_head.bias)
+    model.lm_head = FittedHead(network(model).embeddings[0], H=H, bias=model.lm_head.bias)
     exported(model, tokens, tmp_path / "stock")
     assert isinstance(model.lm_head, FittedHead)
 

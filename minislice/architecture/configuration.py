@@ -42,10 +42,8 @@ class SlicedConfig(PreTrainedConfig):
         **kwargs,
     ):
         if format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"this model was saved by a newer minislice (format {format_version}; this one reads up to "
-                f"{FORMAT_VERSION}); upgrade minislice"
-            )
+            known = f"format {format_version}; this one reads up to {FORMAT_VERSION}"
+            raise ValueError(f"this model was saved by a newer minislice ({known}); upgrade minislice")
         if isinstance(base, dict):
             self.base = AutoConfig.for_model(**base)
         elif isinstance(base, PreTrainedConfig):
@@ -71,8 +69,7 @@ class SlicedConfig(PreTrainedConfig):
         blocks = per_layer * self.base.num_hidden_layers
         if not _are_sizes(self.dropped, 0, blocks - 1) or len(set(self.dropped)) < len(self.dropped):
             raise ValueError(
-                f"'dropped' must be a list of blocks, each once, of the {blocks} that the dense model has, 0 to "
-                f"{blocks - 1}; got {self.dropped!r}"
+                f"'dropped' must be a list of blocks, each once, from 0 to {blocks - 1}; got {self.dropped!r}"
             )
         blocks -= len(self.dropped)
         lengths = {"widths": blocks + 1, "adapters": blocks, "norm_eps": blocks + 1, "biases": per_layer}
@@ -86,12 +83,8 @@ class SlicedConfig(PreTrainedConfig):
             raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
         for index, adapter in enumerate(self.adapters):
             k, k_next = self.widths[index : index + 2]
-            fits = {
-                "identity": adapter is None and k == k_next,
-                "full": adapter == "full",
-                "low-rank": type(adapter) is int and 0 <= adapter <= k <= k_next,
-            }
-            if not any(fits.values()):
+            is_low_rank = type(adapter) is int and 0 <= adapter <= k <= k_next
+            if not (adapter == "full" or is_low_rank or (adapter is None and k == k_next)):
                 raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
         if not all(type(eps) in (int, float) and 0 <= eps < math.inf for eps in self.norm_eps):
             raise ValueError(f"'norm_eps' must be numbers of at least 0, got {self.norm_eps}")

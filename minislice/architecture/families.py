@@ -21,90 +21,60 @@ NO_HEAD_DIM = (
 )
 INNER_NORMS = "the norms of its queries and keys share their eps with the others, whose eps the export has to change"
 
-ATTENTION = BlockSpec(
-    norm="input_layernorm",
-    attention="self_attn",
-    w_in=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    w_out=("self_attn.o_proj",),
-)
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+ATTENTION = BlockSpec(norm="input_layernorm", attention="self_attn", w_in=QKV, w_out=("self_attn.o_proj",))
 GATED_MLP = BlockSpec(
     norm="post_attention_layernorm", mlp=("mlp",), w_in=("mlp.gate_proj", "mlp.up_proj"), w_out=("mlp.down_proj",)
 )
 PLAIN_MLP = replace(GATED_MLP, w_in=("mlp.up_proj",))
 FUSED_MLP = replace(GATED_MLP, w_in=("mlp.gate_up_proj",))  # gate and up one below the other
 MIXTURE = replace(GATED_MLP, w_in=("mlp.gate", "mlp.experts"), w_out=("mlp.experts",))  # of experts
-SHARED = "mlp.shared_expert"
 SHARED_MIXTURE = replace(  # and one expert for all tokens
     MIXTURE,
-    w_in=(f"{SHARED}.gate_proj", f"{SHARED}.up_proj", *MIXTURE.w_in, f"{SHARED}_gate"),
-    w_out=(f"{SHARED}.down_proj", *MIXTURE.w_out),
+    w_in=("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", *MIXTURE.w_in, "mlp.shared_expert_gate"),
+    w_out=("mlp.shared_expert.down_proj", *MIXTURE.w_out),
 )
-NEOX_ATTENTION = BlockSpec(  # queries, keys and values one below the other, head by head
-    norm="input_layernorm",
-    attention="attention",
-    w_in=("attention.query_key_value",),
-    w_out=("attention.dense",),
+NEOX_ATTENTION = replace(  # queries, keys and values one below the other, head by head
+    ATTENTION, attention="attention", w_in=("attention.query_key_value",), w_out=("attention.dense",)
 )
 NEOX_MLP = replace(GATED_MLP, w_in=("mlp.dense_h_to_4h",), w_out=("mlp.dense_4h_to_h",))
 FALCON_ATTENTION = replace(
-    NEOX_ATTENTION,
-    attention="self_attention",
-    w_in=("self_attention.query_key_value",),
-    w_out=("self_attention.dense",),
+    ATTENTION, attention="self_attention", w_in=("self_attention.query_key_value",), w_out=("self_attention.dense",)
 )
 
 
 def parallel(attention: BlockSpec, mlp: BlockSpec) -> BlockSpec:
     """The block of a layer whose attention and MLP read the same signal, behind one norm or two."""
-    return replace(
-        attention,
-        mlp=mlp.mlp,
-        w_in=attention.w_in + mlp.w_in,
-        w_out=attention.w_out + mlp.w_out,
-        mlp_norm=mlp.norm if mlp.norm != attention.norm else None,
-    )
+    mlp_norm = mlp.norm if mlp.norm != attention.norm else None
+    w_in, w_out = attention.w_in + mlp.w_in, attention.w_out + mlp.w_out
+    return replace(attention, mlp=mlp.mlp, mlp_norm=mlp_norm, w_in=w_in, w_out=w_out)
 
 
 PARALLEL = parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm))
 
 
+_SCALED = "{} a norm's scaled output, and a scale does not commute with a rotation"
+
+
 def _opt_obstacle(config: PreTrainedConfig) -> str | None:
     if not config.do_layer_norm_before:
         return "its norms come after the residual sum (post-norm, as in opt-350m), so no rotation passes through them"
-    if config.word_embed_proj_dim != config.hidden_size:
-        return (
-            f"its embeddings are {config.word_embed_proj_dim} wide and projected to {config.hidden_size} "
-            "(as in opt-350m), so the head does not read the blocks' signal"
-        )
-    if config._remove_final_layer_norm:
-        return "it has no final norm"
-    return None
+    narrow, D = config.word_embed_proj_dim, config.hidden_size
+    if narrow != D:
+        return f"its embeddings, {narrow} wide, are projected to {D} (as in opt-350m): the head reads another signal"
+    return "it has no final norm" if config._remove_final_layer_norm else None
 
 
 def _bloom_obstacle(config: PreTrainedConfig) -> str | None:
     if config.apply_residual_connection_post_layernorm:
-        return (
-            "its residual connection carries a norm's scaled output (apply_residual_connection_post_layernorm), and a "
-            "scale does not commute with a rotation"
-        )
+        return f"{_SCALED.format('its residual connection carries')} (apply_residual_connection_post_layernorm)"
     if config.slow_but_exact and config.pretraining_tp > 1:
         return "it computes W_out in parts, without its bias (slow_but_exact); set slow_but_exact=False in its config"
     return None
 
 
-def _gpt2_obstacle(config: PreTrainedConfig) -> str | None:
-    return "its layers have cross-attention to an encoder" if config.add_cross_attention else None
-
-
-# The blocks of families whose layers differ, among one another or by the config.
-
-
-def _stablelm_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    return (PARALLEL,) if config.use_parallel_residual else (ATTENTION, GATED_MLP)
-
-
-def _gpt_neox_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
-    return (parallel(NEOX_ATTENTION, NEOX_MLP),) if config.use_parallel_residual else (NEOX_ATTENTION, NEOX_MLP)
+def _parallel_or(both: BlockSpec, *sequential: BlockSpec) -> Callable[[PreTrainedConfig, int], tuple[BlockSpec, ...]]:
+    return lambda config, layer: (both,) if config.use_parallel_residual else sequential
 
 
 def _falcon_blocks(config: PreTrainedConfig, layer: int) -> tuple[BlockSpec, ...]:
@@ -168,9 +138,7 @@ FAMILIES: dict[str, Family] = {
     "phi": replace(
         LLAMA,
         final_norm="final_layernorm",
-        blocks=(
-            replace(ATTENTION, mlp=("mlp",), w_in=(*ATTENTION.w_in, "mlp.fc1"), w_out=("self_attn.dense", "mlp.fc2")),
-        ),
+        blocks=(replace(ATTENTION, mlp=("mlp",), w_in=(*QKV, "mlp.fc1"), w_out=("self_attn.dense", "mlp.fc2")),),
         norm=LAYERNORM,
         stock_norm=StockNorm(eps="layer_norm_eps"),
         dropout="resid_pdrop",
@@ -212,7 +180,11 @@ FAMILIES: dict[str, Family] = {
         stock_norm=NO_HEAD_DIM,
     ),
     "stablelm": replace(
-        LLAMA, blocks=_stablelm_blocks, norm=LAYERNORM, stock_norm=NO_HEAD_DIM, dropout="hidden_dropout"
+        LLAMA,
+        blocks=_parallel_or(PARALLEL, ATTENTION, GATED_MLP),
+        norm=LAYERNORM,
+        stock_norm=NO_HEAD_DIM,
+        dropout="hidden_dropout",
     ),
     "cohere": COHERE,
     "cohere2": COHERE,
@@ -220,7 +192,7 @@ FAMILIES: dict[str, Family] = {
         decoder="gpt_neox",
         embeddings=("embed_in",),
         final_norm="final_layer_norm",
-        blocks=_gpt_neox_blocks,
+        blocks=_parallel_or(parallel(NEOX_ATTENTION, NEOX_MLP), NEOX_ATTENTION, NEOX_MLP),
         norm=LAYERNORM,
         stock_norm=NO_HEAD_DIM,
         dropout="hidden_dropout",
@@ -241,18 +213,15 @@ FAMILIES: dict[str, Family] = {
             BlockSpec(norm="ln_1", attention="attn", w_in=("attn.c_attn",), w_out=("attn.c_proj",)),
             BlockSpec(norm="ln_2", mlp=("mlp",), w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)),
         ),
-        obstacle=_gpt2_obstacle,
+        obstacle=lambda config: "it has cross-attention to an encoder" if config.add_cross_attention else None,
     ),
     "gptj": replace(
         GPT,
         embeddings=("wte",),
         blocks=(
-            BlockSpec(
-                norm="ln_1",
-                attention="attn",
-                mlp=("mlp",),
-                w_in=("attn.q_proj", "attn.k_proj", "attn.v_proj", "mlp.fc_in"),
-                w_out=("attn.out_proj", "mlp.fc_out"),
+            parallel(
+                BlockSpec("ln_1", ("attn.q_proj", "attn.k_proj", "attn.v_proj"), ("attn.out_proj",), attention="attn"),
+                BlockSpec("ln_1", ("mlp.fc_in",), ("mlp.fc_out",), mlp=("mlp",)),
             ),
         ),
     ),
@@ -263,29 +232,19 @@ _BEHIND = (
     "behind each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
     "diag(w) does not commute with a rotation"
 )
-_POST_NORM = (
-    "its norms come after the residual sum (post-norm), so the signal itself is a norm's scaled output, and a scale "
-    "does not commute with a rotation"
-)
-_NO_PRE_NORM = "no norm stands before the linears that read the signal, so nothing undoes a rotation; and " + _BEHIND
+_BEHIND_BOTH = _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm")
+_POST_NORM = _SCALED.format("its norms come after the residual sum (post-norm), so the signal itself is")
+_NO_PRE_NORM = f"no norm stands before the linears that read the signal; and {_BEHIND_BOTH}"
 REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
-    **dict.fromkeys(
-        ("gemma2", "gemma3", "gemma3_text"),
-        _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm"),
-    ),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _BEHIND_BOTH),
     "glm4": _BEHIND.format("post_self_attn_layernorm, post_mlp_layernorm"),
-    **dict.fromkeys(
-        ("olmo2", "olmo3", "exaone4"), _NO_PRE_NORM.format("post_attention_layernorm, post_feedforward_layernorm")
-    ),
+    **dict.fromkeys(("olmo2", "olmo3", "exaone4"), _NO_PRE_NORM),
     **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "albert", "openai-gpt"), _POST_NORM),
 }
 
 
 def register(model_type: str, family: Family) -> None:
-    """Add a family to the table, or put another in its place; `minislice.verify` says whether it is right.
-
-    A saved sliced model takes it along. A dense one doesn't: register it in every process that loads one.
-    """
+    """Add a family to the table, or put another in its place, in this process; a saved sliced model takes it along."""
     FAMILIES[model_type] = family
 
 
@@ -301,8 +260,7 @@ def registered_fields(config: PreTrainedConfig) -> dict[str, Any] | None:
     first, *others = (family.blocks_of(config, layer) for layer in range(config.num_hidden_layers))
     if any(blocks != first for blocks in others):
         raise ValueError(
-            f"the entry that was registered for {config.model_type!r} has a function for `blocks`, with other blocks "
-            "for other layers, and a saved model can't take a function along"
+            f"the entry of {config.model_type!r} has a function for `blocks`, and a saved model can't take one along"
         )
     fields = asdict(replace(family, blocks=first))
     del fields["obstacle"]  # this config has none
@@ -329,8 +287,9 @@ def find_family(config: PreTrainedConfig) -> Family:
     """
     family = FAMILIES.get(config.model_type)
     if family is None:
-        unknown = "no entry of the table describes it (`minislice propose` looks for one)"
-        reason = REFUSED.get(config.model_type, unknown)
+        reason = REFUSED.get(
+            config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
+        )
         raise ValueError(
             f"minislice can't slice model_type {config.model_type!r}: {reason}; `minislice families` lists what it can"
         )

@@ -20,26 +20,20 @@ def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable
         reads: the files and folders that the run reads.
 
     Raises:
-        ValueError: it can't be written to; it is, holds or lies in what the run reads; it has files in it and no
-            `force` is given; or `force` would delete a git repository, the current or the home directory.
+        ValueError: it can't be written to; it has files in it and no `force` is given; see `require_apart` and
+            `_require_expendable`.
     """
     target = require_apart(target, reads)
     place_for(target)
     if target.is_dir() and any(target.iterdir()):
         if not force:
-            raise ValueError(
-                f"{target} exists and isn't empty; save to another folder, or replace it with --force (force=True)"
-            )
+            raise ValueError(f"{target} exists and isn't empty; save elsewhere or replace it with --force (force=True)")
         _require_expendable(target)
     return target
 
 
 def require_apart(target: str | os.PathLike, reads: Iterable[Path]) -> Path:
-    """The absolute path of a file or folder to write.
-
-    Raises:
-        ValueError: it is, holds or lies in one of the files and folders that the run reads.
-    """
+    """The absolute path of a file or folder to write; a ValueError if it is, holds or lies in what the run reads."""
     target = Path(target).resolve()
     for path in map(Path, reads):
         places = [path, *(path.iterdir() if path.is_dir() else [])]  # a model's files may be links
@@ -62,8 +56,8 @@ def require_file(
         kind: what such a file is called, and how it begins; one that begins so may be replaced without `force`.
 
     Raises:
-        ValueError: it is, holds or lies in what the run reads; its folder isn't there; it is a folder or a device; it
-            exists and may not be replaced.
+        ValueError: its folder isn't there; it is a folder or a device; it exists and may not be replaced; see
+            `require_apart`.
     """
     target = require_apart(target, reads)
     if not target.parent.is_dir():
@@ -86,10 +80,7 @@ def require_file(
 def whole_file(target: Path) -> Iterator[Path]:
     """A new file to write to; it becomes `target` on the disk when the block ends, or vanishes if the block fails.
 
-    A killed process leaves the new file (".NAME.partial-...") beside the target.
-
-    Raises:
-        OSError: the system refused a write; the message names `target`.
+    A killed process leaves the new file (".NAME.partial-...") beside the target. An OSError names `target`.
     """
     target = Path(target).resolve()
     new = target.with_name(_unfinished(target))
@@ -126,11 +117,7 @@ def sync(path: Path) -> None:
 
 
 def place_for(target: Path) -> Path:
-    """The folder to make the new one in: the target's parent.
-
-    Raises:
-        ValueError: it can't be written to; or the target is a file, or the current directory.
-    """
+    """The target's parent; a ValueError if no folder can be made there, or the target can't be replaced."""
     require_utf8(target)
     if target == Path.cwd():
         raise ValueError(f"{target} is the current directory, which can't be replaced whole; save to a folder in it")
@@ -182,7 +169,6 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
 
     Raises:
         ValueError: see `require_free`; if files appeared in the target meanwhile, the new folder is kept beside it.
-        OSError: the system refused a write; the disk is full, for example.
     """
     target = require_free(target, force)
     new = place_for(target) / _unfinished(target)

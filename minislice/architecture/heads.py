@@ -12,10 +12,17 @@ class CentredEmbedding(nn.Embedding):
 
 
 class SharingHead(nn.Module):
-    """A head that shares its matrix E, [vocabulary, width], with the embedding: one parameter, in two modules."""
+    """A head that shares its matrix E, [vocabulary, width], with the embedding: one parameter, in two modules.
 
-    weight: nn.Parameter  # E, under the name at which transformers looks for a head's matrix
-    bias: nn.Parameter | None
+    Its other parameters, copies of `tensors`, have their names; None stands for a bias or a shift that isn't there.
+    """
+
+    def __init__(self, embedding: nn.Embedding, requires_grad: bool = True, **tensors: Tensor | None):
+        super().__init__()
+        self.weight = embedding.weight  # the name at which transformers looks for a head's matrix
+        for name, tensor in tensors.items():
+            copied = None if tensor is None else tensor.detach().contiguous().clone()
+            setattr(self, name, None if copied is None else nn.Parameter(copied, requires_grad=requires_grad))
 
     def fit_bias(self) -> None:
         """Give the bias an entry for each token, also after transformers has resized E; a new token's is 0."""
@@ -38,19 +45,6 @@ class TiedHead(SharingHead):
     E is [vocabulary, D]; alpha and beta, [D], are the final norm's scale and shift.
     """
 
-    def __init__(
-        self,
-        embedding: nn.Embedding,
-        alpha: Tensor,
-        beta: Tensor | None,
-        bias: Tensor | None,
-        requires_grad: bool = True,
-    ):
-        super().__init__()
-        self.weight = embedding.weight
-        for name, tensor in {"alpha": alpha, "beta": beta, "bias": bias}.items():
-            setattr(self, name, None if tensor is None else nn.Parameter(tensor.clone(), requires_grad=requires_grad))
-
     in_features = property(lambda self: len(self.alpha))
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D] -> [..., vocabulary]
@@ -62,12 +56,6 @@ class FittedHead(SharingHead):
 
     E is [vocabulary, k], H is [width of the last boundary, k].
     """
-
-    def __init__(self, embedding: nn.Embedding, H: Tensor, bias: Tensor | None, requires_grad: bool = True):
-        super().__init__()
-        self.weight = embedding.weight
-        self.H = nn.Parameter(H.contiguous(), requires_grad=requires_grad)
-        self.bias = None if bias is None else nn.Parameter(bias.contiguous(), requires_grad=requires_grad)
 
     in_features = property(lambda self: self.H.shape[0])
 

@@ -150,7 +150,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def reader(module: nn.Module) -> Linear:
-    """The linear with which a module reads the signal: the module itself, or a `StoredLinear`."""
+    """The linear with which a module reads the signal: itself, or a `StoredLinear`."""
     if is_experts(module):
         return ExpertsReader(module)
     return Router(module) if _is_router(module) else writer(module)

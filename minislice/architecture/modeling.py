@@ -28,15 +28,12 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .blocks import Block, LowRankAdapter, RMSNorm
+from .building import build, description
 from .card import TAGS, made_by, model_card
 from .configuration import SlicedConfig
-from .families import registered_fields
 from .folder import whole_folder
-from .heads import CentredEmbedding, FittedHead, SharingHead, TiedHead
-from .linears import Linear, set_weight
-from .network import Network, network
-from .neurons import keep_experts_neurons, keep_neurons
+from .heads import SharingHead
+from .network import network
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
 _OUTPUTS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
@@ -59,7 +56,8 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SlicedConfig, base: PreTrainedModel | None = None):
         super().__init__(config)
         if base is None:
-            self.base = _build(config)
+            self.base = build(config)
+            self.base.save_pretrained = SavesSliced(self.base)
         else:
             self.base, self.generation_config = base, base.generation_config
             for module in base.modules():
@@ -163,14 +161,13 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         *args,
         tokenizer: Any = None,
         force: bool | None = None,
-        notes: dict[str, Any] | None = None,
+        notes: dict | None = None,
         **kwargs,
     ) -> None:
         """Write a folder that `from_pretrained` loads: weights, config, code, model card.
 
-        A new folder appears whole or not at all. Into one that has files the model is written as transformers does it:
-        over a saved model's files, beside all others. So a `Trainer` can save beside its checkpoints, and a script
-        can run again.
+        A new folder appears whole or not at all. Into one that has files the model is written as transformers does it,
+        over a saved model's files and beside all others: a `Trainer` can save beside its checkpoints.
 
         Args:
             tokenizer: saved with it.
@@ -231,81 +228,6 @@ class SavesSliced:
         SlicedForCausalLM.wrap(self.model).save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
 
-@torch.no_grad()
-def _build(config: SlicedConfig) -> PreTrainedModel:
-    """The dense model of `config.base` with blocks for layers and every matrix cut to size."""
-    base = AutoModelForCausalLM.from_config(config.base, dtype=torch.get_default_dtype())
-    net = network(base)
-    net.install()
-    base.save_pretrained = SavesSliced(base)
-    if net.embedding_norm is not None:
-        setattr(net.decoder, net.family.embedding_norm, nn.Identity())
-    D, widths = net.trained_width, config.widths
-    for embedding in net.embeddings:
-        set_weight(embedding, embedding.weight[:, : widths[0]].clone())
-    net.drop(config.dropped)
-    if config.neurons is not None:
-        _keep_neurons(net, config.neurons)
-    places = [place for layer in net.layers for place in layer.places]
-    for index, (place, block) in enumerate(zip(places, net.blocks, strict=True)):
-        k, k_next = widths[index : index + 2]
-        block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
-        biased = config.biases[place]
-        for linear in block.w_in:
-            set_weight(linear, linear.weight[:, :k].clone())
-        for linear in block.w_out:
-            set_weight(linear, linear.weight[:k_next].clone())
-        for name, linear in block.linears.items():
-            _set_bias(linear, name in biased)
-        adapter, weight = config.adapters[index], block.w_out[0].weight
-        if adapter == "full":
-            block.adapter = nn.Linear(k, k_next, bias=False, device=weight.device, dtype=weight.dtype)
-        elif adapter is not None:
-            block.adapter = LowRankAdapter(weight.new_zeros(k, adapter), k_next)
-    net.final_norm = RMSNorm(D, config.norm_eps[-1])
-    set_weight(net.head, net.head.weight[:, : widths[-1]].clone())
-    _set_bias(net.head, config.head_bias)
-    base.head_was_tied = config.head_was_tied
-    weight, bias = net.head.weight, net.head.bias
-    if config.head == "fitted":
-        net.head = FittedHead(net.embeddings[0], weight.new_zeros(widths[-1], widths[0]), bias)
-    elif config.head == "tied":
-        if net.subtracts_mean:
-            net.embeddings[0].__class__ = CentredEmbedding
-        net.head = TiedHead(
-            net.embeddings[0], weight.new_ones(D), weight.new_zeros(D) if config.head_shift else None, bias
-        )
-    return base
-
-
-def _keep_neurons(net: Network, counts: list[int]) -> None:
-    """Leave every MLP, and every expert, so many neurons.
-
-    Raises:
-        ValueError: they don't fit.
-    """
-    mlps = [block for block in net.blocks if block.has_neurons]
-    if isinstance(counts, list) and len(counts) < len(mlps):  # saved when experts kept all of theirs
-        mlps = [block for block in mlps if not block.is_mixture]
-    have = [block.neurons for block in mlps]
-    fit = isinstance(counts, list) and len(counts) == len(mlps)
-    if not fit or not all(type(n) is int and 0 <= n <= most for n, most in zip(counts, have, strict=True)):
-        raise ValueError(
-            f"'neurons' must be a list of {len(mlps)} numbers, one for each MLP, and at most the dense model's, which "
-            f"are {have}; got {counts!r}"
-        )
-    for block, count in zip(mlps, counts, strict=True):
-        if block.is_mixture:
-            keep_experts_neurons(block.experts, torch.arange(count).expand(block.experts.num_experts, -1))
-        else:
-            keep_neurons(block.mlp_linears, torch.arange(count))
-
-
-def _set_bias(linear: Linear, wanted: bool) -> None:
-    """Give a linear the bias it should have, of the right length."""
-    linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features)) if wanted else None
-
-
 def _tied(base: PreTrainedModel) -> dict[str, str] | None:
     """For transformers: the name of a tied head's matrix, and the embedding's, under which it is saved."""
     net = network(base)
@@ -313,36 +235,6 @@ def _tied(base: PreTrainedModel) -> dict[str, str] | None:
         return None
     names = {parameter: name for name, parameter in base.named_parameters()}
     return {f"base.{net.family.head}.weight": f"base.{names[net.embeddings[0].weight]}"}
-
-
-def description(model: PreTrainedModel) -> dict[str, Any]:
-    """What a `SlicedConfig` says of a model, read from the modules it has."""
-    net = network(model)
-    if not net.is_fused:
-        raise ValueError("this model isn't sliced: save it with transformers' own save_pretrained")
-    biases: list[list[str] | None] = [None] * net.blocks_per_layer
-    for layer in net.layers:
-        for place, block in zip(layer.places, layer.blocks, strict=True):
-            names = [name for name, linear in block.linears.items() if linear.bias is not None]
-            if biases[place] not in (None, names):
-                raise ValueError(
-                    "can't save a model where the same linear has a bias in some layers and none in others"
-                )
-            biases[place] = names
-    return {
-        "base": model.config,
-        "family": registered_fields(model.config),
-        "widths": net.widths,
-        "adapters": [form_of(block) for block in net.blocks],
-        "norm_eps": [norm.eps for norm in net.norms],
-        "neurons": [block.neurons for block in net.blocks if block.has_neurons],
-        "dropped": net.dropped,
-        "biases": [names or [] for names in biases],
-        "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),
-        "head_bias": net.head.bias is not None,
-        "head_shift": getattr(net.head, "beta", None) is not None,
-        "head_was_tied": net.head_was_tied,
-    }
 
 
 def _require_loadable(base: PreTrainedModel) -> None:
@@ -386,13 +278,6 @@ def _model_inside(folder: Path) -> Iterator[Path]:
             if place.name != "README.md" or not place.exists() or TAGS in place.read_text(errors="replace"):
                 place.parent.mkdir(exist_ok=True)
                 path.replace(place)
-
-
-def form_of(block: Block) -> str | int | None:
-    """A block's adapter, as `SlicedConfig` says it."""
-    if isinstance(block.adapter, LowRankAdapter):
-        return block.adapter.rank
-    return None if block.adapter is None else "full"
 
 
 AutoConfig.register(SlicedConfig.model_type, SlicedConfig, exist_ok=True)

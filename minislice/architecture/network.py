@@ -3,7 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,67 +16,12 @@ from .family import Family
 from .heads import Padding, SharingHead
 from .linears import Linear, check_linear, is_experts, reader, writer
 from .mixtures import ANY_WIDTH, allow_any_width
-
-
-class _LastLayerReached(Exception):
-    """Ends a forward pass as soon as every layer's context is known."""
-
-
-class _Recorder(nn.Module):
-    """Stands in for a layer: it records the arguments of its call, and hands the signal on unchanged."""
-
-    def __init__(self, layer: BlockLayer, stands_for: nn.Module, contexts: list[dict], count: int):
-        super().__init__()
-        vars(self).update(layer=layer, stands_for=stands_for, contexts=contexts, count=count)
-
-    def __getattr__(self, name: str):
-        return getattr(vars(self)["stands_for"], name)  # a decoder may ask its layers for their type of attention
-
-    def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
-        self.contexts.append(self.layer.context(positional, context))
-        if len(self.contexts) == self.count:
-            raise _LastLayerReached(hidden_states)
-        return self.layer.result(hidden_states)
-
-
-class DecoderForward:
-    """The `forward` of a decoder that runs blocks: it returns hidden states and attentions too, if they are asked for.
-
-    transformers finds the modules whose outputs to return by their class and name, and blocks have others. This is an
-    object and not a closure, so that a model can be copied and pickled.
-    """
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-
-    def __call__(self, *args, output_hidden_states=None, output_attentions=None, return_dict=None, **kwargs):
-        config, decoder = self.model.config, self.model.get_submodule(find_family(self.model.config).decoder)
-        want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        want_attentions = config.output_attentions if output_attentions is None else output_attentions
-        kwargs |= {"output_hidden_states": want_states, "output_attentions": want_attentions, "return_dict": True}
-        states, attentions = [], []
-        with ExitStack() as hooks:
-            for layer in network(self.model).layers if want_states else ():
-                note = lambda _, args: states.append(args[0])  # noqa: E731
-                hooks.enter_context(layer.register_forward_pre_hook(note))
-            for block in network(self.model).blocks if want_attentions else ():
-                if block.attention is not None:
-                    note = lambda _, args, output: attentions.append(output[1])  # noqa: E731
-                    hooks.enter_context(block.attention.register_forward_hook(note))
-            outputs = type(decoder).forward(decoder, *args, **kwargs)
-        if want_states:
-            outputs.hidden_states = (*states, outputs.last_hidden_state)
-        if want_attentions:
-            outputs.attentions = tuple(weights for weights in attentions if weights is not None)
-        return outputs.to_tuple() if return_dict is False else outputs
+from .running import DecoderForward, LastLayerReached, Recorder
 
 
 @dataclass
 class Network:
-    """A transformers model seen as Algorithm 1: the same modules, in the order in which the signal meets them.
-
-    It is a view: making one changes nothing. `install` has the model run its blocks.
-    """
+    """A view of a model: making one changes nothing. `install` has the model run its blocks."""
 
     model: nn.Module
     decoder: nn.Module  # transformers' module that holds the layers and the final norm
@@ -109,18 +54,15 @@ class Network:
     def numbered(self, numbers: Collection[int]) -> list[Block]:
         """The blocks with these numbers, in a network that has all of its blocks.
 
-        Raises:
-            ValueError: there is no such block; or it has to stay, because transformers reads the length of a cache of
-                keys and values off the first layer of each kind of attention.
+        A ValueError if there is none, or if it has to stay: transformers reads the length of a cache of keys and values
+        off the first layer of each kind of attention.
         """
         blocks = self.blocks
         for number in numbers:
             if not 0 <= number < len(blocks):
                 raise ValueError(f"there is no block {number} to drop; this model's are 0 to {len(blocks) - 1}")
             if number in self.needed_by_cache:
-                raise ValueError(
-                    f"block {number} can't be dropped: it has the attention that the cache's length is read off"
-                )
+                raise ValueError(f"block {number} can't be dropped: it has the attention whose cache gives the length")
         return [blocks[number] for number in numbers]
 
     @property
@@ -196,8 +138,7 @@ class Network:
         return self.family.norm.subtracts_mean
 
     @property
-    def trained_width(self) -> int:
-        """D."""
+    def trained_width(self) -> int:  # D
         return self.model.config.hidden_size
 
     @property
@@ -220,14 +161,14 @@ class Network:
         """The signal at boundary 0, and the context (mask, RoPE ...) that transformers would give to each layer.
 
         Contexts may differ: sliding attention has another mask than full attention, and sometimes another RoPE.
-        `ids` and the bool `mask` (False where padded) are [sequences, tokens], the signal [sequences, tokens, k].
+        `ids` and the bool `mask` (False where padded) are [sequences, tokens].
         """
         contexts, count = [], len(self.layers)
         pairs = zip(self.layers, self.their_layers, strict=True)
-        with self._stand_in([_Recorder(layer, theirs, contexts, count) for layer, theirs in pairs]):
+        with self._stand_in([Recorder(layer, theirs, contexts, count) for layer, theirs in pairs]):
             try:
                 self.model(input_ids=ids, attention_mask=None if mask is None else mask.long(), use_cache=False)
-            except _LastLayerReached as reached:
+            except LastLayerReached as reached:
                 return reached.args[0][..., : self.widths[0]], contexts
         raise RuntimeError("the model never called its last layer")
 

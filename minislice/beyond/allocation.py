@@ -48,10 +48,7 @@ def sizes_of(net: Network, options: dict) -> Sizes:
 
 
 def _per_neuron(block: Block) -> int:
-    """The parameters of a neuron: its columns of W_in, with their biases, and its row of W_out.
-
-    In a mixture: of one neuron in every expert.
-    """
+    """The parameters of a neuron, or of one in every expert: columns of W_in, their biases, and a row of W_out."""
     if not block.neurons:
         return 0
     if block.is_mixture:
@@ -75,21 +72,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is left of each block."""
+    """What is left of each block; `neurons` and `dropped` as `slice_model` takes them."""
 
     parts: list[Part]
     cost = property(lambda self: sum(part.cost for part in self.parts))
     size = property(lambda self: sum(part.size for part in self.parts))
-
-    @property
-    def neurons(self) -> list[int]:
-        """The neurons left in each MLP, as `slice_model` takes them."""
-        return [part.neurons for part in self.parts if part.neurons is not None]
-
-    @property
-    def dropped(self) -> list[int]:
-        """The numbers of the dropped blocks."""
-        return [number for number, part in enumerate(self.parts) if part.dropped]
+    neurons = property(lambda self: [part.neurons for part in self.parts if part.neurons is not None])
+    dropped = property(lambda self: [number for number, part in enumerate(self.parts) if part.dropped])
 
 
 def cheapest(

@@ -163,15 +163,12 @@ def stretches(net: Network) -> list[Stretch]:
 
 def attentions(net: Network) -> list[Attention]:
     """The attention of every block that has one."""
-    blocks = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks]
-    runs = [
-        _AttentionRun(block, net.model.config.num_attention_heads) for _, block in blocks if block.attention is not None
-    ]
+    places = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks if block.attention]
+    runs = [_AttentionRun(block, net.model.config.num_attention_heads) for _, block in places]
     with inference(net.model):
         batch = max((max(run.heads, run.size) for run in runs), default=1)
         _, contexts = net.embed(torch.ones(batch, 2, dtype=torch.long, device=net.model.device))
-        indices = [index for index, block in blocks if block.attention is not None]
-        return [run.attention(contexts[index], batch) for run, index in zip(runs, indices, strict=True)]
+        return [run.attention(contexts[index], batch) for run, (index, _) in zip(runs, places, strict=True)]
 
 
 def mlps(net: Network) -> list[Neurons]:

@@ -128,11 +128,7 @@ class Bench:
         return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
-        """The row of one variant at one size, without its names; it tells if the variant failed.
-
-        Args:
-            dense: the dense model's row.
-        """
+        """The row of one variant at one size, without its names, also of a failure; `dense` is the dense one's row."""
         began, values, status, reason = datetime.datetime.now(datetime.timezone.utc), {}, "done", None
         try:
             values = self._values(variant, size, dense)
@@ -175,7 +171,7 @@ class Bench:
 
 
 def _perplexity(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, dense: dict | None) -> dict[str, Any]:
-    """What a row says of one text; `dense` is what the dense model's row says of it."""
+    """What a row says of one text, with what the dense model's row says of it."""
     losses = window_losses(model, ids, documents=documents)
     if not losses.nll.isfinite().all():
         raise ValueError("the perplexity isn't a finite number")

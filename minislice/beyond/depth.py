@@ -63,12 +63,11 @@ def delete_layers(
         size: delete until at most this fraction of the parameters is left, 0 < size <= 1.
         known: layers to delete first, without measuring: ``deleted_layers`` of the same model and tokens.
 
-    Returns the same model object; ``model.deleted_layers`` has the layers' numbers in the trained model, in the order
-    of deletion.
+    Returns the same model; ``model.deleted_layers`` has the layers' numbers in the trained model, first deleted first.
 
     Raises:
-        ValueError: nothing would be left, or the size can't be reached; the model is sliced, or its layers can't change
-            places; it has no such known layers; the tokens don't fit. The model is then unchanged.
+        ValueError: the size can't be reached; the model is sliced, or its layers can't change places; no such known
+            layers; tokens that don't fit. The model is then unchanged.
     """
     net = network(model)
     require(are_ints(known), "known", "a list of numbers of layers", known)

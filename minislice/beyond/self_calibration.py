@@ -69,11 +69,7 @@ def own_text(
 
 
 def require_finite(ids: Tensor, scores: Tensor) -> Tensor:
-    """The same scores of the next token: one of the `logits_processor`s that transformers' `generate` takes.
-
-    Raises:
-        ValueError: a NaN or an infinity, from which every choice is arbitrary. (-inf only rules a token out.)
-    """
+    """The same scores of the next token, for `generate`; a ValueError for a NaN or +inf (-inf rules a token out)."""
     if scores.isnan().any() or scores.isposinf().any():
         raise ValueError("the logits have a NaN or an infinity; check the weights, or use a wider dtype (--dtype)")
     return scores

@@ -18,8 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
+from ..architecture.building import form_of
 from ..architecture.folder import put_in_place, require_free
-from ..architecture.modeling import form_of
 from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
 from ..calibration import require_finite

@@ -7,9 +7,10 @@ from typing import Any
 
 from safetensors import safe_open
 
+from ..architecture.building import description
 from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import whole_file
-from ..architecture.modeling import SlicedForCausalLM, description
+from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
 from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
