@@ -11,11 +11,6 @@ from minislice.architecture.network import network
 from minislice.rotation import random_orthogonal
 
 
-def three_quarters(recipe: Recipe) -> int:
-    """A width at which subspaces must meet: 2k > D."""
-    return max(1, 3 * recipe.width // 4)
-
-
 def adapters(model: nn.Module) -> list[nn.Module | None]:
     return [block.adapter for block in network(model).blocks]
 
@@ -43,32 +38,31 @@ def bases_at(cosines: list[float], D: int, k: int, k_next: int) -> tuple[Tensor,
 
 def adapter_has_unit_singular_values(recipe: Recipe, width=None) -> None:
     """Two k-dimensional subspaces of R^D meet in at least 2k - D dimensions, where the cosine of their angle is 1."""
-    k = width or three_quarters(recipe)
+    k = width or max(1, 3 * recipe.width // 4)
     for S in adapters(sliced(recipe, width=k, slice_head=True, adapter="full")):
         cosines = torch.linalg.svdvals(S.weight)
         assert cosines.max() <= 1 + EXACT
         assert int(((cosines - 1).abs() <= EXACT).sum()) >= 2 * k - recipe.width
 
 
-def alignment_makes_the_adapter_symmetric(recipe: Recipe, k=None, k_next=None, cosines=None) -> None:
+def alignment_makes_the_adapter_symmetric(recipe: Recipe, k=None, k_next=None, bases=None, exact=EXACT) -> None:
     """P^T P_next becomes [I - U diag(d) U^T, 0]: symmetric, positive semidefinite, in the same subspace."""
-    k = k or three_quarters(recipe)
+    P, Q_next = bases or random_bases(recipe, k or max(1, 3 * recipe.width // 4))
+    k = P.shape[1]
     k_next = k_next or k
-    P, Q_next = bases_at(cosines, recipe.width, k, k_next) if cosines else random_bases(recipe, k)
     P_next, U, deficits = align(P, Q_next, k_next)
     S = P.T @ P_next
     identity = torch.eye(k_next, dtype=S.dtype)
-    assert relative_error(P_next @ P_next.T, Q_next[:, :k_next] @ Q_next[:, :k_next].T) <= EXACT
-    assert relative_error(P_next.T @ P_next, identity) <= EXACT
-    assert relative_error(S[:, :k], S[:, :k].T) <= EXACT
-    assert torch.linalg.eigvalsh(S[:, :k]).min() >= -EXACT
-    assert k == k_next or S[:, k:].abs().max() <= EXACT
+    assert relative_error(P_next @ P_next.T, Q_next[:, :k_next] @ Q_next[:, :k_next].T) <= exact
+    assert relative_error(P_next.T @ P_next, identity) <= exact
+    assert relative_error(S[:, :k], S[:, :k].T) <= exact
+    assert torch.linalg.eigvalsh(S[:, :k]).min() >= -exact
+    assert k == k_next or S[:, k:].abs().max() <= exact
     assert (deficits.diff() <= 0).all()
-    assert relative_error(identity[:k, :k] - U @ deficits.diag() @ U.T, S[:, :k]) <= EXACT
+    assert relative_error(identity[:k, :k] - U @ deficits.diag() @ U.T, S[:, :k]) <= exact
 
 
 def exact_low_rank_equals_full(recipe: Recipe, **options) -> None:
-    """Aligned bases span what they spanned, so nothing changes; neither does dropping cosines of 1."""
     actual, expected = (sliced(recipe, adapter=form, tolerance=0.0, **options) for form in ("low-rank", "full"))
     assert_same_logits(actual, expected, recipe, EXACT)
 
@@ -85,7 +79,7 @@ def rank_is_at_most_what_was_deleted(recipe: Recipe, **options) -> None:
 
 
 def none_equals_every_direction_dropped(recipe: Recipe, **options) -> None:
-    """No cosine deficit exceeds 1, so "low-rank" with that tolerance keeps no direction: "none" by its definition."""
+    """No cosine deficit exceeds 1."""
     actual = sliced(recipe, adapter="none", **options)
     expected = sliced(recipe, adapter="low-rank", tolerance=1.0, **options)
     assert_same_logits(actual, expected, recipe, EXACT)
@@ -93,7 +87,6 @@ def none_equals_every_direction_dropped(recipe: Recipe, **options) -> None:
 
 
 def parameter_counts_follow_the_formulas(recipe: Recipe, width=None, adapter="full", slice_head=False) -> None:
-    """A full adapter has k k' of them, a low-rank one k r, none none; the rest loses what was deleted of it."""
     k, D = width or recipe.width // 2, recipe.width
     net, model = network(fused(recipe)), sliced(recipe, width=k, adapter=adapter, slice_head=slice_head)
     last = k if slice_head else D

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from inner_properties import silence
+from inner_properties import silenced
 from models import VOCABULARY, Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
@@ -50,7 +50,6 @@ def cost_of_a_width_is_a_power_of_the_share_deleted(recipe: Recipe) -> None:
 
 
 def divergence_is_what_is_lost_of_the_log_likelihood(recipe: Recipe) -> None:
-    """Of every token that may come, as often as the first model expects it; padding doesn't count."""
     models = recipe.model(), replace(recipe, seed=recipe.seed + 1).model()
     [batch] = token_batches(models[0], recipe.tokens(), recipe.mask(), 4)
     with torch.no_grad():
@@ -73,20 +72,13 @@ def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
             return divergences(predictions(model, batch), predictions(changed, batch)).mean().item()
 
     for number, cost in enumerate(costs):
-        assert math.isclose(cost.dropped, cost_of(silenced(model, number)), abs_tol=1e-6)
+        assert math.isclose(cost.dropped, cost_of(silenced(model, [number])), abs_tol=1e-6)
         assert cost.neurons == network(model).blocks[number].neurons
         for delete, found in {round(PROBE * cost.neurons): cost.probed, cost.neurons: cost.emptied}.items():
             if delete:
                 fewer = cost_of(without_neurons(model, number, delete, calibration))
                 assert math.isclose(found, fewer, abs_tol=1e-6)
     assert all(torch.equal(tensor, recipe.model().state_dict()[name]) for name, tensor in model.state_dict().items())
-
-
-def silenced(model, number: int):
-    """A copy with a block that writes nothing."""
-    model = copy.deepcopy(model)
-    silence(network(model).blocks[number])
-    return model
 
 
 def without_neurons(model, number: int, delete: int, calibration: list):

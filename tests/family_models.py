@@ -116,25 +116,14 @@ class FamilyRecipe(Recipe):
     def config(self):
         known = AutoConfig.for_model(self.family)
         narrow = self.heads * self.head_dim
-        sizes = {
-            "num_key_value_heads": self.kv_heads,
-            "intermediate_size": 40,
-            "head_dim": self.head_dim,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "num_experts": 4,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            **dict.fromkeys(EPS, self.eps),
-        }
-        fields = {
-            name: value
-            for name, value in sizes.items()
-            if hasattr(known, name) and not isinstance(getattr(type(known), name, None), property)
-        }
+        sizes = {"intermediate_size": 40, "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim}
+        sizes |= {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, **dict.fromkeys(EPS, self.eps)}
+        sizes["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+        own = [name for name in sizes if not isinstance(getattr(type(known), name, None), property)]
+        fields = {name: sizes[name] for name in own if hasattr(known, name)}
         fields |= self.common() | VARIANTS[self.family][self.variant % len(VARIANTS[self.family])]
-        fields["hidden_size"] = (
-            self.hidden if "head_dim" in fields and self.family not in ("cohere2", "helium", "falcon") else narrow
-        )
+        is_free = "head_dim" in fields and self.family not in ("cohere2", "helium", "falcon")
+        fields["hidden_size"] = self.hidden if is_free else narrow
         if "word_embed_proj_dim" in fields:
             fields["word_embed_proj_dim"] = narrow
         for name in ("layer_types", "no_rope_layers"):

@@ -1,5 +1,6 @@
 """The facts about a block's inner side (`beyond.neurons`, `beyond.inner`), in the manner of `properties.py`."""
 
+import copy
 from dataclasses import replace
 from itertools import combinations
 
@@ -113,9 +114,7 @@ def idle_neurons_can_go(recipe: Recipe, **options) -> None:
             weight[:, idle] = 0
             checked += len(idle)
     assert checked > 0
-    state = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    model = recipe.model()
-    model.load_state_dict(state)
+    model = copy.deepcopy(dense)
     if "slicing" in options:
         sliced(recipe, model, neurons=0.5, multiple=1, **options)
     else:
@@ -142,7 +141,7 @@ def mlps(model, dense) -> list:
 def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
     """Each expert's C is a sum over the tokens that it gets, weighted by the router and by the signal behind the block.
 
-    What an expert makes of a token is asked of the whole mixture, by a W_out that shows one neuron and nothing else.
+    A W_out that shows one neuron and nothing else has the whole mixture say what an expert makes of a token.
     """
     net = network(fused(recipe))
     held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 4))
@@ -192,52 +191,55 @@ def nothing_lost_is_nothing_repaired(recipe: Recipe, **options) -> None:
     assert_same_logits(model, recipe.model(), recipe, 1e-5 if recipe.norm_in_float32 else 1e-8)
 
 
-def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None:
-    """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's.
-
-    A block of the first layer, by its place there.
-    """
-    net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, : width or max(1, recipe.width // 2)]
-    held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 3))
+@torch.no_grad()
+def cut_signal(recipe: Recipe, width: int, place: int, batch_size: int) -> tuple:
+    """The calibration set, a block of the first layer, the cut signal Z that it reads, P, and the dense one behind."""
+    net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, :width]
+    held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), batch_size))
     blocks = [block for block in net.layers[0].blocks if not block.is_mixture]
     *before, block = blocks[: place % len(blocks) + 1]
-    with inference(net.model):
-        X = held.embed(net)
-        for earlier in before:
-            X = held.forward(earlier, 0, X)
-        wanted = held.forward(block, 0, X)
-        for linear in block.w_in:
-            fold_reader(linear, P)
-        Z = held.project(X, P)
-
-        def error() -> float:
-            total = 0.0
-            for z, x, batch, contexts in zip(Z, wanted, held.batches, held.contexts, strict=True):
-                missing = x - z @ P.T - block.branch(z, **contexts[0])
-                share = missing.square().mean(-1) / x.square().mean(-1)
-                total += (share if batch.mask is None else share[batch.mask]).sum().item()
-            return total
-
-        before = error()
-        keep_inner(block, *solve_output(block, *block_moments(held, block, 0, Z, P, wanted), 0, True))
-        assert error() < before or P.shape[1] == recipe.width
+    X = held.embed(net)
+    for earlier in before:
+        X = held.forward(earlier, 0, X)
+    wanted = held.forward(block, 0, X)
+    for linear in block.w_in:
+        fold_reader(linear, P)
+    return held, block, held.project(X, P), P, wanted
 
 
-def silence(block) -> None:
-    """Have a block write nothing, in place."""
-    for linear in block.w_out:
-        bias = None if linear.bias is None else torch.zeros_like(linear.bias)
-        set_linear(linear, torch.zeros_like(linear.weight), bias)
+@torch.no_grad()
+def missing(held, block, Z, P, wanted) -> list[float]:
+    """Of each batch, the share of the wanted signal that is missing, summed over its tokens but padding."""
+    shares = []
+    for z, x, batch, contexts in zip(Z, wanted, held.batches, held.contexts, strict=True):
+        share = (x - z @ P.T - block.branch(z, **contexts[0])).square().mean(-1) / x.square().mean(-1)
+        shares.append((share if batch.mask is None else share[batch.mask]).sum().item())
+    return shares
+
+
+@torch.no_grad()
+def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None:
+    """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
+    case = held, block, Z, P, wanted = cut_signal(recipe, width or max(1, recipe.width // 2), place, 3)
+    before = sum(missing(*case))
+    keep_inner(block, *solve_output(block, *block_moments(held, block, 0, Z, P, wanted), 0, True))
+    assert sum(missing(*case)) < before or P.shape[1] == recipe.width
+
+
+def silenced(model, numbers: list[int]):
+    """A copy whose blocks of these numbers write nothing."""
+    model = copy.deepcopy(model)
+    for linear in [linear for number in numbers for linear in network(model).blocks[number].w_out]:
+        set_linear(linear, torch.zeros_like(linear.weight), None if linear.bias is None else 0 * linear.bias)
+    return model
 
 
 def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     """A network without a block computes what the whole one does where that block writes nothing."""
     recipe = replace(recipe, layers=max(2, recipe.layers))
-    dense = recipe.model()
-    net = network(dense)
+    net = network(recipe.model())
     optional = [number for number in range(len(net.blocks)) if number not in net.needed_by_cache]
     number = optional[recipe.seed % len(optional)]
-    silence(net.blocks[number])
     model = sliced(recipe, slicing=0, drop=[number], **options)
     assert network(model).dropped == [number]
-    assert_same_logits(model, fuse(dense), recipe, 1e-8)
+    assert_same_logits(model, fuse(silenced(net.model, [number])), recipe, 1e-8)

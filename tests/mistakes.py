@@ -125,11 +125,6 @@ def mean_subtracted_from_every_embedding(right, model):
     return model
 
 
-def positions_overlooked(right, model):
-    net = right(model)
-    return replace(net, embeddings=net.embeddings[:1])
-
-
 def shift_folded_through_scaled_weights(right, norm, linear, kind):
     weight = linear.weight * norm.weight
     set_linear(linear, weight, norm.bias @ weight.T + (0.0 if linear.bias is None else linear.bias))
@@ -146,11 +141,6 @@ def gaussian_matrix(right, width, generator):
 
 def ascending(right, *arguments):
     return tuple(result.flip(-1) for result in right(*arguments))
-
-
-def columns_of_largest_norm(right, C, *dtype):
-    norms, order = C.diagonal().sort(descending=True)
-    return norms, torch.eye(len(C), dtype=C.dtype)[:, order]
 
 
 def mask_ignored(right, x, mask=None, *total):
@@ -174,10 +164,6 @@ def batches_weighted_alike(right, model, ids, mask=None, batch_size=8):
     return sum(right(model, batch.ids, batch.mask) for batch in batches) / len(batches)
 
 
-def scale_left_out_of_the_head(right, self, x):
-    return nn.functional.linear(x if self.beta is None else x + self.beta, self.weight, self.bias)
-
-
 def wrong_polar_factor(right, P, Q_next, k_next):
     P_next, *rest = right(P, Q_next, k_next)
     turn = Q_next[:, :k_next].T @ P_next
@@ -198,10 +184,6 @@ def no_direction_dropped(right, P, Q_next, k_next, *rest):
     P_next, _, lost = right(P, Q_next, k_next, *rest)
     deficits, U = torch.linalg.eigh(torch.eye(k_next) - P.T @ P_next)
     return P_next, LowRankAdapter(U * deficits.clamp(min=0).sqrt(), k_next), lost
-
-
-def only_by_norm(right, C, *arguments):
-    return right(torch.eye(len(C)).to(C), *arguments)
 
 
 def up_keeps_its_first_neurons(right, mlp, kept):
@@ -288,7 +270,8 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
     p.fusion_preserves_logits: [
         ("eps forgotten", thin_eps, "fusion.bare", lambda right, norm, net: RMSNorm(net.trained_width, 0.0)),
         ("RMSNorm taken for LayerNorm", LLAMA, "properties.fuse", mean_subtracted_from_every_embedding),
-        ("positions overlooked", OPT, "fusion.network", positions_overlooked),
+        ("positions overlooked", OPT, "fusion.network",
+         lambda right, model: replace(right(model), embeddings=right(model).embeddings[:1])),
         ("mean left in the outputs", OPT, "fusion.subtract_mean_from_output", lambda right, linear: None),
         ("shift through scaled weights", PHI, "fusion.fuse_into", shift_folded_through_scaled_weights),
         ("head still tied", OPT, "properties.fuse", head_still_tied)],
@@ -324,7 +307,8 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
     p.orientation_does_not_matter: [
         ("gaussian matrix", PHI, "pca.random_orthogonal", gaussian_matrix)],
     p.earlier_rotation_does_not_matter: [
-        ("columns of largest norm", LLAMA, "slicing.principal_components", columns_of_largest_norm)],
+        ("columns as they are", LLAMA, "slicing.principal_components",
+         lambda right, C, *dtype: (C.diagonal(), torch.eye(len(C)).double()))],
     p.covariance_is_summed_in_float64: [
         ("only one triangle", OPT, "properties.covariance", lambda right, *rows: right(*rows).triu(),
          "relative_error(first"),
@@ -361,7 +345,8 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
         ("cache not handed on", PHI, "architecture.blocks.Block.branch",
          lambda right, self, x, **context: right(self, x, **{**context, CACHE: None}), "cached.")],
     p.tied_head_is_exact: [
-        ("scale left out", LLAMA, "architecture.heads.TiedHead.forward", scale_left_out_of_the_head, "same_logits"),
+        ("scale left out", LLAMA, "architecture.heads.TiedHead.forward",
+         lambda right, self, x: right(self, x / self.alpha), "same_logits"),
         ("mean left in the embedding", PHI, "architecture.heads.CentredEmbedding.forward",
          lambda right, *given: nn.Embedding.forward(*given), "assert_same_logits")],
     p.default_head_is_tied_where_it_can_be: [
@@ -387,9 +372,11 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), "k * rank", LOW_RANK)],
     n.cheapest_neuron_goes_first: [
-        ("only by norm", other, "inner_properties.least_harmful", only_by_norm)],
+        ("only by norm", other, "inner_properties.least_harmful",
+         lambda right, C, *rest: right(0 * C + torch.eye(len(C)), *rest))],
     n.nearly_the_best_of_all_subsets_is_kept: [
-        ("only by norm", other, "inner_properties.least_harmful", only_by_norm)],
+        ("only by norm", other, "inner_properties.least_harmful",
+         lambda right, C, *rest: right(0 * C + torch.eye(len(C)), *rest))],
     n.solved_output_is_least_squares: [
         ("plainly deleted", OPT, "inner_properties.least_harmful",
          lambda right, C, W, *rest: ((kept := right(C, W, *rest)[0]), W[kept]), "solved, best")],

@@ -20,7 +20,7 @@ SEQUENCES, LENGTH = 4, 30  # more different tokens than any model here is wide: 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a random model and its tokens depend on; small, since hypothesis prints it when a test fails."""
+    """Everything that a random model and its tokens depend on."""
 
     family: str
     layers: int = 2
@@ -64,31 +64,17 @@ class Recipe:
         return model
 
     def config(self) -> PreTrainedConfig:
+        common, affine = self.common(), not self.option
+        if self.family == "opt":
+            common |= {"ffn_dim": 40, "word_embed_proj_dim": self.width, "enable_bias": self.biases}
+            return AutoConfig.for_model("opt", hidden_size=self.width, layer_norm_elementwise_affine=affine, **common)
+        common |= {"hidden_size": self.width, "intermediate_size": 40, "num_key_value_heads": self.kv_heads}
+        if self.family == "phi":
+            return AutoConfig.for_model("phi", layer_norm_eps=self.eps, qk_layernorm=self.option, **common)
+        common |= {"attention_bias": self.biases, "mlp_bias": self.biases, "head_dim": self.head_dim}
         rope = {"rope_type": "linear", "factor": 2.0} if self.option else {"rope_type": "default"}
-        fields = {
-            "opt": {
-                "ffn_dim": 40,
-                "word_embed_proj_dim": self.width,
-                "enable_bias": self.biases,
-                "layer_norm_elementwise_affine": not self.option,
-            },
-            "llama": {
-                "intermediate_size": 40,
-                "num_key_value_heads": self.kv_heads,
-                "head_dim": self.head_dim,
-                "attention_bias": self.biases,
-                "mlp_bias": self.biases,
-                "rms_norm_eps": self.eps,
-                "rope_parameters": {**rope, "rope_theta": 10000.0},
-            },
-            "phi": {
-                "intermediate_size": 40,
-                "num_key_value_heads": self.kv_heads,
-                "layer_norm_eps": self.eps,
-                "qk_layernorm": self.option,
-            },
-        }[self.family]
-        return AutoConfig.for_model(self.family, hidden_size=self.width, **fields, **self.common())
+        common["rope_parameters"] = {**rope, "rope_theta": 10000.0}
+        return AutoConfig.for_model("llama", rms_norm_eps=self.eps, **common)
 
     def common(self) -> dict:
         """The fields that every family has."""
@@ -116,10 +102,8 @@ class Recipe:
         """The attention mask that goes with `tokens`."""
         if self.padding == "none":
             return None
-        position = torch.arange(LENGTH)
-        if self.padding == "left":
-            position = position.flip(0)
-        return (position < torch.tensor(self.lengths())[:, None]).long()
+        mask = (torch.arange(LENGTH) < torch.tensor(self.lengths())[:, None]).long()
+        return mask.flip(1) if self.padding == "left" else mask
 
 
 def _random_like(parameter: Tensor, name: str, generator: torch.Generator) -> Tensor:

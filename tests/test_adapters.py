@@ -16,7 +16,8 @@ LLAMA = Recipe("llama")
 @pytest.mark.parametrize("cosines", [[0.5], [1e-5], [0.0, 0.0], [0.0, 0.3, 1e-4], [1 - 1e-9], [1.0]], ids=str)
 def test_alignment_is_exact_at_every_angle(cosines, more):
     """Right angles leave the aligned basis undetermined, and angles near them nearly so."""
-    properties.alignment_makes_the_adapter_symmetric(Recipe("llama", hidden=12), 8, 8 + more, cosines)
+    bases = properties.bases_at(cosines, 12, 8, 8 + more)
+    properties.alignment_makes_the_adapter_symmetric(LLAMA, k_next=8 + more, bases=bases)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -46,15 +47,6 @@ def test_a_width_that_grows_gets_zeros_and_one_that_shrinks_a_full_adapter_or_no
         make_adapter(P, Q_next, 12, "none", 0.0, like=P)
 
 
-def assert_aligned(P: torch.Tensor, Q_next: torch.Tensor, k_next: int, tolerance: float) -> None:
-    P_next, U, deficits = align(P, Q_next, k_next)
-    k = P.shape[1]
-    S, kept = P.T @ P_next, Q_next[:, :k_next]
-    assert relative_error(P_next @ P_next.T, kept @ kept.T) <= tolerance
-    assert (S[:, :k] - (torch.eye(k, dtype=P.dtype) - U @ deficits.diag() @ U.T)).abs().max() <= tolerance
-    assert k == k_next or S[:, k:].abs().max() <= tolerance
-
-
 @pytest.mark.parametrize("k_next", [432, 500, 576])
 def test_isometries_are_aligned(k_next):
     """Hundreds of singular values of 1, to 5e-14: at such, LAPACK's decomposition of S has failed to converge."""
@@ -62,7 +54,8 @@ def test_isometries_are_aligned(k_next):
     P, R = random_orthogonal(576, generator).split([432, 144], dim=1)
     Q_next = torch.cat([P @ random_orthogonal(432, generator), R], dim=1)
     rounding = 5e-14 * torch.randn(576, 576, generator=generator, dtype=P.dtype)
-    assert_aligned(P, torch.linalg.qr(Q_next + rounding).Q, k_next, 1e-10)
+    bases = P, torch.linalg.qr(Q_next + rounding).Q
+    properties.alignment_makes_the_adapter_symmetric(LLAMA, k_next=k_next, bases=bases)
 
 
 @pytest.mark.parametrize(("cosines", "more"), [([0.5], 0), ([0.0, 0.3, 1e-4], 1), ([1.0], 0)], ids=str)
@@ -71,7 +64,8 @@ def test_alignment_does_without_a_decomposition_that_fails(cosines, more, monkey
         raise torch.linalg.LinAlgError("failed to converge")
 
     monkeypatch.setattr(torch.linalg, "svd", fails)
-    assert_aligned(*properties.bases_at(cosines, 12, 8, 8 + more), 8 + more, 1e-7)
+    bases = properties.bases_at(cosines, 12, 8, 8 + more)
+    properties.alignment_makes_the_adapter_symmetric(LLAMA, k_next=8 + more, bases=bases, exact=1e-7)
 
 
 def test_bases_with_a_nan_are_refused_by_a_clear_error():

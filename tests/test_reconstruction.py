@@ -6,16 +6,13 @@ Each property is also run against a mistake, and must fail there.
 import pytest
 import torch
 from family_models import REPRESENTATIVES, fixed
+from inner_properties import cut_signal, missing
 from models import Recipe
-from properties import assert_same_logits, fused, sliced
+from properties import assert_same_logits, sliced
 
 import minislice
-from minislice.architecture.network import inference, network
 from minislice.beyond import reconstruction
 from minislice.beyond.neurons import delete_neurons, solve_block
-from minislice.calibration import Calibration
-from minislice.corpus.batches import token_batches
-from minislice.rotation import fold_reader
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 PADDED = Recipe("llama", heads=4, head_dim=4, hidden=20, padding="left", seed=7)
@@ -27,24 +24,15 @@ def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], float]:
 
     Padding doesn't count; the last of four batches is held out.
     """
-    net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, : recipe.width // 2]
-    held, block = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 1)), net.blocks[0]
-    with inference(net.model):
-        X = held.embed(net)
-        wanted = held.forward(block, 0, X)
-        for linear in block.w_in:
-            fold_reader(linear, P)
-        Z, found = held.project(X, P), []
+    case = held, block, Z, P, wanted = cut_signal(recipe, recipe.width // 2, 0, batch_size=1)
+    with torch.no_grad():
         if reconstruct:
             solve_block(held, block, 0, Z, P, wanted, block.neurons // 4, reconstruct=True)
         else:
             learned, _ = reconstruction.split(held, Z, wanted)
             solve_block(learned[0], block, 0, learned[1], P, learned[2], block.neurons // 4)
-        for z, x, batch, contexts in zip(Z, wanted, held.batches, held.contexts, strict=True):
-            missing = x - z @ P.T - block.branch(z, **contexts[0])
-            share = missing.square().mean(-1) / x.square().mean(-1)
-            found.append((share if batch.mask is None else share[batch.mask]).mean().item())
-    return found[:-1], found[-1]
+    *learned_from, held_out = missing(*case)
+    return learned_from, held_out
 
 
 def held_out_error_never_grows(recipe: Recipe) -> None:
