@@ -126,7 +126,7 @@ class SlicingOptions:
         if self.head == "tied":
             require_tie(net)
         elif isinstance(net.head, TiedHead):
-            raise ValueError("this model was fused with keep_tie, so its head stays tied: give head='tied'")
+            raise ValueError("this model was fused with keep_tie: give head='tied', and slice neither end")
         blocks = [block for block in net.blocks if block not in net.numbered(self.drop)]
         self.neurons_of([block.neurons for block in blocks if block.neurons])
         return self.boundary_widths(net.trained_width, len(blocks) + 1)
@@ -236,5 +236,7 @@ def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
         return D
     width = int((1 - slicing) * D + 1e-6) // multiple * multiple
     if width == 0:
-        raise ValueError(f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; give a smaller one")
+        raise ValueError(
+            f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; give a smaller one, or `width`"
+        )
     return width

@@ -125,7 +125,8 @@ def require_whole(net: Network, action: str) -> None:
     """Raise a ValueError for a network that is sliced or has residual adapters."""
     state = "sliced" if net.is_sliced else "rotated per block" if net.has_adapters else None
     if state:
-        raise ValueError(f"can't {action} this model: it is {state} already; start again from the trained model")
+        state = f"{state} already (widths {net.widths})"
+        raise ValueError(f"can't {action} this model: it is {state}; start again from the trained model")
 
 
 def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:  # checked
