@@ -130,7 +130,7 @@ PAPER: Options = {
     "--slice-head": ({"slice_head": True}, None, "slice it too"),
 }
 BEYOND: Options = {
-    "--neurons": (one_or_each(float), None, "fraction of every MLP's neurons to delete; or how many each MLP keeps"),
+    "--neurons": (one_or_each(float), None, "fraction of every MLP's neurons to delete; or how many are left in each"),
     "--drop": (several(int), None, "blocks to leave out whole"),
     "--repair": (bool, False, "solve for each W_out again, to make up for what slicing loses"),
     "--reconstruct": (bool, False, "after --repair, move all matrices of each block for that purpose"),
@@ -179,7 +179,7 @@ COMPARE: Options = {
     **TASKS,
     "--samples": (positive, 64, "calibration sequences"),
     "--variants": (names, None, f"ways to make it smaller, {LISTED} (default: all)"),
-    "--sizes": (several(float), None, f"shares of the parameters to keep, {LISTED} (default: 0.9,0.8,0.75,0.7)"),
+    "--sizes": (several(float), None, f"shares of parameters that may be left, {LISTED} (default: 0.9,0.8,0.75,0.7)"),
     "--second-evaluation": (given, None, f"another kind of text to measure on: {TEXT}"),
     "--tasks": (names, None, f"zero-shot tasks to measure too, {LISTED}, as 'minislice zeroshot' does (default: none)"),
     "--out": (given, ..., "folder for results.jsonl, table.md and plot.png; called again, it adds what they lack"),
