@@ -104,5 +104,8 @@ VARIANTS: dict[str, Variant] = {
     "neurons": fewer_neurons,  # the inner width alone
     "depth": remembering(fewer_layers),
     "mixed": remembering(mixed),  # width, neurons and blocks, by what each costs
+    "fisher": remembering(
+        partial(mixed, fisher=True)
+    ),  # the same, and neurons are scored by what they mean to the loss
     "reconstructed": remembering(partial(mixed, reconstruct=True)),  # the same, and all matrices of a block move
 }
