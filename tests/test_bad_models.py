@@ -193,7 +193,10 @@ class Malicious:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("content", [{"a": Malicious()}, Malicious(), {"a": 1}, b"no pickle at all"], ids=str)
+KINDS = {"objects": {"a": Malicious()}, "object": Malicious(), "numbers": {"a": 1}, "bytes": b"no pickle at all"}
+
+
+@pytest.mark.parametrize("content", KINDS.values(), ids=KINDS)
 def test_a_bin_file_of_anything_else_is_refused_and_not_run(content, damaged, capsys):
     folder = damaged("llama", without(WEIGHTS))
     torch.save(content, folder / "pytorch_model.bin")
