@@ -81,7 +81,7 @@ def test_what_is_measured_is_what_a_budget_measures(family):
         losses = [item.rulers["measured"] if probed else item.loss for item in blocks]
         dense, *gone = (
             math.log(minislice.perplexity(changed, tokens))
-            for changed in (model, *(silenced(model, number) for number in range(len(blocks))))
+            for changed in (model, *(silenced(model, [number]) for number in range(len(blocks))))
         )
         assert losses == pytest.approx([loss - dense for loss in gone], abs=1e-6)
 
