@@ -108,30 +108,38 @@ def _cells(rows: list[dict]) -> list[str]:
 
 
 def tables() -> str:
-    """At 80% every model; SmolLM2 at every size, and at 80% also with other numbers of calibration sequences."""
+    """At 80% every model; SmolLM2 on two texts, and at every size and with every calibration text."""
     small, real = latest(read(SMALL)), {text: latest(read(path)) for text, path in SMOLLM2.items()}
     measured = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
-    measured["smollm2"] = calibrated_with(SAMPLES, real["wikitext"])
+    measured["smollm2"] = judged = [row for row in real["wikitext"] if row.get("second")]
     at_80 = {name: of_size(0.8, rows) for name, rows in measured.items()}
     asked = {
-        (text, samples, size)
+        (text, row["calibration"]["sequences"], row["size"])
         for text, rows in real.items()
-        for samples, size in {(row["calibration"]["sequences"], row["size"]) for row in rows}
-        if size in SIZES and (samples == SAMPLES or size == 0.8)
+        for row in rows
+        if row["size"] in SIZES and not row.get("second")
     }
     order = sorted(asked, key=lambda line: ([*SMOLLM2].index(line[0]), -line[1], -line[2]))
     at_all = {
         f"{size:.0%}, {text}, {samples}": of_size(size, calibrated_with(samples, real[text]))
         for text, samples, size in order
     }
-    on_second = {
-        name: [row | row["second"] for row in rows if row.get("second")]
-        for name, rows in at_all.items()
-        if any(row["variant"] == "dense" and row.get("second") for row in rows)
-    }
-    parts = [table("at most 80%", at_80), table("SmolLM2", at_all)]
-    parts += [table("SmolLM2, on TinyStories", on_second)] if on_second else []
-    return "\n\n".join([*parts, texts_table(small, real)])
+    parts = table("at most 80%", at_80), judged_table(judged), table("SmolLM2", at_all), texts_table(small, real)
+    return "\n\n".join(parts)
+
+
+def judged_table(rows: list[dict]) -> str:
+    """SmolLM2 on two texts, one of them of a kind that nothing was calibrated on; and what each method takes."""
+    lines = [
+        [
+            f"{row['variant']}, {row['size']:.0%}",
+            *(f"{of['perplexity']:.2f}, {_ratio(of)}" for of in (row, row["second"])),
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['peak'] / 2**30:.1f} GiB",
+        ]
+        for row in rows
+    ]
+    return markdown(["SmolLM2", "WikiText-2", "TinyStories", "CPU minutes", "peak"], lines)
 
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
@@ -151,9 +159,9 @@ def _ratio(row: dict | None) -> str:
 
 
 def plot(path: Path) -> None:
-    """SmolLM2 at every size; texts on which every variant was measured."""
+    """SmolLM2 at every size; texts on which every size was measured."""
     found = {text: calibrated_with(SAMPLES, latest(read(results))) for text, results in SMOLLM2.items()}
-    found = {text: rows for text, rows in found.items() if {*VARIANTS} <= {row["variant"] for row in rows}}
+    found = {text: rows for text, rows in found.items() if {*SIZES} <= {row["size"] for row in rows}}
     order = ["dense", *VARIANTS]
     with plt.rc_context():
         plots.use_style()
@@ -167,11 +175,15 @@ def plot(path: Path) -> None:
 
 
 def latest(rows: list[dict]) -> list[dict]:
-    """Of each model, the rows that were measured on as many windows as any: a longer text replaces a shorter one."""
+    """Of each model and number of calibration sequences, the rows that were measured on the most windows."""
     most = {}
     for row in rows:
-        most[row["model"]] = max(most.get(row["model"], 0), row["evaluation"]["sequences"])
-    return [row for row in rows if row["evaluation"]["sequences"] == most[row["model"]]]
+        most[_kind(row)] = max(most.get(_kind(row), 0), row["evaluation"]["sequences"])
+    return [row for row in rows if row["evaluation"]["sequences"] == most[_kind(row)]]
+
+
+def _kind(row: dict) -> tuple[str, int]:
+    return row["model"], row["calibration"]["sequences"]
 
 
 def calibrated_with(samples: int, rows: list[dict]) -> list[dict]:
