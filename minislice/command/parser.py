@@ -1,6 +1,6 @@
 """The parser of the command line: every command and option. It imports neither torch nor transformers.
 
-An option that isn't given is None, and the function that takes it has its default. So has it the check of its values.
+An option whose default is None here has its default in the function that takes it; that function checks the value.
 """
 
 import argparse

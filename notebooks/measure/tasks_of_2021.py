@@ -6,8 +6,8 @@ Several published copies have the old form: `query`, `choices` and `gold`, the i
 WinoGrande `context_options`, `continuation` and `gold`. NEW/TASK.jsonl is written for each of the paper's tasks.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from minislice.measuring.local_tasks import LOCAL
@@ -41,4 +41,7 @@ def rewrite(old: Path, new: Path) -> None:
 
 
 if __name__ == "__main__":
-    rewrite(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("old", type=Path, help="folder with TASK.jsonl in the old form")
+    parser.add_argument("new", type=Path, help="folder to write to")
+    rewrite(**vars(parser.parse_args()))
