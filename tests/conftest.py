@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # on matrices this small, two threads wait for each ot
 
 settings.register_profile(
     "minislice",
-    max_examples=15,
+    max_examples=10,
     deadline=None,  # the first example pays for imports, and a shared machine for its neighbours
     derandomize=True,  # the same examples on every run: a failure is a change in the code
     suppress_health_check=[HealthCheck.too_slow],

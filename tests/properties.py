@@ -12,8 +12,8 @@ from hypothesis import assume, currently_in_test_context
 from models import LENGTH, VOCABULARY, Recipe
 from torch import Tensor, nn
 
-from minislice import fuse, perplexity, rotate, slice_model
-from minislice.adapters import ROUNDING
+from minislice import fuse, parameters, perplexity, rotate, slice_model
+from minislice.adapters import ROUNDING, align
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.heads import TiedHead
 from minislice.architecture.network import network
@@ -101,28 +101,23 @@ def rotation_per_block_preserves_logits(recipe: Recipe) -> None:
     assert_same_logits(rotate(recipe.model(), per_block=True, seed=recipe.seed), fused(recipe), recipe, EXACT)
 
 
-def random_orthogonal_is_orthogonal_and_seeded(recipe: Recipe) -> None:
-    D = recipe.width
-    Q, again, other = (random_orthogonal(D, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert relative_error(Q.T @ Q, torch.eye(D, dtype=Q.dtype)) <= 1e-12
-    assert torch.equal(Q, again)
-    assert not torch.equal(Q, other)
-
-
-def random_orthogonal_is_haar(recipe: Recipe) -> None:
+def random_orthogonal_is_haar_and_seeded(recipe: Recipe) -> None:
     """Moments of the Haar distribution: E Q = 0, E q^2 = 1/D, E det Q = 0, E (tr Q)^2 = 1 (Diaconis, Shahshahani 1994).
 
     QR without the sign fix fails at the mean (LAPACK's signs are lopsided) and at the determinant (always the same).
     """
     D, draws = min(recipe.width, 6), 3000
-    generator = torch.Generator().manual_seed(recipe.seed)
-    Q = torch.stack([random_orthogonal(D, generator) for _ in range(draws)])
-    trace = Q.diagonal(dim1=1, dim2=2).sum(-1)
+    Q, again = (
+        torch.stack([random_orthogonal(D, generator) for _ in range(draws)])
+        for generator in (torch.Generator().manual_seed(recipe.seed) for _ in range(2))
+    )
+    assert torch.equal(Q, again)
+    assert (Q.mT @ Q - torch.eye(D)).abs().max() <= 1e-12
     five_sigma = 5 / draws**0.5
     assert Q.mean(0).abs().max() < five_sigma / D**0.5
     assert (Q.square().mean(0) - 1 / D).abs().max() < five_sigma * (2 / D) ** 0.5
     assert torch.linalg.det(Q).mean().abs() < five_sigma
-    assert (trace.square().mean() - 1).abs() < five_sigma * 2**0.5
+    assert (Q.diagonal(dim1=1, dim2=2).sum(-1).square().mean() - 1).abs() < five_sigma * 2**0.5
 
 
 def full_width_preserves_logits(recipe: Recipe, **options) -> None:
@@ -193,18 +188,61 @@ def approximate_adapters_carry_close_directions_whole(recipe: Recipe, adapter="n
     slicing_is_projection(recipe, adapter, carry, **options)
 
 
+def random_bases(recipe: Recipe, k: int) -> tuple[Tensor, Tensor]:
+    """A k-dimensional subspace of R^D, as orthonormal columns, and an orthogonal matrix for the next boundary."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return random_orthogonal(recipe.width, generator)[:, :k], random_orthogonal(recipe.width, generator)
+
+
+def alignment_makes_the_adapter_symmetric(recipe: Recipe, k=None, k_next=None, bases=None, exact=EXACT) -> None:
+    """P^T P_next becomes [I - U diag(d) U^T, 0]: symmetric, positive semidefinite, in the same subspace."""
+    P, Q_next = bases or random_bases(recipe, k or max(1, 3 * recipe.width // 4))
+    k = P.shape[1]
+    k_next = k_next or k
+    P_next, U, deficits = align(P, Q_next, k_next)
+    S = P.T @ P_next
+    identity = torch.eye(k_next, dtype=S.dtype)
+    assert relative_error(P_next @ P_next.T, Q_next[:, :k_next] @ Q_next[:, :k_next].T) <= exact
+    assert relative_error(P_next.T @ P_next, identity) <= exact
+    assert relative_error(S[:, :k], S[:, :k].T) <= exact
+    assert torch.linalg.eigvalsh(S[:, :k]).min() >= -exact
+    assert k == k_next or S[:, k:].abs().max() <= exact
+    assert (deficits.diff() <= 0).all()
+    assert relative_error(identity[:k, :k] - U @ deficits.diag() @ U.T, S[:, :k]) <= exact
+
+
+def parameter_counts_follow_the_formulas(recipe: Recipe, width=None, adapter="full", slice_head=False) -> None:
+    """An adapter has k k_next parameters, or k r with r <= D - k directions whose cosine is below 1, or none."""
+    k, D = width or recipe.width // 2, recipe.width
+    last = k if slice_head else D
+    dense, model = network(fused(recipe)), sliced(recipe, width=k, adapter=adapter, slice_head=slice_head)
+    widths = [k] * len(dense.blocks) + [last]
+    assert model.slicing.widths == network(model).widths == widths
+
+    adapters = [block.adapter for block in network(model).blocks]
+    counts = [0 if S is None else sum(p.numel() for p in S.parameters()) for S in adapters]
+    ranks = model.slicing.ranks
+    if adapter == "full":
+        assert counts == [k * k] * (len(counts) - 1) + [k * last]
+    else:
+        assert counts == [k * rank for rank in ranks]
+        assert max(ranks) <= (D - k if adapter == "low-rank" else 0)
+
+    deleted = sum(table.num_embeddings for table in dense.embeddings) * (D - k) + dense.head.out_features * (D - last)
+    for block, k_in, k_out in zip(dense.blocks, widths[:-1], widths[1:], strict=True):
+        deleted += sum(linear.out_features for linear in block.w_in) * (D - k_in)
+        deleted += sum(linear.in_features + (linear.bias is not None) for linear in block.w_out) * (D - k_out)
+    assert parameters(model) == parameters(dense.model) - deleted + sum(counts)
+
+
 def orientation_does_not_matter(recipe: Recipe, **options) -> None:
+    """Of the basis within the subspace that is kept, or of the model before it is sliced."""
     expected = sliced(recipe, **options)
     assume_well_separated(expected)
-    actual = sliced(recipe, orientation="random", seed=recipe.seed, **options)
-    assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
-
-
-def earlier_rotation_does_not_matter(recipe: Recipe, **options) -> None:
-    expected = sliced(recipe, **options)
-    assume_well_separated(expected)
-    actual = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), **options)
-    assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
+    turned = sliced(recipe, orientation="random", seed=recipe.seed, **options)
+    rotated_before = sliced(recipe, rotate(recipe.model(), seed=recipe.seed), **options)
+    for actual in (turned, rotated_before):
+        assert_same_logits(actual, expected, recipe, SAME_SUBSPACE)
 
 
 def covariance_is_summed_in_float64(recipe: Recipe, dtype=torch.float32) -> None:

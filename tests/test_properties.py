@@ -6,7 +6,6 @@ The facts are functions in `properties.py` and its neighbours; `mistakes.py` has
 import dataclasses
 from collections.abc import Callable
 
-import adapter_properties as a
 import budget_properties as b
 import depth_properties as d
 import inner_properties as n
@@ -20,10 +19,6 @@ from models import Recipe, recipes
 
 def a_width(recipe: Recipe) -> st.SearchStrategy:
     return st.integers(1, recipe.width)
-
-
-def more_than_half(recipe: Recipe) -> st.SearchStrategy:
-    return st.integers(recipe.width // 2 + 1, recipe.width)
 
 
 def a_width_of_each(recipe: Recipe) -> st.SearchStrategy:
@@ -46,7 +41,7 @@ tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
 seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
 
 
-def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 15, **options) -> pytest.param:
+def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 10, **options) -> pytest.param:
     """A fact, the models to try it on, and its options: constants, strategies, or functions of the recipe to one."""
     return pytest.param(fact, recipes() if models is None else models, examples, options, id=fact.__name__)
 
@@ -57,7 +52,6 @@ FACTS = [
     over(p.fusion_preserves_logits),
     over(p.one_rotation_preserves_logits),
     over(p.rotation_per_block_preserves_logits),
-    over(p.random_orthogonal_is_orthogonal_and_seeded),
     over(p.full_width_preserves_logits, slicing=0, seed=st.integers(0, 99), **bases),
     over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_head=flags, **embedding),
     over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),
@@ -68,20 +62,15 @@ FACTS = [
     over(p.approximate_adapters_carry_close_directions_whole, **approximate, **embedding),
     over(p.approximate_adapters_carry_close_directions_whole, width=growing_widths, signal=signals),
     over(p.orientation_does_not_matter, width=a_width, adapter=forms),
-    over(p.earlier_rotation_does_not_matter, width=a_width, adapter=forms),
     over(p.covariance_is_summed_in_float64, dtype=one_of([torch.float64, torch.float32, torch.bfloat16])),
     over(p.principal_components_diagonalise),
     over(p.variance_adds_up, width=a_width, signal=signals, adapter=forms, orientation=bases["orientation"]),
     over(p.discard_keeps_the_least_that_suffices, discard=st.floats(0.001, 0.9)),
     over(p.padding_is_not_counted, recipes(paddings=("left", "right"))),
     over(p.batches_do_not_matter, recipes(paddings=("none",))),
-    over(a.adapter_has_unit_singular_values, width=more_than_half),
-    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
-    over(a.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
-    over(a.exact_low_rank_equals_full, width=a_width),
-    over(a.rank_is_at_most_what_was_deleted, width=a_width),
-    over(a.none_equals_every_direction_dropped, width=a_width, slice_head=flags),
-    over(a.parameter_counts_follow_the_formulas, width=a_width, adapter=forms, slice_head=flags),
+    over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
+    over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
+    over(p.parameter_counts_follow_the_formulas, width=a_width, adapter=forms, slice_head=flags),
     over(n.cheapest_neuron_goes_first, seeds),
     over(n.nearly_the_best_of_all_subsets_is_kept, seeds),
     over(n.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
@@ -95,9 +84,9 @@ FACTS = [
     over(b.cost_of_neurons_is_a_power_of_the_energy_lost, seeds),
     over(b.cost_of_a_width_is_a_power_of_the_share_deleted, seeds),
     over(b.chosen_mixture_is_nearly_the_cheapest, seeds),
-    over(b.divergence_is_what_is_lost_of_the_log_likelihood, examples=10),
-    over(b.measured_costs_are_those_of_whole_models, examples=5),
-    over(b.sizes_are_those_of_the_sliced_model, examples=10),
+    over(b.divergence_is_what_is_lost_of_the_log_likelihood),
+    over(b.measured_costs_are_those_of_whole_models, examples=3),
+    over(b.sizes_are_those_of_the_sliced_model),
     over(d.deleting_no_layer_changes_nothing, examples=5),
     over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
     over(d.each_deleted_layer_hurts_least, examples=5),
