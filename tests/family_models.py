@@ -139,7 +139,7 @@ def fixed(family: str, variant: int = 0, **fields) -> FamilyRecipe:
 
 
 @st.composite
-def family_recipes(draw: st.DrawFn, family: str, paddings=("none", "left", "right")) -> FamilyRecipe:
+def family_recipes(draw: st.DrawFn, family: str) -> FamilyRecipe:
     """Random small models of a family, over all its variants."""
     heads = draw(st.sampled_from([2, 4]))
     return FamilyRecipe(
@@ -152,7 +152,6 @@ def family_recipes(draw: st.DrawFn, family: str, paddings=("none", "left", "righ
         hidden=draw(st.sampled_from([12, 16, 20])),
         tied=draw(st.booleans()),
         eps=draw(st.sampled_from([1e-6, 1e-4, 1e-3])),
-        # In float64, Bloom's own mask overflows the float32 of its softmax, and left padding makes the dense model NaN.
-        padding=draw(st.sampled_from([p for p in paddings if family != "bloom" or p != "left"])),
+        padding=draw(st.sampled_from(["none", "right"] if family == "bloom" else ["none", "left", "right"])),
         seed=draw(st.integers(0, 99)),
     )

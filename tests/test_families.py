@@ -3,7 +3,6 @@
 Fusing, rotating and slicing are tried on every family, all else on those that stand for a generalisation of the table.
 """
 
-import copy
 import itertools
 import subprocess
 import sys
@@ -12,9 +11,7 @@ import textwrap
 import properties
 import pytest
 import torch
-from family_models import FAMILIES, REPRESENTATIVES, family_recipes, fixed
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from family_models import CASES, FAMILIES, REPRESENTATIVES, fixed
 from test_streaming import streaming_equals_memory
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +21,6 @@ from minislice.architecture.family import StockNorm
 from minislice.architecture.mixtures import able_to_compute
 from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.architecture.network import network
-from minislice.fusion import fuse_into
 
 stand_for_all = pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES)
 
@@ -33,20 +29,15 @@ def test_every_family_of_the_table_is_tried():
     assert set(FAMILIES) == set(TABLE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=2)
-@given(data=st.data())
-def test_fusing_rotating_and_slicing_compute_what_they_must(family, data):
-    recipe = data.draw(family_recipes(family))
+@pytest.mark.parametrize(("family", "variant"), CASES)
+def test_fusing_rotating_and_slicing_compute_what_they_must(family, variant):
+    # In float64, Bloom's own mask overflows the float32 of its softmax, and left padding makes the dense model NaN.
+    recipe = fixed(family, variant, eps=1e-3, padding="right" if family == "bloom" else "left")
     properties.fusion_preserves_logits(recipe)
     properties.one_rotation_preserves_logits(recipe)
     properties.rotation_per_block_preserves_logits(recipe)
-    properties.slicing_is_projection(
-        recipe,
-        signal=data.draw(st.sampled_from(["normalized", "raw"])),
-        adapter=data.draw(st.sampled_from(["full", "low-rank"])),
-        slice_head=data.draw(st.booleans()),
-    )
+    raw = {"signal": "raw", "adapter": "low-rank", "slice_head": True}
+    properties.slicing_is_projection(recipe, **(raw if variant else {}))
 
 
 @stand_for_all
@@ -66,13 +57,11 @@ def test_a_tied_head_stays_tied_unless_a_norm_stands_behind_the_embedding(family
 @pytest.mark.parametrize(("family", "variant"), [*REPRESENTATIVES, ("gptj", 0)])
 def test_streaming_and_saving_change_no_bit(family, variant):
     """GPT-J's positions are computed in the default dtype; from_pretrained computes them in float32 for all weights."""
-    recipe, dtype = fixed(family, variant, tied=variant == 0), (torch.float32, torch.bfloat16)[variant]
-    dtype = torch.bfloat16 if family == "gptj" else dtype
+    recipe = fixed(family, variant, tied=variant == 0)
+    dtype = torch.bfloat16 if variant or family == "gptj" else torch.float32
     last = len(network(recipe.model()).blocks) - 1
-    options = (
-        {"slicing": 0.25, "multiple": 1, "neurons": 0.5},
-        {"width": 6, "adapter": "none", "slice_head": True, "drop": [last]},
-    )[variant]
+    narrowed = {"width": 6, "adapter": "none", "slice_head": True, "drop": [last]}
+    options = narrowed if variant else {"slicing": 0.25, "multiple": 1, "neurons": 0.5}
     streaming_equals_memory(recipe, dtype, True, options)
 
 
@@ -97,12 +86,11 @@ def test_a_sliced_model_returns_what_the_dense_class_returns_and_generates_with_
 @pytest.mark.slow
 def test_without_minislice_all_load_and_compute_the_same(tmp_path):
     """What travels with a saved model describes every family."""
-    for family in FAMILIES:
-        recipe = fixed(family)
+    for family, variant in REPRESENTATIVES:
+        recipe = fixed(family, variant)
         model = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=8)
         model.save_pretrained(tmp_path / family)
-        tokens = recipe.tokens(1)
-        torch.save([tokens, properties.logits(model, tokens)], tmp_path / family / "expected.pt")
+        torch.save([recipe.tokens(1), properties.logits(model, recipe.tokens(1))], tmp_path / family / "expected.pt")
     script = """
         import sys
         sys.modules["minislice"] = None  # importing it fails, installed or not
@@ -112,30 +100,15 @@ def test_without_minislice_all_load_and_compute_the_same(tmp_path):
             tokens, expected = torch.load(folder + "/expected.pt")
             model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
             with torch.no_grad():
-                error = (model(input_ids=tokens).logits.flatten(0, 1) - expected).abs().max().item()
-            print(folder.rsplit("/")[-1], type(model.base).__name__, error)
+                assert torch.equal(model(input_ids=tokens).logits.flatten(0, 1), expected), folder
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), *(str(tmp_path / family) for family in FAMILIES)]
+    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, tmp_path.iterdir())]
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home")}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
-    lines = [line.split() for line in result.stdout.splitlines()]
-    assert [line[0] for line in lines] == list(FAMILIES)
-    assert max(float(line[2]) for line in lines) == 0.0
 
 
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
-def test_mixtures_take_every_form_of_adapter_and_head(family):
-    recipe = fixed(family)
-    properties.approximate_adapters_carry_close_directions_whole(recipe, adapter="none")
-    properties.approximate_adapters_carry_close_directions_whole(recipe, adapter="low-rank", tolerance=0.1)
-    for head in ("tied", "fitted"):
-        streaming_equals_memory(recipe, torch.float32, True, {"width": 8, "head": head})
-    tied = properties.sliced(recipe, slicing=0, head="tied")
-    properties.assert_same_logits(tied, recipe.model(), recipe, 1e-5)  # its own norms compute in float32
-
-
-@stand_for_all
+@pytest.mark.parametrize(("family", "variant"), [("gpt2", 0), ("phi3", 1), ("qwen2_moe", 1), ("gpt_oss", 0)])
 def test_an_mlp_may_lose_all_of_its_neurons(family, variant, tmp_path):
     recipe = fixed(family, variant)
     model, ids = recipe.model().float(), recipe.tokens(1)
@@ -149,31 +122,21 @@ def test_an_mlp_may_lose_all_of_its_neurons(family, variant, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [("mixtral", torch.float32), ("qwen2_moe", torch.float16), ("gpt_oss", torch.bfloat16), ("gpt_oss", torch.float64)],
+    [("qwen2_moe", torch.float32), ("mixtral", torch.float16), ("gpt_oss", torch.bfloat16), ("gpt_oss", torch.float64)],
+    ids=str,
 )
 def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_path):
     """Transformers' product of all experts at once takes widths of a multiple of 16 bytes, and no float64."""
     recipe = fixed(family, hidden=32)
-    config = recipe.config()
-    setattr(config, "moe_intermediate_size" if hasattr(config, "moe_intermediate_size") else "intermediate_size", 48)
-    dense = able_to_compute(AutoModelForCausalLM.from_config(config, dtype=dtype)).eval()
+    model = able_to_compute(AutoModelForCausalLM.from_config(recipe.config(), dtype=dtype)).eval()
     ids = recipe.tokens()
-    model = minislice.delete_neurons(copy.deepcopy(dense), ids, neurons=0.4, multiple=1)
-    assert {block.neurons for block in network(model).blocks if block.is_mixture} == {24 if dtype.itemsize == 2 else 28}
-    assert model(ids).logits.isfinite().all()
+    properties.approximate_adapters_carry_close_directions_whole(recipe)
+    minislice.delete_neurons(model, ids, neurons=0.5, multiple=1)
+    assert all(block.neurons * dtype.itemsize % 16 == 0 for block in network(model).blocks if block.is_mixture)
     model.save_pretrained(tmp_path / "fewer")
-    assert minislice.load(tmp_path / "fewer")[0](ids).logits.isfinite().all()
-    model = minislice.compress(dense, ids.repeat(2, 1), size=0.8, multiple=1)
-    model.save_pretrained(tmp_path / "compressed")
-    loaded = minislice.load(tmp_path / "compressed")[0]
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    loaded = minislice.load(tmp_path / "fewer")[0]
+    assert model(ids).logits.isfinite().all() and torch.equal(loaded(ids).logits, model(ids).logits)
     assert loaded.generate(ids[:1, :5], max_new_tokens=2).shape == (1, 7)
-
-
-def test_experts_have_no_place_for_a_norms_shift():
-    experts = network(fixed("mixtral").model()).blocks[1].readers["mlp.experts"]
-    with pytest.raises(ValueError, match="can't fold the shift of a norm into experts"):
-        fuse_into(torch.nn.LayerNorm(experts.in_features), experts)
 
 
 def is_stock(family: str, variant: int) -> bool:
@@ -182,11 +145,11 @@ def is_stock(family: str, variant: int) -> bool:
 
 
 EXPORTED = [(family, 0) for family in FAMILIES] + [("phi", 1), ("cohere", 1), ("ministral", 1), ("smollm3", 1)]
-SHORTENED = [("phi", 0), ("ministral", 0), ("smollm3", 0), ("cohere2", 0), ("qwen2_moe", 1), ("gpt_oss", 0)]
-CASES = [*((*case, False) for case in EXPORTED), *((*case, True) for case in SHORTENED)]
+SHORTENED = [("phi", 0), ("ministral", 0), ("smollm3", 0), ("qwen2_moe", 1), ("gpt_oss", 0)]
+EXPORTS = [*((*case, False) for case in EXPORTED), *((*case, True) for case in SHORTENED)]
 
 
-@pytest.mark.parametrize(("family", "variant", "drop"), CASES)
+@pytest.mark.parametrize(("family", "variant", "drop"), EXPORTS)
 def test_an_export_computes_the_same_in_transformers_own_class_or_says_why_it_can_not(family, variant, drop, tmp_path):
     """Also without a layer: attention and RoPE of the layers behind it must not become those of their new numbers."""
     recipe = fixed(family, variant, eps=1e-3, hidden=20, layers=3 + drop)
@@ -195,12 +158,9 @@ def test_an_export_computes_the_same_in_transformers_own_class_or_says_why_it_ca
     minislice.slice_model(model, recipe.tokens(), width=8, adapter="none", slice_head=True, **dropped)
     mixed = drop and (family, variant) == ("qwen2_moe", 1)
     if mixed or not is_stock(family, variant):
-        why = (
-            "dense or mixtures by their number" if mixed else "can't be exported|can't export: .* norm inside a branch"
-        )
+        why = "dense or mixtures by their number" if mixed else "can't be exported|can't export: .* inside a branch"
         with pytest.raises(ValueError, match=why):
             minislice.export(model, tmp_path / "stock")
-        assert not (tmp_path / "stock").exists()
         return
     minislice.export(model, tmp_path / "stock")
     stock, tokens = AutoModelForCausalLM.from_pretrained(tmp_path / "stock"), recipe.tokens(1)
