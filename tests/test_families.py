@@ -103,8 +103,8 @@ def test_without_minislice_all_load_and_compute_the_same(tmp_path):
                 assert torch.equal(model(input_ids=tokens).logits.flatten(0, 1), expected), folder
     """
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, tmp_path.iterdir())]
-    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
 
 
