@@ -40,7 +40,6 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
     import transformers
     from safetensors import SafetensorError
 
-    from ..checks import require_seed
     from ..large import processes
     from .inputs import device_of
 
@@ -48,8 +47,6 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
         with processes.joined() as arguments.processes:
-            if "seed" in arguments:
-                require_seed(arguments.seed)
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0

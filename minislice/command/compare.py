@@ -7,10 +7,9 @@ from ..architecture.folder import require_apart, whole_file
 from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
-from ..checks import require_choice, require_number
+from ..checks import require_choice
 from ..corpus.documents import evaluation_windows
 from ..corpus.text import is_one_file, require_source
-from ..measuring.records import require_results
 from ..teaching import plots
 from .inputs import files_read, load_both, load_model, texts_of, token_sets
 from .output import picture, print_result
@@ -21,20 +20,14 @@ RESULTS = "results.jsonl"
 def run(arguments: argparse.Namespace) -> None:
     for name in arguments.variants or ():
         require_choice("--variants", name, VARIANTS)
-    for size in arguments.sizes or ():
-        require_number("--sizes", size, above=0, most=1)
     texts, second_text = texts_of(arguments), arguments.second_evaluation
     if second_text:
         require_source(second_text)
         if is_one_file(texts.calibration, second_text):
             raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
-    if out.is_dir() and not (out / RESULTS).is_file() and any(path.name[0] != "." for path in out.iterdir()):
+    if out.exists() and not (out / RESULTS).is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise ValueError(f"{out} exists, isn't empty and has no {RESULTS}; give another folder with --out")
-    if out.is_dir():
-        require_results(out / RESULTS)
-    elif out.exists():
-        raise ValueError(f"{out} is a file; give a folder with --out")
     model, tokenizer = load_both(arguments)
     tokens = token_sets(arguments, texts, model, tokenizer)
     seqlen, samples = tokens.evaluation.shape[1], arguments.eval_samples

@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
+from ..measuring.provenance import hardware
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.tables import table
 from ..measuring.timing import Pair, inference_cost, pair_of, product_milliseconds
@@ -27,13 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else default
     dense = random_model(dense_config, dtype=dtype, device=arguments.device)
     settings = {name: getattr(arguments, name) for name in ("prompt", "length", "rounds", "batch_size")}
-    is_gpu = torch.device(arguments.device).type == "cuda"
-    name = (
-        torch.cuda.get_device_name(arguments.device)
-        if is_gpu
-        else f"{arguments.device}, {torch.get_num_threads()} threads"
-    )
-    head = f"{arguments.model}, {str(dtype).removeprefix('torch.')}, {name}"
+    head = f"{arguments.model}, {str(dtype).removeprefix('torch.')}, {hardware(arguments.device)}"
     rows, tables = [], [head]
     for variant, config in tqdm(variants.items(), desc="cost", leave=False, disable=arguments.quiet):
         sliced = random_model(config, dtype=dtype, device=arguments.device)
@@ -52,10 +47,9 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
     config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model), arguments.trust_remote_code)
     if config.model_type == "minislice":
         return config.base, {"as it is": config}
+    ends = {"slice_head": arguments.slice_head, "head": arguments.head}
     return config, {
-        f"{level:.0%}, {form}": sliced_config(
-            config, slicing=level, adapter=form, slice_head=arguments.slice_head, head=arguments.head
-        )
+        f"{level:.0%}, {form}": sliced_config(config, slicing=level, adapter=form, **ends)
         for level in arguments.slicing
         for form in arguments.adapter
     }

@@ -2,9 +2,7 @@
 
 import argparse
 import copy
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -32,8 +30,9 @@ SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
 
 
 def slicing(form: str) -> Callable[..., PreTrainedModel]:
-    paper = partial(SlicingOptions.paper, slicing=SLICING, adapter=form)
-    return lambda model, tokens, mask, seed: slice_model(model, tokens, **vars(paper(seed=seed)))
+    """A step like those of `STEPS`: slicing as in the paper, with adapters of this form."""
+    options = SlicingOptions.paper(slicing=SLICING, adapter=form)
+    return lambda model, tokens, mask, seed: slice_model(model, tokens, **vars(options) | {"seed": seed})
 
 
 CHANGES = {("dense" if name == "loaded" else name): change for name, change in STEPS.items()}
@@ -60,45 +59,44 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(locate("mini-llama"))  # all three have the same
     texts = [load_text("embedded", split)[::10] for split in SPLITS]  # a tenth of the documents, to be quick
     tokens = [sample(tokenize(text, tokenizer), arguments.samples, SEQLEN, arguments.seed) for text in texts]
-    rows = measured_steps(*tokens, arguments)
-    rows = tqdm(rows, total=len(EMBEDDED) * len(CHANGES), desc="demo", leave=False, disable=arguments.quiet)
-    if arguments.json:
-        return print_result(arguments, list(rows))
-    for model, steps in groupby(rows, key=lambda row: row["model"]):
-        steps = list(steps)
-        cells = [[format(row[name], form) for name, form in COLUMNS.items()] for row in steps]
-        with tqdm.external_write_mode():
-            print(f"\n{model}\n{table([HEADS, *cells])}")
+    rows = []
+    for name in sorted(EMBEDDED):  # the LLaMA first
+        steps = measured_steps(name, *tokens, arguments)
+        rows += steps
+        if not arguments.json:
+            cells = [[format(row[column], form) for column, form in COLUMNS.items()] for row in steps]
+            print(f"\n{name}\n{table([HEADS, *cells])}")
             print("\n".join(f"{WRITERS[row['step']]} {row['text']}" for row in steps if row["text"]), flush=True)
+    if arguments.json:
+        return print_result(arguments, rows)
     print(EXPLANATION)
     draw(Path(arguments.picture), tokens[0])
     print(f"Picture: {arguments.picture}, an embedding matrix before its least columns are cut off.{DOORS}")
 
 
-def measured_steps(calibration: Tensor, evaluation: Tensor, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Fuse, rotate and slice each embedded model, the LLaMA first, and measure what each step makes of it."""
+def measured_steps(name: str, calibration: Tensor, evaluation: Tensor, arguments: argparse.Namespace) -> list[dict]:
+    """Fuse, rotate and slice an embedded model, and measure what each step makes of it."""
     dtype = getattr(torch, arguments.dtype or "float32")
-    for name in sorted(EMBEDDED):
-        model, tokenizer = load(name, dtype=dtype, device=arguments.device)
-        dense_logits = logits_of(model, evaluation[:2])
-        for step, change in CHANGES.items():
-            changed = change(copy.deepcopy(model), calibration, None, arguments.seed)
-            yield {
+    model, tokenizer = load(name, dtype=dtype, device=arguments.device)
+    dense_logits = logits_of(model, evaluation[:2])
+    prompt, rows = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device), []
+    for step, change in tqdm(CHANGES.items(), desc=name, leave=False, disable=arguments.quiet):
+        changed, text = change(copy.deepcopy(model), calibration, None, arguments.seed), ""
+        if step in WRITERS:
+            ids = changed.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+            text = " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
+        rows.append(
+            {
                 "model": name,
                 "step": step,
                 "width": network(changed).widths[0],
                 "error": relative_error(logits_of(changed, evaluation[:2]), dense_logits),
                 "perplexity": perplexity(changed, evaluation),
                 "parameters": parameters(changed),
-                "text": continuation(changed, tokenizer) if step in WRITERS else "",
+                "text": text,
             }
-
-
-def continuation(model: PreTrainedModel, tokenizer) -> str:
-    """The prompt, and what the model writes after it."""
-    prompt = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device)
-    ids = model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
+        )
+    return rows
 
 
 def draw(path: Path, calibration: Tensor) -> None:
@@ -110,7 +108,7 @@ def draw(path: Path, calibration: Tensor) -> None:
     pictures = {"as trained": dense, f"on principal components: {SLICING:.0%} are cut": rotated}
     with picture(path):
         axes = plots.panels(len(pictures))
-        largest = 3 * dense.std().item()
         for ax, (title, values) in zip(axes, pictures.items(), strict=True):
+            largest = 3 * dense.std().item()
             plots.matrix(values.abs(), "column", "token", "|value|", title=title, largest=largest, ax=ax)
         axes[1].axvline((1 - SLICING) * dense.shape[1], color="tab:red")

@@ -11,7 +11,8 @@ from .output import print_result
 
 def run(arguments: argparse.Namespace) -> None:
     require_free(arguments.out, arguments.force, files_read(arguments))
-    model, tokenizer = load_both(arguments, default_dtype="auto")
+    arguments.dtype = arguments.dtype or "auto"
+    model, tokenizer = load_both(arguments)
     if not network(model).is_fused:
         remedy = "slice it with --adapter none --slice-head --out DIR, then export DIR"
         raise ValueError(f"{arguments.model} isn't sliced, it has a stock architecture already; {remedy}")

@@ -23,21 +23,21 @@ from .parser import OWN
 
 
 def device_of(name: str | None) -> str:
-    """The device to compute on; a ValueError, before anything is loaded, where it isn't there or can't compute."""
+    """The device to compute on; a ValueError where it isn't there or can't compute."""
     if name is None:
         return f"cuda:{processes.local_index()}" if torch.cuda.is_available() else "cpu"
     return usable_device(name)
 
 
-def load_both(arguments: argparse.Namespace, default_dtype: str | None = None):
-    """The model, float32 on a CPU and as it was saved on a GPU unless `--dtype` says otherwise, and its tokenizer."""
-    model, tokenizer = load_model(arguments, default_dtype)
+def load_both(arguments: argparse.Namespace):
+    """The model and its tokenizer."""
+    model, tokenizer = load_model(arguments)
     return model, require_tokenizer(arguments, tokenizer)
 
 
-def load_model(arguments: argparse.Namespace, default_dtype: str | None = None):
+def load_model(arguments: argparse.Namespace):
     """As `load_both`, with None for a tokenizer that isn't there."""
-    machine = {"dtype": dtype_of(arguments, default_dtype), "device": arguments.device}
+    machine = {"dtype": dtype_of(arguments), "device": arguments.device}
     return load(arguments.model, **machine, trust_remote_code=arguments.trust_remote_code)
 
 
@@ -47,8 +47,9 @@ def given(arguments: argparse.Namespace, options: type) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def dtype_of(arguments: argparse.Namespace, default: str | None = None) -> str:
-    return arguments.dtype or default or ("float32" if arguments.device == "cpu" else "auto")
+def dtype_of(arguments: argparse.Namespace) -> str:
+    """What `--dtype` says; else float32 on a CPU, and as the model was saved on a GPU."""
+    return arguments.dtype or ("float32" if arguments.device == "cpu" else "auto")
 
 
 def require_tokenizer(arguments: argparse.Namespace, tokenizer):
@@ -80,7 +81,7 @@ class Texts(NamedTuple):
 
 
 class TokenSets(NamedTuple):
-    """The calibration and the evaluation set, [sequences, tokens], None for one that isn't needed, and their names."""
+    """The tokens of `Texts`, [sequences, tokens], and what to call them."""
 
     calibration: torch.Tensor | None
     evaluation: torch.Tensor | None
@@ -88,13 +89,10 @@ class TokenSets(NamedTuple):
 
 
 def texts_of(arguments: argparse.Namespace) -> Texts:
-    """What is named, and is there; else the embedded text for an embedded model, WikiText-2 for another.
+    """What is named; else the embedded text for an embedded model, WikiText-2 for another.
 
     A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
-    All is told before a large model is loaded.
-
-    Raises:
-        ValueError: there is no such model, or text; in this order.
+    A ValueError, before a large model is loaded, where there is no such model or text.
     """
     load_config(locate(arguments.model), arguments.trust_remote_code)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
@@ -142,12 +140,11 @@ def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedMod
 
 def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
     """What the model writes; where several processes hold it, what it writes in the first."""
-    settings = {"vocabulary": len(tokenizer), "seed": arguments.seed, "progress": not arguments.quiet}
-    together = getattr(arguments, "processes", processes.Processes())
     ids = torch.empty(arguments.samples, seqlen, dtype=torch.int64)
-    if together.index == 0:
+    if arguments.processes.index == 0:
+        settings = {"vocabulary": len(tokenizer), "seed": arguments.seed, "progress": not arguments.quiet}
         ids = own_text(model, *ids.shape, **settings)
-    return together.firsts([ids.to(model.device)])[0].cpu()
+    return arguments.processes.firsts([ids.to(model.device)])[0].cpu()
 
 
 def before_and_after(

@@ -8,10 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..recovery.options import RecoveryOptions
 from ..version import __version__
-
-# What the text of an argument may be
 
 
 def given(text: str) -> str:
@@ -31,17 +28,10 @@ def positive(text: str) -> int:
 def several(kind: Callable[[str], object]) -> Callable[[str], list]:
     """Values of one kind, comma-separated."""
 
-    def values(text: str) -> list:
-        try:
-            return [kind(value.strip()) for value in text.split(",")]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be {LISTED} numbers, got {text!r}") from None
+    def numbers(text: str) -> list:
+        return [kind(value.strip()) for value in text.split(",")]
 
-    return values
-
-
-def names(text: str) -> list[str]:
-    return list(dict.fromkeys(several(given)(text)))
+    return numbers
 
 
 def one_or_each(kind: Callable[[str], object]) -> Callable[[str], object]:
@@ -52,6 +42,8 @@ def one_or_each(kind: Callable[[str], object]) -> Callable[[str], object]:
 
     return number
 
+
+names = several(given)
 
 # Options by name: the kind of the value (bool: a switch), the default (...: it must be given), what it means
 
@@ -185,38 +177,21 @@ COMPARE: Options = {
     "--out": (given, ..., "folder for results.jsonl, table.md and plot.png; called again, it adds what they lack"),
 }
 STREAM: Options = {
-    "--stream": (
-        *(bool, False),
-        "bring one layer at a time into memory, from MODEL's safetensors files; needs --out. Called again after an "
-        "interruption, it goes on from the last finished layer. Measure the result with 'minislice eval DIR'",
-    )
+    "--stream": (bool, False, "one layer at a time in memory, from MODEL's safetensors files; see below"),
 }
-TRAINING_HELPS = {  # of fields of `RecoveryOptions`, which has their defaults
-    "rank": "of the LoRA matrices",
-    "alpha": "their product is scaled by alpha / rank",
-    "dropout": "of what the LoRA matrices read",
-    "learning_rate": "AdamW's, at its highest",
-    "epochs": "passes over the sequences",
-    "steps": "instead of --epochs",
-    "accumulation": "forward passes a step",
-    "held_out": "share of the sequences that is watched instead of trained on",
-    "every": "steps between two looks at that share, and between two checkpoints",
-    "patience": "looks without a lower loss before training stops",
-}
-
-
-def _training(name: str) -> tuple:
-    default = getattr(RecoveryOptions, name)
-    shown = "" if default is None else f" (default: {default:g})"
-    return float if isinstance(default, float) else positive, None, TRAINING_HELPS[name] + shown
-
-
-TRAINING = {
-    "training": {
-        **{"--" + name.replace("_", "-"): _training(name) for name in TRAINING_HELPS},
-        "--train-adapters": (bool, False, "train the residual adapters too"),
-        "--batch-size": (positive, 1, "sequences a forward pass"),
-    }
+TRAINING: Options = {
+    "--rank": (positive, None, "of the LoRA matrices (default: 32)"),
+    "--alpha": (float, None, "their product is scaled by alpha / rank (default: 10)"),
+    "--dropout": (float, None, "of what the LoRA matrices read (default: 0)"),
+    "--learning-rate": (float, None, "AdamW's, at its highest (default: 0.0002)"),
+    "--epochs": (float, None, "passes over the sequences (default: 1)"),
+    "--steps": (positive, None, "instead of --epochs"),
+    "--accumulation": (positive, None, "forward passes a step (default: 4)"),
+    "--held-out": (float, None, "share of the sequences that is watched instead of trained on (default: 0.05)"),
+    "--every": (positive, None, "steps between two looks at that share, and between two checkpoints (default: 16)"),
+    "--patience": (positive, None, "looks without a lower loss before training stops (default: 5)"),
+    "--train-adapters": (bool, False, "train the residual adapters too"),
+    "--batch-size": (positive, 1, "sequences a forward pass"),
 }
 
 # What each command does, its options, and others by the title in its help; `cli` runs the file of the command's name.
@@ -227,7 +202,7 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "compress": ("delete the width, neurons and blocks that cost least", MODEL | COMPRESS, TEXTS | BATCHES),
     "eval": ("measure a model's perplexity and count its parameters", MODEL | EVALUATION, MACHINE),
     "zeroshot": ("measure a model's accuracy on zero-shot tasks (LM Evaluation Harness)", MODEL | TASKS, BATCHES),
-    "recover": ("fine-tune a sliced model with LoRA, merge, and save it", MODEL | RECOVER, TRAINING | MACHINE),
+    "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | MACHINE),
     "generate": ("continue a prompt", MODEL | GENERATE, MACHINE),
     "export": ("write a sliced model as a stock architecture that needs no minislice", MODEL | MUST_SAVE, MACHINE),
     "cost": ("time inference, dense beside sliced: latency, throughput, memory, FLOPs", MODEL | COST, MACHINE),
@@ -238,8 +213,9 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
 EPILOGS = {
     "cost": "Only the model's config is read: times depend on shapes alone, so the weights and the bases are random. "
     "MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b.",
-    "slice": "'torchrun --nproc-per-node N -m -- minislice slice ...' shares the calibration set among N processes, "
-    "each on a GPU of its own.",
+    "slice": "--stream needs --out; called again after an interruption, it goes on from the last finished layer. "
+    "'minislice eval DIR' measures its result. 'torchrun --nproc-per-node N -m -- minislice slice ...' shares the "
+    "calibration set among N processes, each on a GPU of its own.",
 }
 
 

@@ -7,8 +7,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from ..architecture.folder import place_for, require_apart, require_free
 from ..architecture.network import Network, network
 from ..beyond.slicing import slice_model
@@ -22,7 +20,17 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checkpoint import load_config, load_tokenizer
 from ..storage.stock import stock_network
-from .inputs import before_and_after, dtype_of, files_read, given, load_both, require_tokenizer, texts_of, token_sets
+from .inputs import (
+    before_and_after,
+    dtype_of,
+    files_read,
+    given,
+    load_both,
+    require_tokenizer,
+    seqlen_of,
+    texts_of,
+    token_sets,
+)
 from .output import print_result, save_sliced
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
@@ -33,52 +41,50 @@ def run(arguments: argparse.Namespace) -> None:
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
     if isinstance(checked.width, list) and {"slice_embedding", "slice_head"} & options.keys():
         raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
-    first = arguments.processes.index == 0
+    if arguments.stream and not arguments.out:
+        raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    first = arguments.processes.is_first
     if arguments.out and first and arguments.stream:  # which looks itself at what is there: an unfinished run may be
         place_for(require_apart(arguments.out, files_read(arguments)))
     elif arguments.out and first:
         require_free(arguments.out, arguments.force, files_read(arguments))
     arguments.batch_size = -(-arguments.batch_size // arguments.processes.count)  # of all processes -> of this one
-    result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, options)
+    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
+    result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, settings)
     if first:
         print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), notes=[size])
 
 
-def _slice_in_memory(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
+def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
     """What to print, and a sentence about the size."""
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     net = network(model)
     require_whole(net, "slice")
-    _look_ahead(arguments, net, checked)  # before the dense model is measured for long
+    _look_ahead(arguments, net, options)  # before the dense model is measured for long
     tokens = token_sets(arguments, texts, model, tokenizer)
-    _require_rank(tokens.calibration, net.trained_width)
     shared = partial(SharedCalibration, processes=arguments.processes)
-    settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
     act = partial(slice_model, model, tokens.calibration, calibration=shared, **settings)
     result = before_and_after(arguments, "sliced", act, model, tokens) | _describe_slicing(model.slicing)
-    if arguments.out and arguments.processes.index == 0:
+    if arguments.out and arguments.processes.is_first:
         save_sliced(arguments, model, tokenizer, "sliced", result)
     arguments.processes.wait()
     return result, size_in_words(model, result["dense parameters"])
 
 
-def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, options: dict) -> tuple[dict, str]:
+def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
     """As `_slice_in_memory`, but nothing is measured, so that no text is needed for that."""
-    if not arguments.out:
-        raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     return_freed_memory()
     dtype, trust = dtype_of(arguments), arguments.trust_remote_code
     trained, texts = TrainedWeights(arguments.model, dtype, trust), texts_of(arguments)
     model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder, trust))
+    _look_ahead(arguments, trained.net, options)
     tokens = token_sets(arguments, texts, model, tokenizer)
-    _require_rank(tokens.calibration, model.config.hidden_size)
-    _look_ahead(arguments, network(model), checked)
     dense, described, began = parameters(model), tokens.described["calibration"], time.perf_counter()
-    saving = {"tokenizer": tokenizer, "notes": {"base_model": arguments.model, "calibration": described}}
-    same = ("batch_size", "device", "force", "trust_remote_code", "processes")
-    settings = {name: getattr(arguments, name) for name in same} | {"dtype": dtype, "progress": not arguments.quiet}
-    report = slice_streamed(arguments.model, tokens.calibration, arguments.out, **saving, **settings, **options)
+    same = ("device", "force", "trust_remote_code", "processes")
+    settings |= {name: getattr(arguments, name) for name in same} | {"dtype": dtype, "tokenizer": tokenizer}
+    settings["notes"] = {"base_model": arguments.model, "calibration": described}
+    report = slice_streamed(arguments.model, tokens.calibration, arguments.out, **settings)
     sliced = without_weights(load_config(Path(arguments.out)))
     result = {"model": arguments.model, "dense parameters": dense, "sliced parameters": parameters(sliced)}
     result |= {**_describe_slicing(report), "calibration": described, "seconds": time.perf_counter() - began}
@@ -86,7 +92,11 @@ def _slice_streamed(arguments: argparse.Namespace, checked: SlicingOptions, opti
 
 
 def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
-    """Refuse widths that the model can't have; say of one width and no adapters whether the result can be exported."""
+    """Refuse too few tokens and widths that don't fit; say of one width without adapters whether it can be exported."""
+    count, D = arguments.samples * seqlen_of(arguments, net.model), net.trained_width
+    if count < D:
+        told = f"{count} calibration tokens can't span the {D} dimensions of this model's signal"
+        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
     options = options.resolved(net)
     widths = options.fit(net)
     if None in widths or len(set(widths)) > 1:
@@ -99,7 +109,7 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
         answer = f"it can be one, {type(stock.model).__name__} with a hidden size of {stock.trained_width}"
     except ValueError as error:
         answer = " ".join(str(error).split())
-    if arguments.processes.index == 0 and not arguments.json:
+    if arguments.processes.is_first and not arguments.json:
         print(f"Export to a stock architecture: {answer}", flush=True)
 
 
@@ -114,12 +124,6 @@ def _describe_slicing(report: SlicingReport) -> dict:
         "neurons": report.neurons,
         "blocks left out": report.options.drop,
     }
-
-
-def _require_rank(calibration: torch.Tensor, D: int) -> None:
-    if calibration.numel() < D:
-        told = f"{calibration.numel()} calibration tokens can't span the {D} dimensions of this model's signal"
-        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
 
 
 def return_freed_memory() -> None:
