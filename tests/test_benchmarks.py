@@ -16,7 +16,6 @@ import minislice
 from minislice.architecture.network import network
 from minislice.beyond.rulers import block_costs
 from minislice.corpus.batches import token_batches
-from minislice.pca import discarded_share, principal_components
 
 ONCE = ["--rounds", "1", "--threads", "1"]
 FEW = ["--shape", "tiny", "--samples", "2", "--seqlen", "64", "--beyond", "both"]
@@ -94,34 +93,6 @@ def test_the_gradient_predicts_what_a_small_change_does():
         assert said == pytest.approx(true, rel=0.01, abs=1e-9)
         if block is not None:
             Z, X = bench.calibration.forward(block, index, Z), bench.held_out.forward(block, index, X)
-
-
-@torch.no_grad()
-def test_a_boundarys_energy_is_the_variance_that_is_discarded():
-    recipe = Recipe("llama", layers=2)
-    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
-    Z, X = bench.embedded
-    found = [item.rulers["energy"] for item in bench.narrowed(0, Z, X)]
-    C = bench.calibration.covariance(Z, bench.net.norms[0], "the embeddings")
-    Q = principal_components(C)[1]
-    kept = [len(Q) - round(share * len(Q)) for share in rulers.DELETED]
-    assert found == pytest.approx([discarded_share(C, Q, k) for k in kept], rel=1e-3)
-
-
-@torch.no_grad()
-def test_what_the_rulers_say_of_simple_changes():
-    """A signal that is gone has changed by all of itself; one of twice the length is the same to a norm, and so to what
-    reads it; where one token changes, the sum over tokens is one product, and Fisher's is half its square.
-    """
-    recipe = Recipe("llama", eps=1e-6)
-    bench = rulers.Bench(recipe.model(), recipe.tokens(), recipe.tokens(), probes=1)
-    Z = list(bench.embedded[0])
-    gone, twice = (bench.rulers(0, Z, [z * factor for z in Z]) for factor in (0, 2))
-    assert [gone[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 1, 1])
-    assert [twice[name] for name in ("energy", "readers", "cosine")] == pytest.approx([1, 0, 0], abs=1e-5)
-    one = bench.rulers(0, Z, [Z[0] + torch.eye(Z[0].shape[1], 1).to(Z[0]), *Z[1:]])
-    predicted = recipe.tokens()[:, 1:].numel()
-    assert one["Fisher"] == pytest.approx((one["gradient"] * predicted) ** 2 / 2 / predicted)
 
 
 def test_the_sides_of_all_boundaries_are_all_of_the_parameters():

@@ -1,7 +1,6 @@
 """Where a model is to be saved: what can't be written to is told before the work, and nothing is deleted by mistake."""
 
 import errno
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -121,33 +120,25 @@ def refused(monkeypatch, tmp_path, capsys):
     return refused
 
 
-@pytest.mark.parametrize(
-    ("line", "file"),
-    [
-        ("reproduce opt --profile ci --tables 5 --rows 1 --out x.md", "x.md"),
-        ("report results.jsonl --out x.md", "x.md"),
-        ("report results.jsonl --out x.txt", "x.csv"),  # the table beside it
-        ("assignment build a1 --to x.md", "x.md"),
-    ],
-)
-def test_no_script_writes_over_what_is_not_of_its_kind(line, file, tmp_path, refused):
-    (tmp_path / file).write_text("# Reproduction notes\n")
-    assert str(tmp_path / file) in refused(line)
-    assert snapshot(tmp_path) == {file: b"# Reproduction notes\n"}
+NOTES = b"# Reproduction notes\n"
+RESULTS = b'{"schema": 1, "key": "x"}\n'
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "file", "content"),
     [
-        "report results.jsonl --out results.jsonl",
-        "reproduce opt --profile ci --wikitext2 results.jsonl --out results.jsonl",
+        ("reproduce opt --profile ci --tables 5 --rows 1 --out x.md", "x.md", NOTES),
+        ("report results.jsonl --out x.md", "x.md", NOTES),
+        ("report results.jsonl --out x.txt", "x.csv", NOTES),  # the table beside it
+        ("assignment build a1 --to x.md", "x.md", NOTES),
+        ("report x.jsonl --out x.jsonl", "x.jsonl", RESULTS),  # what it reads
+        ("reproduce opt --profile ci --wikitext2 x.jsonl --out x.jsonl", "x.jsonl", RESULTS),
     ],
 )
-def test_results_are_not_written_over_what_they_come_from(line, refused):
-    results = Path("results.jsonl")
-    results.write_text(json.dumps({"schema": 1, "key": "x"}) + "\n")
-    before = results.read_bytes()
-    assert APART in refused(line) and results.read_bytes() == before
+def test_no_script_writes_over_what_it_reads_or_what_is_not_of_its_kind(line, file, content, tmp_path, refused):
+    (tmp_path / file).write_bytes(content)
+    assert (APART if content == RESULTS else str(tmp_path / file)) in refused(line)
+    assert snapshot(tmp_path) == {file: content}
 
 
 # Whole or not at all

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 import torch
 from commands import document
-from family_models import FAMILIES, VARIANTS, FamilyRecipe
-from torch import nn
+from family_models import FAMILIES, FamilyRecipe
 
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
@@ -15,7 +14,8 @@ from minislice.measuring.propose import entry, propose
 from minislice.teaching.small import small_model
 
 NOT_SEEN = {"inner_width", "expert_width", "stock_norm", "obstacle", "dropout"}  # nothing in the tensors shows these
-CASES = [(family, variant) for family in FAMILIES for variant in range(len(VARIANTS[family]))]
+CASES = [(family, 0) for family in FAMILIES]  # and the variants that are other entries
+CASES += [("falcon", 1), ("falcon", 2), ("falcon", 3), ("stablelm", 1), ("gpt_neox", 1), ("qwen2_moe", 1)]
 
 
 @pytest.mark.parametrize(("family", "variant"), CASES)
@@ -40,14 +40,12 @@ def test_the_entry_of_the_table_is_found(family, variant):
 BEHIND, NO_NORM = "a norm with a scale stands behind the branch", "reads the signal, and no norm stands before it"
 REFUSALS = [
     ("gemma2", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
-    ("gemma3_text", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
     ("glm4", {}, (BEHIND, "post_self_attn_layernorm", "post_mlp_layernorm")),
-    *((family, {}, (NO_NORM, "q_proj")) for family in ("olmo2", "olmo3", "exaone4")),
-    *((family, {}, (NO_NORM, "query")) for family in ("bert", "roberta")),
+    *((family, {}, (NO_NORM, "q_proj")) for family in ("olmo2", "exaone4")),
+    ("bert", {}, (NO_NORM, "query")),
     ("electra", {}, ("not a sum of embeddings", "position_embeddings")),
     ("openai-gpt", {}, (NO_NORM, "c_attn")),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, ("carries the scaled output of h.0.post_",)),
-    ("opt", {"do_layer_norm_before": False}, (NO_NORM,)),
     ("opt", {"word_embed_proj_dim": 8}, ("not a sum of embeddings",)),
     ("opt", {"_remove_final_layer_norm": True}, ("not a norm of what the last layer writes",)),
 ]
@@ -127,25 +125,3 @@ def test_a_reader_that_is_forgotten_fails_verification(monkeypatch):
     monkeypatch.setitem(TABLE, "mistral", mistral(("mlp.gate_proj",)))
     result = minislice.verify(small_model("mistral"), torch.arange(40).view(2, 20), dtypes=["float64"])
     assert not result.passed and result.measurements[1].error > 1e-2
-
-
-# A model of the reader's own.
-
-
-class Doubled(nn.Module):
-    """What none of the families has: a second reader of the signal, behind no norm."""
-
-    def __init__(self, mlp: nn.Module, width: int):
-        super().__init__()
-        self.mlp, self.side = mlp, nn.Linear(width, width, bias=False)
-
-    def forward(self, x):
-        return self.mlp(x) + self.side(x.tanh())
-
-
-def test_what_reads_the_signal_through_something_else_fails_verification():
-    """Its two outputs are found, and that one of them reads no norm is not; but `verify` sees it."""
-    model = small_model("llama")
-    model.model.layers[0].mlp = Doubled(model.model.layers[0].mlp, 32).double()
-    found = propose(model)
-    assert not found.passed and (found.obstacle or not found.verification.passed)

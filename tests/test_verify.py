@@ -8,12 +8,12 @@ import mistakes
 import properties
 import pytest
 import torch
-from models import FAMILIES, Recipe
+from models import Recipe
 
 from minislice.invariance import STEPS, TOLERANCES, relative_error, verify
 
 
-@pytest.mark.parametrize(("family", "padding"), [("opt", "left"), ("llama", "none"), ("phi", "left")])
+@pytest.mark.parametrize(("family", "padding"), [("opt", "left"), ("llama", "none")])
 def test_every_step_passes_in_every_dtype_and_leaves_the_model_alone(family, padding):
     recipe = Recipe(family, padding=padding)
     model = recipe.model()
@@ -23,11 +23,10 @@ def test_every_step_passes_in_every_dtype_and_leaves_the_model_alone(family, pad
     properties.assert_same_logits(model, recipe.model(), recipe, 0.0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_wrong_rotation_fails_at_the_steps_that_rotate(family, monkeypatch):
+def test_a_wrong_rotation_fails_at_the_steps_that_rotate(monkeypatch):
     right = resolve_name("minislice.rotation.fold_reader")
     monkeypatch.setattr("minislice.rotation.fold_reader", mistakes.transposed(right))
-    result = verify(Recipe(family).model(), Recipe(family).tokens(), dtypes=["float64"])
+    result = verify(Recipe("llama").model(), Recipe("llama").tokens(), dtypes=["float64"])
     assert {m.step for m in result.measurements if not m.passed} == {"rotated", "rotated per block"}
     assert not result.passed and "does NOT have" in str(result)
 
