@@ -179,8 +179,7 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
         ("gaussian matrix", OPT, "properties.random_orthogonal", gaussian_matrix),
         ("QR without the sign fix", OPT, "properties.random_orthogonal",
          lambda right, D, seeded: torch.linalg.qr(torch.randn(D, D, generator=seeded).double()).Q)],
-    p.full_width_preserves_logits: [
-        ("not folded", OPT, "slicing.fold_reader", lambda right, linear, P: None)],
+    p.full_width_preserves_logits: [("not folded", OPT, "slicing.fold_reader", lambda right, linear, P: None)],
     p.slicing_is_projection: [
         ("embedding not cut", OPT, "slicing.fold_embedding", lambda right, embedding, P: None),
         ("adapter transposed", OPT, "adapters.linear_map",
@@ -199,8 +198,7 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
     p.covariance_is_summed_in_float64: [
         ("summed in float32", OPT, "properties.covariance",
          lambda right, x, mask=None, *total: (x.flatten(0, -2).T @ x.flatten(0, -2)).double() + sum(total))],
-    p.principal_components_diagonalise: [
-        ("ascending", OPT, "properties.principal_components", ascending)],
+    p.principal_components_diagonalise: [("ascending", OPT, "properties.principal_components", ascending)],
     p.variance_adds_up: [
         ("turned round", PHI, "slicing.principal_components",
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(1)))],
@@ -224,14 +222,11 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
          lambda right, self, x: right(self, x / self.alpha)),
         ("mean left in the embedding", PHI, "architecture.heads.CentredEmbedding.forward",
          lambda right, *given: nn.Embedding.forward(*given))],
-    p.default_head_is_tied_where_it_can_be: [
-        ("never a tie", OPT, "options.tie_obstacle", lambda right, net: "is never kept")],
     p.approximate_adapters_carry_close_directions_whole: [
         ("loss forgotten", OPT, "calibration.Calibration.add", lambda right, *given: None),
         ("not aligned", OPT, "slicing.make_adapter",
          lambda right, P, Q, k, form, *rest: (Q[:, :k], *right(P, Q, k, form, *rest)[1:]), {"slice_head": True})],
-    p.alignment_makes_the_adapter_symmetric: [
-        ("in reverse", LLAMA, "properties.align", directions_in_reverse)],
+    p.alignment_makes_the_adapter_symmetric: [("in reverse", LLAMA, "properties.align", directions_in_reverse)],
     p.parameter_counts_follow_the_formulas: [
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), LOW_RANK)],
@@ -256,8 +251,7 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
         ("none deleted", OPT, "beyond.neurons.keep_inner", lambda right, *given: None, {"slicing": 0}),
         ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
-    n.experts_moments_are_weighted_sums: [
-        ("router ignored", experts, "beyond.experts.block_moments", router_ignored)],
+    n.experts_moments_are_weighted_sums: [("router ignored", experts, "beyond.experts.block_moments", router_ignored)],
     n.experts_keep_what_is_best_for_each: [
         ("W_out as it was", experts, "inner_properties.solve_output", experts_rows_left_alone)],
     n.nothing_lost_is_nothing_repaired: [

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from minislice import fuse, parameters, perplexity, rotate, slice_model
 from minislice.adapters import ROUNDING, align
 from minislice.architecture.blocks import RMSNorm
-from minislice.architecture.heads import TiedHead
 from minislice.architecture.network import network
 from minislice.fusion import subtract_mean
 from minislice.pca import RUN, covariance, principal_components
@@ -158,14 +157,6 @@ def tied_head_is_exact(recipe: Recipe, **options) -> None:
     assert_same_logits(model, dense, recipe, 1e-5 if recipe.norm_in_float32 else EXACT)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert torch.equal(model.get_input_embeddings().weight, dense.get_input_embeddings().weight)
-
-
-def default_head_is_tied_where_it_can_be(recipe: Recipe, **options) -> None:
-    model = sliced(recipe, head=None, **options)
-    expected = sliced(recipe, head="tied" if recipe.tied else "own", **options)
-    assert isinstance(model.get_output_embeddings(), TiedHead) == recipe.tied
-    assert model.slicing.options == expected.slicing.options  # what was done is said, not what was asked for
-    assert_same_logits(model, expected, recipe, 0.0)
 
 
 def slicing_is_projection(recipe: Recipe, adapter="full", carry: Callable | None = None, **options) -> None:

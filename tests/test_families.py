@@ -51,7 +51,6 @@ def test_a_tied_head_stays_tied_unless_a_norm_stands_behind_the_embedding(family
         assert report.options.head == "own" and report.widths[0] == 8
     else:
         properties.tied_head_is_exact(recipe)
-        properties.default_head_is_tied_where_it_can_be(recipe)
 
 
 @pytest.mark.parametrize(("family", "variant"), [*REPRESENTATIVES, ("gptj", 0)])

@@ -57,7 +57,6 @@ FACTS = [
     over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),
     over(p.slicing_is_projection, width=a_width_of_each, signal=signals, adapter=exact_forms),
     over(p.tied_head_is_exact, tied, slicing=0, adapter=forms),
-    over(p.default_head_is_tied_where_it_can_be),
     over(p.approximate_adapters_carry_close_directions_whole, **approximate, **low_rank),
     over(p.approximate_adapters_carry_close_directions_whole, **approximate, **embedding),
     over(p.approximate_adapters_carry_close_directions_whole, width=growing_widths, signal=signals),

@@ -63,12 +63,11 @@ def build(config: SlicedConfig) -> PreTrainedModel:
 def _keep_neurons(net: Network, counts: list[int]) -> None:
     """Leave every MLP, and every expert, so many neurons; a ValueError if they don't fit."""
     mlps = [block for block in net.blocks if block.has_neurons]
-    if isinstance(counts, list) and len(counts) < len(mlps):  # saved when experts kept all of theirs
+    if len(counts) < len(mlps):  # saved when experts kept all of theirs
         mlps = [block for block in mlps if not block.is_mixture]
-    have = [block.neurons for block in mlps]
-    fit = isinstance(counts, list) and len(counts) == len(mlps)
-    if not fit or not all(type(n) is int and 0 <= n <= most for n, most in zip(counts, have, strict=True)):
-        known = f"a list of {len(mlps)} numbers, at most the dense model's, which are {have}"
+    dense = [block.neurons for block in mlps]
+    if len(counts) != len(mlps) or not all(left <= most for left, most in zip(counts, dense, strict=True)):
+        known = f"a list of {len(mlps)} numbers, at most the dense model's, which are {dense}"
         raise ValueError(f"'neurons' must be {known}; got {counts!r}")
     for block, count in zip(mlps, counts, strict=True):
         if block.is_mixture:
@@ -92,9 +91,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         for place, block in zip(layer.places, layer.blocks, strict=True):
             names = [name for name, linear in block.linears.items() if linear.bias is not None]
             if biases[place] not in (None, names):
-                raise ValueError(
-                    "can't save a model where the same linear has a bias in some layers and none in others"
-                )
+                raise ValueError("can't save a model where a linear has a bias in some layers and none in others")
             biases[place] = names
     return {
         "base": model.config,

@@ -9,32 +9,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-
-def made_by(model: PreTrainedModel) -> dict[str, Any]:
-    """How a `SlicedForCausalLM` was made, for people, in JSON's types: its reports of slicing and of recovery.
-
-    A loaded model's config has that record already; then what was done later is returned.
-    """
-    report = getattr(model.base, "slicing", None) or getattr(model, "slicing", None)
-    recovery = getattr(model.base, "recovery", None)
-    recovered = {}
-    if recovery is not None:
-        recovered["recovery"] = dataclasses.asdict(dataclasses.replace(recovery, losses=[]))  # may be thousands
-    if report is None and model.config.slicing:
-        return recovered
-    version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
-    name = model.base.config.name_or_path
-    record: dict[str, Any] = {
-        # A name on the hub as it is; of a path the last part, which gives no folder of this machine away.
-        "base_model": Path(name).name if Path(name).is_dir() else name,
-        "versions": f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}",
-    }
-    if report is not None:
-        record["calibration tokens"] = report.calibration_tokens
-        record["options"] = dataclasses.asdict(report.options)
-    return record | recovered
-
-
 TAGS = "tags: [minislice, slicegpt]"
 CARD = f"""---
 library_name: transformers
@@ -50,19 +24,39 @@ A {{family}} language model sliced with SliceGPT (Ashkboos et al., ICLR 2024), b
 | --- | --- |
 {{rows}}
 
-{{usage}}
-"""
-
-LOADING = """```python
+```python
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 ```
 
+{{usage}}
 """
-USAGE_STOCK = f"{LOADING}It is an ordinary model of its architecture; minislice isn't needed."
-USAGE = f"""{LOADING}With `import minislice` before that, transformers knows the architecture. Without minislice, pass
+USAGE_STOCK = "It is an ordinary model of its architecture; minislice isn't needed."
+USAGE = """With `import minislice` before that, transformers knows the architecture. Without minislice, pass
 `trust_remote_code=True` too, which runs the Python files that lie in this folder."""
+
+
+def made_by(model: PreTrainedModel) -> dict[str, Any]:
+    """How a `SlicedForCausalLM` was made, for people, in JSON's types: its reports of slicing and of recovery.
+
+    A loaded model's config has that record already; then what was done later is returned.
+    """
+    report = getattr(model.base, "slicing", None) or getattr(model, "slicing", None)
+    recovery = getattr(model.base, "recovery", None)
+    record: dict[str, Any] = {}
+    if report is not None or not model.config.slicing:
+        version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
+        name = model.base.config.name_or_path
+        # A name on the hub as it is; of a path the last part, which gives no folder of this machine away.
+        record["base_model"] = Path(name).name if Path(name).is_dir() else name
+        record["versions"] = f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}"
+    if report is not None:
+        record["calibration tokens"] = report.calibration_tokens
+        record["options"] = dataclasses.asdict(report.options)
+    if recovery is not None:
+        record["recovery"] = dataclasses.asdict(dataclasses.replace(recovery, losses=[]))  # may be thousands
+    return record
 
 
 def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> str:
@@ -75,10 +69,10 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
     rows = {
         **dict(sorted(record.items())),
         **{f"option `{name}`": value for name, value in sorted(options.items()) if value is not None},
-        "widths": f"{_range(config.widths)} of {config.hidden_size}",
+        "widths": f"{min(config.widths)} to {max(config.widths)} of {config.hidden_size}",
         "adapters": _adapters(config.adapters),
         "head": config.head,
-        "parameters": parameters,
+        "parameters": f"{parameters:,}",
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     name = record.get("base_model") or ""
@@ -93,19 +87,12 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
 
 
 def _adapters(forms: list[str | int | None]) -> str:
-    ranks = [form for form in forms if isinstance(form, int) and form > 0]
     kinds = ["full"] if "full" in forms else []
-    if ranks:
-        kinds.append(f"low-rank, rank {_range(ranks)}")
+    if rank := max((form for form in forms if isinstance(form, int)), default=0):
+        kinds.append(f"low-rank, of rank {rank} at most")
     return " and ".join(kinds) or "none"
 
 
-def _range(values: list[int]) -> str:
-    return str(values[0]) if len(set(values)) == 1 else f"{min(values)} to {max(values)}"
-
-
 def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")

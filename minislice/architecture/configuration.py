@@ -42,8 +42,7 @@ class SlicedConfig(PreTrainedConfig):
         **kwargs,
     ):
         if format_version > FORMAT_VERSION:
-            known = f"format {format_version}; this one reads up to {FORMAT_VERSION}"
-            raise ValueError(f"this model was saved by a newer minislice ({known}); upgrade minislice")
+            raise ValueError(f"this model was saved by a newer minislice (format {format_version}); upgrade minislice")
         if isinstance(base, dict):
             self.base = AutoConfig.for_model(**base)
         elif isinstance(base, PreTrainedConfig):
@@ -64,29 +63,24 @@ class SlicedConfig(PreTrainedConfig):
         self._check()
 
     def _check(self) -> None:
-        family = find_family(self.base)
-        per_layer = len(family.blocks_of(self.base, 0))
+        D, per_layer = self.base.hidden_size, len(find_family(self.base).blocks_of(self.base, 0))
         blocks = per_layer * self.base.num_hidden_layers
-        if not _are_sizes(self.dropped, 0, blocks - 1) or len(set(self.dropped)) < len(self.dropped):
-            raise ValueError(
-                f"'dropped' must be a list of blocks, each once, from 0 to {blocks - 1}; got {self.dropped!r}"
-            )
+        if not _are_ints(self.dropped, 0, blocks - 1) or len(set(self.dropped)) < len(self.dropped):
+            known = f"a list of blocks, each once, from 0 to {blocks - 1}"
+            raise ValueError(f"'dropped' must be {known}; got {self.dropped!r}")
         blocks -= len(self.dropped)
         lengths = {"widths": blocks + 1, "adapters": blocks, "norm_eps": blocks + 1, "biases": per_layer}
         for name, length in lengths.items():
-            value = getattr(self, name)
-            if not isinstance(value, list) or len(value) != length:
-                given = len(value) if isinstance(value, list) else repr(value)
+            if (given := len(getattr(self, name) or [])) != length:
                 raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")
-        D = self.base.hidden_size
-        if not _are_sizes(self.widths, 1, D):
+        if not _are_ints(self.widths, 1, D):
             raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
         for index, adapter in enumerate(self.adapters):
             k, k_next = self.widths[index : index + 2]
             is_low_rank = type(adapter) is int and 0 <= adapter <= k <= k_next
             if not (adapter == "full" or is_low_rank or (adapter is None and k == k_next)):
                 raise ValueError(f"'adapters' has {adapter!r} for block {index}, which can't lead from {k} to {k_next}")
-        if not all(type(eps) in (int, float) and 0 <= eps < math.inf for eps in self.norm_eps):
+        if not all(isinstance(eps, (int, float)) and 0 <= eps < math.inf for eps in self.norm_eps):
             raise ValueError(f"'norm_eps' must be numbers of at least 0, got {self.norm_eps}")
         if self.head not in ("linear", "tied", "fitted"):
             raise ValueError(f"'head' must be 'linear', 'tied' or 'fitted', got {self.head!r}")
@@ -127,8 +121,7 @@ class SlicedConfig(PreTrainedConfig):
     vocab_size = property(lambda self: self.base.vocab_size)
 
 
-def _are_sizes(values: object, least: int, most: int) -> bool:
-    """Whether `values` is a list of whole numbers in this range; True and False aren't numbers here."""
+def _are_ints(values: object, least: int, most: int) -> bool:
     return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
 
 

@@ -52,7 +52,6 @@ def parallel(attention: BlockSpec, mlp: BlockSpec) -> BlockSpec:
 
 PARALLEL = parallel(ATTENTION, replace(GATED_MLP, norm=ATTENTION.norm))
 
-
 _SCALED = "{} a norm's scaled output, and a scale does not commute with a rotation"
 
 
@@ -101,14 +100,14 @@ LLAMA = Family(
     norm=RMSNORM,
     stock_norm=StockNorm(eps="rms_norm_eps"),
 )
-FALCON = Family(
+WITH_LAYERNORM = replace(LLAMA, norm=LAYERNORM, stock_norm=NO_HEAD_DIM)
+FALCON = replace(
+    WITH_LAYERNORM,
     decoder="transformer",
     embeddings=("word_embeddings",),
     layers="h",
     final_norm="ln_f",
     blocks=_falcon_blocks,
-    norm=LAYERNORM,
-    stock_norm=NO_HEAD_DIM,
     dropout="hidden_dropout",
     inner_width="ffn_hidden_size",
 )
@@ -121,7 +120,8 @@ COHERE = replace(
 )
 QWEN3 = replace(LLAMA, stock_norm=INNER_NORMS)
 FAMILIES: dict[str, Family] = {
-    "opt": Family(
+    "opt": replace(
+        WITH_LAYERNORM,
         decoder="model.decoder",
         embeddings=("embed_tokens", "embed_positions"),
         final_norm="final_layer_norm",
@@ -129,8 +129,6 @@ FAMILIES: dict[str, Family] = {
             replace(ATTENTION, norm="self_attn_layer_norm", w_out=("self_attn.out_proj",)),
             BlockSpec(norm="final_layer_norm", mlp=("fc1", "activation_fn", "fc2"), w_in=("fc1",), w_out=("fc2",)),
         ),
-        norm=LAYERNORM,
-        stock_norm=NO_HEAD_DIM,
         dropout="dropout",
         obstacle=_opt_obstacle,
         inner_width="ffn_dim",
@@ -174,27 +172,17 @@ FAMILIES: dict[str, Family] = {
         stock_norm="its norm has no weights and a fixed eps, so it can't divide by the trained width",
     ),
     "starcoder2": replace(
-        LLAMA,
-        blocks=(ATTENTION, replace(GATED_MLP, w_in=("mlp.c_fc",), w_out=("mlp.c_proj",))),
-        norm=LAYERNORM,
-        stock_norm=NO_HEAD_DIM,
+        WITH_LAYERNORM, blocks=(ATTENTION, replace(GATED_MLP, w_in=("mlp.c_fc",), w_out=("mlp.c_proj",)))
     ),
-    "stablelm": replace(
-        LLAMA,
-        blocks=_parallel_or(PARALLEL, ATTENTION, GATED_MLP),
-        norm=LAYERNORM,
-        stock_norm=NO_HEAD_DIM,
-        dropout="hidden_dropout",
-    ),
+    "stablelm": replace(WITH_LAYERNORM, blocks=_parallel_or(PARALLEL, ATTENTION, GATED_MLP), dropout="hidden_dropout"),
     "cohere": COHERE,
     "cohere2": COHERE,
-    "gpt_neox": Family(
+    "gpt_neox": replace(
+        WITH_LAYERNORM,
         decoder="gpt_neox",
         embeddings=("embed_in",),
         final_norm="final_layer_norm",
         blocks=_parallel_or(parallel(NEOX_ATTENTION, NEOX_MLP), NEOX_ATTENTION, NEOX_MLP),
-        norm=LAYERNORM,
-        stock_norm=NO_HEAD_DIM,
         dropout="hidden_dropout",
     ),
     "falcon": FALCON,
@@ -270,13 +258,16 @@ def registered_fields(config: PreTrainedConfig) -> dict[str, Any] | None:
 def register_fields(model_type: str, fields: dict[str, Any]) -> None:
     """Register what `registered_fields` returned, unless the type is known. JSON has lists in place of tuples."""
 
-    def with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    def made(kind: type, fields: dict[str, Any]) -> Any:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
-    kinds = {"norm": NormKind, "stock_norm": StockNorm}
-    fields = {name: kinds[name](**value) if isinstance(value, dict) else value for name, value in fields.items()}
-    fields["blocks"] = tuple(BlockSpec(**with_tuples(block)) for block in fields["blocks"])
-    FAMILIES.setdefault(model_type, Family(**with_tuples(fields)))
+    stock_norm = fields["stock_norm"]
+    parts = {
+        "norm": made(NormKind, fields["norm"]),
+        "stock_norm": made(StockNorm, stock_norm) if isinstance(stock_norm, dict) else stock_norm,
+        "blocks": [made(BlockSpec, block) for block in fields["blocks"]],
+    }
+    FAMILIES.setdefault(model_type, made(Family, fields | parts))
 
 
 def find_family(config: PreTrainedConfig) -> Family:
@@ -285,14 +276,11 @@ def find_family(config: PreTrainedConfig) -> Family:
     Raises:
         ValueError: the type isn't in the table, or this particular config can't be sliced; it says why.
     """
-    family = FAMILIES.get(config.model_type)
+    kind = config.model_type
+    family = FAMILIES.get(kind)
     if family is None:
-        reason = REFUSED.get(
-            config.model_type, "no entry of the table describes it (`minislice propose` looks for one)"
-        )
-        raise ValueError(
-            f"minislice can't slice model_type {config.model_type!r}: {reason}; `minislice families` lists what it can"
-        )
+        reason = REFUSED.get(kind, "no entry of the table describes it (`minislice propose` looks for one)")
+        raise ValueError(f"minislice can't slice model_type {kind!r}: {reason}; `minislice families` lists what it can")
     if obstacle := family.obstacle(config):
-        raise ValueError(f"minislice can't slice this {config.model_type!r} model: {obstacle}")
+        raise ValueError(f"minislice can't slice this {kind!r} model: {obstacle}")
     return family

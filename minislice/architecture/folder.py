@@ -18,10 +18,6 @@ def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable
     Args:
         force: it may have files in it, to be replaced.
         reads: the files and folders that the run reads.
-
-    Raises:
-        ValueError: it can't be written to; it has files in it and no `force` is given; see `require_apart` and
-            `_require_expendable`.
     """
     target = require_apart(target, reads)
     place_for(target)
@@ -54,10 +50,6 @@ def require_file(
         force: a file that exists may be replaced; None where the caller has no such option.
         reads: the files and folders that the run reads.
         kind: what such a file is called, and how it begins; one that begins so may be replaced without `force`.
-
-    Raises:
-        ValueError: its folder isn't there; it is a folder or a device; it exists and may not be replaced; see
-            `require_apart`.
     """
     target = require_apart(target, reads)
     if not target.parent.is_dir():
@@ -166,25 +158,20 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
 
     Args:
         force: replace a target that has files in it; it stays as it is until the new folder is complete.
-
-    Raises:
-        ValueError: see `require_free`; if files appeared in the target meanwhile, the new folder is kept beside it.
     """
     target = require_free(target, force)
-    new = place_for(target) / _unfinished(target)
-    stays = False
+    new = target.with_name(_unfinished(target))
     try:
         with writing(target):
             make(new)
             yield new
-        try:
-            put_in_place(new, require_free(target, force))  # something may have appeared there meanwhile
-        except (ValueError, OSError) as error:
-            stays = True
-            raise ValueError(f"{error}. The new folder is whole: it is {new}; move it") from error
-    finally:
-        if not stays:
-            shutil.rmtree(new, ignore_errors=True)
+    except BaseException:  # also a Ctrl-C
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    try:
+        put_in_place(new, require_free(target, force))  # something may have appeared there meanwhile
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}. The new folder is whole: it is {new}; move it") from error
 
 
 def put_in_place(new: Path, target: Path) -> None:

@@ -68,22 +68,14 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def wrap(cls, model: PreTrainedModel) -> "SlicedForCausalLM":
-        """The same model as a `SlicedForCausalLM`; they share every module, nothing is copied.
-
-        Raises:
-            ValueError: the model isn't fused, so transformers' own class describes it.
-        """
+        """The same model as a `SlicedForCausalLM`; they share every module, nothing is copied."""
         wrapped = cls(SlicedConfig(**description(model)), base=model)
         wrapped.training = model.training
         return wrapped
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, but too few or too many tensors are an error, unless `output_loading_info` reports them.
-
-        Raises:
-            ValueError: which tensors are missing or unexpected.
-        """
+        """As in transformers, but tensors too few or too many are an error, unless `output_loading_info` tells them."""
         name = pretrained_model_name_or_path
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
@@ -174,10 +166,6 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
             force: True replaces all of a folder that has files in it; False refuses such a folder.
             notes: what else is known about the model ("calibration", "perplexity" ...), for config and model card.
             args, kwargs: transformers' own, such as `max_shard_size`.
-
-        Raises:
-            ValueError: files in the folder that aren't a saved model's would be overwritten; see also `force`. Or
-                push_to_hub, which is a method of its own. Or `from_pretrained` couldn't load the folder.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) isn't supported; call model.push_to_hub(name) instead")
@@ -239,12 +227,12 @@ def _tied(base: PreTrainedModel) -> dict[str, str] | None:
 
 def _require_loadable(base: PreTrainedModel) -> None:
     """Raise a ValueError unless transformers' Auto classes make this model of its config."""
-    config = base.config
-    if config.model_type not in CONFIG_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    kind, config, model = base.config.model_type, type(base.config), type(base)
+    if kind not in CONFIG_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
-            f"a saved model couldn't be loaded again: transformers' Auto classes don't know {type(base).__name__}. "
-            f"Call AutoConfig.register({config.model_type!r}, {type(config).__name__}) and AutoModelForCausalLM."
-            f"register({type(config).__name__}, {type(base).__name__}) before saving, and wherever it is loaded"
+            f"a saved model couldn't be loaded again: transformers' Auto classes don't know {model.__name__}. Call "
+            f"AutoConfig.register({kind!r}, {config.__name__}) and AutoModelForCausalLM.register({config.__name__}, "
+            f"{model.__name__}) before saving, and wherever it is loaded"
         )
 
 
@@ -252,10 +240,7 @@ def _require_loadable(base: PreTrainedModel) -> None:
 def _model_inside(folder: Path) -> Iterator[Path]:
     """A new folder inside. When the block ends, its files move up and replace the files of a model that is there.
 
-    A README.md that somebody wrote stays.
-
-    Raises:
-        ValueError: files that aren't a saved model's would be overwritten.
+    A README.md that somebody wrote stays. A ValueError if files that aren't a saved model's would be overwritten.
     """
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

@@ -52,11 +52,7 @@ class Network:
             layer.drop(blocks)
 
     def numbered(self, numbers: Collection[int]) -> list[Block]:
-        """The blocks with these numbers, in a network that has all of its blocks.
-
-        A ValueError if there is none, or if it has to stay: transformers reads the length of a cache of keys and values
-        off the first layer of each kind of attention.
-        """
+        """The blocks with these numbers, in a network that has all of them; a ValueError if one can't be dropped."""
         blocks = self.blocks
         for number in numbers:
             if not 0 <= number < len(blocks):
@@ -67,11 +63,13 @@ class Network:
 
     @property
     def needed_by_cache(self) -> set[int]:
-        """The numbers of the blocks whose attention can't be left out, see `numbered`."""
+        """The numbers of the blocks that can't be left out: transformers reads the length of a cache off the first
+        attention of each kind.
+        """
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
         first = {kinds.index(kind) for kind in kinds}
-        numbered = enumerate(self.blocks)
-        return {n for n, block in numbered if block.attention is not None and n // self.blocks_per_layer in first}
+        attentions = [number for number, block in enumerate(self.blocks) if block.attention is not None]
+        return {number for number in attentions if number // self.blocks_per_layer in first}
 
     def install(self) -> None:
         """Put the block layers in the place of transformers' layers; the model computes the same as before.
@@ -208,16 +206,12 @@ def network(model: PreTrainedModel) -> Network:
     decoder = _module(model, family.decoder, config)
     for name in filter(None, (family.layers, family.final_norm, family.embedding_norm)):
         _module(decoder, name, config)
-    return Network(
-        model=model,
-        decoder=decoder,
-        layers=[
-            layer if isinstance(layer, BlockLayer) else _block_layer(layer, index, family, config)
-            for index, layer in enumerate(getattr(decoder, family.layers))
-        ],
-        embeddings=[_module(decoder, name, config) for name in family.embeddings],
-        family=family,
-    )
+    embeddings = [_module(decoder, name, config) for name in family.embeddings]
+    layers = [
+        layer if isinstance(layer, BlockLayer) else _block_layer(layer, index, family, config)
+        for index, layer in enumerate(getattr(decoder, family.layers))
+    ]
+    return Network(model, decoder, layers, embeddings, family)
 
 
 def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTrainedConfig) -> BlockLayer:
@@ -240,10 +234,8 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
         )
         blocks.append(block.train(layer.training))
     if missing := [name for name, parameter in layer.named_parameters() if parameter not in described]:
-        raise ValueError(
-            f"a layer of this {config.model_type!r} model has {missing[0]}, which the entry of its family leaves out: "
-            "the entry describes other layers (see `minislice.families`)"
-        )
+        layer = f"a layer of this {config.model_type!r} model"
+        raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
     return BlockLayer(blocks, list(inspect.signature(layer.forward).parameters)).train(layer.training)
 
 
@@ -252,10 +244,8 @@ def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module
         return parent.get_submodule(name)
     except AttributeError:
         has = ", ".join(child for child, _ in parent.named_children())
-        raise ValueError(
-            f"the entry of {config.model_type!r} names {name}, and {type(parent).__name__} has no such module; it has "
-            f"{has} (see `minislice.families`)"
-        ) from None
+        entry = f"the entry of {config.model_type!r} (see `minislice.families`) names {name}"
+        raise ValueError(f"{entry}, and {type(parent).__name__} has no such module; it has {has}") from None
 
 
 def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callable[[nn.Module], Linear]) -> nn.Module:
@@ -264,10 +254,8 @@ def _linear(layer: nn.Module, name: str, config: PreTrainedConfig, side: Callabl
     check_linear(name, module, layer)
     does, width = ("reads", "in_features") if side is reader else ("writes", "out_features")
     if (size := getattr(side(module), width)) != config.hidden_size:
-        raise ValueError(
-            f"the entry of {config.model_type!r} says that {name} {does} the signal, which is {config.hidden_size} "
-            f"wide, but its {width} are {size}"
-        )
+        entry = f"the entry of {config.model_type!r} says that {name} {does} the signal"
+        raise ValueError(f"{entry}, which is {config.hidden_size} wide, but its {width} are {size}")
     return module
 
 
