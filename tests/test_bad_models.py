@@ -1,8 +1,7 @@
-"""A model's folder that can't be right is refused before its weights are loaded: at once, in one ValueError."""
+"""A model's folder that can't be right is refused in one ValueError; what transformers loads, minislice loads too."""
 
 import json
 import shutil
-import time
 from itertools import product
 from pathlib import Path
 
@@ -46,20 +45,14 @@ def damaged(good, tmp_path):
 
 
 def assert_refused(load, folder, *fragments) -> None:
-    """A ValueError with every fragment, in less than five seconds."""
-    began = time.perf_counter()
     with pytest.raises(ValueError) as error:
         load(folder)
-    assert time.perf_counter() - began < 5
     assert all(str(fragment) in str(error.value) for fragment in fragments), error
 
 
 def assert_same_weights(found, expected) -> None:
     found = found.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
-
-
-# What is done to a folder
 
 
 def edited(**changes):
@@ -81,16 +74,14 @@ def only(file: str, content: str):
     return lambda folder: [*(path.unlink() for path in folder.iterdir()), written(file, content)(folder)]
 
 
-def with_tensors(change, save=save_file, file: str = WEIGHTS):
-    """Other tensors in the file of weights, or in another kind of file."""
+def with_tensor(name: str, tensor: torch.Tensor):
+    """One tensor more, or another in its place."""
+    return lambda folder: save_file(load_file(folder / WEIGHTS) | {name: tensor}, folder / WEIGHTS)
 
-    def damage(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
-        (folder / WEIGHTS).unlink()
-        change(tensors)
-        save(tensors, folder / file)
 
-    return damage
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / BIN)
+    (folder / WEIGHTS).unlink()
 
 
 def a_shard_outside(folder: Path) -> None:
@@ -102,24 +93,19 @@ def a_shard_outside(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": places}))
 
 
-def as_int8(tensors: dict) -> None:
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
-
-
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 GPTQ = {"quant_method": "gptq", "bits": 4}
 DAMAGES = {  # the folder, what is done to it, and what the error says
     "no width": ("llama", edited(hidden_size=0), CONFIG, "hidden_size"),
     "dtype: int8": ("llama", edited(dtype="int8"), CONFIG, "dtype"),
-    "activation": ("llama", edited(hidden_act="nonesuch"), CONFIG, "transformers has no 'nonesuch'"),
     "quantized": ("llama", edited(quantization_config=GPTQ), CONFIG, "quantized", "gptq"),
     "config: half": ("llama", written(CONFIG, "{"), CONFIG),
-    "index: half": ("shards", written(INDEX, "{"), INDEX, "damaged"),
     "index: outside": ("shards", a_shard_outside, INDEX, "same folder"),
     "no index": ("shards", lambda folder: (folder / INDEX).unlink(), f"no {INDEX}", "get that file too"),
     "another name": ("llama", lambda folder: (folder / WEIGHTS).rename(folder / "x.safetensors"), "rename it to model"),
     "no weights": ("llama", lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
-    "a tensor too many": ("llama", with_tensors(lambda tensors: tensors.update(x=torch.ones(2))), "1 tensors are"),
+    "a tensor too many": ("llama", with_tensor("x", torch.ones(2)), "1 tensors are unexpected, such as x"),
+    "integers": ("llama", with_tensor("model.norm.weight", torch.ones(20, dtype=torch.int8)), WEIGHTS, "model.norm.w"),
     "weights from LFS": ("llama", written(WEIGHTS, LFS), "run 'git lfs pull'"),
     "a tokenizer from LFS": ("llama", written("tokenizer.json", LFS), "run 'git lfs pull'"),
     "an adapter": ("llama", only("adapter_config.json", "{}"), "PEFT adapter", "merge it into its base model first"),
@@ -134,15 +120,8 @@ def test_a_damaged_folder_is_refused_by_its_name_with_the_remedy(loader, damage,
     assert_refused(LOADERS[loader], folder, folder, *fragments)
 
 
-@pytest.mark.parametrize(("save", "file"), [(save_file, WEIGHTS), (torch.save, BIN)], ids=[WEIGHTS, BIN])
-def test_weights_that_are_not_floating_point_are_refused(save, file, damaged):
-    folder = damaged("llama", with_tensors(as_int8, save, file))
-    assert_refused(minislice.load, folder, folder / file, "model.norm.weight")
-
-
 def test_a_bin_file_of_tensors_loads_as_their_safetensors_file_does(good, damaged):
-    folder = damaged("llama", with_tensors(lambda tensors: None, torch.save, BIN))
-    assert_same_weights(minislice.load(folder)[0], minislice.load(good / "llama")[0])
+    assert_same_weights(minislice.load(damaged("llama", as_bin))[0], minislice.load(good / "llama")[0])
 
 
 class Malicious:
@@ -152,17 +131,13 @@ class Malicious:
         return print, ("unpickled",)
 
 
-@pytest.mark.parametrize("content", [{"a": Malicious()}, {"a": 1}, None], ids=["objects", "numbers", "no pickle"])
+@pytest.mark.parametrize("content", [{"a": Malicious()}, {"a": 1}], ids=["code", "numbers"])
 def test_a_bin_file_of_anything_else_is_refused_and_not_run(content, damaged, capsys):
     folder = damaged("llama", lambda folder: (folder / WEIGHTS).unlink())
     torch.save(content, folder / BIN)
-    if content is None:
-        (folder / BIN).write_text("no pickle")
     assert_refused(minislice.load, folder, folder / BIN, "safetensors")
     assert capsys.readouterr().out == ""
 
-
-# What transformers loads, minislice does
 
 OLD = {f"transformer.h.{i}.attn.masked_bias": torch.tensor(-1e4) for i in range(2)}
 OLD |= {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.uint8) for i in range(2)}
@@ -177,12 +152,6 @@ def test_buffers_that_older_releases_saved_are_passed_over(tmp_path):
     save_file({name.removeprefix("transformer."): x for name, x in tensors.items()}, tmp_path / WEIGHTS)
     assert_same_weights(minislice.load(tmp_path)[0], model)
     TrainedWeights(tmp_path, "auto")
-
-
-def test_a_config_without_return_dict_computes_the_same(good, damaged):
-    folder = damaged("llama", edited(return_dict=False))
-    same, found = (minislice.perplexity(minislice.load(place)[0], IDS) for place in (good / "llama", folder))
-    assert same == found
 
 
 CODE = """

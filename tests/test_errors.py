@@ -8,10 +8,8 @@ import numpy as np
 import properties
 import pytest
 import torch
-import transformers
 from models import VOCABULARY, Recipe
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice import fuse, perplexity, rotate, slice_model, verify
@@ -82,7 +80,6 @@ def test_what_can_not_be_done_is_refused_and_leaves_the_model_alone(case):
 
 def test_what_looks_like_it_is_fine():
     perplexity(LLAMA.model(), torch.arange(1, 66)[None])  # a rotary embedding has no table that ends
-    properties.assert_same_logits(fuse(LLAMA.model(), keep_tie=True), LLAMA.model(), LLAMA, 1e-6)
     mask = torch.ones_like(IDS)
     mask[:2] = 0  # the first batch of two
     for measure in MEASURES.values():
@@ -114,14 +111,6 @@ def test_what_is_no_tokens_is_refused_by_one_clear_error(case):
         assert_raises_and_leaves_alone(OPT.model(), action, *fragments)
 
 
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
-def test_what_is_no_model_is_refused_by_one_clear_error(measure):
-    for model in (None, "mini-opt", [IDS]):
-        with pytest.raises(ValueError, match=f"transformers causal language model, got {type(model).__name__}"):
-            measure(model, IDS)
-
-
 def sampled(model, **options):
     return sample(IDS.flatten(), **{"samples": 1, "seqlen": 4, **options})
 
@@ -131,11 +120,7 @@ TRAINING = "rank alpha dropout learning_rate epochs steps accumulation held_out 
 OPTIONS = [  # a function, what stands beside the model, and its options
     (fuse, (), "keep_tie"),
     (rotate, (), "per_block seed"),
-    (
-        slice_model,
-        (IDS,),
-        f"slicing discard multiple {CHOICES} drop repair reconstruct fisher seed batch_size",
-    ),
+    (slice_model, (IDS,), f"slicing discard multiple {CHOICES} drop repair reconstruct fisher batch_size"),
     (minislice.delete_neurons, (IDS,), "neurons repair multiple batch_size"),
     (partial(minislice.delete_layers, layers=1), (IDS,), "known batch_size"),
     (minislice.delete_layers, (IDS,), "size"),
@@ -186,39 +171,32 @@ def test_numbers_of_numpy_are_numbers():
     slice_model(LLAMA.model(), IDS, width=np.int64(8), seed=np.int32(1), drop=np.array([1]), batch_size=np.int64(2))
 
 
-SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
 class PretendQuantized(nn.Linear):
     """Stands for the linears of quantization libraries and of PEFT, which are not plain nn.Linears."""
 
 
 def quantized():
     model = LLAMA.model()
-    layer = model.model.layers[1].mlp
-    layer.down_proj = PretendQuantized(layer.down_proj.in_features, layer.down_proj.out_features)
-    return model.double()
+    model.model.layers[1].mlp.down_proj = PretendQuantized(40, 16)
+    return model
 
 
-BIRD, BERT = transformers.BigBirdConfig(**SMALL, is_decoder=True), transformers.BertConfig(**SMALL)
-MODELS = {
-    "unknown": (lambda: AutoModelForCausalLM.from_config(BIRD), "'big_bird'", "minislice propose", "families"),
-    "encoder": (lambda: transformers.BertModel(BERT), "'bert'", "minislice families"),
-    "post-norm": (lambda: small_model("opt", do_layer_norm_before=False), "post-norm", "opt-350m"),
-    "projected": (lambda: small_model("opt", word_embed_proj_dim=8), "8", "32", "projected", "opt-350m"),
-    "no final norm": (lambda: small_model("opt", _remove_final_layer_norm=True), "no final norm"),
+MODELS = {  # which configurations of the families are refused: test_propose
+    "unknown": (lambda: small_model("big_bird", is_decoder=True), "'big_bird'", "minislice propose"),
     "slow": (lambda: small_model("bloom", slow_but_exact=True, pretraining_tp=2), "in parts", "slow_but_exact=False"),
     "no head": (lambda: LLAMA.model().model, "LlamaModel", "head", "AutoModelForCausalLM"),
     "quantized": (quantized, "mlp.down_proj", "PretendQuantized", "quantization"),
+    "a name": (lambda: "mini-opt", "transformers causal language model, got str"),
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", MODELS)
 def test_models_that_cannot_be_sliced_are_refused(case):
     build, *fragments = MODELS[case]
-    for action in (fuse, rotate, slicing(width=4)):
+    for action in (fuse, rotate, slicing(width=4), lambda model: verify(model, IDS)):
         with pytest.raises(ValueError) as error:
-            action(build().eval())
+            action(build())
         assert all(fragment in str(error.value) for fragment in fragments), error
 
 

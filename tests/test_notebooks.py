@@ -51,7 +51,6 @@ def executed_in_order(notebook):
 
 
 def without_errors_or_debris(notebook):
-    assert not any("execution" in cell.metadata for cell in notebook.cells), "each cell's time is noted; take it out"
     for output in (output for cell in code_cells(notebook) for output in cell.outputs):
         assert output.output_type != "error" and output.get("name") != "stderr", output
     for text in texts(notebook):
@@ -65,18 +64,6 @@ def without_absolute_paths(notebook):
         assert not found, found[0]
 
 
-def opens_and_closes(notebook):
-    first, last = notebook.cells[0], notebook.cells[-1]
-    assert first.cell_type == "markdown" and first.source.startswith("# "), "no title"
-    for what in ("**What it shows.**", "**How long it takes.**", "**Read before.**"):
-        assert what in first.source, what
-    assert last.cell_type == "code" and last.source == "lesson.end()", "no closing cell"
-    closing = "".join(output.get("text", "") for output in last.outputs)
-    for what in ("minislice", "torch", "transformers", "Python", "seed", "device", "seconds"):
-        assert what in closing, what
-    assert sum(re.match(r"MODEL = \"mini-", line) is not None for line in lines(notebook)) == 1, "no single MODEL"
-
-
 def figures_are_read(notebook):
     """Every figure is followed by its reading, at most two cells (its assertions) later."""
     figures = [
@@ -88,36 +75,20 @@ def figures_are_read(notebook):
         assert after and "*Reading:" in after[0], f"the figure of cell {index} has no reading"
 
 
-EFFORT = r"\*\*Exercise \d\.\*\* \*\d+ minutes, difficulty ★[★☆]{2}, importance ★[★☆]{2}\.\* \S"
-
-
 def exercises_have_solutions(notebook):
     """A question without an answer in it, an empty cell for the student, then the answer: folded, and tagged."""
     asked = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("**Exercise ")]
     assert 3 <= len(asked) <= 5, f"{len(asked)} exercises"
     for index in asked:
         question, empty, answer, solution = notebook.cells[index : index + 4]
-        assert re.match(EFFORT, question.source), f"no minutes, difficulty and importance: {question.source[:80]}"
+        assert re.search(r"\d+ minutes, difficulty ★.*, importance ★", question.source), "no minutes, no difficulty"
         assert "<details>" not in question.source, "the answer is in the question"
         assert empty.cell_type == "code" and empty.source == "# your code" and not empty.outputs, "no empty cell"
-        assert "solution" not in empty.metadata.get("tags", []), "the empty cell would not be handed out"
         assert answer.cell_type == "markdown" and answer.source.startswith("<details>"), "not collapsed"
         hidden = solution.metadata.jupyter
         assert solution.cell_type == "code" and hidden.source_hidden and hidden.outputs_hidden, "not hidden"
         assert "assert " in solution.source, "asserts nothing"
         assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
-
-
-def comparisons_have_errors(notebook):
-    source = "\n".join(lines(notebook))
-    assert "minislice.perplexity(" not in source, "a comparison without an error"
-    assert "window_losses(" not in source or re.search(r"\d ± \d", "".join(texts(notebook))), "no error is printed"
-
-
-def small_cells(notebook):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
-    assert sum(length <= 10 for length in lengths) > 0.8 * len(lengths), "most cells have under ten lines"
-    assert max(lengths) <= 20, max(lengths)
 
 
 def imports_exist(notebook):
@@ -132,8 +103,8 @@ def imports_exist(notebook):
 
 
 RULES = (
-    *(executed_in_order, without_errors_or_debris, without_absolute_paths, opens_and_closes, imports_exist),
-    *(figures_are_read, exercises_have_solutions, comparisons_have_errors, small_cells),
+    *(executed_in_order, without_errors_or_debris, without_absolute_paths, imports_exist),
+    *(figures_are_read, exercises_have_solutions),
 )
 
 
@@ -176,8 +147,7 @@ def test_notebook_runs_from_clean_and_prints_what_is_committed(path, tmp_path):
     for cell in code_cells(fresh):
         cell.outputs, cell.execution_count = [], None
     environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment["PYTHONWARNINGS"] = "ignore"  # tqdm's, where ipywidgets isn't installed
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "ignore"}  # tqdm's, without ipywidgets
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(fresh, timeout=300, kernel_name="python3", resources=where).execute(env=environment)
     executed_in_order(fresh)
@@ -216,12 +186,9 @@ def test_the_documented_command_makes_a_handout_without_answers(tmp_path):
         without_answers(leaky, read(path))
 
 
-def adding(kind, **fields):
-    return lambda n: code_cells(n)[1].outputs.append(nbformat.v4.new_output(kind, **fields))
-
-
 def printing(text, name="stdout"):
-    return adding("stream", name=name, text=text)
+    output = nbformat.v4.new_output("stream", name=name, text=text)
+    return lambda n: code_cells(n)[1].outputs.append(output)
 
 
 def replacing(old, new):
@@ -233,33 +200,21 @@ def unhiding(**hidden):
 
 
 MISTAKES = {
-    "a cell not run": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=None)),
     "run out of order": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=7)),
-    "an error": (without_errors_or_debris, adding("error", ename="ValueError")),
     "stderr": (without_errors_or_debris, printing("x", "stderr")),
     "an object's repr": (without_errors_or_debris, printing("<Axes: >")),
-    "a cell's time": (without_errors_or_debris, lambda n: code_cells(n)[1].metadata.update(execution={})),
     "a progress bar": (without_errors_or_debris, printing("\r 5%| 9it/s")),
     "a path printed": (without_absolute_paths, printing("in /home/me/x")),
     "a path in code": (without_absolute_paths, replacing('"mini-llama"', '"/home/me/models/llama"')),
-    "no title": (opens_and_closes, lambda n: n.cells.pop(0)),
-    "no closing cell": (opens_and_closes, lambda n: n.cells.pop()),
-    "another model": (opens_and_closes, replacing('MODEL = "mini-', 'MODEL = "facebook/')),
     "an import that moved": (imports_exist, replacing("minislice.options", "minislice.teaching")),
     "a file that moved": (imports_exist, replacing("notebook 04", "minislice/options/adapters.py")),
     "a figure without a reading": (figures_are_read, replacing("*Reading:", "*")),
     "a solution in the open": (exercises_have_solutions, unhiding(source_hidden=False)),
-    "a solution's output in the open": (exercises_have_solutions, unhiding(outputs_hidden=False)),
     "a solution without a check": (exercises_have_solutions, replacing("assert ", "print")),
     "an answer in the question": (exercises_have_solutions, replacing("**Exercise 1.**", "**Exercise 1.** <details>")),
     "no minutes": (exercises_have_solutions, replacing(" minutes, difficulty", "difficulty")),
-    "no importance": (exercises_have_solutions, replacing(", importance", "")),
-    "no cell for the student": (exercises_have_solutions, lambda n: n.cells.remove(tagged(n, "student")[0])),
     "a solution in the student's cell": (exercises_have_solutions, replacing("# your code", "# your code: k = 128")),
     "no tag": (exercises_have_solutions, lambda n: tagged(n, "solution")[0].metadata.update(tags=[])),
-    "perplexities without an error": (comparisons_have_errors, replacing("window_losses(", "minislice.perplexity(")),
-    "no error printed": (comparisons_have_errors, lambda n: [cell.update(outputs=[]) for cell in code_cells(n)]),
-    "a long cell": (small_cells, lambda n: code_cells(n)[0].update(source="x = 1\n" * 30)),
 }
 
 

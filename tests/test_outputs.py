@@ -16,7 +16,6 @@ from streamed import LLAMA, saved, snapshot
 import minislice
 from minislice.architecture.folder import require_free, whole_folder
 from minislice.command.cli import run_script
-from minislice.large.streaming import slice_streamed
 
 
 @pytest.fixture
@@ -91,15 +90,6 @@ def test_no_command_writes_over_what_it_reads(line, out, tmp_path, no_work, run)
     before = snapshot(tmp_path)
     names = {"MODEL": tmp_path / "models" / "dense", "TEXT": f"--calibration={tmp_path / 'texts' / 'a.txt'}"}
     assert_refused(run(*(names.get(word, word) for word in line.split()), "--out", tmp_path / out), APART)
-    assert snapshot(tmp_path) == before
-
-
-def test_a_streamed_run_does_not_delete_its_own_model(tmp_path):
-    dense = saved(LLAMA, tmp_path / "models")
-    before = snapshot(tmp_path)
-    for out in (dense, dense.parent):
-        with pytest.raises(ValueError, match=APART):
-            slice_streamed(dense, LLAMA.tokens(), out, force=True, width=10)
     assert snapshot(tmp_path) == before
 
 
