@@ -1,7 +1,5 @@
 """The grader's marks: a cheat gets no points, and a bad answer costs its own question alone."""
 
-import dataclasses
-import os
 import re
 import sys
 import textwrap
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from assignment import function_source
 from grading import sandbox as sandboxes
 from grading import wire
 from grading.marking import mark
@@ -69,18 +68,10 @@ WRONG = "\ndef double(x):\n    return x"
 @pytest.fixture(scope="module")
 def best():
     """With all the isolation there is here."""
-    return Sandbox.best(LIMITS, [Path(__file__).resolve()])
+    return Sandbox.best(LIMITS)
 
 
-@pytest.fixture(scope="module")
-def unprotected():
-    """With no isolation but limits: a cheat must get nothing here, for whoever judges doesn't rely on isolation."""
-    return Sandbox.best(LIMITS, [Path(__file__).resolve()], isolated=False)
-
-
-@pytest.fixture(params=["best", "unprotected"])
-def sandbox(request):
-    return request.getfixturevalue(request.param)
+UNPROTECTED = Sandbox(LIMITS, isolated=False)  # but for limits: whoever judges doesn't rely on isolation
 
 
 def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
@@ -99,34 +90,19 @@ def answered(sandbox, code, *arguments):
 # Right and wrong answers
 
 
-def test_right_answers_pass(sandbox):
-    assert marked(sandbox, RIGHT["toy_double"]).lines == ("TOY.double  ok, 2 cases",)
-    assert marked(sandbox, "def square(x):\n    return double(x) * x / 2", "square").share == 1
-    assert marked(sandbox, "%matplotlib inline\n!pip list\ndef double(x):\n    return x + x").status == "passed"
-
-
 def test_a_slip_in_one_function_costs_its_own_points_alone(best):
+    assert marked(best, "%matplotlib inline\ndef double(x):\n    return x + x").lines == ("TOY.double  ok, 2 cases",)
     slip = {"toy_double": "def half(x):\n    return x / 2\n\ndef double(x):\n    return 3 * x"}
     uses = "def square(x):\n    return double(x) * half(x)"
-    assert marked(best, slip["toy_double"]).share == 0
     assert marked(best, uses, "square", slip).share == 1
     assert marked(best, uses, "square", slip, reference=slip).share == 0
-    own = {"toy_double": "def double(x, twice):\n    return x * 2 if twice else x"}
-    assert marked(best, "def square(x):\n    return double(x, True) * x / 2", "square", own).share == 1
-
-
-@pytest.mark.parametrize(
-    "other", ["import os\nos._exit(0)", f"x = '{5_000_000 * 'x'}'", "import os\nos.closerange(3, 64)"]
-)
-def test_a_broken_answer_costs_its_own_question_alone(best, other):
-    assert marked(best, other).share == 0
-    assert marked(best, RIGHT["toy_square"], "square", {"toy_double": other}).status == "passed"
+    for broken in (f"x = '{5_000_000 * 'x'}'", "import os\nos.closerange(3, 64)"):
+        assert marked(best, broken).share == 0
+        assert marked(best, RIGHT["toy_square"], "square", {"toy_double": broken}).status == "passed"
 
 
 def test_parts_that_are_right_have_their_points(best):
     """A3, where the adapters are forgotten: 12 of 15 points."""
-    from assignment import function_source
-
     answer = re.sub(r"return rotated, .*", "return rotated, None", function_source("a3", "rotate"))
     found = mark(A3, A3.question("rotate"), Submission({"a3_rotate": answer}), GIVEN, best, SECRET, {})
     assert (found.share, found.status) == (12 / 15, "partial")
@@ -140,11 +116,9 @@ def test_parts_that_are_right_have_their_points(best):
         ("def double(x):\n    raise NotImplementedError()", "unanswered", "not written yet"),
         ("double = 3", "unanswered", "defines no function double"),
         ("def double(x)\n    return 2 * x", "failed", "line 1, `def double(x)`: SyntaxError"),
-        ("def double(x):\n    return 2 * x[:1]", "failed", "expected float64 [2], got float64 [1]"),
         ("def double(x):\n    x *= 2\n    return x", "failed", "changes its argument"),
         ("def double(x):\n    return np.zeros(10**7)", "failed", "must be made of None, bool"),
-        ("def double(x):\n    raise ValueError(str(x))", "failed", "ValueError"),
-        ("def double(x):\r    return y  # \x0b<b>", "failed", "line 2, `return y  #  <b>`: NameError"),
+        ("def double(x):\r    raise ValueError(str(x))  # \x0b<b>", "failed", "`raise ValueError(str(x))  #  <b>`: V"),
         ("def double(x):\n    raise type(f'E{x[0]}', (Exception,), {})", "failed", "an exception"),
     ],
 )
@@ -156,25 +130,23 @@ def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best, code, stat
 
 
 def test_hidden_cases_depend_on_the_secret_and_the_question_and_so_does_the_order_of_candidates():
-    seen, candidates = [], {}
+    seeds, cases, orders = [], set(), set()
 
     class Seeing(Sandbox):
         def call(self, cells, function, arguments=(), candidate=None, seed=None):
-            seen.append(seed if candidate else tuple(float(x) for x in arguments[0]))
             if candidate:
-                candidates.setdefault(secret, []).append(float(candidate(np.ones(4))[0]))
+                seeds.append(seed)
+                candidates.append(float(candidate(np.ones(4))[0]))
+            else:
+                cases.add(tuple(map(float, arguments[0])))
             return ("returned", None, [])
 
-    secrets = [bytes([number]) for number in range(4)]
-    for name, secret in (
-        ("double", SECRET),
-        ("square", SECRET),
-        ("double", b"another"),
-        *(("check", s) for s in secrets),
-    ):
+    checks = (("check", b"a"), ("check", b"b"), ("check", b"c"), ("check", b"d"))
+    for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), *checks):
+        candidates = []
         mark(TOY, TOY.question(name), Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
-    assert len(set(seen[:5])) == 3 and len(set(seen[5:])) == 4 * 6  # `square` is tried three times on its first case
-    assert len(set(map(tuple, candidates.values()))) > 1
+        orders.add(tuple(candidates))
+    assert len(cases) == 3 and len(set(seeds)) == 4 * 6 and len(orders) > 2
 
 
 # Checks written by students
@@ -185,7 +157,6 @@ def check(candidate, rng):
     x = rng.standard_normal(5)
     assert np.allclose(candidate(x), 2 * x)
 """
-REJECTED = "it raises on the right function"
 WHO_RAISED = """
 def check(candidate, rng):
     try:
@@ -207,15 +178,13 @@ def check(candidate, rng):
     ("code", "share", "words"),
     [
         (GOOD_CHECK, 1, "kills 1 of 1 shown and 2 of 2 hidden"),
-        (GOOD_CHECK.replace("(5)", "(2) - 9"), 2 / 3, "kills 1 of 1 shown and 1 of 2 hidden"),
         (LOOKING, 1 / 3, "0 of 2 hidden"),
-        ("def check(candidate, rng):\n    pass", 0, "kills 0 of 1 shown and 0 of 2 hidden"),
-        ("def check(candidate, rng):\n    assert rng.random() < 0.5", 0, REJECTED),
+        (WHO_RAISED, 0, "0 of 1 shown"),
         ("import os\ndef check(candidate, rng):\n    os._exit(1)", 0, "the process ended"),
-        ("def check(candidate, rng):\n    candidate(open)", 0, REJECTED),
-        ("def check(candidate, rng):\n    candidate(np.ones(10**5))", 0, REJECTED),
-        *((WHO_RAISED.format(x), 0, "0 of 1 shown") for x in ("", "np.ones(2), 1, 2", "'x'")),
+        ("def check(candidate, rng):\n    candidate(open)", 0, "it raises on the right function"),
+        ("def check(candidate, rng):\n    candidate(np.ones(10**5))", 0, "it raises on the right function"),
     ],
+    ids=["good", "looking", "who raised", "exit", "no plain value", "too large"],
 )
 def test_a_check_gets_points_for_what_it_rejects(best, code, share, words):
     found = marked(best, code, "check")
@@ -226,7 +195,7 @@ def test_a_check_gets_points_for_what_it_rejects(best, code, share, words):
 
 
 PATCHED = "np.allclose = np.array_equal = np.isclose = lambda *a, **k: True\n"
-BUILTINS = "\nbuiltins.all = builtins.any = builtins.isinstance = builtins.abs = lambda *a: True\nbuiltins.type = float"
+BUILTINS = "builtins.all = builtins.any = builtins.isinstance = builtins.abs = lambda *a: True\nbuiltins.type = float"
 EQUAL = """
 class Equal({}):
     __eq__ = __le__ = __ge__ = lambda self, other: True
@@ -241,24 +210,18 @@ TO_ALL = """
                 pass"""
 FORGED = {  # written to every descriptor in place of a result
     "the grader's own words": wire.encode(("returned", True, [])),
-    "full points": wire.encode({"share": 1.0, "status": "passed"}),
-    "another result": wire.encode(("returned", np.ones(2), [np.ones(2)])),
     "an array as a word": wire.encode((np.ones(3), np.ones(3), np.ones(3))),
     "a candidate's answer": wire.encode(("call", (np.ones(2),))),
-    "ready": wire.encode(True),
     "a number as the line": b'{"tuple": ["raised", "ValueError", 31415926535]}',
     "no message": b"\x80\x04\x95\x1a",
 }
 CHEATS = {
-    "patched libraries": PATCHED + "np.abs = np.asarray = lambda *a, **k: np.zeros(1)" + WRONG,
-    "patched builtins": f"import builtins{BUILTINS}{WRONG}",
+    "patched": f"import builtins\n{PATCHED}np.abs = np.asarray = lambda *a, **k: np.zeros(1)\n{BUILTINS}{WRONG}",
     "os._exit(0)": "import os\ndef double(x):\n    os._exit(0)",
-    "exit hooks": "import atexit\natexit.register(lambda: print('ok'))" + WRONG,
     "an array that equals everything": EQUAL.format("np.ndarray") + "def double(x):\n    return x.view(Equal)",
     "a number that equals everything": EQUAL.format("float") + "def double(x):\n    return [Equal(1), Equal(1)]",
     "NaN": "def double(x):\n    return np.full(len(x), np.nan)",
     "a pickle": "class P:\n    def __reduce__(self):\n        return print, ('!',)\ndef double(x):\n    return P()",
-    "printing": "def double(x):\n    print('passed', 5, 'of', 5)\n    return x",
     "an import of minislice": "import minislice\ndef double(x):\n    return 2 * x",
     **{
         f"forged: {name}": f"import os\ndef double(x):{TO_ALL.format(body + bytes([10]))}\n        os._exit(0)"
@@ -268,12 +231,12 @@ CHEATS = {
 
 
 @pytest.mark.parametrize("code", CHEATS.values(), ids=CHEATS.keys())
-def test_a_cheat_gets_nothing(unprotected, code):
-    found = marked(unprotected, code)
+def test_a_cheat_gets_nothing(code):
+    found = marked(UNPROTECTED, code)
     assert found.share == 0 and found.status in ("failed", "stopped") and "31415" not in str(found)
 
 
-def test_the_cheats_are_some(unprotected, monkeypatch):
+def test_the_cheats_are_some(monkeypatch):
     """A comparison that shares its NumPy is cheated; and what is forged arrives: a *right* result passes."""
     cell = {"np": np}
     for name in ("allclose", "array_equal", "isclose"):
@@ -286,7 +249,7 @@ def array(x):
     return '{"array": ["<f8", [%d], "%s"]}' % (len(x), base64.b64encode(x.tobytes()).decode())
 def double(x):
         message = '{"tuple": ["returned", %s, [%s]]}\\n' % (array(2 * x), array(x))"""
-    assert marked(unprotected, code + TO_ALL.format("message.encode()") + "\n        os._exit(0)").status == "passed"
+    assert marked(UNPROTECTED, code + TO_ALL.format("message.encode()") + "\n        os._exit(0)").status == "passed"
 
 
 # Limits
@@ -310,12 +273,13 @@ def test_what_never_ends_is_stopped(best, body):
     assert time.monotonic() - before < LIMITS.wall
 
 
-def test_a_loop_and_a_sleep_are_stopped(sandbox):
-    found = marked(sandbox, "def double(x):\n    while True:\n        pass")
-    assert found.lines[1] == "stopped: it took more than 1 s of processor time"
-    impatient = dataclasses.replace(sandbox, limits=Limits(cpu=1, wall=2))
-    found = marked(impatient, "import time\ndef double(x):\n    time.sleep(60)")
-    assert found.lines[1] == "stopped: it took more than 2 s"
+def test_processor_time_and_time_by_the_clock_are_limited(best):
+    loop, sleep = "while True:\n        pass", "import time\n    time.sleep(60)"
+    for sandbox, body, limit in (
+        (UNPROTECTED, loop, "1 s of processor time"),
+        (Sandbox(Limits(wall=2), best.isolated), sleep, "2 s"),
+    ):
+        assert marked(sandbox, f"def double(x):\n    {body}").lines[1] == f"stopped: it took more than {limit}"
 
 
 REACH = """
@@ -347,20 +311,16 @@ COSTLY = [
     *("os.fork()", "os.posix_spawn('/bin/true', ['true'], {})", "_thread.start_new_thread(print, ())"),
     "open('large', 'wb').write(bytes(100 << 20))",
 ]
+LEAVING = "import os\ndef f():\n    seen = os.listdir('.')\n    open('note', 'w').write('remember')\n    return seen"
 
 
-def test_processes_memory_and_files_have_limits(sandbox):
-    if {"start processes", "take all memory"} & set(sandbox.holes):
-        pytest.skip("this system has no such limits")
-    assert answered(sandbox, REACH, COSTLY) == []
-    for code in ("np.ones(10**10 // 8)", "[np.empty(10**7) for _ in range(1000)]"):
-        found = marked(sandbox, f"def double(x):\n    return {code}")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems don't limit memory")
+def test_processes_memory_and_files_have_limits_and_nothing_is_left_from_a_call(best):
+    for sandbox in (best, UNPROTECTED):
+        assert answered(sandbox, REACH, COSTLY) == []
+        found = marked(sandbox, "def double(x):\n    return [np.empty(10**7) for _ in range(1000)]")
         assert (found.share, found.status) == (0, "failed") and "MemoryError" in found.lines[1]
-
-
-def test_nothing_is_left_from_one_call_to_the_next(sandbox):
-    code = "import os\ndef f():\n    seen = os.listdir('.')\n    open('note', 'w').write('remember')\n    return seen"
-    assert answered(sandbox, code) == answered(sandbox, code) == []
+        assert answered(sandbox, LEAVING) == answered(sandbox, LEAVING) == []
 
 
 # Isolation
@@ -390,12 +350,12 @@ def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
     places = [str(Path(minislice.__file__).parents[1]), str(sandboxes.PACKAGES), str(Path(sandboxes.__file__).parent)]
     arguments = list(OUTSIDE), str(tmp_path), [*places, *sys.path]
     assert answered(best, REACH, *arguments) == [ITSELF]
-    assert {*OUTSIDE[:7]} <= {*answered(Sandbox(LIMITS, isolated=False), REACH, *arguments)}
+    assert {*OUTSIDE[:7]} <= {*answered(UNPROTECTED, REACH, *arguments)}
     opens = f"def double(x):\n    open({str(tmp_path / 'secret')!r}).read()\n    return 2 * x"
     assert "FileNotFoundError" in marked(best, opens).lines[1]
 
 
-def test_the_probe_finds_what_is_open_and_says_why(monkeypatch, tmp_path):
+def test_where_namespaces_are_refused_the_rest_of_the_protection_is_left(monkeypatch):
     call = Sandbox.call
 
     def refused(self, *arguments, **named):
@@ -404,9 +364,5 @@ def test_the_probe_finds_what_is_open_and_says_why(monkeypatch, tmp_path):
         return call(self, *arguments, **named)
 
     monkeypatch.setattr(Sandbox, "call", refused)
-    found = Sandbox.best(LIMITS, [tmp_path])
-    assert (
-        not found.isolated and found.refused == "unshare: Operation not permitted" and "use the network" in found.holes
-    )
-    if hasattr(os, "geteuid") and os.geteuid():  # root becomes nobody, who may read less
-        assert "read your files" in found.holes
+    found = Sandbox.best(LIMITS)
+    assert (found.isolated, found.refused) == (False, "unshare: Operation not permitted")

@@ -18,13 +18,12 @@ from grading.sandbox import Limits, Sandbox
 from grading.submission import given, submission
 from tqdm.auto import tqdm
 
-import minislice
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
 from minislice.teaching.assignments.catalogue import assignment as assignment_of
 
 HELP = "grade the submissions of an assignment in an nbgrader course"
-REMEDY = "on Linux as root, or where the kernel allows user namespaces, it can"
+CONSEQUENCE = "they can read files and use the network; on Linux as root, or with user namespaces, they can't"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +65,9 @@ def grade(
         cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
         source = book.source.resolve()
         reference = submission(source, source.parent).answers
-        hidden = [Path(course), Path(seed_file), Path(__file__).parent, Path(minislice.__file__).parent]
-        sandbox = Sandbox.best(limits or Limits(), [path.resolve() for path in hidden])
-        if sandbox.holes:
-            reason = f" ({sandbox.refused})" if sandbox.refused else ""
-            warning = f"this computer can't keep a submission from: {', '.join(sandbox.holes)}{reason}; {REMEDY}"
+        sandbox = Sandbox.best(limits or Limits())
+        if not sandbox.isolated:
+            warning = f"this computer can't isolate submissions ({sandbox.refused}): {CONSEQUENCE}"
             if strict:
                 raise ValueError(warning)
             print(f"minislice: {warning}", file=sys.stderr)

@@ -7,7 +7,6 @@ call, would be quicker and would have to be protected from its children.) What i
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from .isolation import NOBODY
 
 CHILD = Path(__file__).parent / "child.py"
 PACKAGES = Path(np.__file__).parents[1]
+TRIAL = [("trial", "def trial():\n    return 1")], "trial"
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment: what Python may need to start
 
 
@@ -37,29 +37,25 @@ class Limits:
     wall: int = 60  # much more than cpu: a busy machine is no reason for a student to lose points
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sandbox:
-    """Where students' functions are called, `isolated` in namespaces of its own unless the system `refused` them.
-
-    `holes` says what a student's code can do all the same.
-    """
+    """Where students' functions are called, `isolated` in namespaces of its own unless the system `refused` them."""
 
     limits: Limits
     isolated: bool = True
     refused: str = ""
-    holes: tuple[str, ...] = ()
 
     @classmethod
-    def best(cls, limits: Limits, hidden: Sequence[Path], isolated: bool = True) -> "Sandbox":
-        """The best that this computer allows, tried out; a student's code must not see what is `hidden`."""
-        sandbox = cls(limits, isolated)
+    def best(cls, limits: Limits) -> "Sandbox":
+        """The best that this computer allows, tried out."""
+        sandbox = cls(limits)
         try:
-            sandbox.holes = sandbox._probe(hidden)
+            answer = sandbox.call(*TRIAL)
         except OSError as error:
-            if not isolated:
-                raise ValueError(str(error)) from None
-            sandbox = cls.best(limits, hidden, isolated=False)
-            sandbox.refused = str(error)
+            sandbox = cls(limits, isolated=False, refused=str(error))
+            answer = sandbox.call(*TRIAL)
+        if answer[0] != "returned":
+            raise ValueError(f"a process for the students' code doesn't work here: {answer}")
         return sandbox
 
     def call(
@@ -138,16 +134,6 @@ class Sandbox:
             return "stopped: the process crashed"
         return "stopped: the process ended before the function returned"
 
-    def _probe(self, hidden: Sequence[Path]) -> tuple[str, ...]:
-        """What a submission could do here, tried by a function in a submission's place."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            arguments = [[str(path) for path in hidden], server.getsockname()[1], 2 * self.limits.memory]
-            answer = self.call([("probe", _PROBE)], "probe", arguments)
-        if answer[0] != "returned":
-            raise ValueError(f"a process for the students' code doesn't work here: {answer}")
-        names = ("read your files", "use the network", "start processes", "take all memory")
-        return tuple(name for name, possible in zip(names, answer[1], strict=True) if possible)
-
 
 def _converse(process: subprocess.Popen, request: dict, candidate: Callable[..., Any] | None) -> tuple:
     """Hand a request over and listen until there is an answer."""
@@ -187,28 +173,3 @@ def _asked(candidate: Callable[..., Any], arguments: tuple) -> tuple:
         return answer
     except Exception as error:
         return ("raised", type(error).__name__)
-
-
-_PROBE = """
-import os, socket
-import numpy as np
-
-def tried(action):
-    try:
-        return bool(action())
-    except (OSError, AttributeError, MemoryError):
-        return False
-
-def fork():
-    if os.fork() == 0:
-        os._exit(0)
-    return True
-
-def probe(hidden, port, memory):
-    return [
-        any(os.access(path, os.R_OK) for path in hidden),
-        tried(lambda: socket.socket().connect(("127.0.0.1", port)) is None),
-        tried(fork),
-        tried(lambda: np.empty(memory, np.uint8).size),
-    ]
-"""

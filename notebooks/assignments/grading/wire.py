@@ -97,5 +97,5 @@ def _array(dtype: str, shape: list[int], data: str) -> np.ndarray:
         raise ValueError("an array of another dtype than numbers, or of an impossible shape")
     array = np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
     if array.dtype.kind == "b":
-        array = array.view(np.uint8) != 0  # a bool of 2 is none
+        array = np.asarray(array.view(np.uint8) != 0)  # a bool of 2 is none
     return array.astype(array.dtype.newbyteorder("="))
