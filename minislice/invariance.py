@@ -5,7 +5,7 @@ model. "loaded" only casts the model to the dtype, and so shows the dtype's own 
 """
 
 import copy
-import math
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -32,16 +32,15 @@ FLOAT32_NORM_TOLERANCE = 1e-5
 # experts, which changes their logits completely: little but a NaN fails there.
 ROUTED_TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "bfloat16": 2.0, "float16": 2.0}
 
+PAPER = vars(SlicingOptions.paper(slicing=0))
 STEPS = {
     "loaded": lambda model, tokens, mask, seed: model,
     "fused": lambda model, tokens, mask, seed: fuse(model),
     "rotated": lambda model, tokens, mask, seed: rotate(model, seed=seed),
     "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
-    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(
-        model, tokens, mask, **vars(SlicingOptions.paper(slicing=0))
-    ),
+    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, **PAPER),
 }
-UNROTATED = {"loaded", "fused"}  # compared with the model as it is; the other steps with the fused model
+UNROTATED = ["loaded", "fused"]  # compared with the model as it is; the other steps with the fused model
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, ba
 
 
 def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:
-    """All of `batch_logits`, in float64."""
+    """The same, all batches together and in float64."""
     return [logits.double() for logits in batch_logits(model, tokens, attention_mask, batch_size)]
 
 
@@ -138,8 +137,6 @@ def verify(
         dtypes: which of float64, float32, bfloat16 and float16.
         seed: for the random rotations.
 
-    Raises:
-        ValueError: a dtype that isn't one of these, tokens or a model that don't fit, a model that is fused already.
     """
     seed = require_seed(seed)
     require_dtypes(dtypes)
@@ -152,9 +149,9 @@ def verify(
     masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
     tolerances = ROUTED_TOLERANCES if net.has_experts else TOLERANCES
     own_norm = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
-    measured, reference_perplexity = {}, math.nan
+    measured = {}
     with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
-        for steps in (UNROTATED, STEPS.keys() - UNROTATED):  # one reference at a time
+        for steps in (UNROTATED, [step for step in STEPS if step not in UNROTATED]):  # one reference at a time
             exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
             if steps is UNROTATED:
                 reference_perplexity = perplexity(exact, ids, masks, batch_size=batch_size)
@@ -163,19 +160,15 @@ def verify(
             reference = logits_of(exact, ids, masks, batch_size)
             _let_go(exact)
             del exact
-            for dtype in dtypes:
-                for step in filter(steps.__contains__, STEPS):
-                    changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
-                    changed = STEPS[step](changed, ids, masks, seed)
-                    measured[dtype, step] = Measurement(
-                        dtype=dtype,
-                        step=step,
-                        error=relative_error(batch_logits(changed, ids, masks, batch_size), reference),
-                        tolerance=max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0),
-                        perplexity=perplexity(changed, ids, masks, batch_size=batch_size),
-                    )
-                    _let_go(changed)
-                    del changed
-                    bar.update()
+            for dtype, step in itertools.product(dtypes, steps):
+                changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
+                changed = STEPS[step](changed, ids, masks, seed)
+                error = relative_error(batch_logits(changed, ids, masks, batch_size), reference)
+                tolerance = max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0)
+                value = perplexity(changed, ids, masks, batch_size=batch_size)
+                measured[dtype, step] = Measurement(dtype, step, error, tolerance, value)
+                _let_go(changed)
+                del changed
+                bar.update()
             del reference
-    return Verification([measured[dtype, step] for dtype in dtypes for step in STEPS], reference_perplexity)
+    return Verification([measured[case] for case in itertools.product(dtypes, STEPS)], reference_perplexity)

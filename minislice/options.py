@@ -91,11 +91,13 @@ class SlicingOptions:
 
     def __post_init__(self):
         _check(self)
-        vars(self)["drop"] = sorted({int(number) for number in self.drop})
+        plain = {"drop": sorted({int(number) for number in self.drop})}
         for name, kind in {"width": int, "neurons": float}.items():  # NumPy's numbers would not go into a config.json
             value = getattr(self, name)
             if value is not None:
-                vars(self)[name] = [int(number) for number in value] if isinstance(value, Sequence) else kind(value)
+                plain[name] = [int(number) for number in value] if isinstance(value, Sequence) else kind(value)
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)  # how a frozen dataclass sets its own fields
 
     @classmethod
     def paper(cls, **changes) -> "SlicingOptions":
@@ -114,10 +116,10 @@ class SlicingOptions:
         """The same options, with the default of `head` for this network."""
         if self.head is not None:
             return self
-        ends_whole = not self.slice_embedding and not self.slice_head
+        narrows_an_end = self.slice_embedding or self.slice_head
         if isinstance(self.width, Sequence):
-            ends_whole &= self.width[:1] == [net.trained_width] == self.width[-1:]
-        return replace(self, head="tied" if ends_whole and tie_obstacle(net) is None else "own")
+            narrows_an_end |= {*self.width[:1], *self.width[-1:]} != {net.trained_width}
+        return replace(self, head="own" if narrows_an_end or tie_obstacle(net) else "tied")
 
     def fit(self, net: Network) -> list[int | None]:
         """The `boundary_widths` of a network; a ValueError if these options don't fit it."""
@@ -190,30 +192,30 @@ class SlicingOptions:
 
 def _check(options: SlicingOptions) -> None:
     """Raise a ValueError for an option outside its range, or for two that exclude each other."""
-    for option in fields(options):
-        name, value = option.name, getattr(options, option.name)
-        if value is None and option.default is None:
-            continue
-        if name in CHOICES:
-            require_choice(name, value, CHOICES[name])
-        elif option.type in (bool, bool | None):
-            require_flag(name, value)
-        elif name in ("slicing", "discard"):
-            require_number(name, value, below=1)
+    given = {field.name for field in fields(options) if getattr(options, field.name) is not field.default}
+    for name, choices in CHOICES.items():
+        if name in given:
+            require_choice(name, getattr(options, name), choices)
+    for name in ("slice_embedding", "slice_head", "repair", "reconstruct", "fisher"):
+        if name in given:
+            require_flag(name, getattr(options, name))
+    for name in ("slicing", "discard"):
+        if name in given:
+            require_number(name, getattr(options, name), below=1)
     require_number("tolerance", options.tolerance, most=1)
     require_int("multiple", options.multiple)
     require_seed(options.seed)
-    width, neurons, drop = options.width, options.neurons, options.drop
+    width, neurons = options.width, options.neurons
     fits = width is None or is_int(width) or (isinstance(width, Sequence) and are_ints(width))
     require(fits, "width", "a whole number, or one for each boundary", width)
     fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
-    require(are_ints(drop), "drop", "a list of numbers of blocks", drop)
+    require(are_ints(options.drop), "drop", "a list of numbers of blocks", options.drop)
     name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
     faults = {
         "reconstruct goes on where repair ends: give repair as well": options.reconstruct and not options.repair,
         "fisher chooses the neurons that are deleted: give neurons as well": options.fisher and neurons == 0,
-        "give one of slicing, width and discard": [options.slicing, width, options.discard].count(None) < 2,
+        "give one of slicing, width and discard": len(given & {"slicing", "width", "discard"}) > 1,
         f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'": (
             options.head == "tied" and (options.slice_embedding or options.slice_head)
         ),

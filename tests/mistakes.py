@@ -198,7 +198,6 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
     p.covariance_is_summed_in_float64: [
         ("summed in float32", OPT, "properties.covariance",
          lambda right, x, mask=None, *total: (x.flatten(0, -2).T @ x.flatten(0, -2)).double() + sum(total))],
-    p.principal_components_diagonalise: [("ascending", OPT, "properties.principal_components", ascending)],
     p.variance_adds_up: [
         ("turned round", PHI, "slicing.principal_components",
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(1)))],

@@ -17,7 +17,7 @@ from minislice.adapters import ROUNDING, align
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
 from minislice.fusion import subtract_mean
-from minislice.pca import RUN, covariance, principal_components
+from minislice.pca import RUN, covariance
 from minislice.rotation import random_orthogonal
 
 EXACT = 1e-10  # rounding of float64, amplified by a few layers
@@ -250,16 +250,6 @@ def covariance_is_summed_in_float64(recipe: Recipe, dtype=torch.float32) -> None
     if recipe.padding != "none":
         mask = torch.rand(2, RUN + 500, generator=generator) < 0.5
         assert relative_error(covariance(rows, mask), rows[mask].double().T @ rows[mask].double()) <= exact
-
-
-def principal_components_diagonalise(recipe: Recipe) -> None:
-    """Eq. 8: C = Q diag(eigenvalues) Q^T with eigenvalues descending."""
-    rows = torch.randn(3 * recipe.width, recipe.width, generator=torch.Generator().manual_seed(recipe.seed)).double()
-    C = rows.T @ rows
-    eigenvalues, Q = principal_components(C)
-    assert (eigenvalues.diff() <= 0).all()
-    assert relative_error(Q @ eigenvalues.diag() @ Q.T, C) <= EXACT
-    assert relative_error(Q.T @ Q, torch.eye(recipe.width, dtype=Q.dtype)) <= EXACT
 
 
 def variance_adds_up(recipe: Recipe, **options) -> None:

@@ -35,11 +35,6 @@ def last_expert_left_as_it_was(side):
     return lambda patch: patch.setattr(side, "store_matrices", wrong)
 
 
-def transposition_overlooked(patch):
-    patch.setattr(ExpertsReader, "matrices", lambda self: self.module.gate_up_proj)
-    patch.setattr(ExpertsReader, "store_matrices", lambda self, new: self.store("gate_up_proj", new))
-
-
 def biases_left_as_they_were(patch):
     right = ExpertsWriter.store
     patch.setattr(ExpertsWriter, "store", lambda self, name, x: None if "bias" in name else right(self, name, x))
@@ -68,8 +63,6 @@ MISTAKES = {
     "the residual added twice": (residual_added, "bloom", {}),
     "the router not folded": (entry("gpt_oss", blocks=(ATTENTION, UNROUTED)), "gpt_oss", {}),
     "one expert forgotten": (last_expert_left_as_it_was(ExpertsReader), "qwen3_moe", {}),
-    # as wide as twice an expert, so that its matrices fit both ways
-    "transposed experts taken for others": (transposition_overlooked, "gpt_oss", {"hidden": 80}),
     "one expert not rotated": (last_expert_left_as_it_was(ExpertsWriter), "mixtral", {}),
     "the experts' biases not rotated": (biases_left_as_they_were, "gpt_oss", {}),
 }

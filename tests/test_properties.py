@@ -62,7 +62,6 @@ FACTS = [
     over(p.approximate_adapters_carry_close_directions_whole, width=growing_widths, signal=signals),
     over(p.orientation_does_not_matter, width=a_width, adapter=forms),
     over(p.covariance_is_summed_in_float64, dtype=one_of([torch.float64, torch.float32, torch.bfloat16])),
-    over(p.principal_components_diagonalise),
     over(p.variance_adds_up, width=a_width, signal=signals, adapter=forms, orientation=bases["orientation"]),
     over(p.discard_keeps_the_least_that_suffices, discard=st.floats(0.001, 0.9)),
     over(p.padding_is_not_counted, recipes(paddings=("left", "right"))),
