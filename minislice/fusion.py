@@ -68,8 +68,8 @@ def bare(norm: nn.Module, net: Network) -> RMSNorm:
 def fuse_embeddings(net: Network) -> None:
     """W_embd <- W_embd M, in place, if the model's norms subtract the mean.
 
-    A `CentredEmbedding` does that when it is read, and stays as it is. If a norm follows the token embedding alone, the
-    normalised embedding replaces both.
+    A `CentredEmbedding` subtracts the mean when it is read, so its matrix stays. If a norm follows the token embedding
+    alone, the normalised embedding replaces both.
     """
     if net.embedding_norm is not None:
         set_weight(net.embeddings[0], net.embedding_norm(net.embeddings[0].weight))

@@ -1,7 +1,7 @@
 """Does a model have the invariance (theorem 1)? Do each step of SliceGPT that must not change the logits, and measure.
 
-`verify` compares with float64: the steps "loaded" and "fused" with the model as it is, the rotations with the fused
-model. "loaded" only casts the model to the dtype, and so shows the dtype's own error.
+`verify` compares each step with a reference in float64: "loaded" and "fused" with the trained model, the rotations
+with the fused model. "loaded" only casts the model to the dtype, and so shows the rounding error of the dtype.
 """
 
 import copy
@@ -40,7 +40,7 @@ STEPS = {
     "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
     "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, **PAPER),
 }
-UNROTATED = ["loaded", "fused"]  # compared with the model as it is; the other steps with the fused model
+UNROTATED = ["loaded", "fused"]  # compared with the trained model; the other steps with the fused model
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Verification:
     """The measurements of `verify`."""
 
     measurements: list[Measurement]
-    reference_perplexity: float  # of the model as it is, in float64
+    reference_perplexity: float  # of the trained model, in float64
 
     @property
     def passed(self) -> bool:
         return all(measurement.passed for measurement in self.measurements)
 
     def measured(self) -> dict:
-        """All of it but the verdict, in JSON's types."""
+        """The numbers without the verdict, in JSON's types."""
         rows = [asdict(m) | {"passed": m.passed} for m in self.measurements]
         return {"reference_perplexity": self.reference_perplexity, "measurements": rows}
 
@@ -113,7 +113,7 @@ def require_dtypes(dtypes: Iterable[str]) -> None:
 
 
 def _let_go(model: PreTrainedModel) -> None:
-    """Part a fused model from the two functions that hold it: else it stays in memory until Python finds the circle."""
+    """Delete the two methods of a fused model that refer to it: without this circle, memory is free at once."""
     vars(model).pop("save_pretrained", None)
     vars(network(model).decoder).pop("forward", None)
 

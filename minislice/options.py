@@ -61,7 +61,7 @@ class SlicingOptions:
         fisher: beyond the paper, choose the neurons to delete by what they mean to the loss; see `beyond.fisher`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
             norms, unrotated, "column-norm". The last two are there to compare with.
-        orientation: of the basis within the subspace that it keeps: "pca", or a "random" rotation of it.
+        orientation: keep the basis as it is, "pca", or give it a "random" rotation within the subspace that it spans.
         pca_dtype: the precision of the eigendecomposition, "float64" or "float32" (the ablation of appendix A.2).
         seed: for a "random" basis or orientation.
 

@@ -23,7 +23,7 @@ class SlicingReport:
     neurons: list[int] = field(default_factory=list)  # left in each MLP, where `beyond.slicing` has deleted some
 
     def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
-        """Note what is kept at one more boundary."""
+        """Record the next boundary."""
         self.widths.append(width)
         self.eigenvalues.append(eigenvalues.cpu())
         self.discarded.append(discarded)

@@ -45,7 +45,7 @@ class Slicer:
 
     Args:
         widths: the width of each boundary; None where the spectrum decides (`discard`).
-        report: gets what is done.
+        report: is filled in, one boundary after another.
     """
 
     def __init__(self, net: Network, calibration: Calibration, widths: list[int | None], report: SlicingReport):

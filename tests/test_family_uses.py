@@ -1,4 +1,4 @@
-"""What works for a LLaMA works for other families too: PEFT, the harness, a static cache, and the commands."""
+"""What works for a LLaMA works for other families too: a static cache, counting, recovery, the limits of a sequence."""
 
 import argparse
 
@@ -7,12 +7,10 @@ import torch
 from family_models import REPRESENTATIVES, fixed
 from properties import logits, relative_error
 from test_cost import counted
-from test_zero_shot import ORIGINAL, folder_of
 
 import minislice
 from minislice.architecture.modeling import SlicedForCausalLM
 from minislice.architecture.network import network
-from minislice.command.cli import main
 from minislice.command.inputs import seqlen_of
 from minislice.measuring.cost import flops_per_token
 from minislice.recovery.training import lora_targets
@@ -44,31 +42,6 @@ def test_flops_are_those_that_torch_counts_and_lora_is_trained_and_merged(family
     assert targets >= 2 * len(network(model).layers)
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert relative_error(logits(model, recipe.tokens(1)), before) > 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["bloom", "gpt_oss"])
-def test_the_harness_and_the_commands_take_them(family, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("lm_eval")
-    monkeypatch.chdir(tmp_path)
-    _, tokenizer = minislice.load("mini-llama")
-    for saved in (small_model(family, vocab_size=len(tokenizer)).float(), tokenizer):
-        saved.save_pretrained("dense")
-    (tmp_path / "text.txt").write_text("The module returns a value of its own. " * 60)
-    texts = ["--calibration", "text.txt", "--samples", "2", "--seqlen", "32", "--quiet"]
-    measured = ["--evaluation", "text.txt", "--eval-samples", "2"]
-    tasks = folder_of({"piqa": ORIGINAL["piqa"][:2]}, tmp_path / "tasks")
-    for command in [
-        ["verify", "dense", *texts, "--dtypes", "float32"],
-        ["slice", "dense", *texts, *measured, "--slicing", "0", "--out", "sliced"],
-        ["slice", "dense", *texts, "--slicing", "0", "--stream", "--out", "streamed"],
-        ["eval", "sliced", *measured, "--seqlen", "32"],
-        ["generate", "sliced", "--prompt", "The", "--max-new-tokens", "3"],
-    ]:
-        assert main(command) == 0, capsys.readouterr().err
-    loaded = [minislice.load(name, dtype="float32")[0] for name in ("dense", "sliced")]
-    dense, sliced = (minislice.zero_shot(model, tokenizer, "piqa", tasks_from=tasks) for model in loaded)
-    assert dense.scores == sliced.scores
 
 
 def test_a_model_without_a_limit_gets_sequences_of_the_usual_length(tmp_path):

@@ -63,7 +63,7 @@ def build(config: SlicedConfig) -> PreTrainedModel:
 def _keep_neurons(net: Network, counts: list[int]) -> None:
     """Leave every MLP, and every expert, so many neurons; a ValueError if they don't fit."""
     mlps = [block for block in net.blocks if block.has_neurons]
-    if len(counts) < len(mlps):  # saved when experts kept all of theirs
+    if len(counts) < len(mlps):  # saved by an older minislice, which deleted no neurons of experts
         mlps = [block for block in mlps if not block.is_mixture]
     dense = [block.neurons for block in mlps]
     if len(counts) != len(mlps) or not all(left <= most for left, most in zip(counts, dense, strict=True)):

@@ -48,7 +48,7 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
     if report is not None or not model.config.slicing:
         version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
         name = model.base.config.name_or_path
-        # A name on the hub as it is; of a path the last part, which gives no folder of this machine away.
+        # Of a path only the last part is written: the folders of this machine are nobody's business.
         record["base_model"] = Path(name).name if Path(name).is_dir() else name
         record["versions"] = f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}"
     if report is not None:

@@ -54,7 +54,7 @@ class SlicedConfig(PreTrainedConfig):
         self.family = family
         self.widths, self.adapters, self.norm_eps, self.biases = widths, adapters, norm_eps, biases
         if format_version == 1 and head == "tied":
-            head = "fitted"  # as it is called since
+            head = "fitted"  # format 1's name for it was "tied"
         self.head, self.head_bias, self.head_was_tied = head, head_bias, head_was_tied
         self.head_shift, self.neurons, self.dropped = head_shift, neurons, [] if dropped is None else dropped
         self.slicing, self.format_version = slicing, format_version

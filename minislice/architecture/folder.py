@@ -144,7 +144,7 @@ def make(folder: Path) -> list[Path]:
 
 
 def unmake(made: list[Path]) -> None:
-    """Remove those of these folders that are empty."""
+    """Remove the folders that `make` made, unless something lies in them."""
     for folder in made:
         with suppress(OSError):
             folder.rmdir()

@@ -62,7 +62,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
             self.base, self.generation_config = base, base.generation_config
             for module in base.modules():
                 module._is_hf_initialized = True  # or `post_init` would draw adapters and heads anew
-        self.config.base = self.base.config  # one config: what changes in the one is saved with the other
+        self.config.base = self.base.config  # one object, so that changes to the base's config are saved
         self._tied_weights_keys = _tied(self.base)
         self.post_init()
 

@@ -63,9 +63,7 @@ class Network:
 
     @property
     def needed_by_cache(self) -> set[int]:
-        """The numbers of the blocks that can't be left out: transformers reads the length of a cache off the first
-        attention of each kind.
-        """
+        """The blocks that must stay, by number: transformers reads a cache's length off each kind's first attention."""
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
         first = {kinds.index(kind) for kind in kinds}
         attentions = [number for number, block in enumerate(self.blocks) if block.attention is not None]
