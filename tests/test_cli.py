@@ -84,7 +84,7 @@ def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run
     monkeypatch.setattr(demo, "measured_steps", lambda *_: rows)
     status, out, err = run("demo", "--samples", 2, "--quiet")
     assert (status, err) == (0, "") and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
-    told = ["dense writes:  The statement", "sliced writes: The statement", "can grow", "Learn:", "Use:", "Teach:"]
+    told = ["dense writes: The statement", "low-rank writes: The statement", "can grow", "Learn:", "Use:", "Teach:"]
     assert all(words in out for words in told) and picture.name in out
 
 
@@ -255,7 +255,7 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(wi
 
 
 def test_one_file_for_both_texts_is_halved(run, place, monkeypatch, tmp_path):
-    """A file that is named for calibration alone; streaming, which measures nothing, calibrates on the same tokens."""
+    """A file that is named for calibration alone; streaming calibrates on the same tokens as slicing in memory."""
     command = ["slice", place / "small", "--calibration", place / "test.txt", *SIZES, *FEW, "--quiet", "--json"]
     report = document(run(*command)[1])
     assert report["calibration"] == "test.txt, first half, 6 x 48 tokens"
@@ -313,11 +313,11 @@ BAD = {
     "device: nonsense": (["eval", "mini-opt", "--device", "nonsense"], ["device 'nonsense'"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: not UTF-8": (["generate", "{place}/small", "--prompt", "a\udcff"], ["no valid text", "surrogates"]),
-    "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["600 new", "512"]),
+    "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
     "weights: NaN, prompt": (["generate", "{place}/nan", "--prompt", "The"], ["have a NaN or an infinity"]),
     "cost: several devices": (["cost", "opt-125m", "--device", "auto"], ["one device"]),
-    "cost: too long": (["cost", "mini-llama", "--length", "10000000"], ["512 positions", "--length"]),
+    "cost: too long": (["cost", "mini-llama", "--length", "10000000"], ["512 positions"]),
     "cost: too many": (["cost", "mini-llama", "--rounds", "1", "--length", "1", "--batch-size", "9" * 10], ["memory"]),
     "compare: a variant": ([*COMPARE, "--variants", "depth,prayer"], ["one of slicegpt"]),
     "compare: occupied": ([*COMPARE, "--out", "{place}/occupied"], ["isn't empty and has no results.jsonl"]),

@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
     texts, second_text = texts_of(arguments), arguments.second_evaluation
     if second_text:
         require_source(second_text)
-        if is_one_file(texts.calibration, second_text):
-            raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
+    if is_one_file(texts.calibration, second_text):
+        raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
     if out.exists() and not (out / RESULTS).is_file() and any(path.name[0] != "." for path in out.iterdir()):
         raise ValueError(f"{out} exists, isn't empty and has no {RESULTS}; give another folder with --out")

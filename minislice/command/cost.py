@@ -21,9 +21,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.device == "auto":
         raise ValueError("cost measures one device: give cpu or cuda:0, not auto")
     dense_config, variants = _variants(arguments)
-    limit = getattr(dense_config, "max_position_embeddings", None)
-    if limit is not None and max(arguments.prompt, arguments.length) > limit:
-        raise ValueError(f"this model has {limit} positions; give at most as many with --prompt and --length")
     default = torch.float32 if arguments.device == "cpu" else dense_config.dtype or torch.float16
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else default
     dense = random_model(dense_config, dtype=dtype, device=arguments.device)

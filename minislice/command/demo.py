@@ -37,14 +37,13 @@ def slicing(form: str) -> Callable[..., PreTrainedModel]:
 
 CHANGES = {("dense" if name == "loaded" else name): change for name, change in STEPS.items()}
 CHANGES |= {f"sliced {SLICING:.0%}, {form}": slicing(form) for form in FORMS}
-WRITERS = {"dense": "dense writes: ", f"sliced {SLICING:.0%}, low-rank": "sliced writes:"}
+WRITERS = ("dense", f"sliced {SLICING:.0%}, low-rank")
 COLUMNS = {"step": "", "width": "d", "error": ".1e", "perplexity": ".2f", "parameters": ","}
-HEADS = ["", "width", "logits error", "perplexity", "parameters"]
 EXPLANATION = f"""
 Fused and rotated models compute the same as the dense one (theorem 1): only deleting rows and columns costs something.
 Adapters: 'full' is the paper's k x k matrix, 'low-rank' computes the same with fewer parameters, 'none' has no adapter.
 A small model with a tied head can grow: the head gets a matrix of its own, as in the paper (--head tied avoids it).
-Perplexity is on held-out text of the standard library; each model goes on from {PROMPT!r}.
+Errors are of the logits. Perplexity is on held-out text of the standard library; each model goes on from {PROMPT!r}.
 """
 DOORS = """
 Where next?  Learn: notebooks/00_quickstart.ipynb.  Use: minislice slice mini-llama --slicing 0.25 --out sliced
@@ -65,8 +64,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows += steps
         if not arguments.json:
             cells = [[format(row[column], form) for column, form in COLUMNS.items()] for row in steps]
-            print(f"\n{name}\n{table([HEADS, *cells])}")
-            print("\n".join(f"{WRITERS[row['step']]} {row['text']}" for row in steps if row["text"]), flush=True)
+            texts = [f"{row['step']} writes: {row['text']}" for row in steps if row["text"]]
+            print("", name, table([[*COLUMNS], *cells]), *texts, sep="\n", flush=True)
     if arguments.json:
         return print_result(arguments, rows)
     print(EXPLANATION)
@@ -85,17 +84,10 @@ def measured_steps(name: str, calibration: Tensor, evaluation: Tensor, arguments
         if step in WRITERS:
             ids = changed.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
             text = " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())
-        rows.append(
-            {
-                "model": name,
-                "step": step,
-                "width": network(changed).widths[0],
-                "error": relative_error(logits_of(changed, evaluation[:2]), dense_logits),
-                "perplexity": perplexity(changed, evaluation),
-                "parameters": parameters(changed),
-                "text": text,
-            }
-        )
+        row = {"model": name, "step": step, "width": network(changed).widths[0]}
+        row["error"] = relative_error(logits_of(changed, evaluation[:2]), dense_logits)
+        row |= {"perplexity": perplexity(changed, evaluation), "parameters": parameters(changed), "text": text}
+        rows.append(row)
     return rows
 
 
@@ -105,10 +97,10 @@ def draw(path: Path, calibration: Tensor) -> None:
     dense = model.get_input_embeddings().weight[:96].detach().clone()
     slice_model(model, calibration, **vars(SlicingOptions.paper(slicing=0)))
     rotated = model.get_input_embeddings().weight[:96]
-    pictures = {"as trained": dense, f"on principal components: {SLICING:.0%} are cut": rotated}
+    labels, largest = ("column", "token", "|value|"), 3 * dense.std().item()
     with picture(path):
-        axes = plots.panels(len(pictures))
-        for ax, (title, values) in zip(axes, pictures.items(), strict=True):
-            largest = 3 * dense.std().item()
-            plots.matrix(values.abs(), "column", "token", "|value|", title=title, largest=largest, ax=ax)
+        axes = plots.panels(2)
+        plots.matrix(dense.abs(), *labels, title="as trained", largest=largest, ax=axes[0])
+        title = f"on principal components: {SLICING:.0%} are cut"
+        plots.matrix(rotated.abs(), *labels, title=title, largest=largest, ax=axes[1])
         axes[1].axvline((1 - SLICING) * dense.shape[1], color="tab:red")

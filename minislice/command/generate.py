@@ -6,7 +6,7 @@ import torch
 
 from ..beyond.self_calibration import require_finite
 from ..corpus.text import require_unicode
-from ..measuring.cost import length_limit
+from ..measuring.cost import require_positions
 from .inputs import load_both, require_known
 from .output import print_result
 
@@ -18,10 +18,8 @@ def run(arguments: argparse.Namespace) -> None:
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token to go on from")
     require_known(inputs["input_ids"], model)
-    length, limit = inputs["input_ids"].shape[1] + arguments.max_new_tokens - 1, length_limit(model)
-    if limit is not None and length > limit:  # the last new token is not read again
-        told = f"the prompt and {arguments.max_new_tokens} new tokens take {length} positions"
-        raise ValueError(f"{told}, but the model has {limit}; ask for fewer, or shorten the prompt")
+    written = inputs["input_ids"].shape[1] + arguments.max_new_tokens
+    require_positions(model, written - 1)  # the last new token is not read again
     torch.manual_seed(arguments.seed)
     settings = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.do_sample}
     ids = model.generate(**inputs, **settings, logits_processor=[require_finite])

@@ -99,8 +99,7 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     calibration, evaluation = (getattr(arguments, option, None) for option in Texts._fields)
     if evaluation is None:
         evaluation = default if calibration in (None, OWN) else calibration
-    streamed = getattr(arguments, "stream", False)  # measures nothing, but calibrates on the same tokens
-    if "evaluation" not in arguments or (streamed and not is_one_file(calibration, evaluation)):
+    if "evaluation" not in arguments:
         evaluation = None
     if evaluation == OWN:
         raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")

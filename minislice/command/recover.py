@@ -25,15 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.samples = arguments.samples or (FROM_ALPACA if texts.calibration == "alpaca" else SEQUENCES)
     tokens = token_sets(arguments, texts, model, tokenizer)
     checkpoints = target.with_name(f".{target.name}.recovery")
-    report = recover(
-        model,
-        tokens.calibration,
-        evaluation=tokens.evaluation,
-        folder=checkpoints,
-        batch_size=arguments.batch_size,
-        progress=not arguments.quiet,
-        **options,
-    )
+    options |= {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
+    report = recover(model, tokens.calibration, evaluation=tokens.evaluation, folder=checkpoints, **options)
     trained_on, evaluation = tokens.described["calibration"], tokens.described["evaluation"]
     notes = {"perplexity": f"{report.after:.4f} ({evaluation}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)

@@ -73,7 +73,7 @@ def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, set
 
 
 def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
-    """As `_slice_in_memory`, but nothing is measured, so that no text is needed for that."""
+    """As `_slice_in_memory`, but nothing is measured."""
     return_freed_memory()
     dtype, trust = dtype_of(arguments), arguments.trust_remote_code
     trained, texts = TrainedWeights(arguments.model, dtype, trust), texts_of(arguments)

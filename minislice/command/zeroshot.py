@@ -10,15 +10,8 @@ from .output import print_result
 
 def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = load_both(arguments)
-    measured = zero_shot(
-        model,
-        tokenizer,
-        arguments.tasks or TASKS,
-        limit=arguments.limit,
-        tasks_from=arguments.tasks_from,
-        batch_size=arguments.batch_size,
-        progress=not arguments.quiet,
-    )
+    settings = {name: getattr(arguments, name) for name in ("limit", "tasks_from", "batch_size")}
+    measured = zero_shot(model, tokenizer, arguments.tasks or TASKS, progress=not arguments.quiet, **settings)
     columns = {"metric": "metric", "accuracy": "accuracy", "standard error": "stderr", "items": "count"}
     tasks = {score.task: {name: getattr(score, field) for name, field in columns.items()} for score in measured.scores}
     mean = {"accuracy": measured.mean, "standard error": measured.stderr}
