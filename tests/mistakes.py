@@ -8,7 +8,7 @@ modules import by name. `test_mistakes.py` tries every row.
 import functools
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import budget_properties as b
 import depth_properties as d
@@ -32,16 +32,6 @@ three, deep = Recipe("llama", layers=3, heads=4), replace(LLAMA, layers=4, seed=
 by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # it has RoPE by layer
 scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # its branches are multiplied by a number
 experts = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of experts
-
-
-@dataclass(frozen=True)
-class Mistake:
-    fact: Callable  # the property that must fail
-    name: str
-    recipe: Recipe
-    target: str  # what is replaced: of minislice, or of a file of properties
-    version: Callable  # takes the right function first
-    options: dict = field(default_factory=dict)
 
 
 def wrong(version: Callable) -> Callable:
@@ -158,7 +148,9 @@ def layers_keep_their_numbers(right, net, index):
 NORM = "architecture.blocks.RMSNorm.forward"
 LOW_RANK = {"adapter": "low-rank"}
 # fmt: off
-TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mistake` after the first
+# For each property that must fail: the mistake's name, the model, what is replaced (of minislice, or of a file of
+# properties), the wrong version, and the property's options if it needs any.
+TABLE: dict[Callable, list[tuple]] = {
     p.layernorm_is_rmsnorm_of_a_signal_without_mean: [
         ("mean of each column", OPT, "properties.subtract_mean", lambda right, X: X - X.mean(0))],
     p.rmsnorm_commutes_with_rotations: [
@@ -298,4 +290,3 @@ TABLE: dict[Callable, list[tuple]] = {  # for each property: the fields of `Mist
          lambda right, *given: right(*given[:-1], {*given[-1], 0}))],
 }
 # fmt: on
-MISTAKES = [Mistake(fact, *row) for fact, rows in TABLE.items() for row in rows]

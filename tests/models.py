@@ -94,12 +94,15 @@ class Recipe:
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
         return torch.randint(1, VOCABULARY, (SEQUENCES, LENGTH), generator=generator)
 
+    def lengths(self) -> list[int]:
+        """The unpadded length of each sequence."""
+        return [LENGTH] * SEQUENCES if self.padding == "none" else [LENGTH - 4 * row for row in range(SEQUENCES)]
+
     def mask(self) -> Tensor | None:
-        """The attention mask that goes with `tokens`: sequences of 30, 26, 22 and 18."""
+        """The attention mask that goes with `tokens`."""
         if self.padding == "none":
             return None
-        lengths = LENGTH - 4 * torch.arange(SEQUENCES)
-        mask = (torch.arange(LENGTH) < lengths[:, None]).long()
+        mask = (torch.arange(LENGTH) < torch.tensor(self.lengths())[:, None]).long()
         return mask.flip(1) if self.padding == "left" else mask
 
 

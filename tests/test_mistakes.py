@@ -9,18 +9,23 @@ import depth_properties
 import inner_properties
 import properties
 import pytest
-from mistakes import MISTAKES, TABLE, wrong
+from mistakes import TABLE, wrong
 
 holds = functools.cache(lambda fact, recipe, options: fact(recipe, **dict(options)))
+CASES = [
+    pytest.param(fact, recipe, target, version, dict(*options), id=f"{fact.__name__}: {name}")
+    for fact, mistakes in TABLE.items()
+    for name, recipe, target, version, *options in mistakes
+]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.fact.__name__}: {mistake.name}")
-def test_property_fails_with(mistake, monkeypatch):
-    holds(mistake.fact, mistake.recipe, tuple(mistake.options.items()))
-    target = mistake.target if mistake.target.split(".")[0].endswith("properties") else f"minislice.{mistake.target}"
-    monkeypatch.setattr(target, wrong(mistake.version)(resolve_name(target)))
+@pytest.mark.parametrize(("fact", "recipe", "target", "version", "options"), CASES)
+def test_property_fails_with(fact, recipe, target, version, options, monkeypatch):
+    holds(fact, recipe, tuple(options.items()))
+    target = target if target.split(".")[0].endswith("properties") else f"minislice.{target}"
+    monkeypatch.setattr(target, wrong(version)(resolve_name(target)))
     with pytest.raises(AssertionError):
-        mistake.fact(mistake.recipe, **mistake.options)
+        fact(recipe, **options)
 
 
 def test_every_property_has_a_mistake_on_which_it_fails():
