@@ -14,7 +14,7 @@ import torch
 from minislice.command.cli import main
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["minislice.command.cli"])
+SERVER.set_forkserver_preload(["minislice.command.slice"])  # with torch, transformers and most of minislice
 
 
 @dataclass
