@@ -7,7 +7,7 @@ from ..architecture.folder import require_apart, whole_file
 from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
-from ..checks import require_choice
+from ..checks import require_choice, require_number
 from ..corpus.documents import evaluation_windows
 from ..corpus.text import is_one_file, require_source
 from ..teaching import plots
@@ -20,13 +20,16 @@ RESULTS = "results.jsonl"
 def run(arguments: argparse.Namespace) -> None:
     for name in arguments.variants or ():
         require_choice("--variants", name, VARIANTS)
+    for size in arguments.sizes or ():
+        require_number("--sizes", size, above=0, most=1)
     texts, second_text = texts_of(arguments), arguments.second_evaluation
     if second_text:
         require_source(second_text)
     if is_one_file(texts.calibration, second_text):
         raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
-    if out.exists() and not (out / RESULTS).is_file() and any(path.name[0] != "." for path in out.iterdir()):
+    is_empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
+    if not is_empty and not (out / RESULTS).is_file():
         raise ValueError(f"{out} exists, isn't empty and has no {RESULTS}; give another folder with --out")
     model, tokenizer = load_both(arguments)
     tokens = token_sets(arguments, texts, model, tokenizer)
