@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from assignment import function_source
 from grading import sandbox as sandboxes
 from grading import wire
 from grading.marking import mark
@@ -16,7 +15,6 @@ from grading.sandbox import Limits, Sandbox
 from grading.submission import Submission
 
 import minislice
-from minislice.teaching.assignments.a3 import A3
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Places
@@ -99,14 +97,6 @@ def test_a_slip_in_one_function_costs_its_own_points_alone(best):
     for broken in (f"x = '{5_000_000 * 'x'}'", "import os\nos.closerange(3, 64)"):
         assert marked(best, broken).share == 0
         assert marked(best, RIGHT["toy_square"], "square", {"toy_double": broken}).status == "passed"
-
-
-def test_parts_that_are_right_have_their_points(best):
-    """A3, where the adapters are forgotten: 12 of 15 points."""
-    answer = re.sub(r"return rotated, .*", "return rotated, None", function_source("a3", "rotate"))
-    found = mark(A3, A3.question("rotate"), Submission({"a3_rotate": answer}), GIVEN, best, SECRET, {})
-    assert (found.share, found.status) == (12 / 15, "partial")
-    assert found.lines[1] == "S: expected float64 [2, 3, 3], got None"
 
 
 @pytest.mark.parametrize(

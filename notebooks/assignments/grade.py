@@ -56,7 +56,7 @@ def grade(
         seed_file: holds the secret from which the hidden cases are drawn.
         table: a CSV file to write, which must not exist.
         course: the folder with nbgrader_config.py.
-        strict: refuse to run students' code where the system can't isolate it completely.
+        strict: refuse to run students' code where the system can't isolate it.
     """
     assignment, secret = assignment_of(name), Path(seed_file).read_bytes().strip()
     if not secret:
@@ -86,15 +86,11 @@ def grade(
             points = round(mark.share * most, 2)
             rows.append(Row(student, assignment.name, question, points, most, mark.status, "; ".join(mark.lines)))
             book.write(student, assignment.question(question), points, mark.lines)
-        _write(unfinished, rows)
+        with open(unfinished, "w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, [column.name for column in dataclasses.fields(Row)])
+            writer.writeheader()
+            writer.writerows(map(dataclasses.asdict, rows))
     return rows
-
-
-def _write(file: Path, rows: list[Row]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, [column.name for column in dataclasses.fields(Row)])
-        writer.writeheader()
-        writer.writerows(map(dataclasses.asdict, rows))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,16 +30,9 @@ from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
-MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
-PRODUCT_COLUMNS = {  # of table 12, with the names that a LLaMA has for its linears
-    "down_proj": ("down_proj",),
-    "up_or_gate_proj": ("up_proj", "gate_proj"),
-    "k_or_v": ("k_proj", "v_proj"),
-    "q": ("q_proj",),
-    "out": ("o_proj",),
-    "total": ("total",),
-}
-PRODUCT_TOKENS = 2048  # of table 12
+# Of table 12, with the names that a LLaMA has for its linears.
+PRODUCTS = {"down_proj": ("down_proj",), "up_or_gate_proj": ("up_proj", "gate_proj"), "k_or_v": ("k_proj", "v_proj")}
+PRODUCTS |= {"q": ("q_proj",), "out": ("o_proj",), "total": ("total",)}
 BEGINNING, END = 16, 8  # words of an item that is made of the embedded text
 
 
@@ -70,10 +63,6 @@ class Bench:
     streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
     last: tuple | None = None  # the last slicing: its setting, model, tokenizer and facts
 
-    def __post_init__(self):
-        if self.work is not None and self.work.exists() and not (self.work / MARK).is_file():
-            raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
-
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         outcome = Outcome()
         if setting.measure in OF_SHAPES:
@@ -85,8 +74,8 @@ class Bench:
             self.last = None  # the model is trained in place
             stream = self.tokens(setting, setting.recovery, "calibration", tokenizer)
             tokens = sample(stream, setting.recovery_samples, setting.recovery_seqlen, setting.seed)
-            steps = recover(model, tokens, setting, batch_size, outcome, seed=setting.seed)
-            outcome.facts["recovery"] = f"{described(setting.recovery, tokens)}, {steps} steps"
+            outcome.facts["recovery"] = described(setting.recovery, tokens)
+            recover(model, tokens, setting, batch_size, outcome)
         outcome.facts["parameters"] = minislice.parameters(model)
         with outcome.timed(setting.measure):
             if setting.measure == "perplexity":
@@ -106,54 +95,50 @@ class Bench:
             self.streams[name] = stream if text in SOURCES else halves(stream)[split != "calibration"]
         return self.streams[name]
 
-    def calibration(self, setting: Setting, tokenizer) -> Tensor:
-        """The windows that the principal components are of."""
-        stream = self.tokens(setting, setting.calibration, "calibration", tokenizer)
-        return sample(stream, setting.samples, setting.seqlen, setting.seed)
-
     def forget(self) -> None:
         """Let the model of the last setting go, from memory and disk."""
         self.last = None
-        if self.work is not None and (self.work / MARK).is_file():
-            shutil.rmtree(self.work)
+        if self.work is not None:
+            shutil.rmtree(self.work, ignore_errors=True)
 
     def _model(self, setting: Setting, batch_size: int, outcome: Outcome):
         """The model that a setting asks for, sliced but not recovered, and its tokenizer."""
         made = slicing_of(setting)
         if self.last is None or self.last[0] != made:
             self.last = None
+            tokenizer = load_tokenizer(locate(made.source))
+            if tokenizer is None:
+                raise ValueError(f"{made.source} has no tokenizer beside it")
+            tokens = None
+            if made.percent:
+                stream = self.tokens(made, made.calibration, "calibration", tokenizer)
+                tokens = sample(stream, made.samples, made.seqlen, made.seed)
+                outcome.facts["calibration"] = described(made.calibration, tokens)
             make = self._streamed if self.stream and made.percent else self._in_memory
-            self.last = (made, *make(made, batch_size, outcome), outcome.facts)
+            self.last = (made, make(made, tokens, tokenizer, batch_size, outcome), tokenizer, outcome.facts)
         _, model, tokenizer, facts = self.last
         outcome.facts = copy.deepcopy(facts) | outcome.facts
         return model, tokenizer
 
-    def _in_memory(self, made: Setting, batch_size: int, outcome: Outcome):
+    def _in_memory(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
         with outcome.timed("load"):
             place = "auto" if self.stream else self.device
-            model, tokenizer = minislice.load(made.source, dtype=made.dtype, device=place)
-        if tokenizer is None:
-            raise ValueError(f"{made.source} has no tokenizer beside it")
+            model, _ = minislice.load(made.source, dtype=made.dtype, device=place)
         outcome.facts["dense parameters"] = minislice.parameters(model)
-        if made.percent:
-            tokens = self.calibration(made, tokenizer)
-            outcome.facts["calibration"] = described(made.calibration, tokens)
+        if tokens is not None:
             with outcome.timed("slice"):
                 minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
             outcome.facts["widths"] = model.slicing.widths
-        return model, tokenizer
+        return model
 
-    def _streamed(self, made: Setting, batch_size: int, outcome: Outcome):
-        tokenizer = load_tokenizer(locate(made.source))
-        tokens = self.calibration(made, tokenizer)
-        outcome.facts |= {"calibration": described(made.calibration, tokens), "streamed by": self.processes}
+    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int, outcome: Outcome):
+        outcome.facts["streamed by"] = self.processes
         out = self.work / f"{made.model}-{made.percent}-{made.signal}-{made.seed}-{hash_of(tokens)}"
         with outcome.timed("slice"):
             if not out.is_dir():  # else a run was killed between slicing and measuring
                 for other in self.work.glob("[!.]*/"):
                     shutil.rmtree(other)  # of the setting before
                 self.work.mkdir(exist_ok=True)
-                (self.work / MARK).touch()
                 if self.processes > 1:
                     run_processes(slice_command(made, out, batch_size, self.processes))
                 else:
@@ -162,9 +147,9 @@ class Bench:
                         made.source, tokens, out, batch_size=batch_size, **machine, **options(made)
                     )
         with outcome.timed("load"):
-            model, tokenizer = minislice.load(out, device="auto" if torch.cuda.is_available() else self.device)
+            model, _ = minislice.load(out, device="auto" if torch.cuda.is_available() else self.device)
         outcome.facts["widths"] = list(model.config.widths)
-        return model, tokenizer
+        return model
 
 
 def slicing_of(setting: Setting) -> Setting:
@@ -206,11 +191,12 @@ def run_processes(command: list[str]) -> None:
         raise ValueError(f"slicing by several processes failed: {said[0] if said else done.stderr.strip()[-300:]}")
 
 
-def recover(model, tokens: Tensor, setting: Setting, batch_size: int, outcome: Outcome, **seed: int) -> int:
-    """Recovery fine-tuning. Returns the number of steps."""
+def recover(model, tokens: Tensor, setting: Setting, batch_size: int, outcome: Outcome) -> None:
+    """Recovery fine-tuning, in place."""
     steps = {} if setting.recovery_steps is None else {"steps": setting.recovery_steps}
     with outcome.timed("recover"):
-        return minislice.recover(model, tokens, batch_size=batch_size, **seed, **steps).steps
+        found = minislice.recover(model, tokens, batch_size=batch_size, seed=setting.seed, **steps)
+    outcome.facts["recovery steps"] = found.steps
 
 
 def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outcome) -> None:
@@ -229,38 +215,37 @@ def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outc
 
 def write_piqa(folder: Path, count: int = 100) -> None:
     """FOLDER/piqa.jsonl, the same on every run: beginnings from the embedded text, and which words go on from each."""
-    draw = random.Random(0)
-    texts = [words for text in stdlib_documents("test") if len(words := text.split()) > 4 * (BEGINNING + END)]
+    draw, length = random.Random(0), BEGINNING + END
+    texts = [words for text in stdlib_documents("test") if len(words := text.split()) > 4 * length]
     with open(folder / "piqa.jsonl", "w", encoding="utf-8") as file:
         for number in range(count):
-            pieces = []
-            for text in draw.sample(texts, 2):
-                start = draw.randrange(len(text) - BEGINNING - END)
-                pieces.append(text[start : start + BEGINNING + END])
-            choices = [" ".join(piece[BEGINNING:]) for piece in pieces]
+            starts = [(text, draw.randrange(len(text) - length)) for text in draw.sample(texts, 2)]
+            pieces = [text[start : start + length] for text, start in starts]
+            first, second = (" ".join(piece[BEGINNING:]) for piece in pieces)
             goal = " ".join(pieces[number % 2][:BEGINNING])
-            item = {"goal": goal, "sol1": choices[0], "sol2": choices[1], "label": number % 2}
-            file.write(json.dumps(item) + "\n")
+            file.write(json.dumps({"goal": goal, "sol1": first, "sol2": second, "label": number % 2}) + "\n")
 
 
 # The cost of a shape, with random weights
 
 
-def config_of(setting: Setting) -> PreTrainedConfig:
-    return SHAPES.get(setting.source) or load_config(locate(setting.source))
-
-
-def pair(setting: Setting, config: PreTrainedConfig, device: str) -> dict[str, PreTrainedModel]:
-    """A dense model and a sliced one."""
+def pair(setting: Setting, device: str, layers: int | None = None) -> dict[str, PreTrainedModel]:
+    """A dense model and a sliced one, of so many layers."""
+    config = copy.deepcopy(config_of(setting))
+    config.num_hidden_layers = layers or config.num_hidden_layers
     chosen = SlicingOptions.paper(slicing=setting.percent / 100, adapter=setting.adapter)
     configs = {"dense": config, "sliced": sliced_config(config, **vars(chosen))}
     dtype = getattr(torch, setting.dtype)
     return {name: random_model(config, dtype=dtype, device=device) for name, config in configs.items()}
 
 
+def config_of(setting: Setting) -> PreTrainedConfig:
+    return SHAPES.get(setting.source) or load_config(locate(setting.source))
+
+
 def inference(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
     """Tables 2 and 11, of both models in one run."""
-    models = pair(setting, config_of(setting), device)
+    models = pair(setting, device)
     with outcome.timed("inference"):
         costs = inference_cost(**models, length=setting.length, prompt=setting.length, rounds=setting.rounds)
     names = {"ms_per_token": "decoding, ms a token", "tokens_per_second": "tokens a second", "batch_size": "batch"}
@@ -272,13 +257,11 @@ def inference(setting: Setting, device: str, batch_size: int, outcome: Outcome) 
 
 def products(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
     """Table 12; the middle one of three layers is like any other of the model, and needs no room for all."""
-    config = copy.deepcopy(config_of(setting))
-    config.num_hidden_layers = 3
-    models = pair(setting, config, device)
+    models = pair(setting, device, layers=3)
     with outcome.timed("products"):
-        times = product_milliseconds(models, tokens=PRODUCT_TOKENS, repeats=setting.rounds)
+        times = product_milliseconds(models, tokens=2048, repeats=setting.rounds)
     for prefix, milliseconds in (("dense_", times["dense"]), ("", times["sliced"])):
-        for column, names in PRODUCT_COLUMNS.items():
+        for column, names in PRODUCTS.items():
             if measured := [milliseconds[name] for name in names if name in milliseconds]:
                 outcome.values[f"{prefix}{column}"] = sum(measured) / len(measured)
     outcome.values["total_ratio"] = outcome.values["total"] / outcome.values["dense_total"]

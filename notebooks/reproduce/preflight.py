@@ -43,9 +43,10 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     if shape is None or setting.measure == "products":
         return None
     weights, signal = needs(shape, setting)
+    streamed = stream and setting.percent and setting.measure != "time"
     if setting.measure == "inference":
         wanted = [(2 * weights, machine.device_memory, "the dense and the sliced model on one device")]
-    elif stream and setting.percent and setting.measure != "time":
+    elif streamed:
         wanted = [
             (weights + 3 * signal, machine.disk, "the sliced model and the signal on the disk"),
             (weights, machine.all_devices, "the sliced model, to measure it, on all devices"),
@@ -57,10 +58,8 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
             (weights * (MARGIN if setting.percent else 1.0), room, where),
             (2 * signal, machine.host_memory, "the signal in host memory"),  # sliced, and of full width
         ]
-    for needed, there, what in wanted:
-        if needed > there:
-            return f"{what} takes about {needed / 1e9:.0f} GB, and there are {there / 1e9:.0f}"
-    return None
+    reasons = (f"{what} takes about {n / 1e9:.0f} GB, and there are {m / 1e9:.0f}" for n, m, what in wanted if n > m)
+    return next(reasons, None)
 
 
 def needs(shape: str, setting: Setting) -> tuple[int, int]:

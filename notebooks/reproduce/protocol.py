@@ -235,12 +235,7 @@ def rows(
 ) -> list[Row]:
     """The rows of a family's tables, in the order in which they are run: model by model, dense before sliced.
 
-    Args:
-        tables: all that the family is in, by default.
-        models: the paper's names, or their ends ("7B"); by default all.
-
-    Raises:
-        ValueError: no such table or model.
+    All of them by default; `models` are the paper's names, or their ends ("7B").
     """
     known = FAMILIES[family]
     tables = known.tables() if tables is None else list(tables)
@@ -293,9 +288,11 @@ def _rows_of(family: Family, profile: Profile, number: int) -> Iterator[Row]:
         settings = () if is_others else tuple(_settings(family, profile, table, model, percent))
         if profile.is_papers:
             paper = {metric: paper[metric] for metric in metrics}
-            yield Row(number, model, percent, metrics, paper, label, settings, is_dense)
         elif settings:
-            yield Row(number, model, percent, metrics, {}, "", settings, is_dense)
+            paper, label = {}, ""
+        else:
+            continue  # another method's row has nothing but the paper's values
+        yield Row(number, model, percent, metrics, paper, label, settings, is_dense)
 
 
 def _label_and_percent(number: int, line: dict) -> tuple[str, int]:

@@ -98,12 +98,13 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     if not records:
         raise ValueError(f"{results} has no results to report; `reproduce.py ... --out {results}` writes them")
     out = Path(out)
-    if out.suffix == ".csv":
-        raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
     beside = out.with_suffix(".csv")
-    for path, begins in ((out, TITLE), (beside, ",".join(COLUMNS))):
+    if out == beside:
+        raise ValueError(f"{out}: the report is Markdown, such as report.md; the CSV is written beside it")
+    texts = {out: (markdown(records), TITLE), beside: (as_csv(records), ",".join(COLUMNS))}
+    for path, (_, begins) in texts.items():
         require_file(path, reads=[Path(results)], kind=("a report", begins))
-    for path, text in {out: markdown(records), beside: as_csv(records)}.items():
+    for path, (text, _) in texts.items():
         with whole_file(path) as new:
             new.write_text(text, encoding="utf-8")
     return {"report": out, "csv": beside}
@@ -121,7 +122,6 @@ def markdown(records: list[dict]) -> str:
     """The report as Markdown."""
     lines = [
         TITLE,
-        "",
         f"By minislice {__version__}. In each cell stands what was measured here; behind it, as *paper*, what the "
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
         "accuracy, its standard error (the CSV has both). ! is a slip in print.",
@@ -131,17 +131,17 @@ def markdown(records: list[dict]) -> str:
         if profile.is_papers:
             ours, papers = vars(profile), vars(PROFILES["paper"]) | {"dtype": "float16"}
             changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_ELSEWHERE and ours[n] != papers[n]]
-            lines += ["", f"## {title}", "", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
+            lines += [f"## {title}", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
         else:
-            lines += ["", f"## {profile.stand_in}, in {title}'s place", ""]
-            lines.append(f"A stand-in ({profile.name} profile): not the paper's models, and none of its values.")
+            lines += [f"## {profile.stand_in}, in {title}'s place"]
+            lines += [f"A stand-in ({profile.name} profile): not the paper's models, and none of its values."]
         every = cells(family, profile, own)
         for number in dict.fromkeys(cell.table for cell in every):
-            lines += ["", f"### {title_of(number, profile)}", "", _table(table_rows(number, every)), ""]
+            lines += [f"### {title_of(number, profile)}", _table(table_rows(number, every))]
             slips = [cell for cell in every if cell.table == number and cell.slip]
             lines += [f"- {cell.model}, {cell.slicing_percent}%, {cell.metric}: {cell.slip}" for cell in slips]
-        lines += ["", "### How each was measured", "", _table([how(record) for record in own])]
-    return "\n".join(lines) + "\n"
+        lines += ["### How each was measured", _table([how(record) for record in own])]
+    return "\n\n".join(lines) + "\n"
 
 
 def title_of(number: int, profile: Profile) -> str:

@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -71,15 +72,15 @@ def reproduce(
     Raises:
         ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
     """
-    out = Path(out)
-    settings = settings_of(rows)
+    out, settings = Path(out), settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
     about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
     with results.opened(out) as file:
         bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
         machine = Machine.here(device, out.resolve().parent)
         for index, setting in enumerate(settings, 1):
-            if record := finished(file, setting):
+            record = finished(file, setting)
+            if record:
                 count["finished before"] += 1
             elif limit is not None and count["done"] + count["failed"] >= limit:
                 count["left"] += 1
@@ -107,22 +108,21 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
     if setting.percent or setting.limit is not None or setting.measure not in GATES or record["status"] != "done":
         return
     metric, tolerance = GATES[setting.measure]
+    ours = record["values"][metric]
     for row in rows:
-        if setting in row.settings and metric in row.paper:
-            ours, papers = record["values"][metric], row.paper[metric]
-            if not abs(ours - papers) <= tolerance + 1e-9:  # a NaN is off, too
-                raise ProtocolDiffers(
-                    f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
-                    f"{papers:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing sliced "
-                    f"from it could be compared; look at the record's versions and text ({record['facts']})"
-                )
+        if setting in row.settings and abs(ours - row.paper.get(metric, ours)) > tolerance + 1e-9:
+            raise ProtocolDiffers(
+                f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
+                f"{row.paper[metric]:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing "
+                f"sliced from it could be compared; look at the record's versions and text ({record['facts']})"
+            )
 
 
 def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -> dict:
     """Measure one setting; its record, whatever happens."""
     outcome, reason, revision = Outcome(), why_not(setting, machine, bench.stream), "unknown"
     status = "skipped" if reason else "done"
-    began, tried = datetime.datetime.now(datetime.timezone.utc), []
+    when, began, tried = datetime.datetime.now(datetime.timezone.utc), time.perf_counter(), []
 
     def attempt(size: int) -> Outcome:
         tried.append(size)
@@ -132,22 +132,21 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
             bench.forget()  # a model that was being sliced is neither dense nor sliced
             raise
 
-    if status == "done":
+    if not reason:
         try:
             revision = results.revision_of(setting)
             with peak_memory(torch.device(bench.device)) as peak:
                 outcome = with_what_fits(attempt, batch_size)
             outcome.facts["peak memory, bytes"] = peak.most
             if bad := [name for name, value in outcome.values.items() if not math.isfinite(value)]:
-                outcome.values, status, reason = {}, "failed", f"{', '.join(bad)} is no finite number"
+                raise ValueError(f"{', '.join(bad)} is no finite number")
         except Exception as error:  # of any library, on any row: the others don't depend on it
             outcome, status = Outcome(), "failed"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             bench.forget()
             gc.collect()
     outcome.facts["batch sizes"] = tried
-    seconds = (datetime.datetime.now(datetime.timezone.utc) - began).total_seconds()
-    outcome.facts.setdefault("seconds", {})["all"] = round(seconds, 3)
+    outcome.facts.setdefault("seconds", {})["all"] = round(time.perf_counter() - began, 3)
     return {
         "schema": results.SCHEMA,
         "key": results.key_of(setting, revision, provenance.commit()),
@@ -161,7 +160,7 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
         "facts": outcome.facts,
         "versions": provenance.versions(),
         "hardware": provenance.hardware(bench.device),
-        "when": began.isoformat(timespec="seconds"),
+        "when": when.isoformat(timespec="seconds"),
     }
 
 
@@ -205,8 +204,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the rows, or only say which could be."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise ValueError("run reproduce without torchrun: with --stream --processes N it starts torchrun itself")
     if arguments.device == "auto":
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:

@@ -73,8 +73,7 @@ def faults(record: dict[str, Any]) -> list[str]:
         return [f"schema {record['schema']}, where this minislice reads {SCHEMA}"]
     Profile(**record["profile"]), Setting(**record["setting"])
     numbers = (*record["values"].values(), *record["errors"].values())
-    done = record["status"] == "done"
-    known = record["family"] in FAMILIES and record["status"] in STATUSES and all(map(is_number, numbers))
-    if known and done == bool(record["values"]) and done != bool(record["reason"]):
+    done, known = record["status"] == "done", record["family"] in FAMILIES and record["status"] in STATUSES
+    if known and all(map(is_number, numbers)) and done == bool(record["values"]) and done != bool(record["reason"]):
         return []
     return ["family, status, values and reason contradict one another"]

@@ -35,33 +35,24 @@ def _judge_reader(result: tuple, **layer: Any) -> Failure | None:
     return _reader(Places(), "", layer, result).failure()
 
 
-def _reader(
-    places: Places, which: str, layer: dict[str, Any], got: tuple, norm: str = "RMSNorm", tied: bool = False
-) -> Places:
+def _reader(places: Places, which: str, layer: dict[str, Any], got: tuple, norm: str = "RMSNorm") -> Places:
     """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
 
     Args:
         which: the end of the places' names.
         norm: behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free.
-        tied: W is the transpose of the embedding.
     """
     W, b, alpha, beta = layer.values()
     before, shift = 0 * W[0] if b is None else b, 0 * W[:, 0] if beta is None else beta
     W_wanted, b_wanted = toy.weights_of(lambda x: (x * alpha + shift) @ W + before, len(W))
-    scaling = {"W is as it was: alpha is not in it.": W, "W is divided by alpha.": W / alpha[:, None]}
+    scaling = {"W is as it was: alpha is not in it.": W}
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
-    if tied:
-        centred = toy.centred({"norm": norm}, W.T).T
-        scaling["The embedding was centred first: the tied head is the embedding as it was."] = alpha[:, None] * centred
-        scaling["The embedding was centred first, and alpha is not in it."] = centred
-        hint = "the head had the embedding before it was changed. What does alpha multiply?"
     alike = close if norm == "RMSNorm" else _alike_on_centred_rows
     places.add(f"W{which}", W_wanted, got[0], scaling, hint, alike)
     mistakes = {
         "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
         "b itself is lost.": shift @ W,
-        "beta went through the centred W: no norm subtracts the mean of beta.": before + shift @ (W - W.mean(0)),
     }
     hint = "what comes out of the linear layer where the normalised row is zero?"
     got_b = 0 * b_wanted if got[1] is None else got[1]
@@ -145,7 +136,7 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
         _writer(places, f"_out[{block}]", layer, [toy.part(fused, name, block) for name in layer], norm)
     head = net["W_embd"].T if tied else net["W_head"]
     layer = {"W": head, "b": net["b_head"], "alpha": net["alpha"][-1], "beta": toy.part(net, "beta", -1)}
-    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]), norm, tied)
+    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]), norm)
     failure = places.failure()
     if failure and tied and failure.where == "W_embd" and close(fused["W_head"], fused["W_embd"].T):
         sentence = "The embedding is scaled with the tied head: give the head a matrix of its own."

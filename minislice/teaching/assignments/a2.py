@@ -27,7 +27,6 @@ def _rms(x: np.ndarray, eps: float) -> Wanted:
         "eps is lost.": x / np.sqrt(square),
         "The mean is taken over the rows: each row is normalised by itself.": x / np.sqrt(np.square(x).mean(0) + eps),
         "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x / length,
-        "It divides by the mean square: take the root.": x / (square + eps),
     }
     yield "rms(x)", x / np.sqrt(square + eps), mistakes, "a norm divides each row by one positive number: by which?"
 

@@ -55,10 +55,10 @@ def _judge_block(result: tuple, P: np.ndarray, P_next: np.ndarray, **dense: np.n
         "The last rows are kept as they stand: first rotate, so that they are directions of P.": W_in[D - k :],
     }
     writes = {"Columns are deleted as they stand: first rotate.": W_out[:, :k_next]}
-    carries = {"It is the identity: without an adapter the residual stays in the old basis.": np.eye(k, k_next)}
+    carries = {}
     if k == k_next:
         writes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
-        carries["It is transposed: the signal is a row, and S stands on its right."] = S.T
+        carries = {"It is transposed: the signal is a row, and S stands on its right.": S.T}
     cut = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
     places = Places().add("W_in", P.T @ W_in, result[0], reads, "x P comes in, for x P P^T.")
     places.add("b_in", b_in, result[1], hint="it is added behind W_in, where nothing is deleted.")

@@ -41,9 +41,6 @@ def _parameters(shapes: dict, k: int, form: str) -> Wanted:
     sizes = _sizes(shapes, k, form)
     total, mistakes = sum(sizes.values()), _left_out(sizes, shapes, k, form)
     mistakes["The biases are left out."] = total - sizes["biases"]
-    mistakes["The positions are left out."] = total - shapes["T"] * k
-    mistakes["The embeddings are not sliced."] = total + (shapes["V"] + shapes["T"]) * (shapes["D"] - k)
-    mistakes["This network has no biases."] = sum(_sizes({**shapes, "biases": True}, k, form).values())
     yield "parameters", total, mistakes, HINT + form
 
 
@@ -55,7 +52,6 @@ def _flops(shapes: dict, k: int, form: str) -> Wanted:
     total = 2 * (once + twice)
     mistakes = {name: 2 * (value + twice) for name, value in _left_out(sizes, shapes, k, form).items()}
     mistakes["A multiply-add is two operations."] = once + twice
-    mistakes["A low-rank adapter is two products: x A, and that times A^T."] = 2 * once
     mistakes["A low-rank adapter is two products of two operations for each number of A."] = 2 * once - twice
     mistakes["Looking up an embedding is no product."] = total + 2 * embeddings
     mistakes["A bias is added, it is no product."] = total + biases
@@ -67,18 +63,12 @@ def _left_out(sizes: dict[str, int], shapes: dict, k: int, form: str) -> dict[st
     total, D, (_, H_out), B = sum(sizes.values()), shapes["D"], shapes["blocks"][-1], len(shapes["blocks"])
     mistakes = {
         "The head is left out: fusion gives it a matrix of its own.": total - sizes["head"],
-        "The head is sliced: the last boundary keeps D.": total - (D - k) * shapes["V"],
         "The last W_out is cut: the last boundary keeps D.": total - H_out * (D - k),
         "The adapters are left out.": total - sizes["adapters"],
     }
     if form == "full":
         square = "All adapters are k x k: the last one leads to a boundary of width D, it is k x D."
         mistakes[square] = total - sizes["adapters"] + B * k * k
-    if form == "low-rank":
-        rank = min(k, D - k)
-        last = "The last adapter has a rank: where nothing is deleted behind it, it only appends zeros."
-        mistakes[last] = total + k * rank
-        mistakes["The rank is D - k, even where that is more than k."] = total + (B - 1) * k * (D - k - rank)
     return mistakes
 
 

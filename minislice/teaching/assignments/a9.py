@@ -56,7 +56,6 @@ def _rotary(W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.nda
     mistakes = {
         "It is rotated the other way.": W_Q @ _turns(-angles, scales),
         "It is not scaled.": W_Q @ _turns(angles),
-        "It is divided by the scale.": W_Q @ _turns(angles, 1 / scales),
     }
     yield "W_Q", W_Q @ _turns(angles, scales), mistakes, "rows are rotated, pair by pair."
     mistakes = {

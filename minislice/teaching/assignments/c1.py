@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from .exercise import Case, Failure
-from .forms import Choice, Integers, Number
+from .forms import Value
 from .markdown import read
 
 MODEL, SIZE = "mini-llama", 0.8
@@ -18,6 +18,7 @@ SAMPLES, SEQLEN, EVERY = 64, 256, 32  # calibration sequences, tokens in each; o
 # Perplexity over the dense one: about what these methods reach (notebooks/measure/capstone.py).
 GOALS = {"neurons": 1.30, "slicegpt": 1.08, "mixed": 1.05}
 MOST = 64  # entries of a list
+ADAPTERS = ("full", "low-rank", "none")
 
 
 @lru_cache(1)
@@ -67,8 +68,14 @@ def _judge(plan: Mapping[str, Any]) -> Failure | None:
     return Failure("values", "plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
 
-FORM = {name: Integers(name, MOST) for name in ("width", "neurons", "drop")}
-FORM |= {"adapter": Choice("adapter", ("full", "low-rank", "none")), "repair": Number("repair", int)}
+def _is_list_of_ints(value: Any) -> bool:
+    return type(value) is list and len(value) <= MOST and all(type(item) is int for item in value)
+
+
+INTS = f"a list of at most {MOST} ints"
+FORM = {name: Value(name, INTS, _is_list_of_ints) for name in ("width", "neurons", "drop")}
+FORM["adapter"] = Value("adapter", f"one of {', '.join(ADAPTERS)}", lambda word: type(word) is str and word in ADAPTERS)
+FORM["repair"] = Value("repair", "an int", lambda value: type(value) is int)
 ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
 
 C1, check = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))

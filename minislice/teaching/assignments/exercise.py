@@ -1,9 +1,9 @@
 """What a question is, and how an answer is judged: the contract between the assignments and whoever runs them.
 
-Two programs run the student's function: `feedback.check` in the student's notebook, and the grader in another process.
-Both call it with each case's arguments, the smallest case first, give the result to `examine`, and show the first
-`Failure`; the grader leaves out its `values`, which would tell the hidden cases. Arguments and results are plain
-values: None, bool, int, float, str, arrays of float64, int64 or bool, and tuples, lists and dictionaries of these.
+`feedback.check` in the student's notebook and the grader both call the student's function with each case's arguments,
+the smallest case first, give the result to `examine`, and show the first `Failure`; the grader leaves out its `values`,
+which would tell the hidden cases. Arguments and results are plain values: None, bool, int, float, str, arrays of
+float64, int64 or bool, and tuples, lists and dictionaries of these.
 
 A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
 one particular solution. `judging` has tools for judges.
@@ -116,8 +116,8 @@ class MutationQuestion(Task):
                 fits = value is None or not letters
             if not fits or max(sizes.values(), default=0) > self.largest:
                 form = f"an array [{', '.join(letters)}]" if letters else "a number"
-                got = described(value)
-                raise ValueError(f"{name} must be {form} with sides of at most {self.largest}, got {got}; {sizes}")
+                bound = f"with sides of at most {self.largest}, got {described(value)}; {sizes}"
+                raise ValueError(f"{name} must be {form} {bound}")
         return copy.deepcopy(arguments)
 
     def try_out(

@@ -1,5 +1,6 @@
 """The form of a result: its types, its shapes, and that its numbers are finite."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +26,12 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Integers:
-    """A list of at most so many ints."""
+class Value:
+    """A plain value that `fits`; `wanted` says in words which."""
 
     name: str
-    most: int
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of these words."""
-
-    name: str
-    words: tuple[str, ...]
+    wanted: str
+    fits: Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Gone:
     why: str
 
 
-# The form of a result: an Array, a Maybe, a Number, Integers, a Choice, None, or a tuple, list or dictionary of forms.
+# The form of a result: an Array, a Maybe, a Number, a Value, None, or a tuple, list or dictionary of forms.
 Form = Any
 
 
@@ -84,14 +78,10 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
             return np.full(form.shape, np.nan)
     if isinstance(form, Number):
         return _number(form, result)
-    if isinstance(form, Choice):
-        if type(result) is not str or result not in form.words:
-            raise Misfit("type", form.name, f"expected one of {', '.join(form.words)}; got {described(result)}")
+    if isinstance(form, Value):
+        if not form.fits(result):
+            raise Misfit("type", form.name, f"expected {form.wanted}, got {described(result)}")
         return result
-    if isinstance(form, Integers):
-        if not isinstance(result, (tuple, list)) or len(result) > form.most:
-            raise Misfit("type", form.name, f"expected a list of at most {form.most} ints, got {described(result)}")
-        return [_number(Number(f"{form.name}[{i}]", int), value) for i, value in enumerate(result)]
     if isinstance(form, dict):
         if not isinstance(result, dict):
             raise Misfit("type", name, f"expected a dictionary, got {described(result)}")

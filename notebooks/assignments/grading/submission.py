@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 LARGEST = 20 << 20  # bytes of a submitted notebook
 IMPORTS = re.compile(r"^(from|import) +minislice\b[^\n(]*(\([^)]*\))?", flags=re.MULTILINE)
@@ -33,8 +32,8 @@ def submission(file: Path, folder: Path) -> Submission:
         cells = _cells(file)
     except Exception:  # a student may have written anything into the file
         return Submission(unreadable=f"{file.name} is not a notebook")
-    count = Counter(cell.grade_id for cell in cells)
-    answers = {cell.grade_id: cell.text for cell in cells if cell.code}
+    count = Counter(grade_id for grade_id, *_ in cells)
+    answers = {grade_id: text for grade_id, text, kind in cells if kind in ("code", "given")}
     return Submission(answers, frozenset(name for name in count if name and count[name] > 1))
 
 
@@ -48,24 +47,17 @@ def given(file: Path, answers: Sequence[str]) -> list[tuple[str, str]]:
         cells = _cells(file)
     except Exception as error:
         raise ValueError(f"the source {file} can't be read: {error}") from None
-    if missing := set(answers) - {cell.grade_id for cell in cells}:
+    if missing := set(answers) - {grade_id for grade_id, *_ in cells}:
         raise ValueError(f"the source {file} has no cell {min(missing)}: make it again with assignment.py build")
-    return [(f"given {index}", IMPORTS.sub("", cell.text)) for index, cell in enumerate(cells) if cell.given]
+    texts = [text for _, text, kind in cells if kind == "given"]
+    return [(f"given {index}", IMPORTS.sub("", text)) for index, text in enumerate(texts)]
 
 
-class _Cell(NamedTuple):
-    """What matters of a cell: `given` is code that is neither a test nor an answer."""
-
-    grade_id: str
-    text: str
-    code: bool
-    given: bool
-
-
-def _cells(file: Path) -> list[_Cell]:
+def _cells(file: Path) -> list[tuple[str, str, str]]:
+    """Of each cell its grade_id, its text and its kind; "given" is code that is neither a test nor an answer."""
     cells = []
     for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
-        tags, code = cell["metadata"].get("nbgrader", {}), cell["cell_type"] == "code"
-        given = code and not tags.get("grade") and not tags.get("solution")
-        cells.append(_Cell(str(tags.get("grade_id", "")), "".join(cell["source"]), code, given))
+        tags, kind = cell["metadata"].get("nbgrader", {}), cell["cell_type"]
+        given = kind == "code" and not tags.get("grade") and not tags.get("solution")
+        cells.append((str(tags.get("grade_id", "")), "".join(cell["source"]), "given" if given else kind))
     return cells
