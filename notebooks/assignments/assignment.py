@@ -33,12 +33,10 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
 
 
 def as_json(notebook: dict[str, Any]) -> str:
-    """A notebook's file, as Jupyter writes it."""
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def source(given: Assignment) -> dict[str, Any]:
-    """The notebook with answers."""
     setup = f"""import numpy as np
 
 from minislice.teaching.assignments.{given.name} import {given.tool}
@@ -64,8 +62,6 @@ rng = np.random.default_rng(0)  # for trials of your own"""
 
 
 def released(notebook: dict[str, Any]) -> dict[str, Any]:
-    """The notebook without answers."""
-
     def without_answer(cell: dict[str, Any]) -> dict[str, Any]:
         code = cell["cell_type"] == "code"
         gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()" if code else "YOUR ANSWER HERE"
@@ -143,7 +139,6 @@ def _written(name: str, question: str) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The script's options."""
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     commands.add_parser("list", help="the assignments, with difficulty, minutes and points")
     make = commands.add_parser("build", help="write the notebook of one assignment, with answers")
@@ -154,7 +149,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Do what was asked for."""
     if options.what == "build":
         build(options.name, options.to, options.release, options.force)
         print(f"wrote {options.to}")

@@ -94,7 +94,6 @@ def grade(
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The script's options."""
     parser.add_argument("name", metavar="NAME", help="of the assignment: a1 to a9, m1 to m3, c1")
     parser.add_argument("--seed-file", required=True, type=Path, metavar="FILE", help="the secret of the hidden cases")
     parser.add_argument("--csv", required=True, type=Path, metavar="FILE", help="a table to write, a line a question")
@@ -103,7 +102,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Grade, and print each student's points."""
     progress = not options.quiet
     rows = grade(options.name, options.seed_file, options.csv, options.course, options.strict, progress=progress)
     if options.json:

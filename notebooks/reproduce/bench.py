@@ -38,15 +38,12 @@ BEGINNING, END = 16, 8  # words of an item that is made of the embedded text
 
 @dataclass
 class Outcome:
-    """What one setting gave."""
-
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)  # standard errors, by the name of the value
     facts: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Note the seconds of a block."""
         began = time.perf_counter()
         yield
         self.facts.setdefault("seconds", {})[what] = round(time.perf_counter() - began, 3)
@@ -161,13 +158,11 @@ def slicing_of(setting: Setting) -> Setting:
 
 
 def options(setting: Setting) -> dict[str, Any]:
-    """What `slice_model` is told."""
     changes = {"signal": setting.signal, "adapter": setting.adapter, "seed": setting.seed}
     return vars(SlicingOptions.paper(slicing=setting.percent / 100, **changes))
 
 
 def described(text: str, tokens: Tensor) -> str:
-    """Which tokens, in a record's words."""
     return f"{Path(text).name} {len(tokens)} x {tokens.shape[1]} ({hash_of(tokens)})"
 
 
@@ -200,7 +195,6 @@ def recover(model, tokens: Tensor, setting: Setting, batch_size: int, outcome: O
 
 
 def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outcome) -> None:
-    """The tasks of tables 7 to 10."""
     with tempfile.TemporaryDirectory() as made:
         if embedded := setting.tasks_from == "embedded":
             write_piqa(Path(made))

@@ -20,8 +20,6 @@ MARGIN = 1.3
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes that there are."""
-
     device_memory: int  # of the device that computes; the host's for a CPU
     all_devices: int  # of every GPU together
     host_memory: int
@@ -29,7 +27,6 @@ class Machine:
 
     @classmethod
     def here(cls, device: str, folder: Path) -> "Machine":
-        """The machine that this runs on; `folder` is where the results go."""
         host, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
         if torch.device(device).type != "cuda":
             return cls(host, host, host, disk)

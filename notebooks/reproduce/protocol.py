@@ -82,7 +82,6 @@ class Family:
     licence: str
 
     def tables(self) -> list[int]:
-        """The tables that have a row of one of these models."""
         return [number for number in TABLES if any(row["model"] in self.sources for row in paper_table(number))]
 
 
@@ -150,7 +149,6 @@ class Profile:
 
     @property
     def stand_in(self) -> str:
-        """The name of the stand-in in rows and report."""
         return Path(self.model).name
 
 

@@ -119,7 +119,6 @@ def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
 
 
 def markdown(records: list[dict]) -> str:
-    """The report as Markdown."""
     lines = [
         TITLE,
         f"By minislice {__version__}. In each cell stands what was measured here; behind it, as *paper*, what the "
@@ -199,7 +198,6 @@ def how(record: dict) -> dict[str, str]:
 
 
 def _table(lines: list[dict[str, str]]) -> str:
-    """Markdown of rows that have the same columns."""
     return tables.markdown(list(lines[0]), ([word.replace("|", "\\|") for word in line.values()] for line in lines))
 
 
@@ -214,13 +212,11 @@ def as_csv(records: list[dict]) -> str:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this script's own."""
     parser.add_argument("results", metavar="FILE", help="what `reproduce.py --out FILE` wrote, finished or not")
     parser.add_argument("--out", metavar="REPORT", required=True, help="such as report.md; the CSV is report.csv")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write both files."""
     written = write(arguments.results, arguments.out)
     print_result(arguments, {name: str(path) for name, path in written.items()})
 

@@ -119,7 +119,6 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
 
 
 def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -> dict:
-    """Measure one setting; its record, whatever happens."""
     outcome, reason, revision = Outcome(), why_not(setting, machine, bench.stream), "unknown"
     status = "skipped" if reason else "done"
     when, began, tried = datetime.datetime.now(datetime.timezone.utc), time.perf_counter(), []
@@ -187,7 +186,6 @@ OPTIONS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's own, among them the fields of a profile."""
     parser.add_argument("family", metavar="FAMILY", choices=FAMILIES, help=f"one of {', '.join(FAMILIES)}")
     parser.add_argument("--out", metavar="FILE", required=True, help="results, one JSON record a line; appended to")
     text = "with --stream: torchrun's, that share the calibration set, each on a GPU of its own (default: 1)"
@@ -203,7 +201,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the rows, or only say which could be."""
     if arguments.device == "auto":
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:

@@ -58,7 +58,6 @@ def revision(source: str) -> str:
 
 
 def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
-    """The file, to append to; see `records.opened`."""
     return records.opened(path, faults)
 
 

@@ -15,7 +15,6 @@ def _turns(angles: np.ndarray, scales: np.ndarray | float = 1.0) -> np.ndarray:
 
 
 def _attention(W: dict[str, np.ndarray], x: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """y, [T, D]."""
     T, d = len(x), W["Q"].shape[1]
     turns = np.stack([_turns(position * theta) for position in range(T)])
     q, k = (np.einsum("ti,tij->tj", rows, turns) for rows in (x @ W["Q"], x @ W["K"] + W["b"]))

@@ -21,8 +21,6 @@ from .forms import Form, Misfit, conform, described, same
 
 @dataclass(frozen=True)
 class Failure:
-    """Why an answer is wrong."""
-
     kind: str  # "missing", "exception", "changed", "type", "shape", "finite" or "values", in the order of the checks
     where: str  # the place, in the student's words: "b_out[1]"
     what: str  # what is wrong there, in one or two lines, without any number of the case
@@ -43,8 +41,6 @@ class Failure:
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the student's function: sizes to name it by, and arguments in the order of the signature."""
-
     sizes: Mapping[str, int]
     arguments: Mapping[str, Any]
 
@@ -146,7 +142,6 @@ class MutationQuestion(Task):
         return lambda *arguments: function(*self.allowed(arguments))
 
     def heading(self, kills: "Kills") -> str:
-        """The result of a check in words."""
         if kills.rejected:
             return "FAILED  it raises on the right function"
         shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (self.shown, self.hidden))
@@ -163,7 +158,6 @@ class Kills:
 
     @property
     def share(self) -> float:
-        """The share of the points."""
         return len(self.killed) / (len(self.killed) + len(self.survived))
 
 
@@ -194,7 +188,6 @@ class Assignment:
         return "score" if any(isinstance(question, MutationQuestion) for question in self.questions) else "check"
 
     def question(self, name: str) -> Question | MutationQuestion:
-        """The question whose function has this name."""
         questions = {question.name: question for question in self.questions}
         if name not in questions:
             raise ValueError(f"{self.name} has no function {name}; it asks for {', '.join(questions)}")

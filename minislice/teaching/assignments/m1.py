@@ -39,7 +39,6 @@ def _square(W_in, b_in, W_out, b_out, alpha, beta):
 
 
 def _shift_lost(W_in, b_in, *others):
-    """Beta is lost where there is no bias."""
     W, b, *writes = fuse_block(W_in, b_in, *others)
     return W, 0 * b if b_in is None else b, *writes
 

@@ -30,7 +30,6 @@ def sizes(rng: Generator, smallest: int, count: int = 5) -> list[tuple[int, int]
 
 
 def widths(rng: Generator) -> list[Case]:
-    """Cases of one argument, D."""
     return [Case({"D": D}, {"D": D}) for D in range(2, 7)]
 
 
@@ -70,7 +69,6 @@ def signals(net: dict, tokens: np.ndarray) -> list[np.ndarray]:
 
 
 def logits(net: dict, tokens: np.ndarray) -> np.ndarray:
-    """The network's output, [N, V]."""
     x = normalised(net, signals(net, tokens)[-1], -1)
     out = x @ (net["W_embd"].T if net["W_head"] is None else net["W_head"])
     return out if net["b_head"] is None else out + net["b_head"]

@@ -22,7 +22,6 @@ import types
 
 
 def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall: str) -> None:
-    """Answer one request."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path += [here, packages]
     import isolation

@@ -20,8 +20,6 @@ PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers
 
 @dataclass(frozen=True)
 class Mark:
-    """What an answer is worth."""
-
     share: float  # of the question's points, 0 to 1
     status: str  # "passed", "partial", "failed", "stopped", "unanswered", "missing", "duplicate" or "unreadable"
     lines: tuple[str, ...]  # for the student, without a number of the hidden cases
@@ -104,7 +102,6 @@ class _Trial:
         return self.question.share(failures), failures[first], heading
 
     def _try(self, case: exercise.Case) -> Failure | None:
-        """What is wrong with the function on one case, or None."""
         answer = self.sandbox.call(self.cells, self.question.name, list(case.arguments.values()))
         if answer[0] != "returned":
             return self._failure(*answer)
