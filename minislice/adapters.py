@@ -37,14 +37,12 @@ def align(
     U sin W^T has the sines of the same angles, fewer of them than cosines, and more exact where they are small.
 
     Raises:
-        ValueError: the width shrinks, or a basis has a NaN or an infinity.
+        ValueError: the width shrinks.
     """
     D, k = P.shape
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
     together = P.T @ Q_next
-    if not torch.isfinite(together).all():
-        raise ValueError(f"can't align two bases: P^T Q, {[k, D]}, has a NaN or an infinity")
     if k_next == D:  # nothing is deleted: P itself, completed
         return complete(P), P.new_zeros(k, 0), P.new_zeros(0)
     S, sines = together[:, :k_next], together[:, k_next:]  # P^T P_next, and P^T R

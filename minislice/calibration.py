@@ -27,8 +27,6 @@ class Signal:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> Tensor:
-        if index >= len(self):
-            raise IndexError(index)  # ends a loop over the batches
         host = self.batches[index].view(*self.shapes[index], -1)
         if self.device.type == "cuda" and not host.is_pinned():
             host = host.pin_memory()  # only pinned memory is copied to the card while it computes
