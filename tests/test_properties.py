@@ -41,7 +41,7 @@ tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
 seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
 
 
-def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 10, **options) -> pytest.param:
+def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 8, **options) -> pytest.param:
     """A fact, the models to try it on, and its options: constants, strategies, or functions of the recipe to one."""
     return pytest.param(fact, recipes() if models is None else models, examples, options, id=fact.__name__)
 
@@ -84,7 +84,7 @@ FACTS = [
     over(b.chosen_mixture_is_nearly_the_cheapest, seeds),
     over(b.divergence_is_what_is_lost_of_the_log_likelihood),
     over(b.measured_costs_are_those_of_whole_models, examples=3),
-    over(b.sizes_are_those_of_the_sliced_model),
+    over(b.sizes_are_those_of_the_sliced_model, examples=4),
     over(d.deleting_no_layer_changes_nothing, examples=5),
     over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
     over(d.each_deleted_layer_hurts_least, examples=5),

@@ -51,21 +51,15 @@ def test_a_tied_head_saves_its_matrix():
     assert tied < min(own, parameters(LLAMA.model()))
 
 
-@pytest.mark.parametrize("setting", ["high", "tf32"])  # torch's older name and its newer one
-def test_covariance_does_not_use_tf32_and_leaves_the_settings_alone(setting, monkeypatch):
-    seen, split, cuda = [], torch.Tensor.split, torch.backends.cuda.matmul
-
-    def state() -> list[str]:
-        return [cuda.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
-
-    monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(state()) or split(*a))
+def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
+    products, split, seen = torch.backends.cuda.matmul, torch.Tensor.split, []
+    monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(products.fp32_precision) or split(*a))
+    before, products.fp32_precision = products.fp32_precision, "tf32"
     try:
-        setattr(cuda, "fp32_precision", setting) if setting == "tf32" else torch.set_float32_matmul_precision(setting)
-        before = state()
         covariance(torch.randn(8, 4))
-        assert seen == [["ieee", "ieee"]] and state() == before
+        assert seen == ["ieee"] and products.fp32_precision == "tf32"
     finally:
-        torch.set_float32_matmul_precision("highest")
+        products.fp32_precision = before
 
 
 @given(recipes(), st.sampled_from(["random", "column-norm"]))
