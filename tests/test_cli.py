@@ -196,7 +196,7 @@ def test_a_result_is_one_json_document_or_a_line_for_each_entry(capsys):
     result["variance discarded"] = [0.5, 0.25, 0.125, 1 / 3, 0.2]
     print_result(Namespace(json=True), result | {"error": float("nan"), "losses": [float("inf")]})
     assert document(capsys.readouterr().out) == result | {"error": None, "losses": [None]}
-    print_result(Namespace(json=False), result, notes=["A note."])
+    print_result(Namespace(json=False), result, note="A note.")
     *lines, note = capsys.readouterr().out.splitlines()
     assert note == "A note." and [re.split(r"  +", line) for line in lines] == [
         ["parameters", "12,345"],

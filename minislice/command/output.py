@@ -14,26 +14,22 @@ from ..architecture.folder import whole_file
 from ..measuring.tables import table
 
 
-def print_result(
-    arguments: argparse.Namespace, result: dict | list, text: str | None = None, notes: list[str] | None = None
-) -> None:
-    """Print `result` as JSON where that is asked for; else `text`, or each entry in a line of its own, and `notes`."""
+def print_result(arguments: argparse.Namespace, result: dict | list, text: str | None = None, note: str = "") -> None:
+    """Print `result` as JSON where that is asked for; else `text`, or each entry in a line of its own, and `note`."""
     if arguments.json:
         print(json.dumps(_without_nan(result)))
     elif text is not None:
         print(text)
     else:
-        print("\n".join([table([[name, _readable(value)] for name, value in result.items()], words=2), *(notes or [])]))
+        lines = table([[name, _readable(value)] for name, value in result.items()], words=2)
+        print(f"{lines}\n{note}".rstrip())
 
 
 def save_sliced(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, kind: str, result: dict) -> None:
     """Save a sliced model with what `result` says of it (see `inputs.before_and_after`)."""
-    notes = {
-        "base_model": arguments.model,
-        "calibration": result["calibration"],
-        "perplexity": f"{result[f'{kind} perplexity']:.4f} ({result['evaluation']}); "
-        f"dense {result['dense perplexity']:.4f}",
-    }
+    sliced, dense = result[f"{kind} perplexity"], result["dense perplexity"]
+    notes = {"base_model": arguments.model, "calibration": result["calibration"]}
+    notes["perplexity"] = f"{sliced:.4f} ({result['evaluation']}); dense {dense:.4f}"
     model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
 
 

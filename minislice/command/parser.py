@@ -52,17 +52,14 @@ OWN = "own"  # in place of a text: what the model writes itself
 PICTURE = "minislice-demo.png"
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 LISTED = "comma-separated"
-MODEL_HELP = f"one of {', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"
 TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
 DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
-HALVES = "; if one file is named for both, its first half calibrates and its second is measured on"
-LIMIT = f"(default: {SEQLEN} for the embedded models, else 2048, or the model's limit)"
 HEAD = "what becomes of a tied head: tied (default where both ends are whole), own (the paper's) or fitted"
 FORMS = "full (the paper's), low-rank (computes the same) or none"
 METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]", "--neurons": "N[,N...]"}
 
 MODEL: Options = {
-    "model": (given, ..., MODEL_HELP),
+    "model": (given, ..., f"{', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"),
     "--trust-remote-code": (bool, False, "run the Python files that come with MODEL, if its architecture is its own"),
 }
 CALIBRATION: Options = {
@@ -70,8 +67,8 @@ CALIBRATION: Options = {
     "--samples": (positive, 128, "calibration sequences"),
 }
 EVALUATION: Options = {
-    "--seqlen": (positive, None, f"tokens a sequence {LIMIT}"),
-    "--evaluation": (given, None, f"text to measure on: {TEXT} (default: the calibration text, else as there){HALVES}"),
+    "--seqlen": (positive, None, f"tokens a sequence (default: {SEQLEN} for embedded models, else at most 2048)"),
+    "--evaluation": (given, None, f"to measure on: {TEXT} (default: the calibration text; one file is halved)"),
     "--eval-samples": (positive, None, "measure on the first so many windows (default: all)"),
 }
 TEXTS = {"texts": CALIBRATION | EVALUATION}

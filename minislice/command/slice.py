@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
     result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, settings)
     if first:
-        print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), notes=[size])
+        print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), note=size)
 
 
 def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
