@@ -2,13 +2,13 @@
 
 import copy
 import functools
-import json
 from dataclasses import replace
 from pkgutil import resolve_name
 
 import properties
 import pytest
 import torch
+from commands import document
 from family_models import CASES, FAMILIES, VARIANTS, FamilyRecipe, family_recipes, fixed
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -17,10 +17,9 @@ from torch import nn
 import minislice
 from minislice.architecture.linears import set_weight
 from minislice.architecture.network import network
-from minislice.beyond import anatomy
+from minislice.beyond import anatomy, places
 from minislice.beyond import symmetries as s
 from minislice.beyond.verification import change
-from minislice.command.cli import main
 from minislice.teaching.small import small_model
 
 EXACT, ROUNDED = 1e-10, 1e-5  # where a model computes in float32 inside, its own rounding shows
@@ -98,121 +97,97 @@ def test_a_symmetry_holds_on_random_models(symmetry):
     holds()
 
 
-WRONG = []  # name of the symmetry, family, variant, what to do at a place instead of acting
+def id_of(row: tuple) -> str:
+    return f"{row[0]} {row[2][0]}"
 
 
-def wrong(name: str, family: str, variant: int = 0):
-    """Note a change that isn't a symmetry: a mistake, or an element outside the group."""
-    return lambda act: WRONG.append(pytest.param(name, family, variant, act, id=f"{act.__name__} {family}")) or act
+def constants(place, element, generator):
+    return torch.randn(element.shape, generator=generator, dtype=torch.float64)
 
 
-def distorted(name: str, family: str, variant: int = 0):
-    """The same, for an element that the function makes of a place, an element of the group, and a generator."""
-
-    def note(distort):
-        def act(place, generator):
-            symmetry = BY_NAME[name]
-            symmetry.act(place, distort(place, symmetry.element(place, generator), generator))
-
-        act.__name__ = distort.__name__
-        return wrong(name, family, variant)(act) and distort
-
-    return note
+def invertible(attention, matrices, generator):
+    return [s.invertible(attention.size, generator) for _ in matrices]
 
 
-@distorted("signal rotation", "llama")
-def not_orthogonal(net, Q, generator):
-    return 1.1 * Q
+def pairs_of_neighbours(attention, matrices, generator):
+    order = torch.arange(attention.size).view(2, -1).T.flatten().argsort()
+    return [G[order][:, order] for G in matrices]
 
 
-@distorted("constant in all rows of the head", "opt")
-def another_constant_in_each_row(net, c, generator):
-    return torch.randn(net.head.out_features, len(c), generator=generator, dtype=torch.float64)
+OUTSIDE = [  # a symmetry, an element outside its group, made of a place and an element, and a model that it changes
+    ("signal rotation", lambda net, Q, generator: 1.1 * Q, ("llama", 0)),
+    ("constant in all rows of the head", lambda net, c, g: constants(net, net.head.weight, g), ("opt", 0)),
+    ("value-output", lambda attention, R, generator: [3 * r for r in R], ("olmo", 1)),  # values are clipped
+    ("query-key", invertible, ("llama", 0)),
+    ("query-key", invertible, ("phi", 0)),
+    ("query-key", pairs_of_neighbours, ("qwen2", 1)),  # where RoPE turns dimensions i and i + size / 2
+    ("constant added to all keys", constants, ("llama", 0)),  # in the dimensions that RoPE turns
+    ("constant added to all keys", constants, ("gpt_oss", 0)),  # its sinks aren't keys
+    ("constant added to all keys", constants, ("qwen3", 0)),  # a norm stands behind
+    ("order of heads", lambda attention, orders, generator: ([1, 2, 3, 0], orders[1]), ("bloom", 0)),  # has slopes
+    ("scales of neurons", lambda neurons, scales, generator: [-c for c in scales], ("opt", 0)),
+]
 
 
-@wrong("scale of the signal", "llama")
-def eps_as_trained(net, generator):
+def eps_as_trained(net):
     BY_NAME["scale of the signal"].act(net, 1.5)
     for norm in net.norms:
         norm.eps /= 1.5**2
 
 
-@distorted("value-output", "olmo", 1)
-def values_that_are_clipped(attention, R, generator):
-    return [3 * r for r in R]
-
-
-@distorted("query-key", "llama")
-@distorted("query-key", "phi")
-def any_matrix_of_a_head(attention, G, generator):
-    return [s.invertible(attention.size, generator) for _ in G]
-
-
-@distorted("query-key", "qwen2", 1)  # where RoPE turns dimensions i and i + size / 2
-def pairs_of_neighbours(attention, G, generator):
-    order = torch.arange(attention.size).view(2, -1).T.flatten().argsort()
-    return [g[order][:, order] for g in G]
-
-
-@distorted("constant added to all keys", "llama")
-@distorted("constant added to all keys", "gpt_oss")  # its sinks aren't keys
-@distorted("constant added to all keys", "qwen3")  # a norm stands behind
-def constants_in_every_dimension(attention, b, generator):
-    return torch.randn(b.shape, generator=generator, dtype=torch.float64)
-
-
-@distorted("order of heads", "bloom")
-def heads_with_slopes_of_their_own(attention, orders, generator):
-    return [1, 2, 3, 0], orders[1]
-
-
-@wrong("order of heads", "gpt_oss")
-def sinks_that_stay(attention, generator):
+def sinks_that_stay(attention):
     groups = [replace(g, heads=[replace(head, others=[]) for head in g.heads]) for g in attention.groups]
     BY_NAME["order of heads"].act(replace(attention, groups=groups), ([1, 0], [[1, 0], [1, 0]]))
 
 
-@wrong("order of neurons", "llama")
-def a_gate_that_stays(neurons, generator):
+def a_gate_that_stays(neurons):
     BY_NAME["order of neurons"].act(replace(neurons, made=neurons.made[1:]), torch.arange(40).flip(0))
 
 
-@wrong("scales of neurons", "phi")  # GELU
-@wrong("scales of neurons", "llama")  # SiLU, of the gate
-@wrong("scales of neurons", "nemotron")  # the square of ReLU, whose power is 2
-def scales_of_power_1(neurons, generator):
-    scalable = [anatomy.Scalable(neurons.made[0], 1, False)]
-    BY_NAME["scales of neurons"].act(replace(neurons, scalable=scalable), [s.factors(neurons.count, generator)])
+def scales_of_power_1(neurons):
+    scalable = [places.Scalable(neurons.made[0], 1, False)]
+    BY_NAME["scales of neurons"].act(replace(neurons, scalable=scalable), [torch.linspace(0.6, 1.7, neurons.count)])
 
 
-@distorted("scales of neurons", "opt")
-def negative_scales(neurons, scales, generator):
-    return [-c for c in scales]
-
-
-@wrong("order of experts", "mixtral")
-def a_router_that_stays(block, generator):
+def a_router_that_stays(block):
     for parameter in block.experts.parameters():
         parameter.copy_(parameter.flip(0))
 
 
-@pytest.mark.parametrize(("name", "family", "variant", "act"), WRONG)
-def test_a_mistake_or_an_element_outside_the_group_changes_the_output(name, family, variant, act):
-    error, allowed, _ = changed_by(BY_NAME[name], small(family, variant), act)
+WRONG = [  # a symmetry, a wrong action at a place, and a model that it changes
+    ("scale of the signal", eps_as_trained, ("llama", 0)),
+    ("order of heads", sinks_that_stay, ("gpt_oss", 0)),
+    ("order of neurons", a_gate_that_stays, ("llama", 0)),
+    ("scales of neurons", scales_of_power_1, ("phi", 0)),  # GELU
+    ("scales of neurons", scales_of_power_1, ("llama", 0)),  # SiLU, of the gate
+    ("scales of neurons", scales_of_power_1, ("nemotron", 0)),  # the square of ReLU, whose power is 2
+    ("order of experts", a_router_that_stays, ("mixtral", 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "distorted", "case"), OUTSIDE, ids=map(id_of, OUTSIDE))
+def test_an_element_outside_the_group_changes_the_output(name, distorted, case):
+    symmetry = BY_NAME[name]
+
+    def act(place, generator):
+        symmetry.act(place, distorted(place, symmetry.element(place, generator), generator))
+
+    error, allowed, _ = changed_by(symmetry, small(*case), act)
     assert error > 10 * allowed
 
 
-def scale_alone(right):
-    return lambda *norm: [anatomy.Part(part.tensors[:1], part.numbers) for part in right(*norm)]
+@pytest.mark.parametrize(("name", "act", "case"), WRONG, ids=map(id_of, WRONG))
+def test_a_wrong_action_changes_the_output(name, act, case):
+    error, allowed, _ = changed_by(BY_NAME[name], small(*case), lambda place, generator: act(place))
+    assert error > 10 * allowed
 
 
 PLANTED = [  # what is replaced, what is made of it, and the symmetry that must fail
     ("torch.linalg.inv", lambda right: lambda M: right(M).T, "value-output", ("llama", 0)),
     (
         "minislice.beyond.anatomy.rows_of",  # a bias stays
-        *(lambda right: lambda linear, numbers: anatomy.Part([linear.weight], numbers), "value-output", ("opt", 0)),
+        *(lambda right: lambda linear, numbers: places.Part([linear.weight], numbers), "value-output", ("opt", 0)),
     ),
-    ("minislice.beyond.anatomy._scales", scale_alone, "query-key", ("phi", 1)),
     (
         "minislice.beyond.symmetries.fold_writer",  # W_out's bias stays
         *(lambda right: lambda linear, Q: set_weight(linear, (linear.weight.T @ Q).T), "signal rotation", ("opt", 0)),
@@ -220,7 +195,7 @@ PLANTED = [  # what is replaced, what is made of it, and the symmetry that must 
 ]
 
 
-@pytest.mark.parametrize(("target", "version", "name", "case"), PLANTED)
+@pytest.mark.parametrize(("target", "version", "name", "case"), PLANTED, ids=[row[0] for row in PLANTED])
 def test_a_planted_mistake_is_caught(target, version, name, case, monkeypatch):
     dense(small(*case))  # without the mistake
     monkeypatch.setattr(target, version(resolve_name(target)))
@@ -250,13 +225,13 @@ def test_a_symmetry_that_fails_is_reported(monkeypatch):
     assert not found.passed and [line[:9] for line in str(found).splitlines() if "FAILED" in line] == ["query-key"]
 
 
-def test_the_command_prints_the_table(capsys):
-    command = ["verify", "mini-phi", "--symmetries", "--samples", "1", "--seqlen", "16", "--dtypes", "float64,bfloat16"]
-    assert main(command) == 0
-    assert [line[:34].strip() for line in capsys.readouterr().out.splitlines()[2:-1]] == [*BY_NAME]
-    assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["passed"] and found["symmetries"][0]["freedom"] == 192 * 191 // 2
+def test_the_command_prints_the_table(tmp_path, run):
+    small("phi").model().save_pretrained(tmp_path)
+    command = ["verify", tmp_path, "--symmetries", "--samples", "1", "--seqlen", "16", "--dtypes", "float64,bfloat16"]
+    status, printed, _ = run(*command)
+    assert status == 0 and [line[:34].strip() for line in printed.splitlines()[2:-1]] == [*BY_NAME]
+    found = document(run(*command, "--json")[1])
+    assert found["passed"] and found["symmetries"][0]["freedom"] == 32 * 31 // 2
 
 
 def test_a_model_in_no_table_gets_the_answer_of_propose():

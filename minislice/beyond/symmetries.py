@@ -1,8 +1,9 @@
 """Beyond the paper: every symmetry of a transformer, the changes of its weights that leave what it computes unchanged.
 
-Theorem 1 is the best known. Each class is one symmetry: its theorem, group and use, the places of a network where it
-acts (`anatomy` finds them), and there the number of its free parameters, a random element, and what this does to the
-weights. All act on a fused network in float64. Matrices have a row for each output, as `nn.Linear`: a query is W_q x.
+Theorem 1 is the best known. Each class is one symmetry: its theorem, group and use, and where it acts in a network
+(`places`; `anatomy` finds them). There it has a number of free parameters, a random element, and what this element does
+to the weights. All act on a fused network in float64. Matrices have a row for each output, as `nn.Linear`: a query is
+W_q x.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from ..architecture.linears import ExpertsReader, Router, set_linear
 from ..architecture.network import Network
 from ..fusion import scale_output
 from ..rotation import fold_embedding, fold_reader, fold_writer, random_orthogonal
-from .anatomy import attentions, exchange, mlps, stretches
+from .anatomy import attentions, mlps
+from .places import exchange, stretches
 
 CLIPPED = "queries, keys and values are clipped, which commutes with permutations and signs alone"
 SHARED = "the head shares the embedding's matrix"

@@ -35,19 +35,16 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether the model has the symmetry, and the measurement agrees."""
         return not isinstance(self.freedom, str) and self.passed
 
     @property
     def passed(self) -> bool:
-        """False if a symmetry that the model should have doesn't hold."""
+        """False if the model should have the symmetry, and it doesn't hold."""
         return all(error <= self.tolerances[dtype] for dtype, error in self.errors.items())
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All symmetries, tried on one model."""
-
     findings: list[Finding]
     dtypes: list[str]
 
@@ -56,7 +53,7 @@ class Findings:
         return all(finding.passed for finding in self.findings)
 
     def measured(self) -> dict:
-        """All of it but the verdict, in JSON's types."""
+        """The findings in JSON's types."""
         return {"symmetries": [asdict(f) | {"holds": f.holds, "passed": f.passed} for f in self.findings]}
 
     def __str__(self) -> str:
@@ -75,9 +72,9 @@ class Findings:
 
 @torch.no_grad()
 def change(net: Network, symmetry: Symmetry, seed: int = 0) -> int | str:
-    """Act with random elements at every place of a fused float64 network where the symmetry acts, in place.
+    """Act with random elements at all places of a fused float64 network, in place.
 
-    Returns the number of free parameters, all places together, or why it acts nowhere.
+    Returns the number of free parameters at all places together, or why the symmetry acts nowhere.
     """
     generator = torch.Generator().manual_seed(seed)
     places = symmetry.places(net)
@@ -99,16 +96,10 @@ def verify(
     batch_size: int = 1,
     progress: bool = False,
 ) -> invariance.Verification | Findings:
-    """`minislice.invariance.verify`; or with `symmetries` every other symmetry too, in a table with one line for each.
+    """`minislice.invariance.verify`; with `symmetries` try all symmetries in place of the steps of SliceGPT.
 
-    Symmetries are tried on a fused copy in float64, which is then cast; a sliced model is tried as it is.
-
-    Args:
-        symmetries: try all symmetries in place of the steps of SliceGPT.
-        tokens, attention_mask, dtypes, seed, batch_size, progress: as in `invariance.verify`.
-
-    Raises:
-        ValueError: as there; for a model in no table the message has the answer of `propose`.
+    Symmetries are tried on a fused copy in float64, which is then cast; a sliced model may be tried, too. Arguments and
+    errors are those of `invariance.verify`; for a model in no table the message has the answer of `propose`.
     """
     require_flag("symmetries", symmetries)
     if not symmetries:

@@ -1,0 +1,150 @@
+"""Beyond the paper: the places at which a symmetry acts, as the parts of matrices that it changes there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture.linears import Linear
+from ..architecture.network import Network
+from ..rotation import linear_map
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a linear with their biases, or some columns of a linear that writes."""
+
+    tensors: list[Tensor]  # the matrix, transposed if these are columns, and its bias
+    numbers: Tensor  # of the rows
+
+    def multiply(self, matrix: Tensor) -> None:
+        """Replace the rows by matrix times the rows, in place."""
+        for tensor in self.tensors:
+            tensor[self.numbers] = matrix @ tensor[self.numbers]
+
+    def scale(self, factors: Tensor) -> None:
+        """Multiply each row by its factor, in place."""
+        for tensor in self.tensors:
+            tensor[self.numbers] *= factors.view(-1, *[1] * (tensor.ndim - 1))
+
+    def reorder(self, order: Tensor) -> None:
+        """Row i becomes what row order[i] was, in place."""
+        for tensor in self.tensors:
+            tensor[self.numbers] = tensor[self.numbers[order]]
+
+
+def rows_of(linear: Linear, numbers: Tensor) -> Part:
+    return Part([tensor for tensor in (linear.weight, linear.bias) if tensor is not None], numbers)
+
+
+def columns_of(matrix: Tensor, numbers: Tensor) -> Part:
+    return Part([matrix.T], numbers)
+
+
+def exchange(places: Sequence[Sequence[Part]], order: Sequence[int]) -> None:
+    """The parts of place i become what those of place order[i] were, in place."""
+    before = [[tensor[part.numbers] for part in parts for tensor in part.tensors] for parts in places]
+    for parts, source in zip(places, order, strict=True):
+        rows = iter(before[source])
+        for part in parts:
+            for tensor in part.tensors:
+                tensor[part.numbers] = next(rows)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A query, and the columns of W_out that read what it finds."""
+
+    query: Part
+    output: Part
+    others: list[Part]  # this head's own scale of a norm, its sink
+
+
+@dataclass(frozen=True)
+class Group:
+    """A key and a value, and the heads that share them."""
+
+    key: Part
+    value: Part
+    heads: list[Head]
+    others: list[Part]  # the key's own scale of a norm
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention of a block; every head has `size` dimensions."""
+
+    groups: list[Group]
+    size: int
+    pairs: Tensor  # [pairs, 2]: the dimensions of a key that RoPE turns together
+    unturned: Tensor  # the other dimensions
+    norms: list[list[Part]]  # scales of the norms of queries and of keys: one for all heads, or one for each; or empty
+    clips: bool  # whether queries, keys and values are cut off at a bound
+    has_sinks: bool  # whether weights sum to less than 1
+    has_slopes: bool  # whether scores depend on the distance alone, too (ALiBi)
+    rounds: bool  # whether it computes in float32 somewhere, whatever its dtype
+
+
+@dataclass(frozen=True)
+class Scalable:
+    """Rows of W_in: c times what they give makes the neurons c^power times as large, for c > 0."""
+
+    rows: Part
+    power: int
+    signed: bool  # for c < 0 too, as the `up` of a gated neuron
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """The neurons of an MLP, or of one expert."""
+
+    count: int
+    made: list[Part]  # rows of W_in: one part, or two with a gate
+    read: Part  # columns of W_out
+    scalable: list[Scalable]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Boundaries in a row, `first` to `last`, that have one basis: no block between them has an adapter."""
+
+    net: Network
+    first: int
+    last: int
+
+    @property
+    def width(self) -> int:
+        return self.net.widths[self.first]
+
+    @property
+    def is_at_an_end(self) -> bool:
+        return self.first == 0 or self.last == len(self.net.blocks)
+
+    @property
+    def embeddings(self) -> list[nn.Embedding]:
+        return self.net.embeddings if self.first == 0 else []
+
+    @property
+    def readers(self) -> list[Linear]:
+        head = [self.net.head] if self.last == len(self.net.blocks) else []
+        return [linear for block in self.net.blocks[self.first : self.last + 1] for linear in block.w_in] + head
+
+    @property
+    def writers(self) -> list[Linear]:
+        return [linear for block in self.net.blocks[max(self.first - 1, 0) : self.last] for linear in block.w_out]
+
+    def set_adapters(self, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]) -> None:
+        """Replace the adapters at both ends, of any form, by what these functions make of their matrices."""
+        for index, of in ((self.first - 1, before), (self.last, behind)):
+            if 0 <= index < len(self.net.blocks):
+                block, width = self.net.blocks[index], self.net.widths[index]
+                S = block.adapter(torch.eye(width, dtype=torch.float64))
+                block.adapter = linear_map(of(S), like=next(block.parameters()))
+
+
+def stretches(net: Network) -> list[Stretch]:
+    """All boundaries of a network."""
+    adapted = [index for index, block in enumerate(net.blocks) if block.adapter is not None]
+    firsts, lasts = [0, *(index + 1 for index in adapted)], [*adapted, len(net.blocks)]
+    return [Stretch(net, first, last) for first, last in zip(firsts, lasts, strict=True)]
