@@ -27,12 +27,6 @@ def without(model: nn.Module, index: int) -> nn.Module:
     return silenced(model, range(index * count, (index + 1) * count))
 
 
-def deleting_no_layer_changes_nothing(recipe: Recipe) -> None:
-    model = shortened(recipe, layers=0)
-    assert len(network(model).layers) == recipe.layers
-    assert_same_logits(model, recipe.model(), recipe, 0.0)
-
-
 def a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing(recipe: Recipe) -> None:
     """The partial passes of `losses_without_each`, against whole ones."""
     model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()

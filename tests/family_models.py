@@ -6,6 +6,7 @@ and the variants that it comes in.
 
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import strategies as st
 from models import Recipe
 from torch import nn
@@ -80,6 +81,9 @@ REPRESENTATIVES = [  # each stands for a generalisation of the table
     ("mixtral", 1),  # experts
     ("qwen2_moe", 1),  # experts in some layers, and a shared one
     ("gpt_oss", 0),  # transposed experts with biases
+]
+REPRESENTATIVES_FIRST = [  # the others with `-m slow`
+    pytest.param(*case, marks=() if case in REPRESENTATIVES else pytest.mark.slow) for case in CASES
 ]
 EPS = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 

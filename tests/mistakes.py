@@ -221,9 +221,6 @@ TABLE: dict[Callable, list[tuple]] = {
     p.parameter_counts_follow_the_formulas: [
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), LOW_RANK)],
-    n.cheapest_neuron_goes_first: [
-        ("only by norm", other, "inner_properties.least_harmful",
-         lambda right, C, *rest: right(0 * C + torch.eye(len(C)), *rest))],
     n.nearly_the_best_of_all_subsets_is_kept: [
         ("only by norm", other, "inner_properties.least_harmful",
          lambda right, C, *rest: right(0 * C + torch.eye(len(C)), *rest))],
@@ -235,11 +232,10 @@ TABLE: dict[Callable, list[tuple]] = {
     n.moments_are_weighted_sums: [
         ("padding counted", OPT, "inner_properties.moments",
          lambda right, h, y, x, mask, add_to=None: right(h, y, x, None, add_to))],
-    n.fusing_first_changes_nothing: [
-        ("a branch's number overlooked", scaled, "beyond.inner.output_matrix",
-         lambda right, block: right(block) / block.scale, {"repair": True})],
     n.idle_neurons_can_go: [
         ("none deleted", OPT, "beyond.neurons.keep_inner", lambda right, *given: None, {"slicing": 0}),
+        ("a branch's number overlooked", scaled, "beyond.inner.output_matrix",
+         lambda right, block: right(block) / block.scale),
         ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
     n.experts_moments_are_weighted_sums: [("router ignored", experts, "beyond.experts.block_moments", router_ignored)],
@@ -253,9 +249,6 @@ TABLE: dict[Callable, list[tuple]] = {
     n.dropped_block_adds_nothing: [
         ("the next one dropped", other, "architecture.network.Network.numbered",
          lambda right, self, numbers: right(self, [number + 1 for number in numbers]))],
-    d.deleting_no_layer_changes_nothing: [
-        ("one more", OPT, "depth_properties.delete_layers",
-         lambda right, *given, layers, **options: right(*given, layers=layers + 1, **options))],
     d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing: [
         ("the layer behind left out", deep, "depth_properties.losses_without_each",
          lambda right, *given: [*right(*given)[1:], right(*given)[0]])],

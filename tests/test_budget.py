@@ -70,7 +70,7 @@ def test_sequences_measure_the_same_one_by_one():
         assert (one.dropped, one.probed, *one.lost) == pytest.approx((other.dropped, other.probed, *other.lost))
 
 
-@pytest.mark.parametrize(("count", "measure"), [(5, 4), (64, 4), (100, 6), (256, 16), (999, 16)])
+@pytest.mark.parametrize(("count", "measure"), [(5, 4), (100, 6), (999, 16)])
 def test_so_many_sequences_measure(count, measure):
     ids = torch.arange(2 * count).view(-1, 2)
     batches = [Batch(part, None, 8 * index) for index, part in enumerate(ids.split(8))]
@@ -83,7 +83,6 @@ def test_a_size_that_cannot_be_reached_is_refused():
     ids, mask = recipe.tokens().repeat(2, 1), torch.ones_like(recipe.tokens()).repeat(2, 1)
     mask[4:] = 0
     for model, message, tokens, options in (
-        (recipe.model(), r"0 < size < 1, got 1\.2", ids, {"size": 1.2}),
         (recipe.model(), "nothing that can be deleted leaves 1%", ids, {"size": 0.01, "widths": (1.0,)}),
         (recipe.model(), "give more, the last 4 measure costs", ids[:2], {}),
         (recipe.model(), "nothing to predict in the last 4 calibration sequences", ids, {"attention_mask": mask}),

@@ -69,7 +69,6 @@ FACTS = [
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
     over(p.parameter_counts_follow_the_formulas, width=a_width, adapter=forms, slice_head=flags),
-    over(n.cheapest_neuron_goes_first, seeds),
     over(n.nearly_the_best_of_all_subsets_is_kept, seeds),
     over(n.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
     over(n.refit_is_least_squares, seeds),
@@ -85,7 +84,6 @@ FACTS = [
     over(b.divergence_is_what_is_lost_of_the_log_likelihood),
     over(b.measured_costs_are_those_of_whole_models, examples=3),
     over(b.sizes_are_those_of_the_sliced_model, examples=4),
-    over(d.deleting_no_layer_changes_nothing, examples=5),
     over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
     over(d.each_deleted_layer_hurts_least, examples=5),
 ]

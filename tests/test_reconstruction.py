@@ -19,8 +19,8 @@ PADDED = Recipe("llama", heads=4, head_dim=4, hidden=20, padding="left", seed=7)
 every_recipe = pytest.mark.parametrize("recipe", [PADDED, OPT, PHI], ids=lambda recipe: recipe.family)
 
 
-def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], float]:
-    """Behind the first block, read from a cut signal, its error on each batch: learned from, held out.
+def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
+    """Behind the first block, read from a cut signal, its error on three batches that are learned from, and held out.
 
     Padding doesn't count; the last of four batches is held out.
     """
@@ -32,7 +32,7 @@ def errors(recipe: Recipe, reconstruct: bool) -> tuple[list[float], float]:
             learned, _ = reconstruction.split(held, Z, wanted)
             solve_block(learned[0], block, 0, learned[1], P, learned[2], block.neurons // 4)
     *learned_from, held_out = missing(*case)
-    return learned_from, held_out
+    return sum(learned_from), held_out
 
 
 def held_out_error_never_grows(recipe: Recipe) -> None:
@@ -40,7 +40,7 @@ def held_out_error_never_grows(recipe: Recipe) -> None:
 
 
 def what_is_learned_comes_nearer(recipe: Recipe) -> None:
-    assert sum(errors(recipe, True)[0]) < 0.9 * sum(errors(recipe, False)[0])
+    assert errors(recipe, True)[0] < 0.9 * errors(recipe, False)[0]
 
 
 @pytest.fixture
@@ -67,20 +67,10 @@ def test_it_is_found_when_the_best_pass_is_chosen_by_what_is_learned(monkeypatch
         held_out_error_never_grows(PADDED)
 
 
-def basis_in_reverse(right):
-    return lambda block, layer, P, *parts: right(block, layer, P.flip(0), *parts)
-
-
-def uphill(right):
-    return lambda *a, **k: [slope if slope is None else -slope for slope in right(*a, **k)]
-
-
-@pytest.mark.parametrize(
-    ("place", "name", "mistake"),
-    [(reconstruction, "reconstruct", basis_in_reverse), (torch.autograd, "grad", uphill)],
-)
-def test_it_is_found_when_something_else_is_learned(place, name, mistake, learnable, monkeypatch):
-    monkeypatch.setattr(place, name, mistake(getattr(place, name)))
+def test_it_is_found_when_something_else_is_learned(learnable, monkeypatch):
+    right = reconstruction.reconstruct
+    in_reverse = lambda block, layer, P, *parts: right(block, layer, P.flip(0), *parts)  # noqa: E731
+    monkeypatch.setattr(reconstruction, "reconstruct", in_reverse)
     with pytest.raises(AssertionError):
         what_is_learned_comes_nearer(PADDED)
 
