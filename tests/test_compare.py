@@ -1,6 +1,6 @@
 """The judge at equal sizes: sizes are honest, rows whole and measured once, the command writes all or says why."""
 
-import copy
+import gc
 import json
 import re
 
@@ -12,11 +12,10 @@ from properties import assert_same_logits
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond.compare import compare, unchanged
+from minislice.beyond.compare import Bench, compare, unchanged
 from minislice.beyond.rows import FIELDS, LATER, faults, losses_of, table
-from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, remembering, width_of_size
+from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, remembering
 from minislice.corpus.documents import Windows
-from minislice.corpus.text import disjoint_streams, sample, windows
 from minislice.measuring.paired import perplexity_ratio, window_losses
 from minislice.measuring.records import read
 
@@ -28,12 +27,12 @@ SLICING = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokens() -> tuple[torch.Tensor, torch.Tensor]:
-    """A calibration and an evaluation set; the embedded models share a tokenizer."""
-    _, tokenizer = minislice.load("mini-opt")
-    calibration, evaluation = disjoint_streams("embedded", "embedded", tokenizer)
-    return sample(calibration, 8, 128, 0), windows(evaluation, 128, 3)
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """After every row Python looks for garbage, but not among what was imported before."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def tiny(**options):
@@ -50,55 +49,52 @@ def half(model, tokens, size):
     return model
 
 
-@pytest.mark.parametrize("source", ["mini-opt", pytest.param("mini-llama", marks=pytest.mark.slow)])
-def test_every_variant_reaches_the_size_as_nearly_as_it_can(source, tokens):
-    model, _ = minislice.load(source, dtype="float32")
-    rows = compare(model, *tokens, sizes=[0.85])
-    dense = minislice.parameters(model)
+@pytest.mark.parametrize("family", ["opt", pytest.param("llama", marks=pytest.mark.slow)])
+def test_every_variant_reaches_the_size_as_nearly_as_it_can(family):
+    recipe = Recipe(family, layers=3, heads=4, head_dim=20, hidden=80, tied=family == "opt")
+    model, tokens = recipe.model(), torch.cat([recipe.tokens(0), recipe.tokens(1)])
+    rows, dense = compare(model, tokens, recipe.tokens(2), sizes=[0.9]), minislice.parameters(model)
     assert [row["variant"] for row in rows] == ["dense", *VARIANTS]
     for row in rows[1:]:
-        if row["variant"] == "tied" and source != "mini-opt":
+        if row["variant"] == "tied" and family != "opt":
             assert row["status"] == "failed" and "this one's doesn't" in row["reason"]
             continue
         assert row["status"] == "done", row["reason"]
-        assert row["parameters"] <= 0.85 * dense
+        assert row["parameters"] <= 0.9 * dense < row["parameters"] + minislice.parameters(network(model).layers[0])
         if row["variant"] in SLICING:
-            options, width = SLICING[row["variant"]], row["widths"][1]
-            assert width % 8 == 0
-            fresh, _ = minislice.load(source, dtype="float32")
-            wider = minislice.slice_model(fresh, tokens[0], width=width + 8, **options)
-            assert minislice.parameters(wider) > 0.85 * dense
-        else:
-            assert row["parameters"] + minislice.parameters(network(model).layers[0]) > 0.85 * dense
-
-
-@pytest.mark.parametrize("options", SLICING.values(), ids=SLICING)
-def test_the_size_is_known_without_weights(options, tokens):
-    """Exactly, or as an upper bound where ranks depend on the text."""
-    model, _ = minislice.load("mini-opt", dtype="float32")
-    config = copy.deepcopy(model.config)
-    left = minislice.parameters(minislice.slice_model(model, tokens[0], width=136, **options))
-    assert width_of_size(config, left - 1, **options) < 136
-    if options["adapter"] != "low-rank":
-        assert width_of_size(config, left, **options) == 136
+            width = row["widths"][1]
+            wider = minislice.slice_model(recipe.model(), tokens, width=width + 8, **SLICING[row["variant"]])
+            assert width % 8 == 0 and minislice.parameters(wider) > 0.9 * dense  # known without weights
 
 
 def test_a_row_is_whole_and_what_one_measures_by_hand():
-    dense_row, row, failed = tiny(variants={"depth": VARIANTS["depth"]}, sizes=[0.8, 0.01])
-    for found in (dense_row, row, failed):
+    evaluation = Windows(TINY.tokens(1), torch.tensor([0, 0, 1, 2]), 9)
+    second = Windows(TINY.tokens(2), torch.arange(4), 4)
+    asked = {"evaluation": evaluation, "second": second, "variants": {"depth": VARIANTS["depth"]}, "sizes": [0.8, 0.01]}
+    dense_row, row, failed = rows = tiny(**asked)
+    for found in rows:
         again = json.loads(json.dumps(found, allow_nan=False))
         assert faults(again) == [] and set(again) == set(FIELDS | LATER)
     assert all(faults({key: value for key, value in row.items() if key != name}) for name in FIELDS)
+    assert faults({**row, "second": {**row["second"], "perplexity": 1.0}})
     assert failed["status"] == "failed" and "can't be reached" in failed["reason"]
     model = minislice.delete_layers(TINY.model(), TINY.tokens(0), size=0.8)
-    dense, left = window_losses(TINY.model(), TINY.tokens(1)), window_losses(model, TINY.tokens(1))
-    ratio = perplexity_ratio(left, dense)
-    assert row["perplexity"] == pytest.approx(minislice.perplexity(model, TINY.tokens(1)), rel=1e-6)
-    assert (row["ratio"], row["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
-    assert row["ratio"] == pytest.approx(row["perplexity"] / dense.perplexity)
+    for measured, text in ((row, evaluation), (row["second"], second)):
+        dense, left = (window_losses(each, text.ids, documents=text.documents) for each in (TINY.model(), model))
+        ratio = perplexity_ratio(left, dense)
+        assert measured["perplexity"] == pytest.approx(minislice.perplexity(model, text.ids), rel=1e-6)
+        assert (measured["ratio"], measured["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
+        assert torch.equal(losses_of(measured).nll, left.nll) and measured["documents"] == text.documents.tolist()
     assert (row["parameters"], row["dense_parameters"]) == tuple(map(minislice.parameters, (model, TINY.model())))
-    assert torch.equal(losses_of(row).nll, left.nll) and row["seconds"] >= 0
+    assert row["seconds"] >= 0
     assert row["peak"] is None or row["peak"] > 4 * row["parameters"]  # None where the system doesn't say
+    row["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
+    lines = table(rows).splitlines()
+    assert lines[0].endswith("| ratio | CPU seconds | peak | piqa | mean |") and lines[-1].startswith("- depth 1%: ")
+    assert {line.count("|") for line in lines[:5]} == {13}
+    shown = lines[3].split(" | ")
+    assert shown[1:4] == ["80%", f"{row['parameters']:,}", f"{row['parameters'] / dense_row['parameters']:.1%}"]
+    assert shown[4] == f"{row['perplexity']:.2f}" and shown[-2:] == ["61.2 ± 1.5", "61.2 |"]
 
 
 @pytest.mark.parametrize("act", [fewer_layers, mixed])
@@ -122,7 +118,7 @@ def test_every_variant_gets_the_dense_model_as_it_was():
 
     model = TINY.model()
     for given in (model, TINY.model):
-        compare(given, TINY.tokens(0), TINY.tokens(1), variants={"one": look, "other": look}, sizes=[0.9, 0.8])
+        compare(given, TINY.tokens(0), TINY.tokens(1)[:2], variants={"one": look, "other": look}, sizes=[0.9, 0.8])
     assert len(seen) == 8 and len(set(seen)) == 1
     assert minislice.perplexity(model, TINY.tokens(0)) == seen[0]
 
@@ -132,19 +128,18 @@ def without_numbers(model, tokens, size):
     return half(model, tokens, size)
 
 
-FAILURES = {
-    "an error": (lambda model, tokens, size: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
-    "no numbers": (without_numbers, "the perplexity isn't a finite number"),
-    "too large": (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
-}
-
-
-@pytest.mark.parametrize("case", FAILURES)
-def test_a_failed_row_says_why_and_the_others_go_on(case):
-    variant, reason = FAILURES[case]
-    rows = tiny(variants={"bad": variant, "half": half}, sizes=[0.9])
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert re.fullmatch(reason, rows[1]["reason"]) and rows[1]["perplexity"] is None
+def test_a_failed_row_says_why_and_the_others_go_on():
+    failures = {
+        "an error": (lambda model, tokens, size: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
+        "no numbers": (without_numbers, "the perplexity isn't a finite number"),
+        "too large": (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
+    }
+    variants = {name: variant for name, (variant, _) in failures.items()} | {"half": half}
+    _, *failed, last = tiny(variants=variants, sizes=[0.9])
+    for row in failed:
+        assert row["status"] == "failed" and row["perplexity"] is None
+        assert re.fullmatch(failures[row["variant"]][1], row["reason"])
+    assert last["status"] == "done"
 
 
 def test_what_is_finished_is_not_measured_again(tmp_path):
@@ -170,93 +165,58 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert asked[5:] == [] and out.read_bytes() == whole
 
 
-@pytest.mark.parametrize("change", [{"nll": [None, None]}, {"predicted": []}, {"perplexity": 0.0}, {"key": None}])
+@pytest.mark.parametrize("change", [{"nll": [None, None]}, {"perplexity": 0.0}], ids=str)
 def test_a_row_that_somebody_edited_is_told_by_its_line(change, tmp_path):
     out = tmp_path / "results.jsonl"
-    rows = tiny(variants={"half": half}, sizes=[0.9, 0.8], out=out)
+    rows = tiny(variants={"half": half}, sizes=[0.9], out=out)
     rows[1] |= change
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     before = out.read_bytes()
     with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
-        tiny(variants={"half": half}, sizes=[0.9, 0.8], out=out)
+        tiny(variants={"half": half}, sizes=[0.9], out=out)
     assert out.read_bytes() == before
 
 
-def test_other_texts_and_models_are_other_rows():
-    other = Recipe("llama", layers=3, tied=False, seed=6)
-    cases = [(TINY, 0, 1), (other, 0, 1), (TINY, 7, 1), (TINY, 0, 8)]
-    keys = {
-        row["key"]
-        for recipe, *texts in cases
-        for row in compare(recipe.model(), *map(TINY.tokens, texts), variants={"half": half}, sizes=[0.9, 0.8])
-    }
-    assert len(keys) == 12
-
-
-def test_other_items_of_a_task_are_another_row(tmp_path):
-    """The items of a task's file decide, wherever it lies."""
-    pytest.importorskip("lm_eval")
-    model, tokenizer = minislice.load("mini-llama", dtype="float32")
-    tokens, items = torch.randint(300, (2, 16)), {}
-    for name in ("one", "changed", "copy"):
-        item = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": int(name == "changed")}
+def test_what_is_measured_differently_has_another_key(tmp_path):
+    """Another model, text, second text, documents, variant or size; the items of a task, wherever their file lies."""
+    asked = {}
+    for name, label in (("one", 0), ("changed", 1), ("copy", 0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "piqa.jsonl").write_text(json.dumps(item) + "\n")
-        asked = {"tasks": ["piqa"], "tokenizer": tokenizer, "tasks_from": tmp_path / name}
-        items[name] = compare(model, tokens, tokens, variants={"all": unchanged}, sizes=[1.0], **asked)[0]
-    assert items["one"]["key"] == items["copy"]["key"] != items["changed"]["key"]
-    assert items["one"]["tasks"]["piqa"]["accuracy"] + items["changed"]["tasks"]["piqa"]["accuracy"] == 100
+        item = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": label}
+        (tmp_path / name / "piqa.jsonl").write_text(json.dumps(item))
+        asked[name] = {"tokenizer": None, "tasks": ["piqa"], "tasks_from": tmp_path / name, "limit": None}
+    model, other = TINY.model, Recipe("llama", layers=3, tied=False, seed=6).model
+    A, B = TINY.tokens(0), TINY.tokens(1)
+    documents = Windows(B, torch.arange(4), 4)
+    benches = [(model, A, [B], None), (other, A, [B], None), (model, B, [B], None), (model, A, [A], None)]
+    benches += [(model, A, [B, documents], None), (model, A, [documents], None)]
+    benches += [(model, A, [B], asked["one"]), (model, A, [B], asked["changed"])]
+    keys = {Bench(*bench).key(variant, size) for bench in benches for variant in "ab" for size in (0.9, 0.8)}
+    assert len(keys) == 4 * len(benches) and Bench(model, A, [B], asked["copy"]).key("a", 0.9) in keys
 
 
-def test_the_table_shows_every_row():
-    rows = tiny(variants={"half": half}, sizes=[0.9, 0.5])
-    rows[1]["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
-    lines = table(rows).splitlines()
-    assert lines[0].endswith("| CPU seconds | peak | piqa | mean |") and lines[-1] == "- half 50%: no less than 60%"
-    assert {line.count("|") for line in lines[:5]} == {11}
-    shown = lines[3].split(" | ")
-    assert shown[1:4] == ["90%", f"{rows[1]['parameters']:,}", f"{rows[1]['parameters'] / rows[0]['parameters']:.1%}"]
-    assert shown[4] == f"{rows[1]['perplexity']:.2f}" and shown[-2:] == ["61.2 ± 1.5", "61.2 |"]
-
-
-BAD = {
-    "no size": ({"sizes": []}, "sizes must be a list of shares"),
-    "no variant": ({"variants": {}}, "functions by the name of each variant, at least one"),
-    "dense": ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
-    "one window": ({"evaluation": TINY.tokens(1)[:1]}, "a standard error needs at least two windows"),
-    "no tokenizer": ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_error(case):
-    options, message = BAD[case]
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": {"dense": half}}, "'dense' is the dense model's row"),
+        ({"evaluation": TINY.tokens(1)[:1]}, "a standard error needs at least two windows"),
+        ({"tasks": ["piqa"]}, "the dense model can't be measured: zero-shot tasks are texts"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_input_is_one_error(options, message):
     with pytest.raises(ValueError, match=message):
         tiny(**options)
 
 
-def test_a_second_text_and_documents_are_in_the_row():
-    evaluation = Windows(TINY.tokens(1), torch.tensor([0, 0, 1, 2][: len(TINY.tokens(1))]), 9)
-    second = Windows(TINY.tokens(2), torch.arange(len(TINY.tokens(2))), len(TINY.tokens(2)))
-    rows = compare(TINY.model(), TINY.tokens(0), evaluation, second=second, variants={"half": half}, sizes=[0.9])
-    left = half(TINY.model(), None, 0.9)
-    for measured, text in ((rows[1], evaluation), (rows[1]["second"], second)):
-        dense, losses = (window_losses(model, text.ids, documents=text.documents) for model in (TINY.model(), left))
-        ratio = perplexity_ratio(losses, dense)
-        assert (measured["ratio"], measured["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
-        assert measured["documents"] == text.documents.tolist()
-    assert faults(rows[1]) == [] and faults({**rows[1], "second": {**rows[1]["second"], "perplexity": 1.0}})
-    assert table(rows).splitlines()[3].count(f"{rows[1]['second']['perplexity']:.2f}") == 1
-    alone = compare(TINY.model(), TINY.tokens(0), evaluation.ids, variants={"half": half}, sizes=[0.9])
-    assert not {row["key"] for row in rows} & {row["key"] for row in alone}
-
-
 def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     out = tmp_path / "new" / "folder"
-    (stories := tmp_path / "stories.json").write_text(json.dumps([f"Once {n} cats sat down. " * 9 for n in range(30)]))
-    line = ["compare", "mini-llama", "--samples", "8", "--seqlen", "128", "--eval-samples", "2", "--out", out]
-    line += ["--second-evaluation", stories, "--quiet", "--variants"]
-    status, printed, _ = run(*line, "slicegpt,depth", "--sizes", "0.9,0.02")
+    texts = [tmp_path / "cats.json", tmp_path / "dogs.json"]
+    for text in texts:
+        text.write_text(json.dumps([f"Once {n} {text.stem} sat down. " * 9 for n in range(30)]))
+    line = ["compare", "mini-llama", "--samples", "4", "--seqlen", "128", "--eval-samples", "2", "--out", out]
+    line += ["--calibration", texts[0], "--second-evaluation", texts[1], "--quiet", "--variants"]
+    status, printed, _ = run(*line, "neurons,depth", "--sizes", "0.9,0.02")
     assert status == 0 and "| perplexity, second text | ratio |" in printed
     assert printed.count("a quick look: the first 2 of") == 2
     assert {path.name for path in out.iterdir() if path.name[0] != "."} == {"results.jsonl", "table.md", "plot.png"}
@@ -264,10 +224,10 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     rows = read(out / "results.jsonl", faults)
     assert [(row["variant"], row["size"], row["status"]) for row in rows] == [
         ("dense", 1.0, "done"),
-        *((name, size, status) for name in ("slicegpt", "depth") for size, status in ((0.9, "done"), (0.02, "failed"))),
+        *((name, size, status) for name in ("neurons", "depth") for size, status in ((0.9, "done"), (0.02, "failed"))),
     ]
     assert {row["model"] for row in rows} == {"mini-llama"}
     before = (out / "results.jsonl").read_bytes()
-    status, printed, _ = run(*line, "depth,slicegpt", "--sizes", "0.9", "--json")
+    status, printed, _ = run(*line, "depth,neurons", "--sizes", "0.9", "--json")
     assert status == 0 and document(printed)["rows"] == [rows[0], rows[3], rows[1]]
     assert (out / "results.jsonl").read_bytes() == before

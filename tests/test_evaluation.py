@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import properties
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import FAMILIES, Recipe, recipes
+from models import Recipe, recipes
 
+import minislice
 from minislice import compress, parameters, perplexity, recover, slice_model
 
 RECIPE = Recipe("llama")
@@ -26,10 +28,7 @@ def test_generation_with_the_cache_equals_generation_without(recipe, adapter, sl
     )
 
 
-@pytest.mark.parametrize(
-    ("family", "padding", "when"),
-    [("opt", "none", "before"), ("llama", "left", "before"), ("llama", "right", "after"), ("phi", "none", "after")],
-)
+@pytest.mark.parametrize(("family", "padding", "when"), [("llama", "left", "before"), ("phi", "none", "after")])
 def test_every_attention_backend_computes_the_same(family, padding, when):
     recipe = Recipe(family, padding=padding)
     outputs = []
@@ -46,21 +45,18 @@ def test_every_attention_backend_computes_the_same(family, padding, when):
     assert not torch.equal(*outputs)  # another backend did run
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_perplexity_of_a_uniform_model_is_the_vocabulary_and_a_shared_matrix_counts_once(family):
-    tied, model = (Recipe(family, tied=tied).model() for tied in (True, False))
+def test_perplexity_of_a_uniform_model_is_the_vocabulary_and_a_shared_matrix_counts_once():
+    tied, model = (Recipe("opt", tied=tied).model() for tied in (True, False))
     assert parameters(model) - parameters(tied) == tied.lm_head.weight.numel()
-    for parameter in model.lm_head.parameters():
-        torch.nn.init.zeros_(parameter)
-    assert math.isclose(perplexity(model, Recipe(family).tokens()), model.config.vocab_size, rel_tol=1e-12)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    assert math.isclose(perplexity(model, Recipe("opt").tokens()), model.config.vocab_size, rel_tol=1e-12)
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(1e3, math.inf), (math.inf, math.nan), (math.nan, math.nan)])
+@pytest.mark.parametrize(("scale", "expected"), [(1e3, math.inf), (math.nan, math.nan)])
 def test_perplexity_beyond_a_float_is_infinite_and_of_no_numbers_it_is_none(scale, expected):
-    recipe = Recipe("llama", tied=False)
-    model = recipe.model()
+    model = Recipe("llama", tied=False).model()
     model.lm_head.weight.data *= scale
-    assert math.isclose(found := perplexity(model, recipe.tokens()), expected) or math.isnan(found * expected)
+    assert perplexity(model, RECIPE.tokens()) == pytest.approx(expected, nan_ok=True)
 
 
 def compressed(model, tokens):
@@ -97,15 +93,11 @@ def test_perplexity_changes_neither_model_nor_tokens():
 @pytest.mark.filterwarnings("ignore:the .* calibration tokens are too few or too much alike")  # babyllama's are
 def test_deleting_columns_of_small_norm_is_worse_than_principal_components(assets):
     """Section 4: it sends perplexity far up."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM
-
+    folder, result = assets / "oracle" / "babyllama-tok361", {}
     calibration, evaluation = (
-        torch.from_numpy(np.load(assets / "oracle" / "babyllama-tok361" / f"{name}.npy")).long()[:16]
-        for name in ("calibration", "evaluation")
+        torch.from_numpy(np.load(folder / f"{name}.npy")).long()[:16] for name in ("calibration", "evaluation")
     )
-    result = {}
     for basis in ("pca", "column-norm", "random"):
-        model = AutoModelForCausalLM.from_pretrained(assets / "models" / "babyllama-tok361", dtype=torch.float32)
+        model, _ = minislice.load(assets / "models" / "babyllama-tok361", dtype="float32")
         result[basis] = perplexity(slice_model(model, calibration, width=96, basis=basis), evaluation)
     assert min(result["column-norm"], result["random"]) > 2 * result["pca"]

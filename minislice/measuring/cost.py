@@ -46,9 +46,8 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
 def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     """Floating-point operations of the matrix products that one token costs: 2 m n for an m x n matrix.
 
-    Args:
-        context: how many tokens the new one attends to. Attention's own two products, scores and values, are 2 m each
-            for each of them, m = heads x head size. Slicing doesn't change them.
+    For each of the `context` tokens that the new one attends to, attention's own two products, scores and values, are
+    2 m each, m = heads x head size. Slicing doesn't change them.
     """
     total = 0
     for module in model.modules():
@@ -93,7 +92,6 @@ def length_limit(model: PreTrainedModel) -> int | None:
 
 
 def require_positions(model: PreTrainedModel, tokens: int) -> None:
-    """Raise a ValueError where sequences would be longer than the model's."""
     limit = length_limit(model) or LONGEST
     if tokens > limit:
         raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")

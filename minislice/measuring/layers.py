@@ -32,20 +32,18 @@ def inner_products(x: Float[Tensor, "sequences tokens k"]) -> Float[Tensor, "seq
     return centred @ centred.mT
 
 
-def relative_difference(
-    x: Float[Tensor, "sequences tokens D"], z: Float[Tensor, "sequences tokens k"]
-) -> Float[Tensor, ""]:
-    """||Z Z^T - X X^T|| / ||X X^T||: 0 where Z is X, rotated; 1 where nothing of X is left."""
-    exact = inner_products(x)
-    return (inner_products(z) - exact).norm() / exact.norm()
-
-
 def signal_errors(
     dense: PreTrainedModel, sliced: PreTrainedModel, ids: Int64[Tensor, "sequences tokens"]
 ) -> list[float]:
-    """`relative_difference` at every boundary, on these tokens; `dense` is fused, so that its norms have no weights."""
-    networks = network(dense), network(sliced)
-    if not networks[0].is_fused or networks[0].is_sliced:
+    """||Z Z^T - X X^T|| / ||X X^T|| at every boundary: 0 where Z is X, rotated; 1 where nothing of X is left.
+
+    X is the dense signal behind its norm. The dense model is fused, so that its norms have no weights.
+    """
+    nets, errors = (network(dense), network(sliced)), []
+    if not nets[0].is_fused or nets[0].is_sliced:
         raise ValueError("compare with the dense model after minislice.fuse, before it is sliced")
-    pairs = zip(signals(dense, ids), signals(sliced, ids), *(net.norms for net in networks), strict=True)
-    return [relative_difference(norm(x), sliced_norm(z)).item() for x, z, norm, sliced_norm in pairs]
+    pairs = zip(signals(dense, ids), signals(sliced, ids), *(net.norms for net in nets), strict=True)
+    for x, z, norm, sliced_norm in pairs:
+        exact = inner_products(norm(x))
+        errors.append(((inner_products(sliced_norm(z)) - exact).norm() / exact.norm()).item())
+    return errors

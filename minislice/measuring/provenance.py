@@ -19,10 +19,10 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft"
 @functools.cache
 def commit() -> str:
     """The checkout's, with "+changes" where files differ from it; without a checkout minislice's version."""
-    git = ["git", "-C", str(Path(__file__).parents[1])]
 
     def output(*arguments: str) -> str:
-        return subprocess.run([*git, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        git = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
     with suppress(OSError, subprocess.CalledProcessError):
         if output("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
@@ -47,7 +47,6 @@ def hardware(device: str) -> str:
 
 
 def hash_of(tokens: Tensor) -> str:
-    """Of token ids and their shape."""
     return hashlib.sha256(str(tuple(tokens.shape)).encode() + tokens.cpu().numpy().tobytes()).hexdigest()[:12]
 
 

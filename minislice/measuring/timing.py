@@ -87,7 +87,6 @@ def inference_cost(
 
 
 def pair_of(dense: float | None, sliced: float | None) -> Pair:
-    """The two numbers, and their ratio where there is one."""
     return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
 
 
@@ -157,7 +156,7 @@ def largest_batch(fits: Callable[[int], bool], limit: int = LARGEST_BATCH) -> in
 
 @dataclass
 class Peak:
-    """Bytes in use before some work and at most during it; None where the system doesn't say."""
+    """Bytes in use before some work, and at most during it; None where the system doesn't say."""
 
     before: int | None = None
     most: int | None = None

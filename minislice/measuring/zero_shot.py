@@ -33,7 +33,7 @@ class Score:
     task: str
     metric: str  # "acc" or "acc_norm"
     accuracy: float  # percent, as in the paper's tables
-    stderr: float  # its standard error, percent
+    stderr: float  # its standard error, percent; NaN of a single item
     count: int  # items
     correct: tuple[bool, ...]  # of each item, in the task's order
 
@@ -76,9 +76,6 @@ def zero_shot(
         limit: only the first so many items of each task.
         tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`), else they come from the hub.
         batch_size: choices a forward pass; where they don't fit on the GPU, fewer.
-
-    Raises:
-        ValueError: the harness isn't installed; no such task, no file of it, or one without the fields it needs.
     """
     require_harness()
     if tokenizer is None:
@@ -139,19 +136,14 @@ def _score(task: str, results: dict) -> Score:
     if any(math.isnan(response[0]) for sample in samples for response in sample["filtered_resps"]):
         raise ValueError(f"{task}: the logits aren't numbers (NaN); check the weights, or use a wider dtype (--dtype)")
     correct = tuple(bool(sample[metric]) for sample in samples)
-    error = numbers[f"{metric}_stderr,none"]
-    error = 100 * error if isinstance(error, float) else math.nan  # of a single item there is none
+    error = numbers[f"{metric}_stderr,none"]  # a text if there is none
+    error = 100 * error if isinstance(error, float) else math.nan
     return Score(task, metric, 100 * numbers[f"{metric},none"], error, len(correct), correct)
 
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
     """Without the harness's log and, unless progress is wanted, without its bars: all of it goes to stderr."""
-    harness = logging.getLogger("lm_eval")
-    level = harness.level
-    harness.setLevel(logging.ERROR)
-    try:
-        with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        harness.setLevel(level)
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        yield
