@@ -52,12 +52,11 @@ def _per_neuron(block: Block) -> int:
     if not block.neurons:
         return 0
     if block.is_mixture:
-        matrices = [matrix for name, matrix in block.experts.named_parameters() if name != "down_proj_bias"]
+        tensors = [tensor for name, tensor in block.experts.named_parameters() if name != "down_proj_bias"]
     else:
         mlp = block.mlp_linears
-        biases = [reader.bias for reader in mlp.readers if reader.bias is not None]
-        matrices = [mlp.writer.weight, *(reader.weight for reader in mlp.readers), *biases]
-    return sum(matrix.numel() for matrix in matrices) // block.neurons
+        tensors = [mlp.writer.weight, *(tensor for reader in mlp.readers for tensor in (reader.weight, reader.bias))]
+    return sum(tensor.numel() for tensor in tensors if tensor is not None) // block.neurons
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,18 @@ def cheapest(
     ]
     room = target - sizes.elsewhere
 
-    def at(price: float) -> Choice:
+    def at(log_price: float) -> Choice:
+        price = math.exp(log_price)
         return Choice([min(parts, key=lambda part: part.cost + price * part.size) for parts in tables])
 
-    low, high = -60.0, 20.0  # logarithms of the price, in nats for each parameter
-    if at(math.exp(high)).size > room:
+    low, high = -60.0, 20.0  # of the price in nats for each parameter
+    if at(high).size > room:
         return None
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if at(math.exp(middle)).size <= room else (middle, high)
+        low, high = (low, middle) if at(middle).size <= room else (middle, high)
     # The two prices differ in one block; neurons make up for the difference.
-    choices = [_fitted(tables, at(price), room) for price in (0.0, math.exp(low), math.exp(high))]
+    choices = [_fitted(tables, at(log_price), room) for log_price in (-math.inf, low, high)]
     near = [choice for choice in choices if choice and choice.size > room - slack]
     return min(near, key=lambda choice: choice.cost, default=None)
 
@@ -148,11 +148,7 @@ def _fitted(tables: list[list[Part]], choice: Choice, room: float) -> Choice | N
 
 
 def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float:
-    """The fraction of every MLP's and expert's neurons to delete, so that a share `size` of the parameters is left.
-
-    Raises:
-        ValueError: the neurons don't have so many parameters.
-    """
+    """The fraction of every MLP's and expert's neurons to delete, so that a share `size` of the parameters is left."""
     require_number("size", size, above=0, most=1)
     require_int("multiple", multiple)
     net = network(model)

@@ -38,11 +38,7 @@ class Prices:
     widths: dict[int, float]  # of each measured width of the signal; D costs nothing
 
     def of_width(self, k: int) -> float:
-        """The cost of a width: a power of the share of the signal that is deleted, fitted to the measured widths.
-
-        Raises:
-            ValueError: none was measured.
-        """
+        """The cost of a width: a power of the share of the signal that is deleted, fitted to the measured widths."""
         if k in self.widths:
             return self.widths[k]
         D = max(self.widths)
@@ -91,9 +87,6 @@ def prices(
 
     A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
     The dense model's predictions for the tokens that measure are kept, in float32: [tokens, vocabulary].
-
-    Raises:
-        ValueError: tokens that don't fit, or too few to hold some out; a model that is fused already.
     """
     net = network(model)
     if net.is_fused:

@@ -30,12 +30,16 @@ from ..measuring.local_tasks import read_items
 from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
 from ..measuring.timing import peak_memory
-from ..measuring.zero_shot import Score, ZeroShot, require_harness, require_tasks, zero_shot
+from ..measuring.zero_shot import ZeroShot, require_harness, require_tasks, zero_shot
 from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)
+NOT_MEASURED = {  # fields of a row that failed
+    **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "peak", "widths", "second")),
+    **{"nll": [], "predicted": [], "documents": [], "tasks": {}},
+}
 
 
 def compare(
@@ -63,7 +67,6 @@ def compare(
         model: a function that loads the dense model; or the model, and every variant gets a copy.
         evaluation: windows from other text than the calibration set; their documents make the standard error honest.
         second: windows of another kind of text, to measure on as well.
-        variants: the variants by name, as rows, table and plot show them.
         sizes: fractions of the dense model's parameters.
         out: a file with a row on each line. Its rows are not measured again, unless they failed.
         name: the model's, for the rows.
@@ -73,11 +76,11 @@ def compare(
     Returns the rows, the dense one first, each with the fields of `rows.FIELDS`.
 
     Raises:
-        ValueError: no variants or sizes, or sizes outside (0, 1]; tasks that can't be measured; tokens that don't fit
-            the model; another run writes into the file.
+        ValueError: an argument that doesn't fit, or a dense model that can't be measured; another run writes into the
+            file.
     """
-    are_variants = isinstance(variants, Mapping) and variants and all(map(callable, variants.values()))
-    require(bool(are_variants), "variants", "functions by the name of each variant, at least one", variants)
+    are_variants = isinstance(variants, Mapping) and len(variants) > 0 and all(map(callable, variants.values()))
+    require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
     require(is_several(sizes) and len(sizes) > 0, "sizes", "a list of shares of the parameters", sizes)
     for size in sizes:
         require_number("sizes", size, above=0, most=1)
@@ -128,24 +131,19 @@ class Bench:
         return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
     def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
-        """The row of one variant at one size, without its names, also of a failure; `dense` is the dense one's row."""
-        began, values, status, reason = datetime.datetime.now(datetime.timezone.utc), {}, "done", None
+        """The row of one variant at one size, without its names; `dense` is the dense model's row."""
+        when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = {"status": "done", "reason": None, "dense_parameters": self.dense_parameters}
+        row |= copy.deepcopy(NOT_MEASURED)
+        row |= {"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0])}
         try:
-            values = self._values(variant, size, dense)
+            row |= self._values(variant, size, dense)
         except Exception as error:  # whatever fails in one variant, the others are measured
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            status, reason = "failed", " ".join(f"{kind}{error}".split())[:500]
+            row |= {"status": "failed", "reason": " ".join(f"{kind}{error}".split())[:500]}
         gc.collect()  # here the exception, which refers to the model, is gone
-        return {
-            **{"status": status, "reason": reason, "dense_parameters": self.dense_parameters},
-            **dict.fromkeys(
-                ("parameters", "perplexity", "ratio", "ratio_error", "seconds", "peak", "widths", "second")
-            ),
-            **{"nll": [], "predicted": [], "documents": [], "tasks": {}},
-            **{"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0]), **values},
-            **{"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware},
-            "when": began.isoformat(timespec="seconds"),
-        }
+        about = {"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware}
+        return {**row, **about, "when": when}
 
     def _values(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
         model = self.load()
@@ -155,10 +153,8 @@ class Bench:
         seconds = time.process_time() - began
         if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
             raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
-        first, *others = [
-            _perplexity(model, *text, row)
-            for text, row in zip(self.texts, [dense, dense and dense["second"]], strict=False)
-        ]
+        dense_rows = [dense, dense and dense["second"]]
+        first, *others = [_perplexity(model, *text, row) for text, row in zip(self.texts, dense_rows, strict=False)]
         return {
             "parameters": left,
             **first,
@@ -197,10 +193,8 @@ def _described(ids: Tensor) -> dict[str, Any]:
 
 
 def _accuracies(found: ZeroShot) -> dict[str, dict[str, Any]]:
-    def described(score: Score | ZeroShot, accuracy: float, **more) -> dict[str, Any]:
-        return {"accuracy": accuracy, "stderr": None if math.isnan(score.stderr) else score.stderr, **more}
+    def described(accuracy: float, stderr: float, **more) -> dict[str, Any]:
+        return {"accuracy": accuracy, "stderr": None if math.isnan(stderr) else stderr, **more}
 
-    tasks = {
-        score.task: described(score, score.accuracy, metric=score.metric, items=score.count) for score in found.scores
-    }
-    return {**tasks, "mean": described(found, found.mean)}
+    tasks = {s.task: described(s.accuracy, s.stderr, metric=s.metric, items=s.count) for s in found.scores}
+    return {**tasks, "mean": described(found.mean, found.stderr)}

@@ -47,11 +47,7 @@ def sliced(**options) -> Variant:
 
 
 def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
-    """The largest width at which slicing leaves `most` parameters or fewer, found without weights.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The largest width at which slicing leaves `most` parameters or fewer, found without weights."""
 
     def size(width: int) -> int:
         return parameters(without_memory(sliced_config(config, width=width, **options)))
@@ -104,8 +100,6 @@ VARIANTS: dict[str, Variant] = {
     "neurons": fewer_neurons,  # the inner width alone
     "depth": remembering(fewer_layers),
     "mixed": remembering(mixed),  # width, neurons and blocks, by what each costs
-    "fisher": remembering(
-        partial(mixed, fisher=True)
-    ),  # the same, and neurons are scored by what they mean to the loss
-    "reconstructed": remembering(partial(mixed, reconstruct=True)),  # the same, and all matrices of a block move
+    "fisher": remembering(partial(mixed, fisher=True)),  # and neurons are scored by what they mean to the loss
+    "reconstructed": remembering(partial(mixed, reconstruct=True)),  # and all matrices of a block move
 }
