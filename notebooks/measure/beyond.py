@@ -17,25 +17,21 @@ seen.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from common import ALPACA, ASSETS, MORE, STORIES, WIKITEXT, models, read, write
+from common import ALPACA, ASSETS, MORE, RESULTS, STORIES, WIKITEXT, models, read
 
 import minislice
-from minislice.architecture.folder import whole_file
 from minislice.beyond.compare import SIZES
 from minislice.beyond.variants import VARIANTS
+from minislice.command.output import picture
 from minislice.corpus.documents import evaluation_windows
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
-from minislice.corpus.text import is_one_file
+from minislice.corpus.text import disjoint_streams, is_one_file, sample
 from minislice.measuring.tables import markdown
 from minislice.teaching import plots
 
-RESULTS = Path(__file__).parents[2] / "data" / "results"
 SMALL, SMALL_OWN = RESULTS / "small-models-beyond.jsonl", RESULTS / "small-models-beyond-own.jsonl"
 SMOLLM2 = {
     "wikitext": RESULTS / "smollm2-beyond.jsonl",
@@ -48,44 +44,50 @@ SECOND = 300  # stories on which SmolLM2 is measured
 SEQLENS = {"opt-dev": 128, "phi-dev": 128}  # of other models 256
 
 
-def on_its_text(place: str, text: str, seqlen: int) -> list[str]:
-    """What `minislice compare` is told of a small model."""
-    texts = ["--calibration", text, "--evaluation", text, "--seqlen", str(seqlen)]
-    return [place, *texts, "--samples", str(SMALL_SAMPLES)]
-
-
-def measure_on_own(
-    name: str, place: str, text: str, seqlen: int, sizes: list[str], variants: list[str], windows: int | None
+def measure(
+    name: str,
+    source: str,
+    texts: tuple[str, str],
+    settings: argparse.Namespace,
+    out: Path,
+    own: bool,
+    second: str | None = None,
+    **sizes: int,
 ) -> None:
-    """The same, but for the calibration set: what is measured on is the same half of the text."""
-    model, tokenizer = minislice.load(place, dtype="float32")
-    evaluation = evaluation_windows(text, tokenizer, seqlen, windows, second_half=is_one_file(text, text))
-    own = minislice.own_text(model, SMALL_SAMPLES, seqlen, vocabulary=len(tokenizer))
-    chosen = {variant: VARIANTS[variant] for variant in variants}
-    asked = {"variants": chosen, "sizes": [*map(float, sizes)], "out": SMALL_OWN, "name": name, "say": print}
-    minislice.compare(model, own, evaluation, **asked)
+    """Add what is missing of a model's rows to a results file.
+
+    Args:
+        texts: what calibrates, unless `own` asks for the model's own text, and what is measured on.
+        sizes: `samples` and `seqlen` of the calibration set.
+    """
+
+    def load():
+        return minislice.load(source, dtype="float32", device="auto")
+
+    (model, tokenizer), seqlen = load(), sizes["seqlen"]
+    if own:
+        calibration = minislice.own_text(model, sizes["samples"], seqlen, vocabulary=len(tokenizer))
+    else:
+        calibration = sample(disjoint_streams(*texts, tokenizer)[0], sizes["samples"], seqlen)
+    evaluation, second = (
+        text and evaluation_windows(text, tokenizer, seqlen, settings.eval_samples, is_one_file(texts[0], text))
+        for text in (texts[1], second)
+    )
+    del model  # every variant loads it again
+    variants = {variant: VARIANTS[variant] for variant in settings.variants.split(",")}
+    asked = {"variants": variants, "sizes": [*map(float, settings.sizes.split(","))], "out": out, "name": name}
+    minislice.compare(lambda: load()[0], calibration, evaluation, second=second, **asked, say=print)
 
 
-def smollm2(calibration: str, samples: int, folder: str) -> list[str]:
-    """The same of SmolLM2, calibrated on `wikitext`, `alpaca` or `own`; the second text is written into the folder."""
+def measure_smollm2(calibration: str, settings: argparse.Namespace) -> None:
+    """Calibrated on `wikitext`, `alpaca` or `own`; measured on WikiText-2 and on the first stories."""
     files = {name: str(Path(ASSETS, "text", file)) for name, file in (("wikitext", WIKITEXT), ("alpaca", ALPACA))}
-    texts = ["--calibration", files.get(calibration, calibration), "--evaluation", files["wikitext"], "--seqlen", "512"]
-    second = Path(folder, STORIES)
-    second.write_text(json.dumps(json.loads(Path(ASSETS, "text", STORIES).read_text("utf-8"))[:SECOND]), "utf-8")
-    return ["smollm2", *texts, "--second-evaluation", str(second), "--samples", str(samples)]
-
-
-def measure(name: str, arguments: list[str], sizes: list[str], variants: list[str], results: Path) -> None:
-    """Have `minislice compare` add what is missing of a model's rows to the results."""
-    rows = read(results)
+    stories = json.loads(Path(ASSETS, "text", STORIES).read_text("utf-8"))[:SECOND]
     with tempfile.TemporaryDirectory() as folder:
-        known = Path(folder, "results.jsonl")
-        write(known, of_model(name, rows))
-        chosen = ["--variants", ",".join(variants), "--sizes", ",".join(sizes), "--out", folder]
-        subprocess.run([sys.executable, "-m", "minislice", "compare", *arguments, *chosen], check=True)
-        new = [{**row, "model": name} for row in read(known)]
-    rows = [row for row in rows if row["model"] != name] + new
-    write(results, rows)
+        (second := Path(folder, STORIES)).write_text(json.dumps(stories), "utf-8")
+        texts, own = (files.get(calibration, calibration), files["wikitext"]), calibration == "own"
+        sizes = {"samples": settings.samples, "seqlen": 512}
+        measure("smollm2", "smollm2", texts, settings, SMOLLM2[calibration], own, str(second), **sizes)
 
 
 def table(title: str, lines: dict[str, list[dict]]) -> str:
@@ -163,15 +165,12 @@ def plot(path: Path) -> None:
     found = {text: calibrated_with(SAMPLES, latest(read(results))) for text, results in SMOLLM2.items()}
     found = {text: rows for text, rows in found.items() if {*SIZES} <= {row["size"] for row in rows}}
     order = ["dense", *VARIANTS]
-    with plt.rc_context():
-        plots.use_style()
+    with picture(path):
         axes = plots.panels(len(found), share_y=True)
         for ax, (text, rows) in zip(axes, found.items(), strict=True):
             plots.by_parameters(sorted(rows, key=lambda row: order.index(row["variant"])), ax=ax)
             ax.set_title(f"SmolLM2, calibrated on {text}")
         axes[0].get_legend().remove()
-        with whole_file(path) as new:
-            plt.savefig(new, format="png", dpi=150)
 
 
 def latest(rows: list[dict]) -> list[dict]:
@@ -211,8 +210,6 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is in the results")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="measure nothing, draw what is in SmolLM2's results")
     settings = parser.parse_args()
-    sizes, variants = settings.sizes.split(","), settings.variants.split(",")
-    quick = ["--eval-samples", str(settings.eval_samples)] if settings.eval_samples else []
     if settings.table:
         print(tables())
     elif settings.plot:
@@ -220,17 +217,12 @@ def main() -> None:
     elif settings.smollm2:
         if ASSETS is None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = smollm2(settings.smollm2, settings.samples, folder) + quick
-            for variant in variants:  # each by itself, so that an interrupted run keeps what it has
-                measure("smollm2", arguments, sizes, [variant], SMOLLM2[settings.smollm2])
+        measure_smollm2(settings.smollm2, settings)
     else:
-        for name, (place, text) in models().items():
-            where = place, text, SEQLENS.get(name, SEQLEN)
-            if settings.own:
-                measure_on_own(name, *where, sizes, variants, settings.eval_samples)
-            else:
-                measure(name, on_its_text(*where) + quick, sizes, variants, SMALL)
+        out, samples = SMALL_OWN if settings.own else SMALL, SMALL_SAMPLES
+        for name, (source, text) in models().items():
+            seqlen = SEQLENS.get(name, SEQLEN)
+            measure(name, source, (text, text), settings, out, settings.own, samples=samples, seqlen=seqlen)
 
 
 if __name__ == "__main__":

@@ -26,51 +26,36 @@ def correlation(items: list[dict], ruler: str, per_parameter: bool) -> tuple[flo
     """With the measured losses, and its standard error by 200 bootstrap samples of the items; None where it says
     nothing.
     """
-    pairs = [(item["rulers"].get(ruler), item["loss"], item["parameters"]) for item in items]
-    pairs = [(value, loss, count if per_parameter else 1) for value, loss, count in pairs if value is not None]
-    if len(pairs) < max(len(items), 4):
+    if len(items) < 4 or any(ruler not in item["rulers"] for item in items):
         return None
-    said, true, count = torch.tensor(pairs, dtype=torch.float64).T
+    found = [(item["rulers"][ruler], item["loss"], item["parameters"] if per_parameter else 1) for item in items]
+    said, true, count = torch.tensor(found, dtype=torch.float64).T
     said, true = said / count, true / count
     rho = spearman(said, true).item()
     draws = torch.randint(len(said), (200, len(said)), generator=torch.Generator().manual_seed(0))
-    found = spearman(said[draws], true[draws])
-    return None if rho != rho else (rho, found[~found.isnan()].std().item())
-
-
-def correlations(items: list[dict]) -> dict[str, dict[str, tuple[float, float] | None]]:
-    """By ruler and column."""
-    chosen = {column: [item for item in items if column in (item["kind"], "all")] for column in COLUMNS[:-1]}
-    chosen[COLUMNS[-1]] = chosen["all"]
-    return {
-        ruler: {column: correlation(own, ruler, column == COLUMNS[-1]) for column, own in chosen.items()}
-        for ruler in RULERS
-    }
+    drawn = spearman(said[draws], true[draws])
+    return None if rho != rho else (rho, drawn[~drawn.isnan()].std().item())
 
 
 def table(rows: list[dict]) -> str:
     """A table for each model, and one of means over the models."""
-    tables, known = [], {row["model"]: correlations(row["items"]) for row in rows}
+    tables, found = [], {}  # found: by ruler and column, the correlations in all models
     for row in rows:
-        counts = [sum(column in (item["kind"], "all") for item in row["items"]) for column in COLUMNS[:-1]]
-        heads = [f"{column} ({count})" for column, count in zip(COLUMNS, [*counts, counts[-1]], strict=True)]
-        cells = {
-            ruler: ["-" if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in found.values()]
-            for ruler, found in known[row["model"]].items()
-        }
-        tables.append(markdown([row["model"], *heads], [[ruler, *line] for ruler, line in cells.items()]))
-        ratios = [
-            item["rulers"]["interpolated"] / item["rulers"]["divergence"]
-            for item in row["items"]
-            if "interpolated" in item["rulers"]
-        ]
-        if len(ratios) > 1:
-            low, middle, high = statistics.quantiles(ratios, n=4)
+        columns = {column: [item for item in row["items"] if column in (item["kind"], "all")] for column in COLUMNS}
+        columns[COLUMNS[-1]] = columns["all"]
+        lines = []
+        for ruler in RULERS:
+            pairs = {c: correlation(items, ruler, c == COLUMNS[-1]) for c, items in columns.items()}
+            cells = ["-" if pair is None else f"{pair[0]:.2f} ± {pair[1]:.2f}" for pair in pairs.values()]
+            lines.append([ruler, *cells])
+            for column, pair in pairs.items():
+                found.setdefault((ruler, column), []).extend(pair[:1] if pair else [])
+        tables.append(markdown([row["model"], *(f"{c} ({len(items)})" for c, items in columns.items())], lines))
+        rulers = [item["rulers"] for item in row["items"] if "interpolated" in item["rulers"]]
+        if len(rulers) > 1:
+            low, middle, high = statistics.quantiles((r["interpolated"] / r["divergence"] for r in rulers), n=4)
             spread = f"median {middle:.2f}, middle half {low:.2f} to {high:.2f}"
             tables.append(f"interpolated / measured divergence at half of the neurons: {spread}")
-    lines = []
-    for ruler in RULERS:
-        of_models = [[known[model][ruler][column] for model in known] for column in COLUMNS]
-        means = [[pair[0] for pair in pairs if pair is not None] for pairs in of_models]
-        lines.append([ruler, *(f"{sum(m) / len(m):.2f}" if m else "-" for m in means)])
+    means = {place: f"{statistics.fmean(rhos):.2f}" if rhos else "-" for place, rhos in found.items()}
+    lines = [[ruler, *(means[ruler, column] for column in COLUMNS)] for ruler in RULERS]
     return "\n\n".join([*tables, markdown([f"mean of {len(rows)} models", *COLUMNS], lines)])
