@@ -120,6 +120,11 @@ def test_float32_eigenvectors_are_close_to_float64s_and_not_the_same():
     assert 1e-9 < properties.relative_error(rough, exact) < 1e-3
 
 
+def test_help_explains_every_option():
+    for option in dataclasses.fields(SlicingOptions):
+        assert f"\n        {option.name}: " in SlicingOptions.__doc__
+
+
 def test_too_few_different_tokens_are_told():
     ids = LLAMA.tokens() % 7 + 1
     said = r"120 calibration tokens .* at boundary 0 they span 7 of 20 dimensions, and 12 were kept, so that 5"

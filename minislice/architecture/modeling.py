@@ -5,7 +5,6 @@ a width that is no longer there, and its residual connections have adapters. So 
 transformers' own model (OPT, LLaMA, Phi ...) with its layers replaced by blocks and its matrices cut to size.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,8 +35,7 @@ from .heads import SharingHead
 from .network import network
 
 # What this release of transformers calls the cache of keys and values, in arguments and outputs.
-_OUTPUTS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
-CACHE = "cache" if "cache" in _OUTPUTS else "past_key_values"
+CACHE = "cache" if hasattr(CausalLMOutputWithPast, "cache") else "past_key_values"
 
 
 class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
@@ -127,10 +125,7 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args, inputs_embeds: Tensor | None = None, **kwargs):
-        """As the dense model's class has it: the masks of a static cache depend on its attention.
-
-        `inputs_embeds` has a name here because transformers looks for it, to see whether they can be generated from.
-        """
+        """As the dense model's; transformers looks for the name `inputs_embeds` in this signature."""
         return self.base.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
