@@ -96,7 +96,7 @@ def a_shard_outside(folder: Path) -> None:
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 GPTQ = {"quant_method": "gptq", "bits": 4}
 DAMAGES = {  # the folder, what is done to it, and what the error says
-    "no width": ("llama", edited(hidden_size=0), CONFIG, "hidden_size"),
+    "a width in words": ("llama", edited(hidden_size="twenty"), CONFIG, "hidden_size"),
     "dtype: int8": ("llama", edited(dtype="int8"), CONFIG, "dtype"),
     "quantized": ("llama", edited(quantization_config=GPTQ), CONFIG, "quantized", "gptq"),
     "config: half": ("llama", written(CONFIG, "{"), CONFIG),

@@ -1,7 +1,7 @@
 """What is wrong with a model's folder, found before its weights are loaded; each fault is one ValueError.
 
-transformers, given a bad config, raises any exception, fills the memory, or never returns. It casts integers and float8
-to the dtype that it is asked for, as if they were weights.
+transformers, given a bad config, raises any exception. It casts integers and float8 to the dtype that it is asked for,
+as if they were weights.
 """
 
 import copy
@@ -15,27 +15,15 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrain
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.modeling import without_memory
-from ..checks import require, require_int
+from ..checks import require
 from .files import Stored
 
-# Sizes in a config.json, under the names that families have for them.
-SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "ffn_dim", "word_embed_proj_dim", "head_dim"),
-    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
-    *("n_embd", "n_inner", "n_layer", "n_head", "n_positions", "num_labels"),
-    *("num_local_experts", "moe_intermediate_size", "shared_expert_intermediate_size"),
-)
-# No published model has a size of a tenth of this. transformers makes an object for each layer and each label.
-LARGEST = dict.fromkeys(SIZES, 10**8) | {"num_hidden_layers": 1000, "n_layer": 1000, "num_labels": 100_000}
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def require_values(fields: Any) -> None:
-    """Raise a ValueError for a config with a size that no model has, a dtype outside `FLOATS`, or quantized weights."""
+    """Raise a ValueError for a config with a dtype outside `FLOATS`, or of quantized weights."""
     require(isinstance(fields, dict), "a config", "a JSON object", fields)
-    for name, most in LARGEST.items():
-        if fields.get(name) is not None:
-            require_int(name, fields[name], most=most)
     for name in ("dtype", "torch_dtype"):
         require(fields.get(name) in (None, *FLOATS), name, f"one of {', '.join(FLOATS)}", fields.get(name))
     if quantized := fields.get("quantization_config"):
@@ -43,8 +31,6 @@ def require_values(fields: Any) -> None:
             f"the weights are quantized ({quantized!s:.80}); minislice needs them in floating point: take the model "
             "that was quantized"
         )
-    if isinstance(fields.get("base"), dict):  # of a sliced model
-        require_values(fields["base"])
 
 
 def require_buildable(config: PreTrainedConfig, trust_remote_code: bool = False) -> None:

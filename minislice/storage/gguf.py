@@ -78,8 +78,6 @@ def _require_all_used(file: Path, model: PreTrainedModel) -> None:
         raise ValueError(
             f"{file}: {len(unused)} tensors have no place in the model that the file describes, such as {unused[0]}"
         )
-    if (given := sum(int(tensor.n_elements) for tensor in reader.tensors)) < (needed := model.num_parameters()):
-        raise ValueError(f"{file}: its tensors have {given:,} numbers, and the model that it describes {needed:,}")
 
 
 def read_gguf(kind: type, file: Path, **arguments):

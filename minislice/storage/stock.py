@@ -88,7 +88,6 @@ def stock_network(net: Network) -> Network:
 
 
 def _is_tied(net: Network) -> bool:
-    """Whether the head shares the embedding's matrix: the signal is then the trained one at both ends."""
     return isinstance(net.head, TiedHead)
 
 
@@ -109,7 +108,6 @@ def _only_width(net: Network) -> int:
 
 
 def _require_whole_layers(net: Network) -> None:
-    """Raise a ValueError if a layer lost some of its blocks and kept others."""
     count = net.blocks_per_layer
     if partly := [index for index, layer in enumerate(net.layers) if 0 < len(layer.blocks) < count]:
         numbers = [number for number in net.dropped if number // count in partly]
@@ -120,7 +118,6 @@ def _require_whole_layers(net: Network) -> None:
 
 
 def _require_same_mlps(net: Network, stock: Network) -> None:
-    """Raise a ValueError if the stock network's MLPs differ from the sliced one's."""
     if [block.is_mixture for block in net.blocks] != [block.is_mixture for block in stock.blocks]:
         raise ValueError(
             "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
