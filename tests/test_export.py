@@ -8,11 +8,9 @@ import torch
 from family_models import FamilyRecipe
 from models import Recipe
 from streamed import logits
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 import minislice
-from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.heads import FittedHead
 from minislice.architecture.network import network
 from minislice.storage import stock
@@ -161,17 +159,6 @@ def test_a_tied_head_beside_a_whole_signal_is_exported_tied(family, neurons, tmp
     assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
     fewer = minislice.delete_neurons(recipe.model(), tokens, neurons=neurons)
     assert plain.num_parameters() == fewer.num_parameters()
-
-
-def test_layernorm_behind_the_embedding_is_rmsnorm():
-    k, D, eps = 7, 14, 0.1
-    J = stock.mean_zero_embedding(k)
-    torch.testing.assert_close(J @ J.T, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-14)
-    assert J.shape == (k, k + 1) and J.sum(1).abs().max() < 1e-14
-    x = torch.randn(5, k, dtype=torch.float64, generator=torch.Generator().manual_seed(k))
-    norm = nn.LayerNorm(k + 1, eps=eps * D / (k + 1)).double()
-    nn.init.constant_(norm.weight, (D / (k + 1)) ** 0.5)
-    torch.testing.assert_close(norm(x @ J) @ J.T, RMSNorm(D, eps)(x), rtol=1e-12, atol=1e-12)
 
 
 REFUSED = {  # what can't be exported says why, and what to slice instead
