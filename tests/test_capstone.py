@@ -41,7 +41,6 @@ class Word(str):
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
-        ({**WHOLE, "adapter": "full"}, "more than 80%"),
         ({**WHOLE, "neurons": [4800] * 4}, "neurons"),
         ({**WHOLE, "width": [0] * 9}, "width"),
         ({**WHOLE, "drop": [99]}, "drop"),
