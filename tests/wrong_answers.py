@@ -76,7 +76,6 @@ WRONG = {
         (ROTATED, f"return rotated, list({IDENTITIES})", "S: expected float64 [2, 3, 3], got list", "12 of 15 points"),
         ("Q[-1].T @", "Q[-2].T @", "W_head:", "before the last block"),
         ('("W_embd", "W_pos")', '("W_embd",)', "W_pos:", "It is as it was"),
-        ('("W_out", "W_out2")', '("W_out",)', "W_out2[0]:", "It is as it was", "W_out ok"),
         ("weights[name] @ Q[1:]", "weights[name] @ Q[:-1]", "W_out[0]:", "the boundary before the block"),
         ("= dict(weights)", '= weights | {"b_in": None}', "b_in: expected float64 [2, ", "None", "13 of 15 points"),
         ("rotated = dict(weights)", f"return weights, {IDENTITIES}", "W_embd:", "It is as it was", "0 of 15 points"),
@@ -116,12 +115,8 @@ WRONG = {
         ("@ turn\n", "@ (Vt @ U.T if P.shape == R.shape else turn)\n", "P^T R':", "svd returns V^T", "R' R'^T ok"),
         ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R': R' R'^T is not R R^T", "what P spans"),
         ("R @ turn", "R.copy()", "P^T R':", "nothing is aligned"),
-        (
-            "R @ turn",
-            "np.hstack([R[:, :k] @ np.linalg.svd(P.T @ R[:, :k])[2].T @ np.linalg.svd(P.T @ R[:, :k])[0].T, R[:, k:]])",
-            *("P^T R':", "its last k_next - k columns are not zero"),
-        ),
         ("turn[:, :k] = turn[:, :k] @ U.T", "turn = turn @ U.T", "line", "ValueError"),
+        ("R @ turn", "(R @ turn)[:, ::-1]", "P^T R':", "its last k_next - k columns are not zero"),
         ("R @ turn", "R @ turn[:, :k]", "R':", "expected float64 [3, 2], got float64 [3, 1]"),
         ("@ U.T", "@ (U * np.append(np.ones(k - 1), -1.0)).T", "P^T R':", "negative eigenvalue"),
     ],
@@ -131,7 +126,6 @@ WRONG = {
         (LOW_RANK, "U[:, k - r :] * np.sqrt(deficits[k - r :])", "I - A A^T", "smallest 1 - c"),
         ("np.clip(1 - cosines, 0, None)", "np.where(cosines > 1, np.nan, 1 - cosines)", "A: NaN"),
         (LOW_RANK, "U * np.sqrt(deficits)", "A:", "columns", "A A^T ok"),
-        ("R_aligned[:, :k]", "R_aligned", "line", "LinAlgError"),
         ("1 - cosines", "1 - cosines**2", "I - A A^T", "sines"),
     ],
     "a6.slice_block": [
@@ -158,7 +152,6 @@ WRONG = {
         (" + D * V", "", "parameters", "The head is left out"),
         ('if shapes["biases"]', "if False", "parameters", "The biases are left out"),
         ('form == "', 'form == "no ', "parameters", "The adapters are left out"),
-        ("return total", "return total + 1000", "parameters", "another value"),
     ],
     "a7.flops": [
         ("return total", "return total // 2", "flops", "A multiply-add is two operations"),
@@ -227,7 +220,6 @@ WRONG = {
         ("values and scores", "values", "unchanged:"),
         (" and not constant.any()", "", "unchanged:"),
         ("np.array(answers)", "np.ones(6)", "unchanged:"),
-        ("np.array(answers)", "np.zeros(6)", "unchanged:"),
     ],
     "m1.check": [
         ("for D, H, bias in", "assert False\n    for D, H, bias in", RIGHT_ONE, "AssertionError"),
