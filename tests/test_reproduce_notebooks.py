@@ -84,9 +84,8 @@ def shows_a_stand_in(lines, name):
         assert line["paper_value"] == line["difference"] == ""
         assert (line["model"], line["profile"]) == (profile.model, "ci")
         assert (float(line["our_value"]) > 0 and line["keys"]) if line["our_value"] else "not run" in line["status"]
-    for number in ("1", "5"):
-        by_level = {int(line["slicing_percent"]): line["our_value"] for line in lines if line["table"] == number}
-        assert float(by_level[0]) < float(by_level[20]) < float(by_level[30]), "deleting more costs more"
+    by_level = {int(line["slicing_percent"]): line["our_value"] for line in lines if line["table"] == "1"}
+    assert float(by_level[0]) < float(by_level[20]) < float(by_level[30]), "deleting more costs more"
 
 
 WRONG_REPORTS = (
@@ -100,6 +99,8 @@ WRONG_REPORTS = (
 @pytest.mark.slow
 def test_the_notebook_runs_and_its_report_is_whole(tmp_path, name="llama-2"):
     notebook = read(FOLDER / f"{name}.ipynb")
+    parameters = code_cells(notebook)[0]
+    parameters.source = parameters.source.replace("TABLES = None", "TABLES = [1, 2, 3, 9, 12]")  # one of each kind
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     paths = os.pathsep.join(filter(None, (str(FOLDER.parents[1]), str(FOLDER), os.environ.get("PYTHONPATH"))))
