@@ -198,6 +198,8 @@ SPOILT = {  # words of the error: what is done to the course, and the arguments
     "the gradebook has no assignment a4: run `nbgrader generate_assignment a4 --force`": ({}, {"name": "a4"}),
     "is no course: there is no nbgrader_config.py": ({CONFIG: None}, {}),
     "there is no gradebook": ({"gradebook.db": None}, {}),
+    "the gradebook .* can't be read": ({"gradebook.db": "not a database"}, {}),
+    "the source .*a3.ipynb can't be read": ({"source/a3/a3.ipynb": None}, {}),
     "No such file or directory: .*secret": ({"secret": None}, {}),
     "the seed file .*secret is empty": ({"secret": " \n"}, {}),
     "has no cell a3_rotate: make it again": ({"source/a3/a3.ipynb": '{"cells": []}'}, {}),
@@ -221,10 +223,13 @@ def test_bad_input_is_one_error_and_nothing_is_written(course, words):
     assert {path: path.read_bytes() for path in course.rglob("*") if path.is_file()} == before
 
 
-def test_a_gradebook_of_another_release_is_an_error(course):
+def test_a_gradebook_of_another_release_and_a_missing_nbgrader_are_errors(course, monkeypatch):
     with opened(course) as gradebook:
         gradebook.add_grade_cell("a3_more_test", "a3", "a3", max_score=10, cell_type="code")
     with pytest.raises(ValueError, match="gradebook and assignment a3 differ in a3_more_test"):
+        run(course)
+    monkeypatch.setitem(sys.modules, "nbgrader.api", None)
+    with pytest.raises(ValueError, match=r'needs nbgrader: pip install -e "\.\[grading\]"'):
         run(course)
 
 
