@@ -1,4 +1,7 @@
-"""Processes that are forked from one server, which has imported everything: no ten seconds of imports for each."""
+"""Processes that are forked from one server, which has imported everything: no ten seconds of imports for each.
+
+The server imports what has heavy libraries behind it; minislice imports these where it uses them.
+"""
 
 import multiprocessing
 import os
@@ -11,10 +14,8 @@ from pathlib import Path
 
 import torch
 
-from minislice.command.cli import main
-
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["minislice.command.slice"])  # with torch, transformers and most of minislice
+SERVER.set_forkserver_preload(["minislice.command.slice", "transformers.models.llama.modeling_llama", "pytest"])
 
 
 @dataclass
@@ -54,12 +55,6 @@ def group_of(count: int, function: Callable, *arguments) -> list[Ended]:
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
     ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     return [process.ended() for process in [Forked(function, *arguments, environment=rank) for rank in ranks]]
-
-
-def minislice(*arguments: str, before: Callable = lambda: None) -> int:
-    """The command, in a process of its own; `before` is called first."""
-    before()
-    return main(list(arguments))
 
 
 def _work(function: Callable, arguments: tuple, environment: dict[str, str], output: Path) -> None:

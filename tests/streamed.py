@@ -1,8 +1,12 @@
 """Streamed runs to be tried: small models on the disk, runs that stop in between, what a folder has in it."""
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from models import Recipe
 from safetensors.torch import load_file, save_file
@@ -66,11 +70,7 @@ def parts_done(out: Path) -> int:
     return WorkFolder(out, Processes()).read().get("done", 0)
 
 
-class Interrupted(BaseException):
-    """Stands for a kill where a process of its own would take too long."""
-
-
-def after_part(patch: pytest.MonkeyPatch, part: int, action) -> None:
+def after_part(patch: pytest.MonkeyPatch, part: int, action: Callable[[], object]) -> None:
     """Have something done in a run as soon as so many parts are finished."""
     save = StreamedSlicer.save
 
@@ -82,13 +82,16 @@ def after_part(patch: pytest.MonkeyPatch, part: int, action) -> None:
     patch.setattr(StreamedSlicer, "save", and_then)
 
 
-def interrupted() -> None:
-    raise Interrupted
+def stopped(done: int, run: dict) -> dict:
+    """The arguments of a run that found the disk full in the middle of a file, when so many parts were done."""
 
+    def save_file(tensors, path, **options):
+        if parts_done(run["out"]) == done:
+            path.write_text("half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        safetensors.torch.save_file(tensors, path, **options)
 
-def stopped(part: int, run: dict) -> dict:
-    """The arguments of a run that was interrupted after so many parts."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        after_part(patch, part, interrupted)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=r"can't write .*No space left"):
+        patch.setattr("minislice.storage.files.save_file", save_file)
         slice_streamed(**run)
     return run
