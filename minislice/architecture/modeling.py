@@ -189,10 +189,13 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         (folder / "README.md").write_text(model_card(self, self.num_parameters()), encoding="utf-8")
 
 
-def without_memory(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+def without_memory(
+    config: PreTrainedConfig, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """The model of a config, dense or sliced, on torch's meta device: it has every shape and no weights."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        dtype = config.dtype if dtype is None else dtype
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 class SavesSliced:

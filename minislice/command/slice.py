@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from ..architecture.folder import place_for, require_apart, require_free
+from ..architecture.modeling import without_memory
 from ..architecture.network import Network, network
 from ..beyond.slicing import slice_model
 from ..large.shared import SharedCalibration
-from ..large.source import TrainedWeights, without_weights
+from ..large.source import TrainedWeights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters, size_in_words
 from ..measuring.shapes import sliced_config
@@ -85,7 +86,7 @@ def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, sett
     settings |= {name: getattr(arguments, name) for name in same} | {"dtype": dtype, "tokenizer": tokenizer}
     settings["notes"] = {"base_model": arguments.model, "calibration": described}
     report = slice_streamed(arguments.model, tokens.calibration, arguments.out, **settings)
-    sliced = without_weights(load_config(Path(arguments.out)))
+    sliced = without_memory(load_config(Path(arguments.out)))
     result = {"model": arguments.model, "dense parameters": dense, "sliced parameters": parameters(sliced)}
     result |= {**_describe_slicing(report), "calibration": described, "seconds": time.perf_counter() - began}
     return result, size_in_words(sliced, dense)
@@ -101,7 +102,7 @@ def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOpt
     widths = options.fit(net)
     if None in widths or len(set(widths)) > 1:
         return
-    sliced = network(without_weights(sliced_config(net.model.config, **vars(options))))
+    sliced = network(without_memory(sliced_config(net.model.config, **vars(options))))
     if sliced.has_adapters:
         return
     try:

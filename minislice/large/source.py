@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -17,24 +16,12 @@ from transformers.core_model_loading import (
     revert_weight_conversion,
 )
 
+from ..architecture.modeling import without_memory
 from ..architecture.network import network
 from ..storage.checkpoint import load_config, locate
 from ..storage.checks import generation_config, require_fit, surplus
 from ..storage.files import stored_tensors
 from ..storage.gguf import is_gguf
-
-
-def without_weights(
-    config: PreTrainedConfig, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """The model of a config with every parameter on torch's meta device: its shape, no weights."""
-    with init_empty_weights(include_buffers=False):  # buffers are computed, RoPE's tables: no file holds them
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
-    model.tie_weights()  # each parameter that was set has become one of its own
-    for module in model.modules():
-        if module._non_persistent_buffers_set:  # tables of positions: in `dtype` here, in float32 from from_pretrained
-            model._init_weights(module)  # in float32
-    return model
 
 
 def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
@@ -116,8 +103,13 @@ class TrainedWeights:
         require_fit(model, tensors)
 
     def empty_model(self) -> PreTrainedModel:
-        """The trained model without weights."""
-        return without_weights(self.config, self.dtype, self.trust_remote_code)
+        """The trained model without weights. Its buffers are filled in: tables of positions, which no file holds."""
+        model = without_memory(self.config, self.trust_remote_code, self.dtype).eval()
+        for module in model.modules():
+            if buffers := dict(module.named_buffers(recurse=False)):
+                module._buffers.update({name: torch.empty_like(x, device="cpu") for name, x in buffers.items()})
+                model._init_weights(module)  # as `from_pretrained` does
+        return model
 
     def read(self, root: nn.Module, device: torch.device) -> None:
         """Bring in the weights of a module and of all modules inside it."""

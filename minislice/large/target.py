@@ -10,14 +10,14 @@ from safetensors import safe_open
 from ..architecture.building import description
 from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import whole_file
-from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.modeling import SlicedForCausalLM, without_memory
 from ..architecture.network import network
 from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
 from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..storage.files import INDEX
-from .source import TrainedWeights, without_weights
+from .source import TrainedWeights
 
 
 def sliced_shapes(
@@ -29,7 +29,7 @@ def sliced_shapes(
     known = description(fused)
     known |= {"widths": widths, "adapters": adapters, "neurons": options.neurons_of(known["neurons"])}
     known["head"] = "linear" if options.head == "own" else options.head
-    return without_weights(SlicedConfig(**known), trained.dtype)
+    return without_memory(SlicedConfig(**known), dtype=trained.dtype)
 
 
 def require_disk(folder: Path, trained: TrainedWeights, report: SlicingReport, widths: list[int | None]) -> None:
