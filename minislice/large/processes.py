@@ -25,7 +25,6 @@ class Processes:
         self.is_first = self.index == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """One process's part of the items; a ValueError where there are fewer items than processes."""
         if len(items) < self.count:
             raise ValueError(
                 f"{self.count} processes can't share {len(items)} calibration batches; start fewer processes, or give "

@@ -36,7 +36,7 @@ from ..storage.unfinished import require_sealed, seal
 from ..version import __version__
 from .processes import Processes
 from .shared import StoredCalibration
-from .source import TrainedWeights, local_folder
+from .source import TrainedWeights
 from .target import require_disk, sliced_shapes, write_description
 from .workfolder import WorkFolder
 
@@ -83,21 +83,18 @@ def slice_streamed(
     options, processes = SlicingOptions(**options), processes or Processes()
     if options.fisher:
         raise ValueError("fisher needs the whole network in memory for a gradient; slice in memory, or leave it out")
-    device = torch.device(usable_device(device))
+    device, trained = torch.device(usable_device(device)), TrainedWeights(source, dtype, trust_remote_code)
+    net = trained.net
+    require_whole(net, "slice")
+    if net.is_fused:
+        raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model")
+    batches = [batch.to(device) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
     work = WorkFolder(Path(out).resolve(), processes)
+    slicer = StreamedSlicer(trained, options.resolved(net), batches, work)
+    report, options = slicer.report, slicer.options
     with work.locked():
         if processes.is_first:
-            target = require_free(out, force, [local_folder(source, trust_remote_code)])
-        trained = TrainedWeights(source, dtype, trust_remote_code)
-        net = trained.net
-        require_whole(net, "slice")
-        if net.is_fused:
-            raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model")
-        options = options.resolved(net)
-        batches = [batch.to(device) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
-        slicer = StreamedSlicer(trained, options, batches, work)
-        report = slicer.report
-        if processes.is_first:
+            target = require_free(out, force, [trained.folder])
             require_disk(work.path, trained, report, slicer.widths)
             work.begin(
                 {
@@ -166,7 +163,7 @@ class StreamedSlicer(BeyondSlicer):
             if self.processes.is_first:
                 self.write(index)
             self.let_go(index)
-            self.save(index + 1)
+            self.save(done=index + 1)
 
     def slice_head(self) -> None:
         """A fitted head needs the sliced embedding, which has been let go."""
@@ -179,7 +176,6 @@ class StreamedSlicer(BeyondSlicer):
             self.net.head.weight = embedding.to("meta").weight
 
     def read(self, index: int) -> None:
-        """Bring a part's weights into memory."""
         for name in self.parts[index]:
             self.trained.read(self.net.model.get_submodule(name), self.device)
 
@@ -189,7 +185,6 @@ class StreamedSlicer(BeyondSlicer):
             self.net.model.get_submodule(name).to("meta")
 
     def file(self, index: int) -> Path:
-        """The new model's file for a part."""
         return self.work.model / f"model-{index + 1:05d}-of-{len(self.parts):05d}.safetensors"
 
     def write(self, index: int) -> None:
@@ -201,7 +196,7 @@ class StreamedSlicer(BeyondSlicer):
         self.seals[f"model/{path.name}"] = seal(path)
 
     def save(self, done: int) -> None:
-        """Have the state after so many parts on the disk; only then delete the signals of the state before."""
+        """Write the state; only when it is on the disk, delete the signals of the state before."""
         needed = [self.Z, *([self.dense] if self.options.repair else [])]
         signals = self.processes.gathered({signal.path.name: seal(signal.path) for signal in needed})
         if self.processes.is_first:
@@ -220,11 +215,7 @@ class StreamedSlicer(BeyondSlicer):
         self.calibration.spare(needed)
 
     def restore(self) -> int:
-        """Continue where an earlier run was. Returns the number of parts that are done.
-
-        Raises:
-            ValueError: a file that the run left is missing or changed.
-        """
+        """Continue where an earlier run was, if its files are unchanged. Returns the number of parts that are done."""
         state = self.work.read()
         if "done" not in state:
             return 0

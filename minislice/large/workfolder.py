@@ -22,9 +22,9 @@ from .processes import Processes
 
 
 class WorkFolder:
-    """What a run leaves on the disk until it is finished; `target` is the folder that the run makes.
+    """What a run leaves on the disk until its folder, `target`, is finished.
 
-    Of several processes the first one calls `begin`, `write` and `remove`; all of them call the other methods.
+    The first of several processes calls `begin`, `write` and `remove`; all call the other methods.
     """
 
     def __init__(self, target: Path, processes: Processes):
@@ -35,11 +35,7 @@ class WorkFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out. The folder is made if it isn't there, and removed at the end if it is empty.
-
-        Raises:
-            ValueError: another run is at work in it; or it isn't empty, and no run has left it.
-        """
+        """Keep other runs out; a ValueError if one is at work, or the folder is not a run's. An empty one vanishes."""
         if not self.processes.is_first:
             self.processes.wait()
             yield
@@ -61,7 +57,7 @@ class WorkFolder:
             unmake(made)
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Begin a run, or continue the one that the folder is of; a ValueError if that run has other settings."""
+        """Begin a run, or continue the folder's, which must have the same settings."""
         self.settings = in_words(settings)
         if not self.state_file.exists():
             self.write({})
@@ -71,7 +67,7 @@ class WorkFolder:
         self._delete_all_but([name for seals in state.get("signals", ()) for name in seals])
 
     def read(self) -> dict[str, Any]:
-        """The state, {} where there is none; a ValueError if it isn't as a run has written it."""
+        """The state, {} where there is none; a ValueError if the file is damaged."""
         if not self.state_file.exists():
             return {}
         content = memoryview(self.state_file.read_bytes())

@@ -25,10 +25,11 @@ from common import SHAPES, cost_parser, report, timed
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
+from minislice.architecture.modeling import without_memory
 from minislice.architecture.network import inference
 from minislice.command.slice import return_freed_memory
 from minislice.corpus.batches import token_batches
-from minislice.large.source import TrainedWeights, without_weights
+from minislice.large.source import TrainedWeights
 from minislice.large.streaming import slice_streamed
 from minislice.storage.files import INDEX
 
@@ -37,7 +38,7 @@ def make(shape: str, folder: Path) -> None:
     """Random weights on the disk, a shard for each layer: no more than one is in memory."""
     config = SHAPES[shape]
     config.dtype = torch.bfloat16
-    model = without_weights(config, torch.bfloat16)
+    model = without_memory(config, dtype=torch.bfloat16)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
     generator, index = torch.Generator().manual_seed(0), {}
