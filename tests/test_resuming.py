@@ -22,10 +22,10 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bytes(tmp_path, monkeypatch
     """Real processes, real SIGKILLs: at every step on the disk, in the middle of a write too."""
     run = run_to(tmp_path / "source", replace(LLAMA, layers=1), orientation="random", batch_size=3)
     slice_streamed(**{**run, "out": tmp_path / "whole" / "out"})
-    run["out"], sliced, step, reached = tmp_path / "runs" / "out", [], 0, set()
-    save = StreamedSlicer.save
+    run["out"], step, reached = tmp_path / "runs" / "out", 0, set()
+    sliced, save = [], StreamedSlicer.save
     monkeypatch.setattr(StreamedSlicer, "save", lambda *arguments: sliced.append(save(*arguments)))
-    while Forked(slice_and_die, step := step + 1, run).ended().status == -signal.SIGKILL:
+    while (status := Forked(slice_and_die, step := step + 1, run).ended().status) == -signal.SIGKILL:
         done = 3 if run["out"].exists() else parts_done(run["out"])
         try:
             slice_streamed(**run)
@@ -36,7 +36,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bytes(tmp_path, monkeypatch
         reached.add(done)
         sliced.clear()
         shutil.rmtree(tmp_path / "runs")
-    assert reached == {0, 1, 2, 3}
+    assert status == 0 and reached == {0, 1, 2, 3}
 
 
 def resumed_run_equals_whole(folder: Path, options: dict) -> None:
