@@ -7,9 +7,8 @@ checkpoint-16/seals.json     written last: the seal of every file of the checkpo
 """
 
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +36,30 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
             _write(record, in_words(settings))
         elif not record.exists():
             raise ValueError(
-                f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of a recovery; give a folder of its "
-                "own, or, if these are checkpoints, delete it to start again"
+                f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of a recovery; give another folder, "
+                "or delete it to start again"
             )
         require_settings(folder, read_json(record), in_words(settings))
         yield _last(folder)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """In the order in which they were written."""
-    return sorted(folder.glob("checkpoint-*/"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
 def _last(folder: Path) -> Path | None:
     """The last checkpoint that is whole. The Trainer reads the best one too, so that all are checked."""
-    whole = [path for path in _checkpoints(folder) if (path / SEALS).exists()]
+    whole = [seals.parent for seals in folder.glob(f"checkpoint-*/{SEALS}")]
     for checkpoint in whole:
         require_sealed(folder, read_json(checkpoint / SEALS))
     if not whole:
         return None
-    best = read_json(whole[-1] / "trainer_state.json")["best_model_checkpoint"]
+    last = max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
+    best = read_json(last / "trainer_state.json")["best_model_checkpoint"]
     if best and Path(best) not in whole:
-        raise ValueError(f"{whole[-1]} goes on from {best} too, which isn't there; delete {folder} to start again")
-    return whole[-1]
+        raise ValueError(f"{last} goes on from {best} too, which isn't there; delete {folder} to start again")
+    return last
 
 
 def seal_checkpoint(checkpoint: Path) -> None:
     """Write the seals of all files; a checkpoint without them is unfinished."""
     _write(checkpoint / SEALS, {f"{checkpoint.name}/{path.name}": seal(path) for path in checkpoint.iterdir()})
-
-
-def delete(folder: Path) -> None:
-    """Delete what a recovery left in its folder, and the folder, unless something else is in it."""
-    for checkpoint in _checkpoints(folder):
-        shutil.rmtree(checkpoint)
-    (folder / SETTINGS).unlink()
-    with suppress(OSError):
-        folder.rmdir()
 
 
 def _write(path: Path, content: dict[str, str]) -> None:

@@ -69,15 +69,15 @@ def recover(
         evaluation = listed(evaluation, "evaluation")
         require_disjoint([*training, *held_out], rows(token_batches(model, evaluation, None, batch_size)))
         before = perplexity(model, evaluation, batch_size=batch_size, progress=progress)
-    passes = batch_size * chosen.accumulation  # sequences a step, however they are shared out
     settings = {
         **dataclasses.asdict(chosen),
-        "sequences a step": passes,
+        "sequences a step": batch_size * chosen.accumulation,
         "tokens": hash_of(torch.stack([*collate([*training, *held_out]).values()])),
         "model": fingerprint(model),
     }
     on_gpu = model.device.type == "cuda"
     arguments = {
+        "per_device_train_batch_size": batch_size,
         "bf16": on_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
         "gradient_checkpointing": on_gpu if gradient_checkpointing is None else gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
@@ -86,8 +86,8 @@ def recover(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if folder is None else folder).resolve()
         with opened(folder, settings) as checkpoint:
-            arguments |= {"output_dir": str(folder)}
-            run = partial(train, model, training, held_out, chosen, passes, checkpoint, progress, arguments)
+            arguments |= {"output_dir": str(folder), "resume_from_checkpoint": checkpoint and str(checkpoint)}
+            run = partial(train, model, training, held_out, chosen, arguments, progress)
             state, trained = with_what_fits(run, batch_size)
     seconds = time.perf_counter() - began
     if evaluation is not None:

@@ -23,12 +23,12 @@ def labels(ids: Int64[Tensor, " tokens"], mask: Bool[Tensor, " tokens"]) -> Int6
 
 def rows(batches: list[Batch]) -> list[dict[str, Tensor]]:
     """One row for each sequence, as the model's forward takes it, on the CPU."""
-    found = []
+    sequences = []
     for batch in batches:
         masks = torch.ones_like(batch.ids, dtype=torch.bool) if batch.mask is None else batch.mask
         for ids, mask in zip(batch.ids.cpu(), masks.cpu(), strict=True):
-            found.append({"input_ids": ids, "attention_mask": mask.long(), "labels": labels(ids, mask)})
-    return found
+            sequences.append({"input_ids": ids, "attention_mask": mask.long(), "labels": labels(ids, mask)})
+    return sequences
 
 
 def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -18,11 +18,12 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
 from .checkpoints import seal_checkpoint
+from .options import RecoveryOptions
 from .sequences import collate
 
 
@@ -37,10 +38,20 @@ def lora_targets(model: PreTrainedModel) -> list[str]:
     return [name for name, module in model.named_modules() if module in wanted]
 
 
-def train(model, training, held_out, chosen, passes, checkpoint, progress, arguments, batch_size) -> tuple[Any, int]:
+def train(
+    model: PreTrainedModel,
+    training: list,
+    held_out: list,
+    chosen: RecoveryOptions,
+    arguments: dict[str, Any],
+    progress: bool,
+    batch_size: int,
+) -> tuple[TrainerState, int]:
     """Train and merge. Returns the Trainer's state and the number of parameters that were trained.
 
-    A step is made of `passes` sequences, `batch_size` at a time; `checkpoint` is where to go on from.
+    Args:
+        arguments: of `TrainingArguments`, those that don't depend on `chosen`.
+        batch_size: sequences a forward pass; if fewer than `arguments` say, a step takes more passes.
     """
     wrapped = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
     config = peft.LoraConfig(
@@ -52,19 +63,19 @@ def train(model, training, held_out, chosen, passes, checkpoint, progress, argum
         modules_to_save=["adapter"] if chosen.train_adapters and network(wrapped).has_adapters else None,
         task_type="CAUSAL_LM",
     )
-    steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / passes))
+    sequences_a_step = arguments["per_device_train_batch_size"] * chosen.accumulation
+    steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / sequences_a_step))
     callbacks = [Watch(progress)]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
-        arguments = arguments | {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+        arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
         warnings.simplefilter("ignore", FutureWarning)  # of arguments that were renamed: the old names are right in all
         arguments = TrainingArguments(
-            **arguments,
-            max_steps=steps,
-            per_device_train_batch_size=batch_size,
+            **{**arguments, "per_device_train_batch_size": batch_size},
             per_device_eval_batch_size=batch_size,
-            gradient_accumulation_steps=-(-passes // batch_size),
+            gradient_accumulation_steps=math.ceil(sequences_a_step / batch_size),
+            max_steps=steps,
             learning_rate=chosen.learning_rate,
             warmup_steps=round(0.05 * steps),
             lr_scheduler_type="linear",
@@ -89,7 +100,7 @@ def train(model, training, held_out, chosen, passes, checkpoint, progress, argum
         try:
             trainer = SealingTrainer(lora, arguments, **data, callbacks=callbacks)
             trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         except BaseException:
             lora.unload()
             raise
@@ -123,11 +134,9 @@ class Watch(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         for name in {"loss", "eval_loss"} & logs.keys():
             if not math.isfinite(logs[name]):
-                raise ValueError(
-                    f"the loss of step {state.global_step} is {logs[name]}: training diverged; give a lower "
-                    f"learning_rate than {args.learning_rate}"
-                )
-            self.bar.set_postfix({name.replace("eval_loss", "held out"): f"{logs[name]:.3f}"}, refresh=False)
+                told = f"the loss of step {state.global_step} is {logs[name]}: training diverged"
+                raise ValueError(f"{told}; give a lower learning_rate than {args.learning_rate}")
+            self.bar.set_postfix({name: f"{logs[name]:.3f}"}, refresh=False)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
