@@ -30,8 +30,7 @@ class Windows:
 
     def __str__(self) -> str:
         documents = len(self.documents.unique())
-        text = "1 document" if documents == 1 else f"{documents} documents"
-        described = f"{len(self.ids)} x {self.ids.shape[1]} tokens of {text}"
+        described = f"{len(self.ids)} x {self.ids.shape[1]} tokens of {documents} document{'s' * (documents > 1)}"
         if len(self.ids) == self.available:
             return described
         return f"{described}; a quick look: the first {len(self.ids)} of {self.available} windows"

@@ -34,6 +34,7 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
         ValueError: no such source, it can't be read or reached, or there is nothing in it.
     """
     require_choice("split", split, SPLITS)
+    require_source(source)
     if source == "embedded":
         documents = [text for text in stdlib_documents(split) if text.strip()]
     else:
@@ -45,12 +46,10 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
 
 def require_source(source: str) -> None:
     """Raise a ValueError unless the source is there, or the hub that has it can be reached; nothing is loaded."""
-    if source not in SOURCES:
-        _require_file(Path(source))
-    elif source != "embedded":
+    if source in ("wikitext2", "alpaca"):
         require_hub(source, OTHERWISE)
-        if constants.HF_HUB_OFFLINE:  # then what was fetched before is all there is
-            load_text(source)
+    elif source != "embedded" and not Path(source).is_file():
+        raise ValueError(f"no text source {source!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
 
 
 def require_hub(name: str, otherwise: str) -> None:
@@ -76,7 +75,6 @@ def require_hub(name: str, otherwise: str) -> None:
 def _from_hub(source: str, split: str) -> list[str]:
     import datasets  # takes a second, which nothing else waits for
 
-    require_hub(source, OTHERWISE)
     try:
         if source == "wikitext2":
             part = {"calibration": "train", "test": "test"}[split]
@@ -88,17 +86,11 @@ def _from_hub(source: str, split: str) -> list[str]:
         raise ValueError(f"can't get {source} from the hub: {error}; give {OTHERWISE}") from error
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"no text source {str(path)!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
-
-
 def _read_file(path: Path) -> list[str]:
-    _require_file(path)
     kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
     try:
         return [require_unicode(_document(row)) for row in _rows(path, kind)]
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"can't read {path} as {kind}: {error}") from error
 
 
