@@ -201,12 +201,10 @@ def compress(
         minislice.compress(model, tokens, size=0.8)
 
     Args:
-        plan: what `plan_compression` returned; without one it is called.
-        reconstruct: move all matrices of each block, to make up for what is lost (see `reconstruction`).
-        fisher: choose each MLP's neurons by what they mean to the loss (see `fisher`); the plan is the same.
-        options: of `plan_compression`.
+        plan: what `plan_compression` returned; without one it is called with `options`.
+        reconstruct, fisher: as in `SlicingOptions`; the plan is the same.
 
-    Returns the same model object, a sliced one. Errors are the ones of `plan_compression` and `slice_model`.
+    Returns the same model object, a sliced one.
     """
     require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
     tokens = listed(tokens, "tokens")

@@ -74,10 +74,6 @@ def compare(
         say: called with a line for each row.
 
     Returns the rows, the dense one first, each with the fields of `rows.FIELDS`.
-
-    Raises:
-        ValueError: an argument that doesn't fit, or a dense model that can't be measured; another run writes into the
-            file.
     """
     are_variants = isinstance(variants, Mapping) and len(variants) > 0 and all(map(callable, variants.values()))
     require(are_variants, "variants", "functions by the name of each variant, at least one", variants)

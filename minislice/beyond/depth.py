@@ -58,7 +58,7 @@ def delete_layers(
     """Delete layers of a trained model in place; it keeps its class.
 
     Args:
-        tokens, attention_mask: the calibration set, as in `slice_model`.
+        tokens, attention_mask: the calibration set.
         layers: how many to delete. Give this or `size`.
         size: delete until at most this fraction of the parameters is left, 0 < size <= 1.
         known: layers to delete first, without measuring: ``deleted_layers`` of the same model and tokens.
@@ -66,8 +66,7 @@ def delete_layers(
     Returns the same model; ``model.deleted_layers`` has the layers' numbers in the trained model, first deleted first.
 
     Raises:
-        ValueError: the size can't be reached; the model is sliced, or its layers can't change places; no such known
-            layers; tokens that don't fit. The model is then unchanged.
+        ValueError: the size can't be reached, or layers can't change places. The model is then unchanged.
     """
     net = network(model)
     require(are_ints(known), "known", "a list of numbers of layers", known)
@@ -102,7 +101,6 @@ def delete_layer(net: Network, index: int) -> None:
 
 
 def _how_many(net: Network, layers: int | None, size: float | None) -> int:
-    """How many layers to delete; a ValueError if they can't be."""
     if net.is_fused:
         raise ValueError("layers are deleted from a trained model; delete first, and slice what is left")
     if getattr(net.model.config, "scale_attn_by_inverse_layer_idx", False):

@@ -35,21 +35,15 @@ MIX = 0.03  # mu: the share of the identity
 
 def fisher_metrics(net: Network, calibration: Calibration) -> dict[Block, Float64[Tensor, "D D"]]:
     """M of each block with neurons, in a dense network, which stays as it is."""
-    return {block: metric(G) for block, G in information(net, calibration).items()}
-
-
-def metric(G: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
-    """M: G, scaled to a mean diagonal of one, and a share `MIX` of the identity."""
-    scale = G.diagonal().mean().clamp(min=torch.finfo(G.dtype).tiny)  # G is zero if nothing is predicted
-    return (1 - MIX) * G / scale + MIX * torch.eye(len(G), dtype=G.dtype, device=G.device)
+    metrics = {}
+    for block, G in information(net, calibration).items():
+        scale = G.diagonal().mean().clamp(min=torch.finfo(G.dtype).tiny)  # G is zero if nothing is predicted
+        metrics[block] = (1 - MIX) * G / scale + MIX * torch.eye(len(G), dtype=G.dtype, device=G.device)
+    return metrics
 
 
 def information(net: Network, calibration: Calibration) -> dict[Block, Float64[Tensor, "D D"]]:
-    """G of each block with neurons.
-
-    Raises:
-        ValueError: the signal or a gradient has a NaN or an infinity.
-    """
+    """G of each block with neurons."""
     device, D = calibration.batches[0].ids.device, net.trained_width
     totals = {block: torch.zeros(D, D, dtype=torch.float64, device=device) for block in net.blocks if block.neurons}
     with inference(net.model):

@@ -87,9 +87,6 @@ def block_moments(
     Args:
         P: the basis of Z; without it, Z is in the trained basis.
         dense: the dense network's signal behind the block; without it, the block's own output is wanted.
-
-    Raises:
-        ValueError: the signal has a NaN or an infinity; the message names the layer and the sequence.
     """
     total = None
     for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):

@@ -176,8 +176,7 @@ def delete_neurons(
 
     Raises:
         ValueError: the fraction leaves nothing; the model is fused already, or its config has no entry for the number
-            of neurons; the tokens don't fit. The model is then unchanged.
-            Also a signal with a NaN or an infinity: the message names the layer and the sequence.
+            of neurons; the tokens don't fit. The model is then unchanged. Also a signal with a NaN or an infinity.
     """
     require_number("neurons", neurons, below=1)
     require_int("multiple", multiple)
@@ -219,11 +218,7 @@ def delete_neurons(
 
 
 def common_neurons(net: Network) -> dict[bool, int]:
-    """The number of neurons of every MLP (key False) and of every expert (key True), where the network has such.
-
-    Raises:
-        ValueError: they differ.
-    """
+    """The number of neurons of every MLP (key False) and of every expert (key True), where the network has such."""
     counts = {}
     for block in net.blocks:
         if block.neurons and counts.setdefault(block.is_mixture, block.neurons) != block.neurons:

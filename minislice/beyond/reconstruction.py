@@ -67,7 +67,7 @@ def reconstruct(block: Block, layer: int, P: Tensor | None, learned: tuple, held
     If several processes share the calibration set, the first one's share decides.
 
     Args:
-        P: the basis of Z; without it, Z is in the trained basis.
+        P: as in `inner.block_moments`.
         learned, held_out: parts of a calibration set, each with Z and the dense network's signal behind the block.
     """
     parameters = [parameter for parameter in block.parameters() if parameter.numel()]

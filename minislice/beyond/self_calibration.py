@@ -35,9 +35,6 @@ def own_text(
         vocabulary: the tokenizer's number of tokens, if the embedding has more rows; the first token is one of these.
         seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
         batch_size: sequences written together; fewer where they don't fit into a GPU's memory.
-
-    Raises:
-        ValueError: lengths that can't be; a sliced model, one without weights, one whose logits are no numbers.
     """
     rows, limit, device = model.get_input_embeddings().num_embeddings, position_limit(model), model.device
     vocabulary = rows if vocabulary is None else min(require_int("vocabulary", vocabulary), rows)

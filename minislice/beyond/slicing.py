@@ -1,10 +1,10 @@
 """Beyond the paper: the pass of `minislice.slicing` with more things to do at each block.
 
-neurons   delete some of the MLP's, and solve for W_out again (`neurons`)
-fisher    choose these neurons by what they mean to the loss (`fisher`)
-repair    solve for W_out again, to make up for what the blocks before have lost (`inner`)
+neurons      delete some of the MLP's, and solve for W_out again (`neurons`)
+fisher       choose these neurons by what they mean to the loss (`fisher`)
+repair       solve for W_out again, to make up for what the blocks before have lost (`inner`)
 reconstruct  move all of the block's matrices, for the same purpose (`reconstruction`)
-drop      leave the whole block out: the signal goes past it
+drop         leave the whole block out: the signal goes past it
 """
 
 from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ class BeyondSlicer(slicing.Slicer):
         return [block for block in self.net.blocks if block not in self.dropped]
 
     def slice_embeddings(self) -> None:
-        """Boundary 0; the dense signal starts there too, and the network is still dense."""
+        """The network is still dense here."""
         if self.options.fisher:
             self.metrics = fisher_metrics(self.net, self.calibration)
         if self.options.repair:
@@ -48,7 +48,6 @@ class BeyondSlicer(slicing.Slicer):
         super().slice_embeddings()
 
     def slice_layer(self, layer: BlockLayer, index: int) -> None:
-        """The blocks of a layer that aren't dropped."""
         super().slice_layer(layer, index)
         layer.drop(self.dropped)
 

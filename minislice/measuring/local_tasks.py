@@ -49,11 +49,7 @@ LOCAL = {
 
 
 def read_items(task: str, folder: Path) -> list[dict]:
-    """The items of FOLDER/TASK.jsonl.
-
-    Raises:
-        ValueError: no such task or file; a line that is no JSON, has other fields, or has no usable right answer.
-    """
+    """The items of FOLDER/TASK.jsonl."""
     if task not in LOCAL:
         raise ValueError(f"no local copy of {task} can be read; there are {', '.join(LOCAL)}")
     file = folder / f"{task}.jsonl"

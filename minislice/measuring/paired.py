@@ -69,9 +69,6 @@ def window_losses(
         tokens: ids, [windows, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; a window with nothing to predict is left out.
         documents: the number of each window's document, if windows of one document are to count as related.
-
-    Raises:
-        ValueError: tokens that don't fit the model, or nothing to predict in any window.
     """
     nll, counts, measured = [], [], []
     for number, window in enumerate(token_batches(model, tokens, attention_mask, batch_size=1)):

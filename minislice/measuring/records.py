@@ -19,11 +19,7 @@ Faults = Callable[[dict[str, Any]], list[str]]  # what keeps an object from bein
 
 
 def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
-    """The records of a file in their order, of each key the last; none where there is no file.
-
-    Raises:
-        ValueError: a line is no record, and isn't what a killed run has left of its last one.
-    """
+    """The records of a file in their order, of each key the last; none where there is no file."""
     path = Path(path)
     lines, records = path.read_bytes().split(b"\n") if path.is_file() else [b""], {}
     if _is_torn(lines[-1]):

@@ -8,7 +8,7 @@
     python notebooks/measure/beyond.py --table
     python notebooks/measure/beyond.py --plot data/results/smollm2-beyond.png
 
-`minislice compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
+`minislice.compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and
 SmolLM2. Of a text that serves for both the first half calibrates, the second is measured on: all of its windows, unless
 --eval-samples asks for a quick look. SmolLM2 is measured on the first 300 TinyStories, too, which no calibration has
