@@ -18,6 +18,7 @@ seen.
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from common import ALPACA, ASSETS, MORE, RESULTS, STORIES, WIKITEXT, models, read
@@ -50,25 +51,25 @@ def measure(
     texts: tuple[str, str],
     settings: argparse.Namespace,
     out: Path,
+    *,
+    samples: int,
+    seqlen: int,
     own: bool,
     second: str | None = None,
-    **sizes: int,
 ) -> None:
     """Add what is missing of a model's rows to a results file.
 
-    Args:
-        texts: what calibrates, unless `own` asks for the model's own text, and what is measured on.
-        sizes: `samples` and `seqlen` of the calibration set.
+    The first text calibrates, unless `own` asks for what the model writes itself; the others are measured on.
     """
 
     def load():
         return minislice.load(source, dtype="float32", device="auto")
 
-    (model, tokenizer), seqlen = load(), sizes["seqlen"]
+    model, tokenizer = load()
     if own:
-        calibration = minislice.own_text(model, sizes["samples"], seqlen, vocabulary=len(tokenizer))
+        calibration = minislice.own_text(model, samples, seqlen, vocabulary=len(tokenizer))
     else:
-        calibration = sample(disjoint_streams(*texts, tokenizer)[0], sizes["samples"], seqlen)
+        calibration = sample(disjoint_streams(*texts, tokenizer)[0], samples, seqlen)
     evaluation, second = (
         text and evaluation_windows(text, tokenizer, seqlen, settings.eval_samples, is_one_file(texts[0], text))
         for text in (texts[1], second)
@@ -76,7 +77,8 @@ def measure(
     del model  # every variant loads it again
     variants = {variant: VARIANTS[variant] for variant in settings.variants.split(",")}
     asked = {"variants": variants, "sizes": [*map(float, settings.sizes.split(","))], "out": out, "name": name}
-    minislice.compare(lambda: load()[0], calibration, evaluation, second=second, **asked, say=print)
+    say = partial(print, flush=True)
+    minislice.compare(lambda: load()[0], calibration, evaluation, second=second, say=say, **asked)
 
 
 def measure_smollm2(calibration: str, settings: argparse.Namespace) -> None:
@@ -85,9 +87,9 @@ def measure_smollm2(calibration: str, settings: argparse.Namespace) -> None:
     stories = json.loads(Path(ASSETS, "text", STORIES).read_text("utf-8"))[:SECOND]
     with tempfile.TemporaryDirectory() as folder:
         (second := Path(folder, STORIES)).write_text(json.dumps(stories), "utf-8")
-        texts, own = (files.get(calibration, calibration), files["wikitext"]), calibration == "own"
-        sizes = {"samples": settings.samples, "seqlen": 512}
-        measure("smollm2", "smollm2", texts, settings, SMOLLM2[calibration], own, str(second), **sizes)
+        texts, asked = (files.get(calibration, calibration), files["wikitext"]), {"second": str(second), "seqlen": 512}
+        asked |= {"samples": settings.samples, "own": calibration == "own"}
+        measure("smollm2", "smollm2", texts, settings, SMOLLM2[calibration], **asked)
 
 
 def table(title: str, lines: dict[str, list[dict]]) -> str:
@@ -219,10 +221,10 @@ def main() -> None:
             parser.error("needs MINISLICE_TEST_ASSETS: the folder with `text`")
         measure_smollm2(settings.smollm2, settings)
     else:
-        out, samples = SMALL_OWN if settings.own else SMALL, SMALL_SAMPLES
+        out = SMALL_OWN if settings.own else SMALL
         for name, (source, text) in models().items():
-            seqlen = SEQLENS.get(name, SEQLEN)
-            measure(name, source, (text, text), settings, out, settings.own, samples=samples, seqlen=seqlen)
+            asked = {"samples": SMALL_SAMPLES, "seqlen": SEQLENS.get(name, SEQLEN), "own": settings.own}
+            measure(name, source, (text, text), settings, out, **asked)
 
 
 if __name__ == "__main__":
