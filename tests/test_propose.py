@@ -40,8 +40,7 @@ def test_the_entry_of_the_table_is_found(family, variant):
 BEHIND, NO_NORM = "a norm with a scale stands behind the branch", "reads the signal, and no norm stands before it"
 REFUSALS = [
     ("gemma2", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
-    ("glm4", {}, (BEHIND, "post_self_attn_layernorm", "post_mlp_layernorm")),
-    *((family, {}, (NO_NORM, "q_proj")) for family in ("olmo2", "exaone4")),
+    ("olmo2", {}, (NO_NORM, "q_proj")),
     ("bert", {}, (NO_NORM, "query")),
     ("electra", {}, ("not a sum of embeddings", "position_embeddings")),
     ("openai-gpt", {}, (NO_NORM, "c_attn")),
