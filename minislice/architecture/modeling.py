@@ -66,7 +66,9 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def wrap(cls, model: PreTrainedModel) -> "SlicedForCausalLM":
-        """The same model as a `SlicedForCausalLM`; they share every module, nothing is copied."""
+        """The same model as a `SlicedForCausalLM`, if it isn't one; they share every module, nothing is copied."""
+        if isinstance(model, cls):
+            return model
         wrapped = cls(SlicedConfig(**description(model)), base=model)
         wrapped.training = model.training
         return wrapped

@@ -50,7 +50,7 @@ def save(
     Raises:
         ValueError: the model isn't fused or sliced; the folder has files in it, and no `force`.
     """
-    sliced = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    sliced = SlicedForCausalLM.wrap(model)
     sliced.save_pretrained(folder, tokenizer=tokenizer, force=force, notes=notes, max_shard_size=max_shard_size)
 
 
@@ -69,7 +69,7 @@ def export(
     Raises:
         ValueError: the model can't be one; the folder has files in it, and no `force`.
     """
-    sliced = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    sliced = SlicedForCausalLM.wrap(model)
     stock = stock_model(sliced)
     sliced.describe()
     stock.generation_config = sliced.generation_config

@@ -93,8 +93,6 @@ def _is_tied(net: Network) -> bool:
 
 def _only_width(net: Network) -> int:
     """k, if every boundary is k wide and there are no adapters; else a ValueError."""
-    if not net.is_fused:
-        raise ValueError("this model isn't sliced: it has a stock architecture already")
     if net.has_adapters or len(set(net.widths)) > 1 or len({norm.eps for norm in net.norms}) > 1:
         state = "residual adapters" if net.has_adapters else "boundaries of different widths"
         if _is_tied(net):
