@@ -78,7 +78,7 @@ def test_several_processes_agree_with_one(count, options, alone, tmp_path):
 
 
 def not_summed() -> None:
-    Processes.summed = lambda self, tensor: tensor
+    SharedCalibration.summed = lambda self, total: total
 
 
 def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone, tmp_path):

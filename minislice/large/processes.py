@@ -24,20 +24,6 @@ class Processes:
         self.index = 0 if group is None else distributed.get_rank(group)
         self.is_first = self.index == 0
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
-        if len(items) < self.count:
-            raise ValueError(
-                f"{self.count} processes can't share {len(items)} calibration batches; start fewer processes, or give "
-                "more calibration sequences"
-            )
-        return list(items[self.index :: self.count])
-
-    def summed(self, tensor: Tensor) -> Tensor:
-        """The sum of the tensor over all processes, in place."""
-        if self.count > 1:
-            distributed.all_reduce(tensor, group=self.group)
-        return tensor
-
     def firsts(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The tensors of the first process; every process gives tensors of the same shapes."""
         if self.count > 1:

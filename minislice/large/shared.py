@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..architecture.folder import writing
 from ..calibration import Calibration, Signal
@@ -22,12 +22,19 @@ class SharedCalibration(Calibration):
     """
 
     def __init__(self, batches: list[Batch], processes: Processes):
-        super().__init__(processes.share(batches))
+        if len(batches) < processes.count:
+            raise ValueError(
+                f"{processes.count} processes can't share {len(batches)} calibration batches; start fewer processes, "
+                "or give more calibration sequences"
+            )
+        super().__init__(batches[processes.index :: processes.count])
         self.processes = processes
 
     def summed(self, total: Tensor) -> Tensor:
         """The sum over the shares of all processes."""
-        return self.processes.summed(total)
+        if self.processes.count > 1:
+            distributed.all_reduce(total, group=self.processes.group)
+        return total
 
     def agreed(self, *results: Tensor) -> tuple[Tensor, ...]:
         """The first process's results: another processor may give an eigenvector the other sign."""
