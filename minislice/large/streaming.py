@@ -163,7 +163,7 @@ class StreamedSlicer(BeyondSlicer):
             if self.processes.is_first:
                 self.write(index)
             self.let_go(index)
-            self.save(done=index + 1)
+            self.save(index + 1)
 
     def slice_head(self) -> None:
         """A fitted head needs the sliced embedding, which has been let go."""
