@@ -172,6 +172,9 @@ def whole_folder(target: str | os.PathLike, force: bool = False) -> Iterator[Pat
         put_in_place(new, require_free(target, force))  # something may have appeared there meanwhile
     except (ValueError, OSError) as error:
         raise ValueError(f"{error}. The new folder is whole: it is {new}; move it") from error
+    except KeyboardInterrupt:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def put_in_place(new: Path, target: Path) -> None:
