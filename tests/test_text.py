@@ -27,7 +27,13 @@ ALPACA_TEXT = [
     "### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### Response:\n3",
     "### Instruction:\nGreet.\n\n### Response:\nHello.",
 ]
-WIKITEXT = {"train": ["", " = A = \n", "", "Of training.\n"], "test": ["", " = B = \n", "Of the test.\n", ""]}
+WIKITEXT = ["", " = A = \n", "", "Of training.\n"]
+HUB = {  # the names and the split of what the hub has, and its rows
+    ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"): [{"text": row} for row in WIKITEXT],
+    ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"): [{"text": "Of the test.\n"}, {"text": ""}],
+    ("tatsu-lab/alpaca", "train[:90%]"): [{**ALPACA[0], "text": "A prompt. 3"}],
+    ("tatsu-lab/alpaca", "train[90%:]"): [{**ALPACA[1], "text": "Another prompt. Hello."}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +81,11 @@ def test_a_single_document_is_read(tmp_path):
         assert load_text(write(tmp_path / "one.json", content)) == ["alone"]
 
 
-@pytest.mark.parametrize("suffix", [".json", ".parquet"])
-def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_rows(suffix, hub, tokenizer, tmp_path):
-    rows = [{"text": row if suffix == ".json" else row or None} for row in WIKITEXT["train"]]
-    stream = tokenize(load_text(write(tmp_path / f"wiki{suffix}", rows)), tokenizer)
+def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_rows(hub, tokenizer, tmp_path):
+    rows = [{"text": row or None} for row in WIKITEXT]
+    stream = tokenize(load_text(write(tmp_path / "wiki.parquet", rows)), tokenizer)
     assert torch.equal(stream, tokenize(load_text("wikitext2"), tokenizer))
-    assert len(stream) > len(tokenize([row for row in WIKITEXT["train"] if row], tokenizer))
+    assert len(stream) > len(tokenize([row for row in WIKITEXT if row], tokenizer))
 
 
 NO_TEXT = {  # a file's name, what is in it, and what the error says
@@ -110,35 +115,25 @@ def test_a_file_without_text_is_refused_by_its_name(name, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """Datasets of the hub's columns in its place; returns what is asked of it."""
-    rows = [{**ALPACA[index % 2], "output": str(index), "text": f"A prompt. {index}"} for index in range(20)]
-    parts = {
-        **{split: datasets.Dataset.from_list([{"text": row} for row in rows]) for split, rows in WIKITEXT.items()},
-        "train[:90%]": datasets.Dataset.from_list(rows[:18]),
-        "train[90%:]": datasets.Dataset.from_list(rows[18:]),
-    }
-    asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *name, split: (asked.append((*name, split)), parts[split])[1])
-    return asked
+    def load_dataset(*names, split):
+        return datasets.Dataset.from_list(HUB[(*names, split)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
 def test_calibration_and_test_are_different_parts_of_a_dataset(hub):
     assert load_text("wikitext2") == ["\n\n = A = \n\n\n\n\nOf training.\n"]  # one text: the protocol of perplexity
-    assert load_text("wikitext2", "test") == ["\n\n = B = \n\n\nOf the test.\n\n\n"]
-    calibration, test = load_text("alpaca"), load_text("alpaca", "test")
-    assert (len(calibration), len(test)) == (18, 2) and not set(calibration) & set(test)
-    wikitext, alpaca = ("Salesforce/wikitext", "wikitext-2-raw-v1"), "tatsu-lab/alpaca"
-    assert hub[:2] == [(*wikitext, "train"), (*wikitext, "test")]
-    assert hub[2:] == [(alpaca, "train[:90%]"), (alpaca, "train[90%:]")]
+    assert load_text("wikitext2", "test") == ["Of the test.\n\n\n"]
+    assert load_text("alpaca") == ["A prompt. 3"]
+    assert load_text("alpaca", "test") == ["Another prompt. Hello."]
     with pytest.raises(ValueError, match="split must be one of calibration, test, got 'train'"):
         load_text("wikitext2", "train")
 
 
-@pytest.mark.parametrize("source", ["wikitext2", "alpaca"])
-def test_offline_is_one_clear_error(source, monkeypatch, tmp_path):
+def test_offline_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # where nothing was fetched before
-    with pytest.raises(ValueError, match=f"can't get {source} from the hub.*give the path of a file, or 'embedded'"):
-        load_text(source)
+    with pytest.raises(ValueError, match=r"can't get alpaca from the hub.*give the path of a file, or 'embedded'"):
+        load_text("alpaca")
 
 
 # The embedded text
