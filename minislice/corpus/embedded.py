@@ -5,11 +5,13 @@ import json
 import pydoc_data.topics
 import sysconfig
 import zlib
+from functools import cache
 from pathlib import Path
 
 EMBEDDED = ("mini-opt", "mini-llama", "mini-phi")  # the small trained models
 SEQLEN = 256  # they were trained on windows of so many tokens
 
+_LIBRARY = sysconfig.get_path("stdlib")
 # Folders of the standard library that are tests, tables or other people's packages.
 _SKIPPED_FOLDERS = {
     *("test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data"),
@@ -28,15 +30,19 @@ def stdlib_documents(split: str) -> list[str]:
             which they were trained; "calibration", one part of those nine.
     """
     parts = {"test": {0}, "train": set(range(1, 10)), "calibration": {1}}[split]
-    library = Path(sysconfig.get_path("stdlib"))
     topics = {f"topics/{name}": text for name, text in pydoc_data.topics.topics.items()}
-    modules = sorted(path.relative_to(library).as_posix() for path in library.rglob("*.py"))
-    names = [*topics, *(name for name in modules if not _SKIPPED_FOLDERS & set(name.split("/")))]
     return [
-        topics[name] if name in topics else (library / name).read_text(encoding="utf-8", errors="replace")
-        for name in names
+        topics[name] if name in topics else Path(_LIBRARY, name).read_text(encoding="utf-8", errors="replace")
+        for name in [*topics, *_modules()]
         if zlib.crc32(name.encode()) % 10 in parts
     ]
+
+
+@cache
+def _modules() -> list[str]:
+    """The paths of the standard library's sources, in alphabetical order."""
+    names = [path.relative_to(_LIBRARY).as_posix() for path in Path(_LIBRARY).rglob("*.py")]
+    return sorted(name for name in names if not _SKIPPED_FOLDERS & set(name.split("/")))
 
 
 def data_folder() -> Path:
