@@ -6,6 +6,7 @@ import pytest
 import torch
 from commands import document
 from family_models import FAMILIES, FamilyRecipe
+from torch import nn
 
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
@@ -122,3 +123,20 @@ def test_a_reader_that_is_forgotten_fails_verification(monkeypatch):
     monkeypatch.setitem(TABLE, "mistral", mistral(("mlp.gate_proj",)))
     result = minislice.verify(small_model("mistral"), torch.arange(40).view(2, 20), dtypes=["float64"])
     assert not result.passed and result.measurements[1].error > 1e-2
+
+
+class Doubled(nn.Module):
+    """An MLP with a second reader of the signal, behind no norm."""
+
+    def __init__(self, mlp: nn.Module, width: int):
+        super().__init__()
+        self.mlp, self.side = mlp, nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        return self.mlp(x) + self.side(x.tanh())
+
+
+def test_a_proposal_that_misses_a_reader_does_not_pass():
+    model = small_model("llama")
+    model.model.layers[0].mlp = Doubled(model.model.layers[0].mlp, 32).double()
+    assert not propose(model).passed
