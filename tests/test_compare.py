@@ -214,7 +214,10 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     texts = [tmp_path / "cats.json", tmp_path / "dogs.json"]
     for text in texts:
         text.write_text(json.dumps([f"Once {n} {text.stem} sat down. " * 9 for n in range(30)]))
+    item = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": 0}
+    (tmp_path / "piqa.jsonl").write_text(json.dumps(item))
     line = ["compare", "mini-llama", "--samples", "4", "--seqlen", "128", "--eval-samples", "2", "--out", out]
+    line += ["--tasks", "piqa", "--tasks-from", tmp_path]
     line += ["--calibration", texts[0], "--second-evaluation", texts[1], "--quiet", "--variants"]
     status, printed, _ = run(*line, "neurons,depth", "--sizes", "0.9,0.02")
     assert status == 0 and "| perplexity, second text | ratio |" in printed
@@ -227,6 +230,7 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, run):
         *((name, size, status) for name in ("neurons", "depth") for size, status in ((0.9, "done"), (0.02, "failed"))),
     ]
     assert {row["model"] for row in rows} == {"mini-llama"}
+    assert rows[0]["tasks"]["piqa"]["items"] == 1 and rows[0]["tasks"]["mean"]["accuracy"] in (0, 100)
     before = (out / "results.jsonl").read_bytes()
     status, printed, _ = run(*line, "depth,neurons", "--sizes", "0.9", "--json")
     assert status == 0 and document(printed)["rows"] == [rows[0], rows[3], rows[1]]
