@@ -53,8 +53,9 @@ def first_failure(key, function, seed):
 
 
 @pytest.mark.parametrize("key", QUESTIONS)
-def test_right_answers_of_two_styles_get_full_marks(key, capsys):
-    for function in (solution(key), getattr(other_answers, key.replace(".", "_"))):
+def test_right_answers_get_full_marks(key, capsys):
+    other = vars(other_answers).get(key.replace(".", "_"))
+    for function in filter(None, (solution(key), other)):
         content, printed = told(key, function, capsys)
         assert content and "FAILED" not in printed, printed
         for seed in range(4 if key in FUNCTIONS else 0):
@@ -146,20 +147,16 @@ def test_a_check_kills_what_it_always_rejects_and_gets_nothing_for_counting_or_f
     assert (len(question.shown), len(question.hidden)) == (3, 5)
 
 
-@pytest.mark.parametrize(
-    ("name", "shapes"),
-    {
+def test_candidates_take_arrays_of_their_own_shapes_alone():
+    """Small arrays of other shapes could be broadcast to gigabytes, in the grader's process."""
+    for name, shapes in {
         "m1.check": [(1, 900), 900, (900, 1), 1, (900, 1), (900, 1)],
         "m2.check": [(9, 5), 5, (5, 9), 9, (9, 9), (9, 8, 9)],
         "m3.check": [(1, 5000), 1],
-    }.items(),
-    ids=["m1", "m2", "m3"],
-)
-def test_candidates_take_arrays_of_their_own_shapes_alone(name, shapes):
-    """Small arrays of other shapes could be broadcast to gigabytes, in the grader's process."""
-    with pytest.raises(ValueError, match="must be an array"):
-        MUTATIONS[name].allowed([np.ones(shape) for shape in shapes])
-    assert list(MUTATIONS[name].takes) == list(inspect.signature(MUTATIONS[name].reference).parameters)
+    }.items():
+        with pytest.raises(ValueError, match="must be an array"):
+            MUTATIONS[name].allowed([np.ones(shape) for shape in shapes])
+        assert list(MUTATIONS[name].takes) == list(inspect.signature(MUTATIONS[name].reference).parameters)
 
 
 # Notebooks

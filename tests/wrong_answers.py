@@ -15,20 +15,15 @@ COSTS = "scores(C[np.ix_(kept, kept)], V, ridge)"
 RIGHT_ONE = "it raises on the right function"
 
 WRONG = {
-    "a1.center": [
-        ("np.eye(D) - np.ones", "np.ones", "M:", "the mean in place of every number"),
-    ],
+    "a1.center": [("np.eye(D) - np.ones", "np.ones", "M:", "the mean in place of every number")],
     "a1.fuse_reader": [
         ("alpha[:, None] * W", "alpha * W", "line", "alpha * W", "ValueError"),
         ("alpha[:, None] * W", "W.copy()", "W:", "alpha is not in it"),
         ("beta @ W", "beta @ fused", "b:", "beta went through the scaled W"),
-        ("if beta is None:", "if beta is None or b is None:", "b:", "got None"),
-        ("beta @ W", "0 * beta @ W", "b:", "beta is lost"),
         ("fused = alpha[:, None] * W", "fused = W\n    W *= alpha[:, None]", "W: the function changes its argument"),
     ],
     "a1.fuse_writer": [
         ("W.mean(axis=1, keepdims=True)", "W.mean(axis=0)", "W:", "the wrong axis", "b ok"),
-        ("b - b.mean()", "b", "b:", "written to the signal too", "W ok"),
     ],
     "a1.fuse": [
         ('centred(net["W_pos"])', 'net["W_pos"]', "W_pos:", "LayerNorms would subtract its mean", "W_embd ok"),
@@ -40,32 +35,22 @@ WRONG = {
         ("if layernorm and x is", "if x is", "W_embd:", "an RMSNorm subtracts no mean"),
         ("W_head, b_head = fuse_reader(W_head", "_, b_head = fuse_reader(W_head", "W_head:", "alpha is not in it"),
         ('centred(net["b_out"])', 'net["b_out"]', "b_out[0]:", "written to the signal too", "W_out ok"),
-        ("alpha = net", 'net["W_out"] *= 2\n    alpha = net', "net: the function changes its argument"),
         ("return {", "return net | {", "alpha: the fused network still has it"),
     ],
     "a2.rms": [
         ("np.mean(x**2", "np.var(x", "rms(x):", "standard deviation"),
         ("return x", "x = x - x.mean(1, keepdims=True)\n    return x", "rms(x):", "This is LayerNorm"),
-        (
-            "np.sqrt(np.mean(x**2, axis=1, keepdims=True) + eps)",
-            "(np.mean(x**2, 1)[:, None] ** 0.5 + eps)",
-            "rms(x):",
-            "eps",
-        ),
         ("axis=1", "axis=0", "rms(x):", "over the rows"),
-        ("np.mean", "np.sum", "rms(x):", "sqrt(D) is lost"),
         (" + eps", "", "rms(x):", "eps is lost"),
     ],
     "a2.haar": [
         (HAAR, "Q", "Q", "LAPACK's choice"),
         (HAAR, "np.sign(np.diag(R))[:, None] * Q", "Q", "Q's rows"),
         (HAAR, f"{HAAR} * np.append(np.linalg.det({HAAR}), np.ones(len(Q) - 1))", "Q", "One column is turned round"),
-        (HAAR, "G / np.sqrt(len(G))", "Q", "orthonormal"),
     ],
     "a2.counterexample": [
         ("[[1, 1], [-1, 1]]) / np.sqrt(2)", "[[0, 1], [1, 0]])", "LayerNorm(x Q) Q^T", "permutes"),
         ("[[1, 1], [-1, 1]]) / np.sqrt(2)", "[[1, 0.01], [-0.01, 1]]) / 1.0001**0.5", "less than 0.1"),
-        (" / np.sqrt(2)", "", "Q:", "orthonormal"),
     ],
     "a3.rotate": [
         ("Q[:-1].transpose(0, 2, 1) @ weights", "Q[:-1] @ weights", "W_in[0]:", "the transpose is missing"),
@@ -73,19 +58,13 @@ WRONG = {
         (ROTATED, "return rotated, Q[1:].transpose(0, 2, 1) @ Q[:-1]", "S[0]:", "It is transposed"),
         (ROTATED, "return rotated, np.roll(Q, 1, 0)[:-1].transpose(0, 2, 1) @ Q[:-1]", "S[0]:", "one block early"),
         (ROTATED, "return rotated", "expected 2 values, the dictionary, S; got dict of 10"),
-        (ROTATED, f"return rotated, list({IDENTITIES})", "S: expected float64 [2, 3, 3], got list", "12 of 15 points"),
-        ("Q[-1].T @", "Q[-2].T @", "W_head:", "before the last block"),
-        ('("W_embd", "W_pos")', '("W_embd",)', "W_pos:", "It is as it was"),
-        ("weights[name] @ Q[1:]", "weights[name] @ Q[:-1]", "W_out[0]:", "the boundary before the block"),
         ("= dict(weights)", '= weights | {"b_in": None}', "b_in: expected float64 [2, ", "None", "13 of 15 points"),
         ("rotated = dict(weights)", f"return weights, {IDENTITIES}", "W_embd:", "It is as it was", "0 of 15 points"),
     ],
     "a4.second_moment": [
         ("return tokens", "tokens = tokens - tokens.mean(0)\n    return tokens", "C:", "It is centred"),
         ("[np.concatenate(masks)]", "", "C:", "Padding is counted"),
-        ("tokens.T @ tokens", "np.float64(np.float32(tokens).T @ np.float32(tokens))", "C:", "float32"),
         ("tokens.T @ tokens", "np.float32(tokens.T @ tokens)", "C: expected float64 [2, 2], got float32 [2, 2]"),
-        ("tokens.T @ tokens", "tokens.T @ tokens / len(tokens)", "C:", "divided by the number of tokens"),
         (
             "np.concatenate(batches)[np.concatenate(masks)]",
             "np.concatenate([x[m] / np.sqrt(m.sum() or 1) for x, m in zip(batches, masks)])",
@@ -97,11 +76,9 @@ WRONG = {
         ("Q[:, ::-1]", "Q", "lambda, Q:", "opposite order"),
         ("Q[:, ::-1]", "Q[:, ::-1].T", "lambda, Q:", "eigenvectors are the rows"),
         ("eigenvalues[::-1]", "np.sqrt(np.abs(eigenvalues[::-1]))", "lambda, Q:", "singular values of the signal"),
-        ("Q[:, ::-1]", "2 * Q[:, ::-1]", "Q:", "not orthonormal"),
     ],
     "a4.width": [
         ("held < share", "held <= share", "k:", "k - 1 would do"),
-        (WIDTH, "max(1, int(np.sum(held < share)))", "k", "hold less"),
         (WIDTH, "1.0 + np.sum(held < share)", "k:", "expected an int, got float"),
     ],
     "a5.cosines": [
@@ -112,50 +89,38 @@ WRONG = {
     ],
     "a5.align": [
         ("@ turn\n", "@ (U @ Vt if P.shape == R.shape else turn)\n", "P^T R':", "turned the wrong way", "R' R'^T ok"),
-        ("@ turn\n", "@ (Vt @ U.T if P.shape == R.shape else turn)\n", "P^T R':", "svd returns V^T", "R' R'^T ok"),
         ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R': R' R'^T is not R R^T", "what P spans"),
         ("R @ turn", "R.copy()", "P^T R':", "nothing is aligned"),
-        ("turn[:, :k] = turn[:, :k] @ U.T", "turn = turn @ U.T", "line", "ValueError"),
-        ("R @ turn", "(R @ turn)[:, ::-1]", "P^T R':", "its last k_next - k columns are not zero"),
         ("R @ turn", "R @ turn[:, :k]", "R':", "expected float64 [3, 2], got float64 [3, 1]"),
         ("@ U.T", "@ (U * np.append(np.ones(k - 1), -1.0)).T", "P^T R':", "negative eigenvalue"),
     ],
     "a5.low_rank": [
-        (LOW_RANK, "U[:, :r] * deficits[:r]", "I - A A^T", "The root is missing"),
         (LOW_RANK, "U[:, :r] * np.sqrt(np.abs(cosines[:r]))", "I - A A^T", "roots of the cosines"),
         (LOW_RANK, "U[:, k - r :] * np.sqrt(deficits[k - r :])", "I - A A^T", "smallest 1 - c"),
         ("np.clip(1 - cosines, 0, None)", "np.where(cosines > 1, np.nan, 1 - cosines)", "A: NaN"),
         (LOW_RANK, "U * np.sqrt(deficits)", "A:", "columns", "A A^T ok"),
-        ("1 - cosines", "1 - cosines**2", "I - A A^T", "sines"),
     ],
     "a6.slice_block": [
         ("P.T @ W_in", "(P.shape[1] / len(P)) ** 0.5 * P.T @ W_in", "W_in:", "divided by k"),
-        ("P.T @ W_in", "(len(P) / P.shape[1]) ** 0.5 * P.T @ W_in", "W_in:", "makes up for a norm that divides by k"),
         ("P.T @ W_in", "W_in[-P.shape[1] :]", "W_in:", "first rotate"),
         ("b_in, W_out @", "b_in[: P.shape[1]], W_out @", "b_in:", "expected float64 [3], got float64 [1]"),
-        ("b_out @ P_next", "b_out", "b_out:", "expected float64 [1], got float64 [2]"),
         ("P.T @ P_next", "P_next.T @ P", "S:", "It is transposed", "b_out ok"),
         ("W_out @ P_next", "W_out @ (P if P.shape == P_next.shape else P_next)", "W_out:", "that the block reads"),
     ],
     "a6.interleave": [
         ("X = X @ bases[-1] @ bases[-1].T", "pass", "P[1]:", "the dense network's signal"),
         ("Y = normed(X)", "Y = X", "P[0]:", "the norm's input"),
-        ("Y = normed(X)", "Y = normed(X) - normed(X).mean(0)", "P[0]:", "It is centred"),
-        ("[:, ::-1]", "", "P[0]:", "carry least"),
         ("normed(X) @ net", "normed(X * (D / k) ** 0.5) / (D / k) ** 0.5 @ net", "P[1]:", "divided by k", "P[0] ok"),
         ("return bases", "return bases[:-1]", "expected 2 values, P[0], P[1]; got list of 1"),
         ("k in enumerate(widths)", "k in enumerate(widths[:-1] + [2])", "P[1]:", "[3, 3], got float64 [3, 2]"),
     ],
     "a7.parameters": [
         ("k * k_next", "k * k", "parameters", "the last one leads to a boundary of width D, it is k x D"),
-        ("H_out * k_next", "H_out * k", "parameters", "The last W_out is cut"),
         (" + D * V", "", "parameters", "The head is left out"),
         ('if shapes["biases"]', "if False", "parameters", "The biases are left out"),
-        ('form == "', 'form == "no ', "parameters", "The adapters are left out"),
     ],
     "a7.flops": [
         ("return total", "return total // 2", "flops", "A multiply-add is two operations"),
-        ("4 * k * min", "k * min", "flops", "two products of two operations"),
         ('total = 2 * D * shapes["V"]', "total = 0", "flops", "The head is left out"),
         ("return total", 'return total + 2 * k * (shapes["V"] + shapes["T"])', "flops", "no product"),
     ],
@@ -167,28 +132,20 @@ WRONG = {
     "a8.second_moment": [
         ("H * w[:, None]", "H", "C:", "The tokens are not weighted"),
         ("w[:, None]", "np.sqrt(w)[:, None]", "C:", "not squared"),
-        ("@ weighted", "@ weighted / len(H)", "C:", "C is a sum"),
-        ("H * w", "(H - H.mean(0)) * w", "C:", "It is centred"),
     ],
     "a8.scores": [
         ("np.linalg.inv(C", "1 / (C", "scores:", "without the inverse"),
         ("/ np.diag", "* np.diag", "scores:", "is divided by it"),
-        ("np.sum(W**2, axis=1)", "np.linalg.norm(W, axis=1)", "scores:", "not squared"),
         ("ridge * np.eye", "0 * np.eye", "scores:", "The ridge is missing"),
-        ("np.sum(W**2, axis=1)", "1", "scores:", "W is left out"),
     ],
     "a8.solve": [
         (f"W[kept] + {SOLVED}", "W[kept]", "W:", "This is plain deletion"),
         (f"W[kept] + {SOLVED}", SOLVED.replace("C_KM @ W[gone]", "C[kept] @ W"), "W:", "pulls towards zero"),
-        ("C_KM @ W[gone]", "(C_KM @ W[gone] + ridge * W[kept])", "W:", "inside twice"),
         ("ridge * np.eye", "0 * np.eye", "W:", "The ridge is missing"),
-        ("W[kept] +", "", "W:", "without W_K"),
-        ("W[kept] +", "W[kept] -", "W:", "the wrong sign"),
         ("W[gone]", "W[kept][: len(gone)]", "W:", "Hint: what must the kept neurons write"),
     ],
     "a8.thin": [
         (COSTS, "scores(C, W, ridge)[kept]", "kept:"),
-        (COSTS, "scores(C[np.ix_(kept, kept)], W[kept], ridge)", "kept:"),
         (COSTS, "np.sum(V**2, axis=1) * (np.diag(C)[kept] + ridge)", "kept:"),
         ("argmin", "argmax", "kept:", "most important"),
         ("return kept, V", "return kept, W[kept]", "W:", "This is plain deletion", "kept ok"),
@@ -197,26 +154,14 @@ WRONG = {
     "a9.value_output": [
         ("np.linalg.solve(R, W_O)", "R.T @ W_O", "W_O:", "R^T is the inverse of a rotation", "W_V ok"),
         ("np.linalg.solve(R, W_O)", "R @ W_O", "W_O:", "not by its inverse"),
-        ("np.linalg.solve(R, W_O)", "W_O", "W_O:", "It is as it was"),
-        ("W_V @ R", "W_V @ R.T", "W_V:", "multiplied by R^T"),
     ],
     "a9.rotary_pair": [
         ("(W_K, 1 / scales)", "(W_K, scales)", "W_K:", "as the queries are"),
-        ("(W_K, 1 / scales)", "(W_K, scales**0)", "W_K:", "It is not scaled"),
         ("return tuple(turned)", "return turned[0], W_K", "W_K:", "It is as it was"),
         ("a, b = W[:, 0::2], W[:, 1::2]", "a, b = np.split(W, 2, axis=1)", "W_Q:"),
-        *(
-            (PAIRS, f"for W, factors, angles in ((W_Q, scales, {queries}), (W_K, 1 / scales, {keys})):", *words)
-            for queries, keys, words in (
-                ("-angles", "angles", ("W_Q:", "the other way")),
-                ("angles", "-angles", ("W_K:", "the other way", "W_Q ok")),
-                ("angles", "0 * angles", ("W_K:", "It is not rotated")),
-            )
-        ),
+        (PAIRS, f"angles = -angles\n    {PAIRS}", "W_Q:", "the other way"),
     ],
     "a9.unchanged": [
-        ("range(3)", "range(1)", "unchanged:"),
-        ("values and scores", "scores", "unchanged:"),
         ("values and scores", "values", "unchanged:"),
         (" and not constant.any()", "", "unchanged:"),
         ("np.array(answers)", "np.ones(6)", "unchanged:"),
