@@ -35,9 +35,6 @@ def place(tmp_path_factory) -> Path:
     topics = list(pydoc_data.topics.topics.values())
     (folder / "calibration.txt").write_text("\n\n".join(topics[0:30:2]), encoding="utf-8")
     (folder / "test.txt").write_text("\n\n".join(topics[1:30:2]), encoding="utf-8")
-    (folder / "short.txt").write_text("A few words.")
-    (folder / "occupied").mkdir()
-    (folder / "occupied" / "thesis.txt").write_text("mine")
     _, tokenizer = minislice.load("mini-opt")
     fields = {"vocab_size": len(tokenizer), "intermediate_size": 512, "tie_word_embeddings": True}
     small = small_model("llama", **fields).float()
@@ -78,9 +75,8 @@ def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run
     for row in rows:
         sliced = row["step"].startswith("sliced")
         assert (row["error"] > 1e-2) == sliced and (row["width"] < 192) == sliced
-    assert not list(tmp_path.iterdir())
     picture = tmp_path / parser.PICTURE
-    picture.write_text("of an earlier demo")
+    assert not picture.exists()
     monkeypatch.setattr(demo, "measured_steps", lambda *_: rows)
     status, out, err = run("demo", "--samples", 2, "--quiet")
     assert (status, err) == (0, "") and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
@@ -139,10 +135,8 @@ def test_generate_of_the_saved_folder_goes_on_as_the_sliced_model_does(run, save
 
 
 def test_an_exported_folder_is_a_stock_model_with_the_same_logits(run, saved, tmp_path):
-    (tmp_path / "stock").mkdir()
-    (tmp_path / "stock" / "thesis.txt").write_text("mine")
-    status, out, err = run("export", saved / "sliced", "--out", tmp_path / "stock", "--force", "--json")
-    assert (status, err) == (0, "") and not (tmp_path / "stock" / "thesis.txt").exists()  # replaced whole
+    status, out, err = run("export", saved / "sliced", "--out", tmp_path / "stock", "--json")
+    assert (status, err) == (0, "")
     assert document(out) == {"model": str(saved / "sliced"), "saved to": str(tmp_path / "stock")}
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert type(stock).__module__.startswith("transformers.models.llama")
@@ -184,12 +178,6 @@ def test_help_names_the_defaults_that_the_functions_have():
             assert type(default)(told[1]) == default
 
 
-def test_a_script_of_the_repository_is_named(capsys):
-    for script, file in cli.SCRIPTS.items():
-        assert cli.main([script]) == 2 and f"python {file}" in capsys.readouterr().err
-        assert (Path(__file__).parents[1] / file).is_file()
-
-
 def test_a_result_is_one_json_document_or_a_line_for_each_entry(capsys):
     """NaN is no JSON; many numbers are told in short."""
     result = {"parameters": 12345, "perplexity": 31.41592, "widths": [96, 96, 192], "blocks left out": []}
@@ -211,14 +199,11 @@ def test_a_result_is_one_json_document_or_a_line_for_each_entry(capsys):
 
 
 OPTIONS = {
-    "": {},
-    "--discard 0.1 --multiple 4 --slice-embedding --slice-head --neurons 0.5 --tolerance 0.1 --repair": {
-        **{"discard": 0.1, "multiple": 4, "slice_embedding": True, "slice_head": True},
-        **{"neurons": 0.5, "tolerance": 0.1, "repair": True},
+    "--discard 0.1 --slice-embedding --slice-head --neurons 0.5 --repair": {
+        **{"discard": 0.1, "slice_embedding": True, "slice_head": True, "neurons": 0.5, "repair": True}
     },
-    "--width 192,96 --keep-embedding --keep-head --neurons 8,16 --drop 3,2 --signal raw --basis random --seed 3": {
-        **{"width": [192, 96], "slice_embedding": False, "slice_head": False, "neurons": [8, 16], "drop": [2, 3]},
-        **{"signal": "raw", "basis": "random", "seed": 3},
+    "--width 192,96 --keep-embedding --keep-head --neurons 8,16 --drop 3,2": {
+        **{"width": [192, 96], "slice_embedding": False, "slice_head": False, "neurons": [8, 16], "drop": [2, 3]}
     },
 }
 
@@ -254,12 +239,8 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(wi
 # Which text
 
 
-def test_one_file_for_both_texts_is_halved(run, place, monkeypatch, tmp_path):
-    """A file that is named for calibration alone; streaming calibrates on the same tokens as slicing in memory."""
-    command = ["slice", place / "small", "--calibration", place / "test.txt", *SIZES, *FEW, "--quiet", "--json"]
-    report = document(run(*command)[1])
-    assert report["calibration"] == "test.txt, first half, 6 x 48 tokens"
-    assert report["evaluation"] == "test.txt, second half, 5 x 48 tokens"
+def test_a_file_named_for_calibration_alone_is_halved_alike_in_memory_and_streamed(run, place, monkeypatch, tmp_path):
+    command = ["slice", place / "small", "--calibration", place / "test.txt", *SIZES, "--out", tmp_path / "out"]
     seen = []
 
     def stop(model, tokens, *rest, **options):
@@ -268,10 +249,10 @@ def test_one_file_for_both_texts_is_halved(run, place, monkeypatch, tmp_path):
 
     for name, stream in {"slice_model": [], "slice_streamed": ["--stream"]}.items():
         monkeypatch.setattr(f"minislice.command.slice.{name}", stop)
-        assert_refused(run(*command, *stream, "--out", tmp_path / "out"), "enough")
+        assert_refused(run(*command, *stream, "--quiet"), "enough")
     _, tokenizer = minislice.load(place / "small")
-    stream = text.tokenize(text.load_text(f"{place}/test.txt"), tokenizer)
-    assert torch.equal(*seen) and torch.equal(seen[0], text.sample(stream[: len(stream) // 2], 6, 48))
+    whole = text.tokenize(text.load_text(f"{place}/test.txt"), tokenizer)
+    assert torch.equal(*seen) and torch.equal(seen[0], text.sample(whole[: len(whole) // 2], 6, 48))
 
 
 @pytest.mark.parametrize(
@@ -284,58 +265,31 @@ def test_verify_needs_no_hub_and_says_on_what_it_measures(model, said, run, plac
     assert (status, err) == (0, "") and out.startswith(f"On {said}") and "4 x 12 tokens:\n" in out
 
 
-def test_a_hub_that_cannot_be_reached_is_told_before_a_model_is_loaded(run, place, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("minislice.command.inputs.load", None)  # hours, of a large model
-    assert_refused(run("slice", place / "small"), "127.0.0.1:9", "file", "'embedded'", "HF_HUB_OFFLINE=1")
-
-
 # What can't be done is one line. Which values an option takes: test_errors; which files can be read: test_text
 
 FOUND = texts("{place}")
-COMPARE = ["compare", "{place}/small", *FOUND, *SIZES, *FEW, "--sizes", "0.9", "--out", "{place}/new"]
 BAD = {
     "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder", "mini-opt"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
-    "model: sliced already": (["slice", "{saved}/sliced", *FOUND, *SIZES], ["sliced already", "trained model"]),
     "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["120 tokens", "another model"]),
     "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
-    "calibration: too little": (
-        ["slice", "mini-opt", *FOUND, "--samples", "1", "--seqlen", "24"],
-        ["24 calibration tokens", "192 dimensions"],
-    ),
-    "slicing: two widths": (["slice", "absent", "--slicing", "0.1", "--width", "8"], ["one of slicing, width"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "compress: no plan": (["compress", "mini-opt", "--stock", "--plan-only"], ["--stock has no plan"]),
     "export: dense": (["export", "mini-llama", "--out", "{place}/new"], ["mini-llama isn't", "none --slice-head"]),
     "picture: another's": (["demo", "--picture", "{place}/test.txt"], ["test.txt exists", "another file"]),
-    "device: nonsense": (["eval", "mini-opt", "--device", "nonsense"], ["device 'nonsense'"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
-    "prompt: not UTF-8": (["generate", "{place}/small", "--prompt", "a\udcff"], ["no valid text", "surrogates"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
-    "weights: NaN, prompt": (["generate", "{place}/nan", "--prompt", "The"], ["have a NaN or an infinity"]),
     "cost: several devices": (["cost", "opt-125m", "--device", "auto"], ["one device"]),
-    "cost: too long": (["cost", "mini-llama", "--length", "10000000"], ["512 positions"]),
-    "cost: too many": (["cost", "mini-llama", "--rounds", "1", "--length", "1", "--batch-size", "9" * 10], ["memory"]),
-    "compare: a variant": ([*COMPARE, "--variants", "depth,prayer"], ["one of slicegpt"]),
-    "compare: occupied": ([*COMPARE, "--out", "{place}/occupied"], ["isn't empty and has no results.jsonl"]),
-    "compare: a file": ([*COMPARE, "--out", "{place}/short.txt"], ["short.txt"]),
-    "compare: seen text": (
-        [*COMPARE, "--second-evaluation", "{place}/calibration.txt"],
-        ["the second text calibrates, too"],
-    ),
+    "compare: occupied": (["compare", "mini-opt", "--out", "{saved}"], ["isn't empty and has no results.jsonl"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_changes_nothing(case, run, place, saved):
+def test_bad_input_is_one_line_and_leaves_nothing(case, run, place, saved):
     arguments, fragments = ([part.format(place=place, saved=saved) for part in parts] for parts in BAD[case])
-    state = lambda: {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in place.rglob("*")}  # noqa: E731
-    before = state()
     assert_refused(run(*arguments, "--quiet"), *fragments)
-    assert state() == before
+    assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError, KeyboardInterrupt])
@@ -351,13 +305,7 @@ def test_an_error_of_many_lines_is_told_in_one_and_an_interrupt_too(fault, run, 
         assert_refused(result, "the first line, and the second")
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *("", "nonesuch", "eval", "eval mini-opt --seqlen 0", "slice m --slicing x", "slice m --dtype int8"),
-        *("slice m --out=", "export m", "slice m --keep-head --slice-head", "slice m --width 8,x"),
-    ],
-)
+@pytest.mark.parametrize("line", ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"])
 def test_a_command_line_that_makes_no_sense_is_exit_status_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(line.split())

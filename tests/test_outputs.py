@@ -28,17 +28,14 @@ def no_work(monkeypatch):
 
 @pytest.mark.parametrize("line", ["slice", "slice --stream"])
 def test_an_output_that_cannot_be_is_told_before_the_work(line, tmp_path, no_work, monkeypatch, run):
-    def refused(out: Path, reason: str) -> None:
-        assert_refused(run(*line.split(), "mini-llama", "--quiet", "--out", out), reason, str(out))
-
     def mkdir(path, *_, **__):  # as anybody but root sees it
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
+    command = [*line.split(), "mini-llama", "--quiet", "--out"]
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "is a file")
-    refused(tmp_path / "file" / "below" / "out", f"{tmp_path / 'file'} is a file")
+    assert_refused(run(*command, tmp_path / "file"), f"{tmp_path / 'file'} is a file")
     monkeypatch.setattr(Path, "mkdir", mkdir)
-    refused(tmp_path / "out", os.strerror(errno.EACCES))
+    assert_refused(run(*command, tmp_path / "out"), os.strerror(errno.EACCES), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
@@ -48,20 +45,17 @@ def test_an_output_that_cannot_be_is_told_before_the_work(line, tmp_path, no_wor
 def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
     (tmp_path / "project" / "code" / ".git").mkdir(parents=True)
     (tmp_path / "here" / "below").mkdir(parents=True)
-    (tmp_path / "home" / "me").mkdir(parents=True)
-    (tmp_path / "home" / "me" / "notes.txt").write_text("mine")
+    (tmp_path / "home" / "notes").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    monkeypatch.setenv("HOME", str(tmp_path / "home" / "me"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     reasons = {
         "project": f"the git repository {tmp_path / 'project' / 'code'}",
         "here": "the current directory",
-        "home/me": "your home directory",
+        "home": "your home directory",
     }
     for folder, reason in reasons.items():
         with pytest.raises(ValueError, match=f"force would delete .*{reason}"):
             require_free(tmp_path / folder, True)
-    with pytest.raises(ValueError, match=r"is the current directory.* save to a folder in it"):
-        require_free(".", True)
 
 
 APART = "which this run reads; write to another place"
@@ -93,25 +87,9 @@ def test_no_command_writes_over_what_it_reads(line, out, tmp_path, no_work, run)
     assert snapshot(tmp_path) == before
 
 
-@pytest.fixture
-def refused(monkeypatch, tmp_path, capsys):
-    """Run a script of the repository, which must refuse, in an empty folder; any results make a report."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("report.read", lambda path: [{"status": "done"}])
-    monkeypatch.setattr("report.markdown", lambda records: "")
-    monkeypatch.setattr("report.as_csv", lambda records: "")
-
-    def refused(line: str) -> str:
-        name, *arguments = line.split()
-        scripts = {"reproduce": reproduce, "report": report, "assignment": assignment}
-        assert run_script(scripts[name], arguments) == 2
-        return capsys.readouterr().err
-
-    return refused
-
-
 NOTES = b"# Reproduction notes\n"
 RESULTS = b'{"schema": 1, "key": "x"}\n'
+SCRIPTS = {"reproduce": reproduce, "report": report, "assignment": assignment}
 
 
 @pytest.mark.parametrize(
@@ -125,23 +103,21 @@ RESULTS = b'{"schema": 1, "key": "x"}\n'
         ("reproduce opt --profile ci --wikitext2 x.jsonl --out x.jsonl", "x.jsonl", RESULTS),
     ],
 )
-def test_no_script_writes_over_what_it_reads_or_what_is_not_of_its_kind(line, file, content, tmp_path, refused):
+def test_no_script_writes_over_what_it_reads_or_what_is_not_of_its_kind(
+    line, file, content, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "read", lambda path: [{"status": "done"}])  # any results make a report
+    monkeypatch.setattr(report, "markdown", lambda records: "")
+    monkeypatch.setattr(report, "as_csv", lambda records: "")
     (tmp_path / file).write_bytes(content)
-    assert (APART if content == RESULTS else str(tmp_path / file)) in refused(line)
+    script, *arguments = line.split()
+    assert run_script(SCRIPTS[script], arguments) == 2
+    assert (APART if content == RESULTS else str(tmp_path / file)) in capsys.readouterr().err
     assert snapshot(tmp_path) == {file: content}
 
 
 # Whole or not at all
-
-
-def test_what_appears_in_the_output_meanwhile_stays_and_the_new_folder_is_kept(tmp_path):
-    out = tmp_path / "out"
-    with pytest.raises(ValueError, match="exists and isn't empty") as error, whole_folder(out) as new:
-        (new / "config.json").write_text("new")
-        out.mkdir()
-        (out / "config.json").write_text("mine")
-    assert str(new) in str(error.value) and (new / "config.json").read_text() == "new"
-    assert snapshot(out) == {"config.json": b"mine"}
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
@@ -163,11 +139,9 @@ def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path,
     assert snapshot(tmp_path) == {"out/config.json": b"new" if renames == 2 else b"old"}
 
 
-FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 FAULTS = {
-    "transformers.modeling_utils.safe_save_file": SafetensorError(FULL),
+    "transformers.modeling_utils.safe_save_file": SafetensorError("I/O error: No space left on device (os error 28)"),
     "transformers.configuration_utils.PreTrainedConfig.to_json_file": OSError(28, "No space left on device"),
-    "torch.save": RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3053440 vs 3053328"),
 }
 
 
@@ -179,8 +153,5 @@ def test_a_disk_that_fills_up_at_any_file_is_one_error(where, tmp_path, monkeypa
     monkeypatch.setattr(where, fail)
     model = minislice.slice_model(LLAMA.model().float(), LLAMA.tokens(), width=10)
     with pytest.raises(OSError, match=f"can't write {tmp_path}"):
-        if where == "torch.save":
-            minislice.recover(model, LLAMA.tokens(), folder=tmp_path / "run", steps=2, every=1, held_out=0.5)
-        else:
-            minislice.save(model, tmp_path / "out")
-    assert where == "torch.save" or list(tmp_path.iterdir()) == []
+        minislice.save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
