@@ -11,16 +11,10 @@ from streamed import logits
 from transformers import AutoModelForCausalLM
 
 import minislice
-from minislice.architecture.heads import FittedHead
-from minislice.architecture.network import network
 from minislice.storage import stock
 
-RECIPES = {
-    "llama": Recipe("llama", eps=0.03),  # an eps that counts
-    "llama-grouped": Recipe("llama", heads=4, kv_heads=2, layers=3, seed=1, eps=1e-6),
-    "phi": Recipe("phi", eps=0.03),
-    "phi-grouped": Recipe("phi", heads=4, kv_heads=2, layers=3, tied=False, seed=1, eps=1e-6),
-}
+LLAMA, PHI = (Recipe(family, heads=4, kv_heads=2, layers=3, eps=0.03) for family in ("llama", "phi"))
+MIXTURE = FamilyRecipe("qwen2_moe", heads=4, head_dim=4)
 
 
 def stock_ready(recipe, *, width=12, dtype=torch.float32, **options):
@@ -64,7 +58,7 @@ def test_without_minislice_transformers_loads_what_was_saved_and_what_was_export
     """Every family does what one of them does here: test_families."""
     tokens = Recipe("opt").tokens()
     saved = minislice.slice_model(Recipe("opt").model().float(), tokens, width=12, head="fitted")
-    models = {"stock": stock_ready(RECIPES["llama"]), "saved": (saved, tokens)}
+    models = {"stock": stock_ready(LLAMA), "saved": (saved, tokens)}
     for name, (model, tokens) in models.items():
         save = minislice.export if name == "stock" else minislice.save
         save(model, tmp_path / name)
@@ -77,22 +71,25 @@ def test_without_minislice_transformers_loads_what_was_saved_and_what_was_export
     assert result.stdout.split() == ["transformers"] * 2 + ["transformers_modules"] * 2
 
 
-ACCURACY = {torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 0.16}  # rotary angles are float32
-EXACT = [*zip(RECIPES, [torch.float64, torch.float16, torch.float64, torch.bfloat16], strict=True)]
-
-
-@pytest.mark.parametrize(("name", "dtype"), EXACT)
-def test_an_export_has_no_code_and_changes_nothing_in_the_model(name, dtype, tmp_path):
-    model, tokens = stock_ready(RECIPES[name], dtype=dtype)
+@pytest.mark.parametrize(
+    ("recipe", "dtype", "accuracy"),
+    [
+        (LLAMA, torch.float64, 1e-6),  # rotary angles are float32
+        (LLAMA, torch.float16, 2e-2),
+        (PHI, torch.bfloat16, 0.16),
+    ],
+    ids=["llama float64", "llama float16", "phi bfloat16"],
+)
+def test_an_export_has_no_code_and_changes_nothing_in_the_model(recipe, dtype, accuracy, tmp_path):
+    model, tokens = stock_ready(recipe, dtype=dtype)
     model.generation_config.max_new_tokens = 3
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = exported(model, tokens, tmp_path / "stock", ACCURACY[dtype])
+    plain = exported(model, tokens, tmp_path / "stock", accuracy)
     assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert not list((tmp_path / "stock").glob("*.py"))
     assert "minislice" not in (tmp_path / "stock" / "config.json").read_text()
-    assert (plain.config.hidden_size, plain.config.head_dim) == (12 + ("phi" in name), 8)
     assert plain.generation_config.max_new_tokens == 3
     assert f"| parameters | {plain.num_parameters():,} |" in (tmp_path / "stock" / "README.md").read_text()
 
@@ -108,68 +105,46 @@ MISTAKES = {
 def test_exporting_fails_on(place, tmp_path, monkeypatch):
     monkeypatch.setattr(stock, place, MISTAKES[place](getattr(stock, place)))
     with pytest.raises((AssertionError, ValueError), match=r"logits differ|can't export"):
-        exported(*stock_ready(RECIPES["phi"]), tmp_path / "stock")
-
-
-def test_a_fitted_head_is_exported_as_the_matrix_that_it_computes(tmp_path):
-    model, tokens = stock_ready(RECIPES["phi"])
-    H = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-    model.lm_head = FittedHead(network(model).embeddings[0], H=H, bias=model.lm_head.bias)
-    exported(model, tokens, tmp_path / "stock")
+        exported(*stock_ready(PHI), tmp_path / "stock")
 
 
 WHOLE = {"width": None, "slicing": 0, "slice_head": False}
-DELETED = {
-    "llama-grouped": {"neurons": 0.5, "drop": [2, 3]},
-    "phi-grouped": {**WHOLE, "head": "own", "neurons": 0.3, "repair": True, "drop": [1]},
+EXPORTED = {
+    "fitted head": (PHI, {"head": "fitted"}),
+    "fewer neurons and layers": (LLAMA, {"neurons": 0.5, "drop": [2, 3]}),
+    "repaired": (PHI, {**WHOLE, "head": "own", "neurons": 0.3, "repair": True, "drop": [1]}),
+    "experts": (MIXTURE, {"slice_embedding": True, "head": "own", "neurons": 0.3, "multiple": 4}),
 }
 
 
-@pytest.mark.parametrize("name", DELETED)
-def test_neurons_and_layers_that_are_deleted_are_in_the_exports_config(name, tmp_path):
-    model, tokens = stock_ready(RECIPES[name], **DELETED[name])
-    config = exported(model, tokens, tmp_path / "stock").config
-    assert config.num_hidden_layers == 2 and {config.intermediate_size} == set(model.slicing.neurons)
+@pytest.mark.parametrize("case", EXPORTED)
+def test_what_else_a_stock_architecture_has_is_exported(case, tmp_path):
+    recipe, options = EXPORTED[case]
+    exported(*stock_ready(recipe, **options), tmp_path / "stock")
 
 
-def test_the_experts_neurons_are_in_the_exports_config(tmp_path):
-    recipe = FamilyRecipe("qwen2_moe", heads=4, head_dim=4, hidden=20)
-    options = {"slice_embedding": True, "head": "own", "neurons": 0.3, "multiple": 4}
-    model, tokens = stock_ready(recipe, width=16, **options)
-    config = exported(model, tokens, tmp_path / "stock").config
-    assert {config.moe_intermediate_size} == set(model.slicing.neurons)
-
-
-@pytest.mark.parametrize(("family", "neurons"), [("llama", 0.5), ("phi", 0.0)])
-def test_a_tied_head_beside_a_whole_signal_is_exported_tied(family, neurons, tmp_path):
-    recipe = Recipe(family, eps=0.03)
-    model, tokens = stock_ready(recipe, **WHOLE, neurons=neurons)
-    assert model.slicing.options.head == "tied"
+def test_a_tied_head_beside_a_whole_signal_is_exported_tied(tmp_path):
+    model, tokens = stock_ready(LLAMA, **WHOLE, neurons=0.5)
     plain = exported(model, tokens, tmp_path / "stock")
     assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
-    fewer = minislice.delete_neurons(recipe.model(), tokens, neurons=neurons)
-    assert plain.num_parameters() == fewer.num_parameters()
 
 
-LLAMA = RECIPES["llama"]
-REFUSED = {  # what can't be exported says why, and what to slice instead
-    "opt": (Recipe("opt"), {}, "ties the width of its attention to the hidden size"),
-    "adapters": (LLAMA, {"adapter": "full"}, 'adapter="none" and slice_head=True'),
-    "tied": (LLAMA, {"slice_head": False}, r"a tied head, .* 20 wide.* gets weights of its own"),
-    "widths": (LLAMA, {"width": [10, 12, 12, 12, 14]}, "one width"),
-    "neurons": (LLAMA, {"neurons": [8, 16]}, "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in each"),
-    "half a layer": (LLAMA, {"drop": [1]}, r"blocks \[1\] are left out without the others .* leave whole layers"),
-    "heads": (Recipe("llama", heads=4), {"width": 14}, r"(?s)hidden size of 14; slice to another width .*multiple"),
-    "inner norm": (Recipe("phi", option=True), {"width": 9}, "q_layernorm"),  # hidden_size / heads wide
+REFUSED = {
+    "adapters": ({"adapter": "full"}, 'adapter="none" and slice_head=True'),
+    "tied": ({"slice_head": False}, r"a tied head, .* 20 wide.* gets weights of its own"),
+    "widths": ({"width": [10, 12, 12, 12, 12, 12, 14]}, "one width"),
+    "neurons": ({"neurons": [8, 16, 16]}, "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in"),
+    "half a layer": ({"drop": [1]}, r"blocks \[1\] are left out without the others .* leave whole layers"),
+    "heads": ({"width": 14}, r"(?s)hidden size of 14; slice to another width .*multiple"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_no_stock_architecture_is_is_refused_with_what_to_slice_instead(case, tmp_path):
-    recipe, options, message = REFUSED[case]
-    model, _ = stock_ready(recipe, **options)
+    options, message = REFUSED[case]
+    model, _ = stock_ready(LLAMA, **options)
     with pytest.raises(ValueError, match=message):
         minislice.export(model, tmp_path / "stock")
     with pytest.raises(ValueError, match="isn't sliced"):
-        minislice.export(recipe.model(), tmp_path / "stock")
+        minislice.export(LLAMA.model(), tmp_path / "stock")
     assert list(tmp_path.iterdir()) == []
