@@ -3,7 +3,6 @@
 What they measure is a small stand-in's; it is never compared with what the paper printed.
 """
 
-import copy
 import csv
 import importlib.util
 import os
@@ -31,10 +30,11 @@ EXTRAS = all(importlib.util.find_spec(package) for package in ("lm_eval", "peft"
 
 
 def is_the_templates(notebook, name):
-    wanted = make.notebook(name).cells
-    found = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in notebook.cells]
-    expected = [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in wanted]
-    assert found == expected, "run python notebooks/reproduce/make.py, then the notebook"
+    found, wanted = (
+        [(cell.cell_type, cell.source, cell.metadata.get("tags")) for cell in each.cells]
+        for each in (notebook, make.notebook(name))
+    )
+    assert found == wanted, "run python notebooks/reproduce/make.py, then the notebook"
 
 
 def shows_nothing_of_the_papers(notebook):
@@ -59,20 +59,14 @@ def test_the_committed_notebook_is_the_templates_and_was_run_from_clean(name):
         rule(notebook)
 
 
-MISTAKES = {
-    "the paper's value in a stand-in's table": lambda n: code_cells(n)[-3].outputs.append(
-        nbformat.v4.new_output("stream", name="stdout", text="55.5 *paper 27.64*")
-    ),
-    "a cell that isn't the template's": lambda n: n.cells[4].update(source="print(1)"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_notebook_with_a_mistake_is_refused(mistake):
+def test_a_notebook_with_a_mistake_is_refused():
     notebook = read(FOLDER / "opt.ipynb")
-    MISTAKES[mistake](notebook)
+    printed = nbformat.v4.new_output("stream", name="stdout", text="55.5 *paper 27.64*")
+    code_cells(notebook)[-3].outputs.append(printed)
     with pytest.raises(AssertionError):
         shows_nothing_of_the_papers(notebook)
+    notebook.cells[4].update(source="print(1)")
+    with pytest.raises(AssertionError):
         is_the_templates(notebook, "opt")
 
 
@@ -86,14 +80,6 @@ def shows_a_stand_in(lines, name):
         assert (float(line["our_value"]) > 0 and line["keys"]) if line["our_value"] else "not run" in line["status"]
     by_level = {int(line["slicing_percent"]): line["our_value"] for line in lines if line["table"] == "1"}
     assert float(by_level[0]) < float(by_level[20]) < float(by_level[30]), "deleting more costs more"
-
-
-WRONG_REPORTS = (
-    lambda lines: lines[0].update(paper_value="72.24"),
-    lambda lines: lines[-1].update(our_value="72.24", keys=""),
-    lambda lines: lines[0].update(table="4"),
-    lambda lines: lines[0].update(our_value="1000"),
-)
 
 
 @pytest.mark.slow
@@ -118,8 +104,6 @@ def test_the_notebook_runs_and_its_report_is_whole(tmp_path, name="llama-2"):
     with open(tmp_path / f"report-{name}.csv", newline="") as file:
         report = list(csv.DictReader(file))
     shows_a_stand_in(report, name)
-    for change in WRONG_REPORTS:
-        wrong = copy.deepcopy(report)
-        change(wrong)
-        with pytest.raises(AssertionError):
-            shows_a_stand_in(wrong, name)
+    report[0]["paper_value"] = "72.24"
+    with pytest.raises(AssertionError):
+        shows_a_stand_in(report, name)
