@@ -103,7 +103,6 @@ def test_a_slip_in_one_function_costs_its_own_points_alone(best):
     ("code", "status", "words"),
     [
         ("def double(x):\n    return 2 * x + (np.arange(len(x)) == 1)", "failed", "(n=2); y: first difference at [1]"),
-        ("def double(x):\n    raise NotImplementedError()", "unanswered", "not written yet"),
         ("double = 3", "unanswered", "defines no function double"),
         ("def double(x)\n    return 2 * x", "failed", "line 1, `def double(x)`: SyntaxError"),
         ("def double(x):\n    x *= 2\n    return x", "failed", "changes its argument"),
@@ -119,24 +118,18 @@ def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best, code, stat
     assert not re.search(r"\d\.\d", told)
 
 
-def test_hidden_cases_depend_on_the_secret_and_the_question_and_so_does_the_order_of_candidates():
-    seeds, cases, orders = [], set(), set()
-
+def test_hidden_cases_and_the_order_of_candidates_depend_on_the_secret_and_the_question():
     class Seeing(Sandbox):
         def call(self, cells, function, arguments=(), candidate=None, seed=None):
-            if candidate:
-                seeds.append(seed)
-                candidates.append(float(candidate(np.ones(4))[0]))
-            else:
-                cases.add(tuple(map(float, arguments[0])))
+            seen.append(candidate(np.ones(4)) if candidate else arguments[0])
             return ("returned", None, [])
 
-    checks = (("check", b"a"), ("check", b"b"), ("check", b"c"), ("check", b"d"))
-    for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), *checks):
-        candidates = []
+    tried = set()
+    for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), ("check", b"a"), ("check", b"b")):
+        seen = []
         mark(TOY, TOY.question(name), Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
-        orders.add(tuple(candidates))
-    assert len(cases) == 3 and len(set(seeds)) == 4 * 6 and len(orders) > 2
+        tried.add(str(seen))
+    assert len(tried) == 5
 
 
 # Checks written by students
