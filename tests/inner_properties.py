@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from itertools import combinations
+from unittest.mock import patch
 
 import torch
 from models import Recipe
@@ -12,14 +13,16 @@ from torch import Tensor
 from minislice import fuse
 from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
-from minislice.beyond import experts
+from minislice.beyond import experts, fisher, reconstruction
 from minislice.beyond.inner import block_moments, moments, refit
-from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_output
+from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_block, solve_output
 from minislice.calibration import Calibration
-from minislice.corpus.batches import token_batches
+from minislice.corpus.batches import Batch, token_batches
+from minislice.likelihood import divergences, log_probabilities, logits_behind
 from minislice.rotation import fold_reader
 
 RIDGE = 1e-2
+DRAWS = 150  # of the loss's targets
 RANDOM = slice(0, 8)  # of the ten inner dimensions of a random case, those that may be deleted
 
 
@@ -207,6 +210,90 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None
     before = sum(missing(*case))
     keep_inner(block, *solve_output(block, *block_moments(held, block, 0, Z, P, wanted), 0, True))
     assert sum(missing(*case)) < before or P.shape[1] == recipe.width
+
+
+def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
+    """Behind the first block, read from a cut signal, its error on three batches that are learned from, and held out.
+
+    Padding doesn't count; the last of four batches is held out.
+    """
+    case = held, block, Z, P, wanted = cut_signal(recipe, recipe.width // 2, 0, batch_size=1)
+    with torch.no_grad():
+        if reconstruct:
+            solve_block(held, block, 0, Z, P, wanted, block.neurons // 4, reconstruct=True)
+        else:
+            learned, _ = reconstruction.split(held, Z, wanted)
+            solve_block(learned[0], block, 0, learned[1], P, learned[2], block.neurons // 4)
+    *learned_from, held_out = missing(*case)
+    return sum(learned_from), held_out
+
+
+def held_out_error_never_grows(recipe: Recipe) -> None:
+    """Reconstruction of a block is never worse on what is held out."""
+    assert errors(recipe, True)[1] <= errors(recipe, False)[1] * (1 + 1e-9)
+
+
+def what_is_learned_comes_nearer(recipe: Recipe) -> None:
+    """What is held out is learned from here: random text has nothing to learn for another."""
+    split = reconstruction.split
+    with patch.object(reconstruction, "split", lambda *signals: [split(*signals)[0]] * 2):
+        assert errors(recipe, True)[0] < 0.9 * errors(recipe, False)[0]
+
+
+def information(model, tokens, mask=None, batch_size=4, processes=1) -> list:
+    """G of each block with neurons, summed over so many processes."""
+    net, batches = network(model), token_batches(model, tokens, mask, batch_size)
+    shares = [fisher.information(net, Calibration(batches[index::processes])) for index in range(processes)]
+    return [sum(share[block] for share in shares) for block in net.blocks if block.neurons]
+
+
+def a_sum_of_outer_products(recipe: Recipe) -> None:
+    """Of single sequences without their padding, by transformers' own layers, whose last block has the neurons."""
+    model, expected = recipe.model(), 0.0
+    mask = torch.ones_like(recipe.tokens()) if recipe.mask() is None else recipe.mask()
+    found = torch.stack(information(model, recipe.tokens(), recipe.mask()))
+    outputs = [None] * recipe.layers
+    for place, layer in enumerate(network(model).their_layers):
+        layer.register_forward_hook(lambda module, args, output, place=place: outputs.__setitem__(place, output))
+    for number, row in enumerate(recipe.tokens()):
+        p = model(input_ids=row[mask[number] > 0][None]).logits[0, :-1].softmax(-1)
+        targets = torch.multinomial(p.detach(), 1, generator=torch.Generator().manual_seed(number))
+        for output in outputs:
+            output.retain_grad()
+        p.gather(1, targets).log().sum().backward()
+        for g in torch.stack([output.grad[0] for output in outputs], dim=1):
+            expected = expected + g[:, :, None] * g[:, None]
+    assert relative_error(found, expected) <= 1e-6
+
+
+def twice_the_divergence(recipe: Recipe) -> None:
+    """A small change v of a block's output at one token after the other: the divergences add up to v G v^T / 2."""
+    model, ids, size = recipe.model(), recipe.tokens()[:1, :6], 1e-3
+    net, v = network(model), torch.randn(recipe.width, generator=torch.Generator().manual_seed(recipe.seed)).double()
+    with patch.object(fisher, "SEQUENCES", DRAWS):
+        found = information(model, ids.expand(DRAWS, -1))
+    with inference(model):
+        batch, each = Batch(ids.expand(7, -1), None, 0), range(6)  # the last one stays as it is
+        x, contexts = net.embed(batch.ids)
+        for place, (G, layer) in enumerate(zip(found, net.layers, strict=True), 1):
+            for block in layer.blocks:
+                x = block(x, **contexts[place - 1])
+            changed = x.clone()
+            changed[each, each] += size * v
+            log_p = log_probabilities(logits_behind(net, place * len(layer.blocks), changed, contexts, batch), batch)
+            total = divergences(log_p[-5:].repeat(6, 1), log_p[:-5]).sum() / size**2
+            assert abs(v @ G @ v / DRAWS / 2 / total - 1) <= 0.2
+
+
+def directions_count_by_the_metric(recipe: Recipe) -> None:
+    """The neuron goes first whose output costs least in the metric; in the identity, the same as without a metric."""
+    H, W, _ = random_case(recipe)
+    A = torch.linalg.inv(ridge_of(H) * torch.eye(10) + H.T @ H)
+    M = torch.diag(torch.tensor([1e4, 1.0, 1.0, 1e-4], dtype=torch.float64))
+    kept, _ = least_harmful(H.T @ H, W, 1, RANDOM, metric=M)
+    assert min(range(RANDOM.stop), key=lambda i: W[i] @ M @ W[i] / A[i, i]) not in kept
+    alike = [least_harmful(H.T @ H, W, 4, RANDOM, metric=metric) for metric in (None, torch.eye(4).double())]
+    assert torch.equal(alike[0][0], alike[1][0]) and relative_error(alike[0][1], alike[1][1]) <= 1e-12
 
 
 def silenced(model, numbers: list[int]):

@@ -246,6 +246,24 @@ TABLE: dict[Callable, list[tuple]] = {
          lambda right, held, block, layer, Z, P=None, wanted=None: right(held, block, layer, Z, P, Z))],
     n.repair_brings_the_signal_nearer: [
         ("the other sign", PHI, "beyond.neurons.refit", lambda right, *given: -right(*given))],
+    n.held_out_error_never_grows: [
+        ("the best pass chosen by what is learned", other, "beyond.reconstruction.reconstruct",
+         lambda right, *parts: right(*parts[:-1], parts[-2]))],
+    n.what_is_learned_comes_nearer: [
+        ("something else learned", LLAMA, "beyond.reconstruction.reconstruct",
+         lambda right, block, layer, P, *parts: right(block, layer, P.flip(0), *parts))],
+    n.a_sum_of_outer_products: [
+        ("summed before the product", LLAMA, "beyond.fisher.covariance",
+         lambda right, g, mask, total: right(g.sum(1, True), None, total)),
+        ("blocks in reverse", LLAMA, "beyond.fisher.torch.autograd.grad",
+         lambda right, loss, outputs: right(loss, outputs)[::-1]),
+        ("padding predicted", padded, "beyond.fisher.log_probabilities",
+         lambda right, logits, batch: right(logits, replace(batch, mask=None)))],
+    n.twice_the_divergence: [
+        ("the likeliest for a random one", LLAMA, "beyond.fisher.drawn", lambda right, log_p, seed: log_p.argmax(1))],
+    n.directions_count_by_the_metric: [
+        ("the metric overlooked", LLAMA, "beyond.neurons.torch.cat",
+         lambda right, parts, dim=0: right([parts[0], parts[0]], dim))],
     n.dropped_block_adds_nothing: [
         ("the next one dropped", other, "architecture.network.Network.numbered",
          lambda right, self, numbers: right(self, [number + 1 for number in numbers]))],

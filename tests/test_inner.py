@@ -6,23 +6,28 @@ import inner_properties as properties
 import pytest
 import torch
 from family_models import CASES, REPRESENTATIVES_FIRST, fixed
-from models import FAMILIES, Recipe
+from models import Recipe
 from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice import delete_neurons, parameters, slice_model
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.network import inference, network
+from minislice.beyond import fisher
 from minislice.beyond.inner import refit
 from minislice.beyond.neurons import least_harmful, solve_block
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
+
+OPT, LLAMA, PHI = (Recipe(family, layers=3, heads=4, head_dim=4) for family in ("opt", "llama", "phi"))
 
 
 @pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES_FIRST)
 def test_idle_neurons_and_dropped_blocks_can_go_and_repair_helps_in_every_family(family, variant):
     recipe = fixed(family, variant, layers=2)
     properties.idle_neurons_can_go(recipe, slicing=0, repair=True, adapter="full")
+    properties.idle_neurons_can_go(recipe, slicing=0, repair=True, fisher=True)
+    properties.nothing_lost_is_nothing_repaired(recipe, reconstruct=True, batch_size=1)
     for place in (-1, 0):
         properties.repair_brings_the_signal_nearer(recipe, place=place)
     properties.dropped_block_adds_nothing(fixed(family, variant))
@@ -48,6 +53,35 @@ def test_a_model_with_fewer_neurons_is_one_of_its_own_class_or_keeps_them(family
     properties.assert_same_logits(again, model, recipe, 1e-6)  # a loaded mixture multiplies in another order
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reconstruction_keeps_shapes_and_dtype_and_moves_nothing_where_nothing_is_held_out(dtype):
+    asked = {"neurons": 0.5, "multiple": 4, "repair": True, "batch_size": 1}
+    for ids, exact in ((LLAMA.tokens(), 1.0), (LLAMA.tokens()[:1], 0.0)):
+        models = [delete_neurons(LLAMA.model().to(dtype), ids, reconstruct=r, **asked) for r in (False, True)]
+        shapes = [{name: (p.shape, p.dtype, p.requires_grad) for name, p in m.named_parameters()} for m in models]
+        assert shapes[0] == shapes[1] and type(models[1]) is type(LLAMA.model())
+        properties.assert_same_logits(*models, LLAMA, exact)
+
+
+def test_batches_and_processes_make_no_difference_to_fisher_and_the_first_sequences_suffice(monkeypatch):
+    recipe = Recipe("llama", padding="left")
+    model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
+    whole, shared = properties.information(model, ids, mask), properties.information(model, ids, mask, 1, processes=3)
+    assert all(properties.relative_error(*pair) <= 1e-12 for pair in zip(whole, shared, strict=True))
+    monkeypatch.setattr(fisher, "SEQUENCES", 2)
+    assert torch.equal(*(properties.information(model, ids[:n], mask[:n])[0] for n in (2, 4)))
+
+
+@pytest.mark.parametrize(("dtype", "frozen"), [(torch.float64, False), (torch.bfloat16, True)])
+def test_where_no_neuron_goes_by_fisher_the_model_stays_as_it_is(dtype, frozen):
+    model = LLAMA.model().to(dtype).requires_grad_(not frozen).train()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    delete_neurons(model, LLAMA.tokens(), neurons=0.0, fisher=True)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) and parameter.grad is None and parameter.requires_grad != frozen
+    assert model.training
+
+
 def test_no_singular_matrix_stops_a_solve():
     zero, W = torch.zeros(6, 6).double(), torch.randn(6, 3).double()
     assert torch.equal(refit(zero, torch.zeros(6, 3).double()), torch.zeros(6, 3).double())
@@ -59,76 +93,85 @@ def test_no_singular_matrix_stops_a_solve():
 def test_all_processes_go_on_with_one_solution(monkeypatch):
     """Another process has found that nothing is to be written."""
     monkeypatch.setattr(Calibration, "agreed", lambda self, kept, W: (kept, torch.zeros_like(W)))
-    net = network(Recipe("phi").model())
-    held, block = Calibration(token_batches(net.model, Recipe("phi").tokens(), None, 2)), net.layers[0].blocks[-1]
+    net = network(PHI.model())
+    held, block = Calibration(token_batches(net.model, PHI.tokens(), None, 2)), net.layers[0].blocks[-1]
     with inference(net.model):
         solve_block(held, block, 0, held.embed(net), None, None, delete=16)
     assert block.neurons == 24 and not any(linear.weight.any() for linear in block.w_out)
 
 
-SMALLER = {"opt": ([2, 5], [16, 8]), "llama": ([2, 3], 0.5), "phi": ([1], [40, 8])}  # blocks to drop, neurons
+SMALLER = {  # the model, the neurons that it keeps, and the blocks that it drops
+    "opt": (OPT, [16, 8], [2, 5]),
+    "llama": (LLAMA, 0.5, [2, 3]),
+    "phi": (PHI, [40, 8], [1]),
+    "gpt2": (fixed("gpt2"), [0, 0, 0], []),
+    "qwen2_moe": (fixed("qwen2_moe", 1, layers=2), [20, 6], []),
+    "gpt_oss": (fixed("gpt_oss"), [0, 0, 0], []),
+}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_with_fewer_neurons_and_blocks_is_saved_loaded_and_generates_with_a_cache(family, tmp_path):
-    recipe, (drop, neurons) = Recipe(family, layers=3, heads=4, head_dim=4), SMALLER[family]
+@pytest.mark.parametrize(("recipe", "neurons", "drop"), SMALLER.values(), ids=SMALLER)
+def test_a_model_with_fewer_neurons_and_blocks_is_saved_loaded_and_generates_with_a_cache(
+    recipe, neurons, drop, tmp_path
+):
     model = slice_model(recipe.model().float(), recipe.tokens(), width=10, drop=drop, neurons=neurons, repair=True)
     minislice.save(model, tmp_path / "sliced")
     again, ids = minislice.load(tmp_path / "sliced")[0], recipe.tokens()[:1, :5]
-    assert [block.neurons for block in network(again).blocks if block.neurons] == model.slicing.neurons
+    assert [block.neurons for block in network(again).blocks if block.neurons] == [*filter(None, model.slicing.neurons)]
     properties.assert_same_logits(again, model, recipe, 0.0)
     settings = {"max_new_tokens": 8, "do_sample": False}
     for smaller in (model, again):
         assert torch.equal(smaller.generate(ids, **settings), smaller.generate(ids, use_cache=False, **settings))
 
 
+def test_a_mixture_that_was_saved_when_experts_kept_their_neurons_is_loaded(tmp_path):
+    """The config told only the MLPs'."""
+    recipe = fixed("qwen2_moe", 1, layers=2)
+    model = slice_model(recipe.model().float(), recipe.tokens(), slicing=0.25, multiple=2)
+    minislice.save(model, tmp_path / "sliced")
+    file = tmp_path / "sliced" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "neurons": config["neurons"][:1]}))
+    properties.assert_same_logits(minislice.load(tmp_path / "sliced")[0], model, recipe, 1e-6)
+
+
+@pytest.mark.parametrize(("family", "variant"), [("mixtral", 1), ("qwen2_moe", 0), ("gpt_oss", 0)])
+def test_each_expert_loses_what_its_own_tokens_need_least(family, variant):
+    recipe = fixed(family, variant, layers=2, padding="left")
+    properties.experts_moments_are_weighted_sums(recipe)
+    properties.experts_keep_what_is_best_for_each(recipe)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"neurons": 1.0}, "neurons must be a fraction, 0 <= neurons < 1, .* got 1.0"),
-        ({"neurons": [8]}, r"got 1 numbers of neurons; this model has 2 MLPs"),
-        ({"neurons": [8, 41]}, "can't leave 41 neurons of 40"),
+        ({"neurons": [8]}, r"got 1 numbers of neurons; this model has 3 MLPs"),
+        ({"neurons": [8, 41, 8]}, "can't leave 41 neurons of 40"),
         ({"drop": [0]}, "block 0 can't be dropped: it has the attention"),
-        ({"drop": [4]}, "there is no block 4 to drop; this model's are 0 to 3"),
+        ({"drop": [6]}, "there is no block 6 to drop; this model's are 0 to 5"),
+        ({"fisher": True}, "give neurons as well"),
+        ({"reconstruct": True}, "give repair as well"),
     ],
     ids=str,
 )
 def test_neurons_and_blocks_that_can_not_go_are_refused_before_any_work(options, message):
-    model = Recipe("llama").model()
+    model = LLAMA.model()
     with pytest.raises(ValueError, match=message):
-        slice_model(model, Recipe("llama").tokens(), **options)
+        slice_model(model, LLAMA.tokens(), **options)
     assert not network(model).is_fused
 
 
-@pytest.mark.parametrize(("family", "variant"), [("mixtral", 1), ("qwen2_moe", 0), ("gpt_oss", 0)])
-def test_each_expert_loses_what_its_own_tokens_need_least_and_is_not_repaired(family, variant):
-    recipe = fixed(family, variant, layers=2, padding="left")
-    properties.experts_moments_are_weighted_sums(recipe)
-    properties.experts_keep_what_is_best_for_each(recipe)
-    full = slice_model(recipe.model(), recipe.tokens(), recipe.mask(), slicing=0, repair=True)
-    properties.assert_same_logits(full, recipe.model(), recipe, 1e-5)
-
-
-@pytest.mark.parametrize("as_before", [False, True])
-def test_a_sliced_mixture_with_fewer_neurons_is_saved_and_loaded(as_before, tmp_path):
-    """Also one that was saved when experts kept their neurons, and the config told only the MLPs'."""
-    recipe, neurons = fixed("qwen2_moe", 1, layers=2), 0.0 if as_before else 0.5
-    model = slice_model(recipe.model().float(), recipe.tokens(), slicing=0.25, multiple=2, neurons=neurons, repair=True)
-    trained = [block.neurons for block in network(recipe.model()).blocks if block.neurons]
-    assert model.slicing.neurons == (trained if as_before else [count // 4 * 2 for count in trained])
-    minislice.save(model, tmp_path / "sliced")
-    if as_before:
-        file = tmp_path / "sliced" / "config.json"
-        config = json.loads(file.read_text())
-        file.write_text(json.dumps({**config, "neurons": config["neurons"][:1]}))
-    again = minislice.load(tmp_path / "sliced")[0]
-    assert [block.neurons for block in network(again).blocks if block.neurons] == model.slicing.neurons
-    properties.assert_same_logits(again, model, recipe, 1e-6)
-
-
-def test_neurons_can_be_deleted_from_a_trained_model_only_and_not_all():
-    recipe = Recipe("opt")
-    with pytest.raises(ValueError, match="this model is fused"):
-        delete_neurons(minislice.fuse(recipe.model()), recipe.tokens())
-    with pytest.raises(ValueError, match="leaves less than one multiple of 8"):
-        delete_neurons(recipe.model(), recipe.tokens(), neurons=0.9)
+def test_neurons_that_can_not_be_deleted_from_a_trained_model_are_refused(tmp_path):
+    broken = OPT.model()
+    network(broken).blocks[0].w_in[0].weight.data.fill_(torch.nan)
+    for model, options, message in (
+        (minislice.fuse(OPT.model()), {}, "this model is fused"),
+        (OPT.model(), {"neurons": 0.9}, "leaves less than one multiple of 8"),
+        (OPT.model(), {"reconstruct": True}, "give repair as well"),
+        (broken, {"fisher": True}, "NaN or an infinity on calibration sequence 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            delete_neurons(model, OPT.tokens(), **options)
+    with pytest.raises(ValueError, match="whole network in memory"):
+        minislice.slice_streamed("mini-opt", OPT.tokens(), tmp_path / "sliced", neurons=0.5, fisher=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Recipe, recipes
+from models import FAMILIES, Recipe, recipes
 
 
 def a_width(recipe: Recipe) -> st.SearchStrategy:
@@ -39,6 +39,7 @@ approximate = {"width": a_width, "signal": signals, "slice_head": flags}
 low_rank = {"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])}
 tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
 seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
+padded = one_of(FAMILIES).map(lambda family: Recipe(family, heads=4, head_dim=4, padding="left", seed=7))
 
 
 def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 8, **options) -> pytest.param:
@@ -78,6 +79,11 @@ FACTS = [
     over(n.dropped_block_adds_nothing, adapter=forms),
     over(n.nothing_lost_is_nothing_repaired, adapter=forms),
     over(n.repair_brings_the_signal_nearer, place=one_of([0, -1])),
+    over(n.held_out_error_never_grows, padded, examples=3),
+    over(n.what_is_learned_comes_nearer, padded, examples=3),
+    over(n.a_sum_of_outer_products, padded, examples=3),
+    over(n.twice_the_divergence, padded, examples=3),
+    over(n.directions_count_by_the_metric, padded, examples=3),
     over(b.cost_of_neurons_is_a_power_of_the_energy_lost, seeds),
     over(b.cost_of_a_width_is_a_power_of_the_share_deleted, seeds),
     over(b.chosen_mixture_is_nearly_the_cheapest, seeds),
