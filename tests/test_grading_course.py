@@ -14,7 +14,6 @@ from pathlib import Path
 import assignment
 import grade as grading
 import pytest
-from grading.book import Book
 from grading.sandbox import Limits, Sandbox
 
 from minislice.command.cli import run_script
@@ -23,18 +22,15 @@ api = pytest.importorskip("nbgrader.api", reason="needs nbgrader")
 LIMITS = Limits(cpu=2)
 RIGHT = assignment.function_source("a3", "rotate")
 WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return weights, Q[1:]"
-ERROR = '`rotated["W_head"] = Q[-1].T @ 1 @ weights["W_head"]`: V'
 FORGOTTEN = RIGHT.replace('("b_out", "b_out2")', "()")
 # By student: the answer, what else is done to the notebook, the points, the status, and words of the comment.
 CLASSROOM = {
     "ada": (RIGHT, None, 15, "passed", "A3.rotate  ok, 5 cases"),
     "fin": (FORGOTTEN, None, 13, "partial", "Hint: who writes the signal besides W_out?"),
-    "gus": (RIGHT.replace("Q[-1].T @", "Q[-1].T @ 1 @"), None, 0, "failed", ERROR),
     "hal": (WRONG, None, 0, "failed", "W_embd"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)')", None, 0, "failed", "IOError('<script>"),
     "mia": (None, None, 0, "unanswered", "not written yet"),
     "edited": (WRONG, lambda n: cell_of(n, "a3_rotate_test").update(source="assert 1"), 0, "failed", "W_embd"),
-    "deleted": (WRONG, lambda n: n["cells"].remove(cell_of(n, "a3_rotate_test")), 0, "failed", "W_embd"),
     "twice": (  # the last: nbgrader stops at it
         WRONG,
         lambda n: n["cells"].append({**cell_of(n, "a3_rotate"), "id": "again", "source": RIGHT}),
@@ -192,13 +188,11 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
     assert rows[-1].message == "A3.rotate  a3.ipynb is a link to another place"
 
 
-CONFIG = "nbgrader_config.py"
 SPOILT = {  # words of the error: what is done to the course, and the arguments
     "there is no assignment 'z9'": ({}, {"name": "z9"}),
     "the gradebook has no assignment a4: run `nbgrader generate_assignment a4 --force`": ({}, {"name": "a4"}),
-    "is no course: there is no nbgrader_config.py": ({CONFIG: None}, {}),
+    "is no course: there is no nbgrader_config.py": ({"nbgrader_config.py": None}, {}),
     "there is no gradebook": ({"gradebook.db": None}, {}),
-    "the gradebook .* can't be read": ({"gradebook.db": "not a database"}, {}),
     "the source .*a3.ipynb can't be read": ({"source/a3/a3.ipynb": None}, {}),
     "No such file or directory: .*secret": ({"secret": None}, {}),
     "the seed file .*secret is empty": ({"secret": " \n"}, {}),
@@ -233,17 +227,14 @@ def test_a_gradebook_of_another_release_and_a_missing_nbgrader_are_errors(course
         run(course)
 
 
-@pytest.mark.parametrize(
-    ("owner", "name"), [(Book, "write"), (grading.csv.DictWriter, "writerows")], ids=["book", "csv"]
-)
-def test_an_error_on_the_way_leaves_everything_as_it_was(course, monkeypatch, owner, name):
-    write = getattr(owner, name)
+def test_an_error_at_the_end_leaves_everything_as_it_was(course, monkeypatch):
+    write = csv.DictWriter.writerows
 
     def fail(*arguments):
         write(*arguments)
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(owner, name, fail)
+    monkeypatch.setattr(csv.DictWriter, "writerows", fail)
     with pytest.raises(OSError, match="the disk is full"):
         run(course)
     assert scores(course) == {"ann": 7, "bob": 7} and not list(course.glob("a3.csv*"))
