@@ -29,15 +29,6 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
     assert all((weight == before[name]).all() for name, weight in model.state_dict().items())
 
 
-class Word(str):
-    """A word that equals every word."""
-
-    def __eq__(self, other):
-        return True
-
-    __hash__ = str.__hash__
-
-
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
@@ -46,7 +37,7 @@ class Word(str):
         ({**WHOLE, "drop": [99]}, "drop"),
         ({**WHOLE, "drop": [0] * 10**6}, "at most 64 ints"),
         ({**WHOLE, "width": [96.5] * 9}, "expected a list of at most 64 ints"),
-        ({**WHOLE, "adapter": Word("x")}, "expected one of full"),
+        ({**WHOLE, "adapter": "wide"}, "expected one of full"),
         ({**WHOLE, "repair": print}, "expected an int"),
         ("mini-opt", "expected a dictionary"),
     ],
