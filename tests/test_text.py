@@ -68,17 +68,13 @@ def test_documents_survive_every_format(tmp_path_factory, documents):
         records = [{"text": document, "id": index} for index, document in enumerate(documents)]
         assert load_text(write(folder / name, records)) == documents
     assert load_text(write(folder / "list.json", documents)) == documents
+    assert load_text(write(folder / "one.json", documents[0])) == documents[:1]
 
 
-@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.parquet"])
-def test_records_of_alpaca_are_read_and_nothing_is_printed(name, tmp_path, capfd):
-    assert load_text(write(tmp_path / name, ALPACA)) == ALPACA_TEXT
+def test_records_of_alpaca_are_read_and_nothing_is_printed(tmp_path, capfd):
+    for name in ("rows.json", "rows.parquet"):
+        assert load_text(write(tmp_path / name, ALPACA)) == ALPACA_TEXT
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_single_document_is_read(tmp_path):
-    for content in ("alone", {"text": "alone"}):
-        assert load_text(write(tmp_path / "one.json", content)) == ["alone"]
 
 
 def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_rows(hub, tokenizer, tmp_path):
@@ -92,7 +88,6 @@ NO_TEXT = {  # a file's name, what is in it, and what the error says
     "absent.txt": (None, "no text source .*: give embedded, wikitext2, alpaca, or the path"),
     "empty.txt": (b"", "no text in it"),
     "latin1.txt": (b"na\xefve", "can't read .* as utf-8"),
-    "broken.json": (b'["a",', "can't read .* as json"),
     "broken.jsonl": (b'{"text": "a"}\n{"text"\n', "can't read .* as json lines"),
     "broken.parquet": (b"PAR1 and no more", "can't read .* as parquet"),
     "surrogate.json": (b'["a \\ud800 b"]', "no valid text.* surrogates"),
@@ -146,21 +141,17 @@ def splits_are_disjoint() -> None:
     shared = set(splits["train"]) & set(splits["test"])
     assert not [document for document in shared if len(document) > 1000]  # stubs of a few lines may be alike
     everything = len(splits["train"]) + len(splits["test"])
-    for split, share in {"test": 0.1, "calibration": 0.1}.items():
-        assert abs(len(splits[split]) / everything - share) < 0.03
+    for split in ("test", "calibration"):
+        assert abs(len(splits[split]) / everything - 0.1) < 0.03
 
 
-def test_the_embedded_splits_are_disjoint_and_depend_on_names_alone():
+def test_the_embedded_splits_are_disjoint_and_depend_on_names_alone(monkeypatch):
     splits_are_disjoint()
     topics = pydoc_data.topics.topics
     in_test = [name for name in topics if zlib.crc32(f"topics/{name}".encode()) % 10 == 0]
     assert {"calls", "lambda", "slicings"} <= set(in_test)  # where they always were
     assert load_text("embedded", "test")[: len(in_test)] == [topics[name] for name in in_test]
-
-
-@pytest.mark.parametrize("checksum", [lambda name: 1, lambda name: random.getrandbits(32)])
-def test_disjoint_splits_fail_on_another_checksum(checksum, monkeypatch):
-    monkeypatch.setattr(zlib, "crc32", checksum)
+    monkeypatch.setattr(zlib, "crc32", lambda name: random.getrandbits(32))
     with pytest.raises(AssertionError):
         splits_are_disjoint()
 
@@ -168,33 +159,26 @@ def test_disjoint_splits_fail_on_another_checksum(checksum, monkeypatch):
 # Calibration and evaluation share no token
 
 
-def streams_share_no_token(source: str, evaluation: str, tokenizer) -> None:
-    """Of one file, the halves; together they are the file's tokens, in their order."""
-    first, second = text.disjoint_streams(source, evaluation, tokenizer)
-    whole = tokenize(load_text(source), tokenizer)
-    assert torch.equal(torch.cat([first, second]), whole) and abs(len(first) - len(second)) <= 1
-
-
-@pytest.fixture
-def book(tmp_path):
-    (tmp_path / "book.txt").write_text("\n\n".join(list(pydoc_data.topics.topics.values())[:9]), encoding="utf-8")
-    (tmp_path / "link.txt").symlink_to("book.txt")
-    return tmp_path / "book.txt"
-
-
-def test_one_file_by_whatever_name_is_halved(book, tokenizer):
+def the_halves_of_a_file_share_no_token(folder, tokenizer) -> None:
+    """By whatever name it is given; together they are the file's tokens, in their order."""
     for name in ("book.txt", "link.txt"):
-        streams_share_no_token(str(book), f"{book.parent}/{name}", tokenizer)
+        first, second = text.disjoint_streams(f"{folder}/book.txt", f"{folder}/{name}", tokenizer)
+        whole = tokenize(load_text(f"{folder}/book.txt"), tokenizer)
+        assert torch.equal(torch.cat([first, second]), whole) and abs(len(first) - len(second)) <= 1
 
 
 @pytest.mark.parametrize(
     ("target", "wrong"),
     [("is_one_file", lambda first, second: first == second), ("halves", lambda stream: (stream, stream))],
+    ids=["names are compared", "both are the whole"],
 )
-def test_halving_fails_on_a_mistake(target, wrong, book, tokenizer, monkeypatch):
+def test_one_file_for_both_is_halved_and_a_mistake_is_found(target, wrong, tokenizer, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("\n\n".join(list(pydoc_data.topics.topics.values())[:9]), encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to("book.txt")
+    the_halves_of_a_file_share_no_token(tmp_path, tokenizer)
     monkeypatch.setattr(text, target, wrong)
     with pytest.raises(AssertionError):
-        streams_share_no_token(str(book), f"{book.parent}/link.txt", tokenizer)
+        the_halves_of_a_file_share_no_token(tmp_path, tokenizer)
 
 
 # Windows and samples
@@ -212,11 +196,10 @@ def samples_are_distinct_windows(samples: int, seqlen: int, spare: int, seed: in
 def samples_are_seeded(samples: int, seqlen: int, spare: int, seed: int) -> None:
     """The same for the same seed, whatever else draws random numbers; another for another."""
     stream = torch.arange((samples + 30) * seqlen + spare)
-    first, state = text.sample(stream, samples, seqlen, seed), torch.random.get_rng_state()
-    others = [text.sample(stream, samples, seqlen, seed + more) for more in range(1, 9)]
+    state = torch.random.get_rng_state()
+    first, again, *others = (text.sample(stream, samples, seqlen, seed + more) for more in (0, *range(9)))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(text.sample(stream, samples, seqlen, seed), first)
-    assert not all(torch.equal(other, first) for other in others)
+    assert torch.equal(again, first) and not all(torch.equal(other, first) for other in others)
 
 
 def windows_are_the_stream_without_the_rest(samples: int, seqlen: int, spare: int, seed: int) -> None:
@@ -227,35 +210,27 @@ def windows_are_the_stream_without_the_rest(samples: int, seqlen: int, spare: in
     assert torch.equal(text.windows(stream, seqlen, samples), cut[:samples])
 
 
-def with_replacement(stream, samples, seqlen, seed=0):
-    starts = torch.randint(len(stream) - seqlen + 1, (samples,), generator=torch.Generator().manual_seed(seed))
-    return stream[starts[:, None] + torch.arange(seqlen)]
-
-
 sample, windows = text.sample, text.windows
-MISTAKES = [  # a fact, and wrong versions of the function that it is about
-    (samples_are_distinct_windows, "sample", with_replacement),
-    (samples_are_distinct_windows, "sample", lambda stream, *rest: sample(stream.roll(1), *rest)),
-    (samples_are_seeded, "sample", lambda *given: sample(*given[:3], random.getrandbits(31))),
-    (samples_are_seeded, "sample", lambda stream, samples, seqlen, seed: windows(stream, seqlen, samples)),
-    (
-        windows_are_the_stream_without_the_rest,
+MISTAKES = {  # of each fact: a wrong version of the function that it is about
+    samples_are_distinct_windows: ("sample", lambda stream, *rest: sample(stream.roll(1), *rest)),
+    samples_are_seeded: ("sample", lambda *given: sample(*given[:3], random.getrandbits(31))),
+    windows_are_the_stream_without_the_rest: (
         "windows",
         lambda stream, seqlen, samples=None: windows(stream, seqlen).T.reshape(-1, seqlen)[:samples],
     ),
-]
+}
 
 
 @given(samples=st.integers(1, 12), seqlen=st.integers(2, 9), spare=st.integers(0, 40), seed=st.integers(0, 2**31))
 @example(samples=12, seqlen=2, spare=0, seed=0)
 def test_samples_and_windows(samples, seqlen, spare, seed):
-    for fact in (samples_are_distinct_windows, samples_are_seeded, windows_are_the_stream_without_the_rest):
+    for fact in MISTAKES:
         fact(samples, seqlen, spare, seed)
 
 
-@pytest.mark.parametrize(("fact", "function", "wrong"), MISTAKES)
-def test_every_fact_fails_on_mistakes(fact, function, wrong, monkeypatch):
-    monkeypatch.setattr(text, function, wrong)
+@pytest.mark.parametrize("fact", MISTAKES, ids=lambda fact: fact.__name__)
+def test_every_fact_fails_on_a_mistake(fact, monkeypatch):
+    monkeypatch.setattr(text, *MISTAKES[fact])
     with pytest.raises(AssertionError):
         fact(samples=11, seqlen=4, spare=7, seed=5)
 
@@ -276,14 +251,14 @@ ARTICLES = [
 ]
 
 
-@pytest.mark.parametrize("documents", [["\n".join(ARTICLES)], [f"text {n} " * (n + 3) for n in range(5)]])
-def test_a_document_starts_where_its_own_tokens_start(documents, tokenizer):
+def test_a_document_starts_where_its_own_tokens_start(tokenizer):
     """Articles begin at their titles, and not at sections."""
-    stream = tokenize(documents, tokenizer)
-    starts = windowed.document_starts(documents, tokenizer, len(stream))
-    firsts = ["Title"] * 4 if "Title" in documents[0] else ["text"] * 5
-    for start, first in zip(starts, firsts, strict=True):
-        assert first in tokenizer.decode(stream[max(start - 4, 0) : start + 12])
+    for documents, number in ((["\n".join(ARTICLES)], 4), ([f"Title {n} " * (n + 3) for n in range(5)], 5)):
+        stream = tokenize(documents, tokenizer)
+        starts = windowed.document_starts(documents, tokenizer, len(stream))
+        assert len(starts) == number
+        for start in starts:
+            assert "Title" in tokenizer.decode(stream[max(start - 4, 0) : start + 12])
 
 
 def test_windows_are_those_of_the_text_and_carry_their_document(tokenizer, tmp_path):
