@@ -66,61 +66,53 @@ def model() -> tuple:
     return minislice.slice_model(model, torch.arange(3, 243).view(8, 30), slicing=0.4), tokenizer
 
 
-@pytest.fixture(scope="module")
-def direct(model, originals, tmp_path_factory) -> dict:
+def by_the_harness(model, originals, folder) -> dict:
     """What the harness gives when it is called directly, as its guide says."""
     from lm_eval.models.huggingface import HFLM
 
-    write_tasks(list(ORIGINAL), originals, place := tmp_path_factory.mktemp("direct"))
+    write_tasks(list(ORIGINAL), originals, folder)
     language = HFLM(model[0], tokenizer=copy.deepcopy(model[1]), batch_size=1)
-    manager = HARNESS.TaskManager(include_path=str(place), include_defaults=False)
+    manager = HARNESS.TaskManager(include_path=str(folder), include_defaults=False)
     return lm_eval.simple_evaluate(language, tasks=list(ORIGINAL), task_manager=manager, num_fewshot=0)
 
 
-@pytest.fixture
-def numbers_are_the_harness_own(direct, model, originals):
+def numbers_are_the_harness_own(direct, model, originals) -> None:
     """Accuracy, standard error and every single item."""
-
-    def check() -> None:
-        ours = minislice.zero_shot(*model, list(ORIGINAL), tasks_from=originals)
-        assert [score.task for score in ours.scores] == list(ORIGINAL)
-        differ = 0
-        for score in ours.scores:
-            theirs, samples = direct["results"][score.task], direct["samples"][score.task]
-            metric = "acc" if score.task == "winogrande" else "acc_norm"
-            assert score.metric == metric and score.count == len(samples) == len(NOUNS)
-            assert score.accuracy == pytest.approx(100 * theirs[f"{metric},none"], abs=1e-9)
-            assert score.stderr == pytest.approx(100 * theirs[f"{metric}_stderr,none"], abs=1e-9)
-            assert score.correct == tuple(sample[metric] == 1.0 for sample in samples)
-            differ += [sample["acc"] for sample in samples] != [sample[metric] for sample in samples]
-        assert differ  # or the metrics could have been mixed up unseen
-        assert ours.mean == pytest.approx(sum(score.accuracy for score in ours.scores) / len(ours.scores))
-        assert ours.stderr == pytest.approx(sum(s.stderr**2 for s in ours.scores) ** 0.5 / len(ours.scores))
-
-    return check
+    ours = minislice.zero_shot(*model, list(ORIGINAL), tasks_from=originals)
+    assert [score.task for score in ours.scores] == list(ORIGINAL)
+    differ = 0
+    for score in ours.scores:
+        theirs, samples = direct["results"][score.task], direct["samples"][score.task]
+        metric = "acc" if score.task == "winogrande" else "acc_norm"
+        assert score.metric == metric and score.count == len(samples) == len(NOUNS)
+        assert score.accuracy == pytest.approx(100 * theirs[f"{metric},none"], abs=1e-9)
+        assert score.stderr == pytest.approx(100 * theirs[f"{metric}_stderr,none"], abs=1e-9)
+        assert score.correct == tuple(sample[metric] == 1.0 for sample in samples)
+        differ += [sample["acc"] for sample in samples] != [sample[metric] for sample in samples]
+    assert differ  # or the metrics could have been mixed up unseen
+    assert ours.mean == pytest.approx(sum(score.accuracy for score in ours.scores) / len(ours.scores))
+    assert ours.stderr == pytest.approx(sum(s.stderr**2 for s in ours.scores) ** 0.5 / len(ours.scores))
 
 
-def test_numbers_are_the_harness_own_item_by_item(numbers_are_the_harness_own):
-    numbers_are_the_harness_own()
+MISTAKES = [
+    lambda score, found: {"accuracy": 100 * found["acc,none"]},  # another metric
+    lambda score, found: {"correct": score.correct[1:] + score.correct[:1]},  # another order
+    lambda score, found: {"stderr": score.stderr / 100},  # a share for a percentage
+]
 
 
-MISTAKES = {
-    "another metric": lambda score, found: {"accuracy": 100 * found["acc,none"]},
-    "another order": lambda score, found: {"correct": score.correct[1:] + score.correct[:1]},
-    "a share for a percentage": lambda score, found: {"stderr": score.stderr / 100},
-}
-RIGHT = zero_shot._score
+def test_numbers_are_the_harness_own_item_by_item_and_others_are_found(model, originals, tmp_path, monkeypatch):
+    direct, right = by_the_harness(model, originals, tmp_path), zero_shot._score
+    numbers_are_the_harness_own(direct, model, originals)
+    for mistake in MISTAKES:
 
+        def wrong(task, results, mistake=mistake):
+            score = right(task, results)
+            return dataclasses.replace(score, **mistake(score, results["results"][task]))
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_other_numbers_are_found(mistake, numbers_are_the_harness_own, monkeypatch):
-    def wrong(task, results):
-        score = RIGHT(task, results)
-        return dataclasses.replace(score, **MISTAKES[mistake](score, results["results"][task]))
-
-    monkeypatch.setattr(zero_shot, "_score", wrong)
-    with pytest.raises(AssertionError):
-        numbers_are_the_harness_own()
+        monkeypatch.setattr(zero_shot, "_score", wrong)
+        with pytest.raises(AssertionError):
+            numbers_are_the_harness_own(direct, model, originals)
 
 
 def test_measuring_changes_nothing_and_a_limit_takes_the_first_items(model, originals):
@@ -156,36 +148,29 @@ def test_an_item_of_2021_is_refused_and_rewritten_it_asks_what_the_original_asks
     assert asked(task, wrong, tmp_path / "wrong") != expected
 
 
-@pytest.mark.parametrize(
-    ("task", "change", "message"),
-    [
-        ("piqa", {"label": -1}, r"no right answer \(label -1\); a test split has none, take the validation split"),
-        ("piqa", {"sol2": " "}, "a choice is empty"),
-        ("winogrande", {"sentence": "No gap."}, "the sentence has no _"),
-        ("arc_easy", {"choices": ["a", "b"]}, "an item has the fields question, choices, answerKey, as on the hub"),
-    ],
-)
-def test_an_item_that_can_not_be_asked_is_told_by_its_line(task, change, message, tmp_path):
-    items = [ORIGINAL[task][0], {**ORIGINAL[task][1], **change}]
-    with pytest.raises(ValueError, match=rf"{task}.jsonl, line 2: .*{message}"):
-        read_items(task, folder_of({task: items}, tmp_path / "tasks"))
+NO_ITEMS = {  # a task, its file's content, and the message
+    "test split": ("piqa", {"label": -1}, r"line 2: .*no right answer \(label -1\); .* take the validation split"),
+    "no gap": ("winogrande", {"sentence": "No gap."}, "line 2: .*the sentence has no _"),
+    "fields": (
+        "arc_easy",
+        {"choices": ["a", "b"]},
+        "line 2: .*an item has the fields question, choices, answerKey",
+    ),
+    "no JSON": ("piqa", '{"goal": \n', r"piqa\.jsonl, line 1: .*Expecting value"),
+    "no file": ("arc_challenge", None, r"arc_challenge\.jsonl doesn't exist"),
+    "no such task": ("boolq", None, "no local copy of boolq can be read; there are piqa, winogrande"),
+}
 
 
-@pytest.mark.parametrize(
-    ("tasks", "content", "message"),
-    [
-        ("piqa", '{"goal": "a", "sol1": "b", "sol2": "c"}\n', "line 1: an item has .*; it has no 'label'"),
-        ("piqa", '{"goal": \n', r"piqa\.jsonl, line 1: .*Expecting value"),
-        ("piqa", "\n", r"piqa\.jsonl has no items in it"),
-        ("arc_challenge", "", r"arc_challenge\.jsonl doesn't exist"),
-        ("boolq", "", "no local copy of boolq can be read; there are piqa, winogrande"),
-        (["piqa", "piqa"], "", "each task once"),
-    ],
-)
-def test_tasks_that_can_not_be_measured_are_refused(tasks, content, message, model, tmp_path):
-    (tmp_path / "piqa.jsonl").write_text(content)
+@pytest.mark.parametrize("case", NO_ITEMS)
+def test_items_that_can_not_be_asked_are_told_by_their_file_and_line(case, tmp_path):
+    task, content, message = NO_ITEMS[case]
+    if isinstance(content, dict):  # a change of the second item
+        content = "".join(json.dumps(row) + "\n" for row in (ORIGINAL[task][0], {**ORIGINAL[task][1], **content}))
+    if content is not None:
+        (tmp_path / f"{task}.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
-        minislice.zero_shot(*model, tasks, tasks_from=tmp_path)
+        read_items(task, tmp_path)
 
 
 def test_logits_that_are_no_numbers_have_no_accuracy(model, originals):
@@ -198,6 +183,8 @@ def test_logits_that_are_no_numbers_have_no_accuracy(model, originals):
 def test_what_is_not_there_is_told(model, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="need the model's tokenizer"):
         minislice.zero_shot(model[0], None, "piqa")
+    with pytest.raises(ValueError, match="each task once"):
+        minislice.zero_shot(*model, ["piqa", "piqa"])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)  # nothing fetched before
     with pytest.raises(ValueError, match=r"can't get piqa from the hub: .*give a folder of local copies"):
         minislice.zero_shot(*model, "piqa")
