@@ -94,7 +94,7 @@ def make_adapter(
     tolerance: float,
     like: Tensor,
 ) -> tuple[Float64[Tensor, "D k_next"], nn.Module | None, Float64[Tensor, "k m"]]:
-    """The next basis, aligned unless the adapter is full; the adapter to it, None for the identity; and its loss.
+    """Returns (P_next, adapter, lost): the next basis, aligned unless the adapter is full; None for the identity.
 
     An approximate adapter is S + [lost lost^T, 0]: the columns of `lost` are the directions that it leaves out, each
     times d^(1/2).
@@ -136,7 +136,7 @@ def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int |
 
 
 def rank(adapter: nn.Module | None) -> int:
-    """The rank of an adapter: r if it is low-rank, k if it is full, 0 if there is none."""
+    """The rank of an adapter: r if it is low-rank, the smaller width if it is full, 0 if there is none."""
     if adapter is None:
         return 0
     return min(adapter.weight.shape) if isinstance(adapter, nn.Linear) else adapter.rank

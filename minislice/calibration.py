@@ -103,7 +103,7 @@ class Calibration:
         return total
 
     def agreed(self, *results: Tensor) -> tuple[Tensor, ...]:
-        """Results from sums over the whole calibration set -> the ones that all processes go on with."""
+        """The same results in all processes: the first process's."""
         return results
 
     def room(self, width: int, dtype: torch.dtype) -> Signal:

@@ -26,7 +26,7 @@ from .slicing import slice_model
 
 # The largest error of the logits, as a fraction of the largest logit, that rounding alone can explain.
 TOLERANCES = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 1e-1, "float16": 2e-2}
-# For "fused" in models whose own norm computes in float32, whatever the dtype (LLaMA): each norm rounds by 6e-8.
+# For "loaded" and "fused" in models whose own norm is always float32, as LLaMA's: each norm rounds by 6e-8.
 FLOAT32_NORM_TOLERANCE = 1e-5
 # For mixtures of experts: the router's softmax computes in float32, and in 16 bits rounding sends some tokens to other
 # experts, which changes their logits completely: little but a NaN fails there.
@@ -70,7 +70,7 @@ class Verification:
         return all(measurement.passed for measurement in self.measurements)
 
     def measured(self) -> dict:
-        """The numbers without the verdict, in JSON's types."""
+        """The numbers, in JSON's types."""
         rows = [asdict(m) | {"passed": m.passed} for m in self.measurements]
         return {"reference_perplexity": self.reference_perplexity, "measurements": rows}
 
@@ -92,7 +92,7 @@ def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, ba
 
 
 def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:
-    """The same, all batches together and in float64."""
+    """A list with the logits of each batch, in float64."""
     return [logits.double() for logits in batch_logits(model, tokens, attention_mask, batch_size)]
 
 
@@ -136,7 +136,10 @@ def verify(
         tokens: ids, [sequences, tokens], or an iterable of such batches; for the PCA and for the comparison.
         dtypes: which of float64, float32, bfloat16 and float16.
         seed: for the random rotations.
+        batch_size: sequences computed together.
 
+    Raises:
+        ValueError: a model that is fused or sliced already; no such dtype; tokens that don't fit the model.
     """
     seed = require_seed(seed)
     require_dtypes(dtypes)

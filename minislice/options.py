@@ -36,8 +36,9 @@ class SlicingOptions:
     """What to keep and how. The width of each boundary comes from one of `slicing`, `width` and `discard`.
 
     Args:
-        slicing: the fraction of the model's width to delete at every boundary, 0 <= slicing < 1. The width is rounded
-            down to a multiple of `multiple`. The default is 0.25, unless `width` or `discard` is given.
+        slicing: the fraction of the model's width to delete at each boundary that is sliced, 0 <= slicing < 1. The
+            width is rounded down to a multiple of `multiple`. The default is 0.25, unless `width` or `discard` is
+            given.
         width: the width to keep; or a list with the width of each boundary, blocks + 1 in all, the head's last.
         discard: the fraction of the variance to delete at every boundary, 0 <= discard < 1 (appendix A.4). Widths then
             differ, and are rounded up to a multiple of `multiple`.
@@ -45,7 +46,7 @@ class SlicingOptions:
         signal: take the principal components of the norm's output, "normalized" (eq. 8), or of its input, "raw".
         slice_embedding: slice boundary 0. False leaves it whole, and gives the first block a full adapter. By default
             it is sliced unless `head` is "tied".
-        slice_head: slice the last boundary, which the head reads. The paper leaves it whole.
+        slice_head: slice the last boundary, which the head reads. The paper keeps all of its D columns.
         adapter: the form of the residual adapters: "full" (the paper's), "low-rank" or "none"; see `adapters`.
         tolerance: for "low-rank": drop the directions whose cosine deficit is at most this, 0 <= tolerance <= 1. With 0
             the adapter computes exactly what "full" does.
@@ -56,7 +57,8 @@ class SlicingOptions:
             number left is rounded down to a multiple of `multiple`; or a list with the number to leave in each MLP.
             Every expert of a mixture loses the same number; see `beyond.neurons`.
         drop: beyond the paper, leave whole blocks out: a list of their numbers. `width` has one entry fewer for each.
-        repair: beyond the paper, solve for each W_out again, to make up for what slicing loses; see `beyond.inner`.
+        repair: beyond the paper, solve for each W_out again (not a mixture's), to make up for what slicing loses; see
+            `beyond.inner`.
         reconstruct: beyond the paper, move all matrices of each block after the repair; see `beyond.reconstruction`.
         fisher: beyond the paper, choose the neurons to delete by what they mean to the loss; see `beyond.fisher`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
@@ -164,7 +166,10 @@ class SlicingOptions:
         return {0} if self.slice_embedding is False else set()
 
     def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
-        """The boundaries with their full width in the model's own basis: `whole_ends`, or all if none is narrower."""
+        """The boundaries with their full width in the model's own basis: `whole_ends`.
+
+        All boundaries if an end is whole and none is narrower.
+        """
         ends = self.whole_ends(len(widths))
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 

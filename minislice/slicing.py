@@ -109,7 +109,7 @@ class Slicer:
         self.report.add_boundary(k_next, *spectrum)  # the pass is at the next boundary: P = P'
 
     def solve(self, block: Block, layer: int) -> None:
-        """Empty here: `beyond.slicing` overrides it, to change W_out before the block runs."""
+        """Empty here: `beyond.slicing` overrides it, to change the block before it runs."""
 
     def slice_head(self) -> None:
         """The last boundary, which the head reads."""
@@ -162,7 +162,7 @@ def slice_model(
         tokens: calibration ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
         attention_mask: as the tokens; 0 where padded. Padding does not enter the covariance.
         calibration: what holds the calibration set; `large.shared.SharedCalibration` shares it among processes.
-        slicer: the steps; `beyond.slicing.BeyondSlicer`, which `minislice.slice_model` takes, knows more of them.
+        slicer: the class that does the steps; `minislice.slice_model` uses `beyond.slicing.BeyondSlicer`.
         options: the fields of `SlicingOptions`.
 
     Returns the same model object; ``model.slicing`` is a `SlicingReport`.
@@ -195,7 +195,7 @@ def slice_model(
 
 @contextmanager
 def folded(linears: Sequence[Linear], Q: Float64[Tensor, "D D"]) -> Iterator[None]:
-    """W_out Q and b_out Q while it is open, then the trained ones again: folded once more, they would round twice."""
+    """W_out Q and b_out Q while it is open. Then W_out is back: the next fold starts from it, and rounds only once."""
     trained = [(linear, linear.weight, linear.bias) for linear in linears]
     for linear in linears:
         fold_writer(linear, Q)

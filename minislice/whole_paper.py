@@ -25,7 +25,7 @@ class Block:
         self.norm, self.sigma, self.w_in, self.w_out = norm, sigma, w_in, w_out  # W_in [D, inner], W_out [inner, D]
         self.S = torch.eye(len(w_in[0]), dtype=w_out.dtype)  # the residual adapter; trained models have none
 
-    def branch(self, X):  # [sequences, tokens, D] -> the same
+    def branch(self, X):  # [sequences, tokens, D or k] -> [sequences, tokens, D or k']
         return self.sigma(*(self.norm(X) @ W for W in self.w_in)) @ self.w_out
 
 

@@ -1,8 +1,8 @@
 """A sliced network as a Hugging Face model.
 
-transformers' own classes can't describe a sliced network: its widths differ from its attention's, its norms divide by
-a width that is no longer there, and its residual connections have adapters. So the model is a wrapper: ``base`` is
-transformers' own model (OPT, LLaMA, Phi ...) with its layers replaced by blocks and its matrices cut to size.
+transformers' own classes can't describe a sliced network: its signal is narrower than its heads together, its norms
+divide by a width that is no longer there, and its residual connections have adapters. So the model is a wrapper:
+``base`` is transformers' own model, with its layers replaced by blocks and its matrices cut to size.
 """
 
 import json
@@ -155,12 +155,12 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Write a folder that `from_pretrained` loads: weights, config, code, model card.
 
-        A new folder appears whole or not at all. Into one that has files the model is written as transformers does it,
-        over a saved model's files and beside all others: a `Trainer` can save beside its checkpoints.
+        A new folder appears whole or not at all. In a folder that has files, a saved model's files are replaced and all
+        others stay: a `Trainer` can save beside its checkpoints.
 
         Args:
             tokenizer: saved with it.
-            force: True replaces all of a folder that has files in it; False refuses such a folder.
+            force: of a folder that has files: None does as said above; True replaces all of it; False refuses it.
             notes: what else is known about the model ("calibration", "perplexity" ...), for config and model card.
             args, kwargs: transformers' own, such as `max_shard_size`.
         """

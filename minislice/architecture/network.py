@@ -63,7 +63,9 @@ class Network:
 
     @property
     def needed_by_cache(self) -> set[int]:
-        """The blocks that must stay, by number: transformers reads a cache's length off each kind's first attention."""
+        """The blocks that must stay, by number: transformers asks the first attention of each layer type for the length
+        of its cache.
+        """
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
         first = {kinds.index(kind) for kind in kinds}
         attentions = [number for number, block in enumerate(self.blocks) if block.attention is not None]
@@ -191,7 +193,8 @@ def network(model: PreTrainedModel) -> Network:
     """The model as Algorithm 1: a view that changes nothing (see `Network.install`).
 
     Raises:
-        ValueError: not a causal language model of a supported family, or its linears aren't plain `nn.Linear`s.
+        ValueError: not a causal language model of a supported family, or a linear is quantized, PEFT's,
+            or of an unknown class.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):

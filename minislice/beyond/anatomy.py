@@ -10,7 +10,8 @@ and keys  The log of their ratio is a difference of two scores, q_2 k_2 - q_2 k_
           token isn't zero if the row makes a key, and by a row of the second if it makes a query or a key.
 RoPE      With a unit vector as the query, the derivative by the first token's key shows which two dimensions RoPE
           turns together.
-neurons   An activation is computed at twice its input. If it doubles, as ReLU does, the input may be scaled.
+neurons   An activation is computed at twice its input. If it is twice as large, as ReLU is, or four times, as ReLU
+          squared is, the input may be scaled.
 """
 
 from collections.abc import Callable, Sequence
@@ -125,9 +126,9 @@ class _AttentionRun:
         return outputs
 
     def odds(self, outputs: Tensor, heads: Tensor) -> tuple[Tensor, Tensor]:
-        """The second token's log odds in the head heads[i] of sequence i, told apart as above.
+        """The log odds, log(weight on the second value / weight on the first), in the head heads[i] of sequence i.
 
-        Returns the size of their derivative by `outputs`, and the log odds.
+        `told_apart` shows both weights. Returns the size of the odds' derivative by `outputs`, and the odds.
         """
         with torch.enable_grad():
             outputs = outputs.clone().requires_grad_()

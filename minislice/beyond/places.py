@@ -13,9 +13,9 @@ from ..rotation import linear_map
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a linear with their biases, or some columns of a linear that writes."""
+    """Some rows of a linear with their biases, columns of a linear that writes, or entries of a vector."""
 
-    tensors: list[Tensor]  # the matrix, transposed if these are columns, and its bias
+    tensors: list[Tensor]  # the matrix (transposed if these are columns), its bias, or a norm's scale
     numbers: Tensor  # of the rows
 
     def multiply(self, matrix: Tensor) -> None:
@@ -88,7 +88,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Scalable:
-    """Rows of W_in: c times what they give makes the neurons c^power times as large, for c > 0."""
+    """Rows of W_in: if what they give is multiplied by c > 0, the neurons are multiplied by c^power."""
 
     rows: Part
     power: int
@@ -144,7 +144,7 @@ class Stretch:
 
 
 def stretches(net: Network) -> list[Stretch]:
-    """All boundaries of a network."""
+    """The stretches of a network; each boundary is in one of them."""
     adapted = [index for index, block in enumerate(net.blocks) if block.adapter is not None]
     firsts, lasts = [0, *(index + 1 for index in adapted)], [*adapted, len(net.blocks)]
     return [Stretch(net, first, last) for first, last in zip(firsts, lasts, strict=True)]

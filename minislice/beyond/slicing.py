@@ -70,6 +70,6 @@ def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **k
 
         minislice.slice_model(model, tokens, slicing=0.25)
 
-    `keywords` are `batch_size` and `progress` as there, and the fields of `SlicingOptions`.
+    `keywords` are `batch_size`, `progress` and `calibration` as there, and the fields of `SlicingOptions`.
     """
     return slicing.slice_model(model, tokens, attention_mask, slicer=BeyondSlicer, **keywords)

@@ -124,7 +124,7 @@ class HeadConstant(Symmetry):
 
 
 class ValueOutput(Symmetry):
-    """V <- V R, O <- R^-1 O: attention takes a weighted mean of the values, and O is linear in it (MoDeGPT, 2024)."""
+    """W_v <- R W_v, O <- O R^-1: attention takes a mean of the values, and O is linear in it (MoDeGPT, 2024)."""
 
     name, group, use = "value-output", "GL(head) for each key-value head", "low-rank attention (MoDeGPT), QuaRot"
 
@@ -191,7 +191,8 @@ class QueryKey(ValueOutput):
 class KeyConstant(ValueOutput):
     """k <- k + b: all scores of a query change by the same q^T b, which softmax doesn't see.
 
-    RoPE turns b by the key's position, so b may have only the dimensions that RoPE doesn't turn.
+    RoPE turns b by the key's position, so b may have only the dimensions that RoPE doesn't turn. `places` gives every
+    linear of attention a bias, of zeros where it had none.
     """
 
     name, group, use = "constant added to all keys", "R^(dimensions without RoPE)", "keys without biases (BEiT)"
@@ -269,7 +270,9 @@ class NeuronScaling(NeuronOrder):
     name, group, use = "scales of neurons", "c > 0, or c != 0 with a gate", "before quantization (Nagel 2019, AWQ 2023)"
 
     def freedom(self, neurons):
-        return len(neurons.scalable) * neurons.count or "a neuron grows with its inputs by no power, as ReLU's does"
+        return (
+            len(neurons.scalable) * neurons.count or "a neuron isn't scaled by a power of its inputs' scale, as ReLU is"
+        )
 
     def element(self, neurons, generator):
         signs = torch.randn(neurons.count, generator=generator).sign()

@@ -1,4 +1,4 @@
-"""`minislice demo`: three small trained models through every step of the paper, in less than a minute."""
+"""`minislice demo`: three small trained models through every step of the paper, in half a minute."""
 
 import argparse
 import copy

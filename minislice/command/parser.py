@@ -12,7 +12,7 @@ from ..version import __version__
 
 
 def given(text: str) -> str:
-    """A name, which an unset variable of the shell isn't."""
+    """A text that isn't empty, as an unset variable of the shell is."""
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
@@ -83,12 +83,14 @@ OUT: Options = {
 }
 MUST_SAVE = OUT | {"--out": (given, ..., "folder to save the model to")}
 SEED: Options = {"--seed": (int, 0, "of everything random")}
-COMPUTED = SEED | {
-    "--device": (str, None, "such as cpu, cuda:1; in eval and generate also auto, all (default: cuda if there is one)"),
-    "--dtype": (DTYPES, None, "of weights and signal (default: float32 on a CPU)"),
+COMPUTED: Options = {
+    "--device": (str, None, "cpu, cuda:1 ...; in eval and generate also auto: all GPUs (default: cuda if there is)"),
+    "--dtype": (DTYPES, None, "of weights and signal (default: float32 on a CPU, else as saved; export: as saved)"),
 }
+BATCH: Options = {"--batch-size": (positive, 8, "sequences computed together")}
 MACHINE = {"how it is computed": COMPUTED}
-BATCHES = {"how it is computed": {"--batch-size": (positive, 8, "sequences computed together")} | COMPUTED}
+SEEDED = {"how it is computed": SEED | COMPUTED}
+BATCHES = {"how it is computed": BATCH | SEED | COMPUTED}
 PRINTED: Options = {
     "--json": (bool, False, "print one JSON document instead of text"),
     "--quiet": (bool, False, "no progress bars"),
@@ -193,17 +195,17 @@ TRAINING: Options = {
 
 # What each command does, its options, and others by the title in its help; `cli` runs the file of the command's name.
 COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
-    "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", DEMO, MACHINE),
-    "verify": ("measure whether a model has the invariance; exit status 1 if it has not", MODEL | VERIFY, MACHINE),
+    "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", DEMO, SEEDED),
+    "verify": ("measure whether a model has the invariance; exit status 1 if it has not", MODEL | VERIFY, SEEDED),
     "slice": ("slice a model and measure what it costs; save it with --out", MODEL | OUT | STREAM, SLICING | BATCHES),
     "compress": ("delete the width, neurons and blocks that cost least", MODEL | COMPRESS, TEXTS | BATCHES),
     "eval": ("measure a model's perplexity and count its parameters", MODEL | EVALUATION, MACHINE),
-    "zeroshot": ("measure a model's accuracy on zero-shot tasks (LM Evaluation Harness)", MODEL | TASKS, BATCHES),
-    "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | MACHINE),
-    "generate": ("continue a prompt", MODEL | GENERATE, MACHINE),
+    "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, MACHINE),
+    "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | SEEDED),
+    "generate": ("continue a prompt", MODEL | GENERATE, SEEDED),
     "export": ("write a sliced model as a stock architecture that needs no minislice", MODEL | MUST_SAVE, MACHINE),
     "cost": ("time inference, dense beside sliced: latency, throughput, memory, FLOPs", MODEL | COST, MACHINE),
-    "compare": ("compare ways to make a model smaller, at equal numbers of parameters", MODEL | COMPARE, MACHINE),
+    "compare": ("compare ways to make a model smaller, at equal numbers of parameters", MODEL | COMPARE, SEEDED),
     "families": ("list the model types that can be sliced, and why others can't", {}, {}),
     "propose": ("find the table's entry that describes a model; exit status 1 if there is none", MODEL | SEED, {}),
 }
