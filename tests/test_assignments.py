@@ -260,12 +260,6 @@ def test_an_assignment_needs_nothing_but_numpy():
 # The instructors' README, and a question's text
 
 
-def test_the_readme_lists_every_assignment():
-    for name, given in ASSIGNMENTS.items():
-        row = f"| [{name.upper()}]({name}.ipynb) | {given.title} | {builder.stars(given.difficulty)} |"
-        assert f"{row} {given.minutes} | {given.points} |" in README
-
-
 def test_the_readmes_exercise_works(capsys):
     module = {"__package__": "minislice.teaching.assignments", "__name__": "minislice.teaching.assignments.a10"}
     exec(re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1], module)

@@ -9,10 +9,7 @@ IDENTITIES = "np.stack([np.eye(len(q)) for q in Q[1:]])"
 PAIRS = "for W, factors in ((W_Q, scales), (W_K, 1 / scales)):"
 COSINES = "np.linalg.svd(P.T @ R, compute_uv=False)"
 LOW_RANK = "U[:, :r] * np.sqrt(deficits[:r])"
-WIDTH = "int(np.sum(held < share)) + 1"
 SOLVED = "np.linalg.inv(C_KK + ridge * np.eye(k)) @ C_KM @ W[gone]"
-COSTS = "scores(C[np.ix_(kept, kept)], V, ridge)"
-RIGHT_ONE = "it raises on the right function"
 
 WRONG = {
     "a1.center": [("np.eye(D) - np.ones", "np.ones", "M:", "the mean in place of every number")],
@@ -40,7 +37,6 @@ WRONG = {
     "a2.rms": [
         ("np.mean(x**2", "np.var(x", "rms(x):", "standard deviation"),
         ("return x", "x = x - x.mean(1, keepdims=True)\n    return x", "rms(x):", "This is LayerNorm"),
-        ("axis=1", "axis=0", "rms(x):", "over the rows"),
         (" + eps", "", "rms(x):", "eps is lost"),
     ],
     "a2.haar": [
@@ -56,7 +52,6 @@ WRONG = {
         ("Q[:-1].transpose(0, 2, 1) @ weights", "Q[:-1] @ weights", "W_in[0]:", "the transpose is missing"),
         ('("b_out", "b_out2")', "()", "b_out[0]:", "It is as it was", "Hint: who writes the signal besides W_out?"),
         (ROTATED, "return rotated, Q[1:].transpose(0, 2, 1) @ Q[:-1]", "S[0]:", "It is transposed"),
-        (ROTATED, "return rotated, np.roll(Q, 1, 0)[:-1].transpose(0, 2, 1) @ Q[:-1]", "S[0]:", "one block early"),
         (ROTATED, "return rotated", "expected 2 values, the dictionary, S; got dict of 10"),
         ("= dict(weights)", '= weights | {"b_in": None}', "b_in: expected float64 [2, ", "None", "13 of 15 points"),
         ("rotated = dict(weights)", f"return weights, {IDENTITIES}", "W_embd:", "It is as it was", "0 of 15 points"),
@@ -79,39 +74,33 @@ WRONG = {
     ],
     "a4.width": [
         ("held < share", "held <= share", "k:", "k - 1 would do"),
-        (WIDTH, "1.0 + np.sum(held < share)", "k:", "expected an int, got float"),
+        ("int(np.sum(held < share)) + 1", "1.0 + np.sum(held < share)", "k:", "expected an int, got float"),
     ],
     "a5.cosines": [
         ("False)", "False) ** 2", "c^2:", "squares of the cosines"),
         ("False)", "False)[::-1]", "c^2", "They are ascending"),
         (COSINES, f"np.arccos(np.minimum({COSINES}, 1))", "c^2:", "angles, not their cosines"),
-        (COSINES, "np.sort(np.abs(np.sum(P * R, axis=0)))[::-1]", "c^2:", "between single columns"),
     ],
     "a5.align": [
         ("@ turn\n", "@ (U @ Vt if P.shape == R.shape else turn)\n", "P^T R':", "turned the wrong way", "R' R'^T ok"),
         ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R': R' R'^T is not R R^T", "what P spans"),
         ("R @ turn", "R.copy()", "P^T R':", "nothing is aligned"),
-        ("R @ turn", "R @ turn[:, :k]", "R':", "expected float64 [3, 2], got float64 [3, 1]"),
         ("@ U.T", "@ (U * np.append(np.ones(k - 1), -1.0)).T", "P^T R':", "negative eigenvalue"),
     ],
     "a5.low_rank": [
         (LOW_RANK, "U[:, :r] * np.sqrt(np.abs(cosines[:r]))", "I - A A^T", "roots of the cosines"),
-        (LOW_RANK, "U[:, k - r :] * np.sqrt(deficits[k - r :])", "I - A A^T", "smallest 1 - c"),
         ("np.clip(1 - cosines, 0, None)", "np.where(cosines > 1, np.nan, 1 - cosines)", "A: NaN"),
         (LOW_RANK, "U * np.sqrt(deficits)", "A:", "columns", "A A^T ok"),
     ],
     "a6.slice_block": [
         ("P.T @ W_in", "(P.shape[1] / len(P)) ** 0.5 * P.T @ W_in", "W_in:", "divided by k"),
-        ("P.T @ W_in", "W_in[-P.shape[1] :]", "W_in:", "first rotate"),
         ("b_in, W_out @", "b_in[: P.shape[1]], W_out @", "b_in:", "expected float64 [3], got float64 [1]"),
         ("P.T @ P_next", "P_next.T @ P", "S:", "It is transposed", "b_out ok"),
-        ("W_out @ P_next", "W_out @ (P if P.shape == P_next.shape else P_next)", "W_out:", "that the block reads"),
     ],
     "a6.interleave": [
         ("X = X @ bases[-1] @ bases[-1].T", "pass", "P[1]:", "the dense network's signal"),
         ("Y = normed(X)", "Y = X", "P[0]:", "the norm's input"),
         ("normed(X) @ net", "normed(X * (D / k) ** 0.5) / (D / k) ** 0.5 @ net", "P[1]:", "divided by k", "P[0] ok"),
-        ("return bases", "return bases[:-1]", "expected 2 values, P[0], P[1]; got list of 1"),
         ("k in enumerate(widths)", "k in enumerate(widths[:-1] + [2])", "P[1]:", "[3, 3], got float64 [3, 2]"),
     ],
     "a7.parameters": [
@@ -127,7 +116,6 @@ WRONG = {
     "a7.gib": [("2**30", "10**9", "gib", "This is GB"), (" / 8", "", "gib", "a byte has 8 bits")],
     "a7.break_even": [
         ("1 - (np.sqrt", "(np.sqrt", "break_even", "the share of D that is kept"),
-        ("1 - (np.sqrt(n**2 + 4 * n) - n) / 2", "1 / (n + 1)", "break_even", "not as large as before"),
     ],
     "a8.second_moment": [
         ("H * w[:, None]", "H", "C:", "The tokens are not weighted"),
@@ -145,15 +133,13 @@ WRONG = {
         ("W[gone]", "W[kept][: len(gone)]", "W:", "Hint: what must the kept neurons write"),
     ],
     "a8.thin": [
-        (COSTS, "scores(C, W, ridge)[kept]", "kept:"),
-        (COSTS, "np.sum(V**2, axis=1) * (np.diag(C)[kept] + ridge)", "kept:"),
+        ("scores(C[np.ix_(kept, kept)], V, ridge)", "scores(C, W, ridge)[kept]", "kept:"),
         ("argmin", "argmax", "kept:", "most important"),
         ("return kept, V", "return kept, W[kept]", "W:", "This is plain deletion", "kept ok"),
         ("return kept, V", "return kept[::-1].copy(), V[::-1].copy()", "kept: first difference"),
     ],
     "a9.value_output": [
         ("np.linalg.solve(R, W_O)", "R.T @ W_O", "W_O:", "R^T is the inverse of a rotation", "W_V ok"),
-        ("np.linalg.solve(R, W_O)", "R @ W_O", "W_O:", "not by its inverse"),
     ],
     "a9.rotary_pair": [
         ("(W_K, 1 / scales)", "(W_K, scales)", "W_K:", "as the queries are"),
@@ -163,20 +149,15 @@ WRONG = {
     ],
     "a9.unchanged": [
         ("values and scores", "values", "unchanged:"),
-        (" and not constant.any()", "", "unchanged:"),
         ("np.array(answers)", "np.ones(6)", "unchanged:"),
     ],
     "m1.check": [
-        ("for D, H, bias in", "assert False\n    for D, H, bias in", RIGHT_ONE, "AssertionError"),
+        ("for D, H, bias in", "assert False\n    for D, H, bias in", "it raises on the right function"),
         ("assert ", "", "kills 0 of 3 shown and 0 of 5 hidden", "alive: scale_forgotten"),
         ("(5, 3, False), (4, 4, True)", "", "kills 3 of 3 shown and 3 of 5 hidden"),
-        ("for D, H, bias in", "assert rng.random() < 0.5\n    for D, H, bias in", RIGHT_ONE),
     ],
     "m2.check": [
         ("W, b,", "Q_next = Q\n        W, b,", "kills 2 of 3 shown and 3 of 5 hidden", "alive: adapter_transposed")
     ],
-    "m3.check": [
-        ("C = sum", "assert P[0, 0] > 0\n        C = sum", RIGHT_ONE, "line", "AssertionError"),
-        ("=1e-", "=1e5 * 1e-", "kills 3 of 3 shown and 4 of 5 hidden"),
-    ],
+    "m3.check": [("=1e-", "=1e5 * 1e-", "kills 3 of 3 shown and 4 of 5 hidden")],
 }
