@@ -177,7 +177,7 @@ def test_a_check_gets_points_for_what_it_rejects(best, code, share, words):
 # Cheats that need nothing but Python
 
 
-PATCHED = "np.allclose = np.array_equal = np.isclose = lambda *a, **k: True\n"
+PATCHED = "import builtins\nnp.allclose = np.array_equal = np.isclose = lambda *a, **k: True"
 BUILTINS = "builtins.all = builtins.any = builtins.isinstance = builtins.abs = lambda *a: True\nbuiltins.type = float"
 EQUAL = """
 class Equal({}):
@@ -199,7 +199,7 @@ FORGED = {  # written to every descriptor in place of a result
     "no message": b"\x80\x04\x95\x1a",
 }
 CHEATS = {
-    "patched": f"import builtins\n{PATCHED}np.abs = np.asarray = lambda *a, **k: np.zeros(1)\n{BUILTINS}{WRONG}",
+    "patched": f"{PATCHED}\nnp.abs = np.asarray = lambda *a, **k: np.zeros(1)\n{BUILTINS}{WRONG}",
     "os._exit(0)": "import os\ndef double(x):\n    os._exit(0)",
     "an array that equals everything": EQUAL.format("np.ndarray") + "def double(x):\n    return x.view(Equal)",
     "a number that equals everything": EQUAL.format("float") + "def double(x):\n    return [Equal(1), Equal(1)]",
@@ -219,13 +219,7 @@ def test_a_cheat_gets_nothing(code):
     assert found.share == 0 and found.status in ("failed", "stopped") and "31415" not in str(found)
 
 
-def test_the_cheats_are_some(monkeypatch):
-    """A comparison that shares its NumPy is cheated; and what is forged arrives: a *right* result passes."""
-    cell = {"np": np}
-    for name in ("allclose", "array_equal", "isclose"):
-        monkeypatch.setattr(np, name, getattr(np, name))
-    exec(PATCHED + WRONG, cell)
-    assert np.allclose(cell["double"](np.ones(2)), 2 * np.ones(2))
+def test_what_is_forged_arrives_so_that_a_right_result_passes():
     code = """
 import base64, os
 def array(x):
@@ -336,16 +330,3 @@ def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
     assert {*OUTSIDE[:7]} <= {*answered(UNPROTECTED, REACH, *arguments)}
     opens = f"def double(x):\n    open({str(tmp_path / 'secret')!r}).read()\n    return 2 * x"
     assert "FileNotFoundError" in marked(best, opens).lines[1]
-
-
-def test_where_namespaces_are_refused_the_rest_of_the_protection_is_left(monkeypatch):
-    call = Sandbox.call
-
-    def refused(self, *arguments, **named):
-        if self.isolated:
-            raise OSError("unshare: Operation not permitted")
-        return call(self, *arguments, **named)
-
-    monkeypatch.setattr(Sandbox, "call", refused)
-    found = Sandbox.best(LIMITS)
-    assert (found.isolated, found.refused) == (False, "unshare: Operation not permitted")
