@@ -98,12 +98,9 @@ def test_tables_share_the_dense_model_alone_and_models_up_to_13b_have_three_seed
         assert {setting.signal for setting in sliced} == {"normalized", "raw"} and len(sliced) == 2 * seeds
 
 
-def test_what_is_not_the_papers_has_none_of_its_values():
-    own = [row for family in FAMILIES for row in rows(family, profile_for(family, "ci"))]
-    assert all(row.paper == {} and row.settings for row in own)
-    assert {row.model for row in own} == {family.stand_in for family in FAMILIES.values()}
+def test_another_choice_of_tasks_has_not_the_papers_mean():
     two = rows("phi-2", profile_for("phi-2", "paper", tasks="piqa,arc_easy"), [7])
-    assert all(set(row.paper) == {"piqa", "arc_easy"} for row in two), "their mean isn't the paper's of five"
+    assert all(set(row.paper) == {"piqa", "arc_easy"} for row in two)
 
 
 # The loop
@@ -191,13 +188,9 @@ def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
         assert line["our_value"] == line["difference"] == line["spread_over_seeds"] == line["keys"] == "", line
         assert float(line["paper_value"]) > 0
         assert line["status"] == ("printed only" if line["row"].startswith("sparsegpt") else "not run")
-    five = [line for line in table if line["table"] == "5" and line["our_value"]]
-    assert [line["slicing_percent"] for line in five] == ["0"], "the dense model is table 5's, too"
     text = report.markdown(records)
     assert f"| OPT-125M | 0% | dense | 27.67 *paper {DENSE}* +0.03 | done |" in text
     assert "| not run *paper 34.53* | not run |" in text and "Not as in the paper: nothing." in text
-    text = report.markdown([record | {"profile": record["profile"] | {"seqlen": 64}} for record in records])
-    assert "Not as in the paper: seqlen 64." in text
 
 
 def the_papers_for_ours(right, *arguments):
@@ -244,8 +237,6 @@ def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     assert "179 GB" in reasons["perplexity"] and reasons["products"] is None and "276 GB" in reasons["inference"]
     eight = preflight.Machine(80 << 30, 640 << 30, 512 << 30, 1 << 40)
     assert all(preflight.why_not(s, eight, stream=True) is None for s in own if s.measure == "perplexity")
-    seven = settings_of(rows("llama-2", PAPER, [1], ["7B"]))[-1]
-    assert preflight.needs("llama-2-7b", seven)[1] == 1024 * 2048 * 4096 * 2, "the signal, in float16"
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
