@@ -34,14 +34,11 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
     [
         ({**WHOLE, "neurons": [4800] * 4}, "neurons"),
         ({**WHOLE, "width": [0] * 9}, "width"),
-        ({**WHOLE, "drop": [99]}, "drop"),
         ({**WHOLE, "drop": [0] * 10**6}, "at most 64 ints"),
-        ({**WHOLE, "width": [96.5] * 9}, "expected a list of at most 64 ints"),
         ({**WHOLE, "adapter": "wide"}, "expected one of full"),
         ({**WHOLE, "repair": print}, "expected an int"),
         ("mini-opt", "expected a dictionary"),
     ],
-    ids=lambda value: value if type(value) is str else "",
 )
 def test_cheats_get_nothing_and_are_told_why(plan, says):
     failure = examine(QUESTION, {}, plan, {})
