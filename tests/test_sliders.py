@@ -4,7 +4,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -12,12 +11,6 @@ import minislice
 from minislice.measuring.paired import Ratio
 from minislice.teaching import sliders
 from minislice.teaching.small import small_model
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
 
 
 def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged_to(monkeypatch):
