@@ -22,8 +22,6 @@ from torch import nn
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
-from minislice.beyond import experts as inner_experts
-from minislice.beyond.inner import output_matrix
 from minislice.fusion import bare
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
@@ -102,36 +100,6 @@ basis_in_float32 = restored_otherwise(lambda slicer: setattr(slicer, "Q", slicer
 # What takes more than a line; by the order of the table.
 
 
-def gaussian_matrix(right, width, generator):
-    return torch.randn(width, width, generator=generator).double() / width**0.5
-
-
-def ascending(right, *arguments):
-    return tuple(result.flip(-1) for result in right(*arguments))
-
-
-def mask_ignored(right, x, mask=None, *total):
-    return right(x, None, *total)
-
-
-def directions_in_reverse(right, *arguments):
-    P_next, U, deficits = right(*arguments)
-    return P_next, U.flip(1), deficits
-
-
-def router_ignored(right, calibration, block, *arguments):
-    even = block.experts.register_forward_pre_hook(lambda module, inputs: (*inputs[:2], 0 * inputs[2] + 1))
-    moments = right(calibration, block, *arguments)
-    even.remove()
-    return moments
-
-
-def experts_rows_left_alone(right, block, *arguments):
-    kept, _ = right(block, *arguments)
-    W = inner_experts.output_matrix(block)
-    return kept, W.gather(1, kept[..., None].expand(-1, -1, W.shape[2]))
-
-
 def only_the_layers_types_cut(right, config, index):
     before = config.no_rope_layers
     right(config, index)
@@ -157,26 +125,20 @@ TABLE: dict[Callable, list[tuple]] = {
         ("mean subtracted", OPT, NORM, lambda right, self, x: right(self, x - x.mean(-1, True)))],
     p.fusion_preserves_logits: [
         ("eps forgotten", thin_eps, "fusion.bare", lambda right, norm, net: RMSNorm(net.trained_width, 0.0)),
-        ("positions overlooked", OPT, "fusion.network",
-         lambda right, model: replace(right(model), embeddings=right(model).embeddings[:1])),
         ("mean left in the outputs", OPT, "fusion.subtract_mean_from_output", lambda right, linear: None)],
-    p.one_rotation_preserves_logits: [
-        ("transposed", LLAMA, "rotation.fold_reader", lambda right, linear, Q: right(linear, Q.T)),
+    p.rotation_preserves_logits: [
         ("bias not rotated", OPT, "rotation.fold_writer",
          lambda right, linear, Q: set_weight(linear, Q.T @ linear.weight)),
-        ("second output overlooked", PHI, "architecture.blocks.Block.w_out", lambda right, block: right(block)[:1])],
-    p.rotation_per_block_preserves_logits: [
-        ("adapter missing", LLAMA, "rotation.linear_map", lambda right, S, like: nn.Identity())],
+        ("second output overlooked", PHI, "architecture.blocks.Block.w_out", lambda right, block: right(block)[:1]),
+        ("adapter missing", LLAMA, "rotation.linear_map",
+         lambda right, S, like: nn.Identity(), {"per_block": True})],
     p.random_orthogonal_is_haar_and_seeded: [
-        ("gaussian matrix", OPT, "properties.random_orthogonal", gaussian_matrix),
         ("QR without the sign fix", OPT, "properties.random_orthogonal",
          lambda right, D, seeded: torch.linalg.qr(torch.randn(D, D, generator=seeded).double()).Q)],
     p.full_width_preserves_logits: [("not folded", OPT, "slicing.fold_reader", lambda right, linear, P: None)],
     p.slicing_is_projection: [
-        ("embedding not cut", OPT, "slicing.fold_embedding", lambda right, embedding, P: None),
         ("adapter transposed", OPT, "adapters.linear_map",
          lambda right, S, like: right(S.T, like), {"slice_head": True}),
-        ("least components kept", LLAMA, "slicing.principal_components", ascending),
         ("divided by the sliced width", PHI, NORM,
          lambda right, self, x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)),
         ("not a root", PHI, "adapters.LowRankAdapter",
@@ -184,7 +146,6 @@ TABLE: dict[Callable, list[tuple]] = {
         ("of the norm's input", OPT, "calibration.Calibration.covariance",
          lambda right, self, X, norm, where: right(self, X, nn.Identity(), where))],
     p.orientation_does_not_matter: [
-        ("gaussian matrix", PHI, "pca.random_orthogonal", gaussian_matrix),
         ("columns as they are", LLAMA, "slicing.principal_components",
          lambda right, C, dtype: (C.diagonal(), torch.eye(len(C)).double()))],
     p.covariance_is_summed_in_float64: [
@@ -196,7 +157,8 @@ TABLE: dict[Callable, list[tuple]] = {
     p.discard_keeps_the_least_that_suffices: [
         ("one less", LLAMA, "slicing.width_keeping", lambda right, *given: max(1, right(*given) - 1))],
     p.padding_is_not_counted: [
-        ("mask ignored", padded, "calibration.covariance", mask_ignored),
+        ("mask ignored", padded, "calibration.covariance",
+         lambda right, x, mask=None, *total: right(x, None, *total)),
         ("padding attended to", padded, "architecture.network.Network.embed",
          lambda right, self, ids, mask=None: right(self, ids))],
     p.batches_do_not_matter: [
@@ -217,7 +179,9 @@ TABLE: dict[Callable, list[tuple]] = {
         ("loss forgotten", OPT, "calibration.Calibration.add", lambda right, *given: None),
         ("not aligned", OPT, "slicing.make_adapter",
          lambda right, P, Q, k, form, *rest: (Q[:, :k], *right(P, Q, k, form, *rest)[1:]), {"slice_head": True})],
-    p.alignment_makes_the_adapter_symmetric: [("in reverse", LLAMA, "properties.align", directions_in_reverse)],
+    p.alignment_makes_the_adapter_symmetric: [
+        ("in reverse", LLAMA, "properties.align",
+         lambda right, *given: (right(*given)[0], right(*given)[1].flip(1), right(*given)[2]))],
     p.parameter_counts_follow_the_formulas: [
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), LOW_RANK)],
@@ -233,14 +197,16 @@ TABLE: dict[Callable, list[tuple]] = {
         ("padding counted", OPT, "inner_properties.moments",
          lambda right, h, y, x, mask, add_to=None: right(h, y, x, None, add_to))],
     n.idle_neurons_can_go: [
-        ("none deleted", OPT, "beyond.neurons.keep_inner", lambda right, *given: None, {"slicing": 0}),
         ("a branch's number overlooked", scaled, "beyond.inner.output_matrix",
          lambda right, block: right(block) / block.scale),
         ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
-    n.experts_moments_are_weighted_sums: [("router ignored", experts, "beyond.experts.block_moments", router_ignored)],
+    n.experts_moments_are_weighted_sums: [
+        ("of another expert", experts, "beyond.experts.block_moments",
+         lambda right, *given: (right(*given)[0].flip(0), None))],
     n.experts_keep_what_is_best_for_each: [
-        ("W_out as it was", experts, "inner_properties.solve_output", experts_rows_left_alone)],
+        ("W_out of another expert", experts, "inner_properties.solve_output",
+         lambda right, *given: (right(*given)[0], right(*given)[1].flip(0)))],
     n.nothing_lost_is_nothing_repaired: [
         ("one block late", OPT, "beyond.inner.block_moments",
          lambda right, held, block, layer, Z, P=None, wanted=None: right(held, block, layer, Z, P, Z))],
@@ -255,8 +221,6 @@ TABLE: dict[Callable, list[tuple]] = {
     n.a_sum_of_outer_products: [
         ("summed before the product", LLAMA, "beyond.fisher.covariance",
          lambda right, g, mask, total: right(g.sum(1, True), None, total)),
-        ("blocks in reverse", LLAMA, "beyond.fisher.torch.autograd.grad",
-         lambda right, loss, outputs: right(loss, outputs)[::-1]),
         ("padding predicted", padded, "beyond.fisher.log_probabilities",
          lambda right, logits, batch: right(logits, replace(batch, mask=None)))],
     n.twice_the_divergence: [
@@ -286,9 +250,7 @@ TABLE: dict[Callable, list[tuple]] = {
         ("in proportion", OPT, "beyond.budget.Prices.of_width",
          lambda right, self, k: self.widths.get(k, 2 * self.widths[min(self.widths)]))],
     b.measured_costs_are_those_of_whole_models: [
-        ("bias overlooked", OPT, "beyond.rulers.has_bias", lambda right, block: False),
-        ("W_out as it was", PHI, "beyond.rulers.solve_output",
-         lambda right, block, *rest: ((kept := right(block, *rest)[0]), output_matrix(block)[kept]))],
+        ("bias overlooked", OPT, "beyond.rulers.has_bias", lambda right, block: False)],
     b.sizes_are_those_of_the_sliced_model: [
         ("width ignored", PHI, "beyond.allocation.sliced_config",
          lambda right, config, **options: right(config, **{**options, "width": config.hidden_size}))],

@@ -90,14 +90,9 @@ def fusion_preserves_logits(recipe: Recipe) -> None:
     assert_same_logits(fused(recipe), recipe.model(), recipe, 1e-5 if recipe.norm_in_float32 else EXACT)
 
 
-def one_rotation_preserves_logits(recipe: Recipe) -> None:
-    """Theorem 1."""
-    assert_same_logits(rotate(recipe.model(), seed=recipe.seed), fused(recipe), recipe, EXACT)
-
-
-def rotation_per_block_preserves_logits(recipe: Recipe) -> None:
-    """Section 3.3."""
-    assert_same_logits(rotate(recipe.model(), per_block=True, seed=recipe.seed), fused(recipe), recipe, EXACT)
+def rotation_preserves_logits(recipe: Recipe, per_block=False) -> None:
+    """Theorem 1; with a rotation for each block, section 3.3."""
+    assert_same_logits(rotate(recipe.model(), per_block=per_block, seed=recipe.seed), fused(recipe), recipe, EXACT)
 
 
 def random_orthogonal_is_haar_and_seeded(recipe: Recipe) -> None:

@@ -34,8 +34,8 @@ def test_fusing_rotating_and_slicing_compute_what_they_must(family, variant):
     # In float64, Bloom's own mask overflows the float32 of its softmax, and left padding makes the dense model NaN.
     recipe = fixed(family, variant, eps=1e-3, padding="right" if family == "bloom" else "left")
     properties.fusion_preserves_logits(recipe)
-    properties.one_rotation_preserves_logits(recipe)
-    properties.rotation_per_block_preserves_logits(recipe)
+    properties.rotation_preserves_logits(recipe)
+    properties.rotation_preserves_logits(recipe, per_block=True)
     raw = {"signal": "raw", "adapter": "low-rank", "slice_head": True}
     properties.slicing_is_projection(recipe, **(raw if variant else {}))
 
