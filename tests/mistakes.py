@@ -182,7 +182,7 @@ TABLE: dict[Callable, list[tuple]] = {
     p.alignment_makes_the_adapter_symmetric: [
         ("in reverse", LLAMA, "properties.align",
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(1), right(*given)[2]))],
-    p.parameter_counts_follow_the_formulas: [
+    p.adapters_have_the_parameters_of_the_formulas: [
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), LOW_RANK)],
     n.nearly_the_best_of_all_subsets_is_kept: [

@@ -69,7 +69,7 @@ FACTS = [
     over(p.batches_do_not_matter, recipes(paddings=("none",))),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
-    over(p.parameter_counts_follow_the_formulas, width=a_width, adapter=forms, slice_head=flags),
+    over(p.adapters_have_the_parameters_of_the_formulas, width=a_width, adapter=forms, slice_head=flags),
     over(n.nearly_the_best_of_all_subsets_is_kept, seeds),
     over(n.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
     over(n.refit_is_least_squares, seeds),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import Recipe, recipes
 
-from minislice import fuse, parameters, perplexity, rotate, slice_model
+from minislice import fuse, perplexity, rotate, slice_model
 from minislice.architecture.network import network
 from minislice.options import SlicingOptions, slice_width
 from minislice.pca import covariance, width_keeping
@@ -23,14 +23,11 @@ def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(
     untied, D = dataclasses.replace(recipe, tied=False), recipe.width
     for model, options, head, first, last in [
         (recipe.model(), {}, "tied", D, D),
-        (recipe.model(), {"width": None, "discard": 0.3, "multiple": 1}, "tied", D, D),
         (recipe.model(), {"width": [D, 5, D]}, "tied", D, D),
         (fuse(recipe.model(), keep_tie=True), {}, "tied", D, D),
         (recipe.model(), {"slice_embedding": True}, "own", 6, D),
         (recipe.model(), {"slice_embedding": False, "slice_head": True}, "own", D, 6),
-        (recipe.model(), {"width": [5, 5, D]}, "own", 5, D),
         (untied.model(), {}, "own", 6, D),
-        (fuse(recipe.model()), {}, "own", 6, D),
         (rotate(recipe.model()), {}, "own", 6, D),
     ]:
         report = slice_model(model, recipe.tokens(), **{"width": 6, **options}).slicing
@@ -44,11 +41,6 @@ def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own():
     assert all(type(block.adapter) is type(model.lm_head) is torch.nn.Linear for block in network(model).blocks)
     assert model.slicing.options.signal == "normalized"
     assert SlicingOptions.paper(adapter="none") == SlicingOptions(adapter="none", head="own")
-
-
-def test_a_tied_head_saves_its_matrix():
-    own, tied = (parameters(properties.sliced(LLAMA, width=12, head=head)) for head in ("own", "tied"))
-    assert tied < min(own, parameters(LLAMA.model()))
 
 
 def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
@@ -83,9 +75,7 @@ def test_one_sequence_is_enough_and_a_tokenizers_output_brings_its_own_mask():
     encoded = {"input_ids": ids, "attention_mask": mask}
     for tokens, expected in [
         ((encoded,), (ids, mask)),
-        (([encoded],), (ids, mask)),
         (([ids], [mask]), (ids, mask)),
-        ((ids[0],), (ids[:1],)),
         (([ids[0]],), (ids[:1],)),
     ]:
         model, other = (slice_model(recipe.model(), *given, width=5) for given in (tokens, expected))
@@ -102,27 +92,18 @@ def test_widths_are_what_the_paper_prints():
     assert width_keeping(eigenvalues, 0.5, multiple=8) == 4
 
 
-@pytest.mark.parametrize("basis", ["random", "pca"])
-def test_seed_repeats_and_another_seed_differs(basis):
-    first, again, other = (
-        network(properties.sliced(LLAMA, basis=basis, orientation="random", seed=seed)).embeddings[0].weight
-        for seed in (0, 0, 1)
-    )
+@pytest.mark.parametrize("options", [{"basis": "random"}, {"orientation": "random"}], ids=str)
+def test_seed_repeats_and_another_seed_differs(options):
+    models = [properties.sliced(LLAMA, seed=seed, **options) for seed in (0, 0, 1)]
+    first, again, other = (network(model).embeddings[0].weight for model in models)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_float32_eigenvectors_are_close_to_float64s_and_not_the_same():
     """Appendix A.2."""
-    exact, rough = (
-        properties.logits(properties.sliced(LLAMA, width=6, pca_dtype=dtype), LLAMA.tokens(seed=1))
-        for dtype in ("float64", "float32")
-    )
+    models = [properties.sliced(LLAMA, width=6, pca_dtype=dtype) for dtype in ("float64", "float32")]
+    exact, rough = (properties.logits(model, LLAMA.tokens(seed=1)) for model in models)
     assert 1e-9 < properties.relative_error(rough, exact) < 1e-3
-
-
-def test_help_explains_every_option():
-    for option in dataclasses.fields(SlicingOptions):
-        assert f"\n        {option.name}: " in SlicingOptions.__doc__
 
 
 def test_too_few_different_tokens_are_told():
@@ -130,8 +111,6 @@ def test_too_few_different_tokens_are_told():
     said = r"120 calibration tokens .* at boundary 0 they span 7 of 20 dimensions, and 12 were kept, so that 5"
     with pytest.warns(UserWarning, match=said):
         slice_model(LLAMA.model(), ids, width=12, head="own")
-    with pytest.warns(UserWarning, match="at boundary 1 they span 9 of 20 dimensions"):
-        slice_model(LLAMA.model(), ids[0, :9], width=12)  # where the first stays whole
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         slice_model(LLAMA.model(), ids, width=7, head="own")  # all that is kept is known
@@ -143,5 +122,3 @@ def test_a_signal_without_mean_has_no_variance_along_it():
     report = properties.sliced(recipe, recipe.model().float(), width=24).slicing
     assert all(values[-1] <= 1e-15 * values[0] for values in report.eigenvalues)
     assert max(report.ranks) == 32 - 24 - 1
-    turned = properties.sliced(recipe, rotate(recipe.model().float()), width=24).slicing  # the mean is elsewhere
-    assert properties.relative_error(torch.tensor(turned.discarded), torch.tensor(report.discarded)) < 1e-4
