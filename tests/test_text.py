@@ -52,9 +52,6 @@ def write(path, rows) -> str:
     return str(path)
 
 
-# Files
-
-
 def test_a_text_file_is_one_document_without_its_mark(tmp_path):
     (tmp_path / "book.anything").write_text("\ufeffone\n\ntwo: äöü €", encoding="utf-8")
     assert load_text(str(tmp_path / "book.anything")) == ["one\n\ntwo: äöü €"]
@@ -105,11 +102,10 @@ def test_a_file_without_text_is_refused_by_its_name(name, tmp_path):
     assert name in str(error.value)
 
 
-# The hub, which no test reaches
-
-
 @pytest.fixture
 def hub(monkeypatch):
+    """Stands for the hub, which no test reaches."""
+
     def load_dataset(*names, split):
         return datasets.Dataset.from_list(HUB[(*names, split)])
 
@@ -129,9 +125,6 @@ def test_offline_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)  # where nothing was fetched before
     with pytest.raises(ValueError, match=r"can't get alpaca from the hub.*give the path of a file, or 'embedded'"):
         load_text("alpaca")
-
-
-# The embedded text
 
 
 def splits_are_disjoint() -> None:
@@ -156,9 +149,6 @@ def test_the_embedded_splits_are_disjoint_and_depend_on_names_alone(monkeypatch)
         splits_are_disjoint()
 
 
-# Calibration and evaluation share no token
-
-
 def the_halves_of_a_file_share_no_token(folder, tokenizer) -> None:
     """By whatever name it is given; together they are the file's tokens, in their order."""
     for name in ("book.txt", "link.txt"):
@@ -179,9 +169,6 @@ def test_one_file_for_both_is_halved_and_a_mistake_is_found(target, wrong, token
     monkeypatch.setattr(text, target, wrong)
     with pytest.raises(AssertionError):
         the_halves_of_a_file_share_no_token(tmp_path, tokenizer)
-
-
-# Windows and samples
 
 
 def samples_are_distinct_windows(samples: int, seqlen: int, spare: int, seed: int) -> None:
@@ -214,10 +201,7 @@ sample, windows = text.sample, text.windows
 MISTAKES = {  # of each fact: a wrong version of the function that it is about
     samples_are_distinct_windows: ("sample", lambda stream, *rest: sample(stream.roll(1), *rest)),
     samples_are_seeded: ("sample", lambda *given: sample(*given[:3], random.getrandbits(31))),
-    windows_are_the_stream_without_the_rest: (
-        "windows",
-        lambda stream, seqlen, samples=None: windows(stream, seqlen).T.reshape(-1, seqlen)[:samples],
-    ),
+    windows_are_the_stream_without_the_rest: ("windows", lambda stream, *rest: windows(stream.roll(1), *rest)),
 }
 
 
@@ -242,8 +226,6 @@ def test_too_few_tokens_are_refused_with_the_numbers():
         with pytest.raises(ValueError, match="3 sequences of 4 tokens, 12 in all, but the text has 11"):
             cut(stream[1:], 3, 4)
 
-
-# Windows that carry the number of the document in which they begin
 
 ARTICLES = [
     f" = Title {n} = \n a = b , = = c\n\n = = Section = = \n def f{n} ( x ) : return {'x + ' * 9 * n} 1\n"
