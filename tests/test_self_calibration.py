@@ -1,11 +1,11 @@
 """Text that a model writes itself: drawn from its own predictions, and nothing else about the model changes."""
 
 import argparse
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import assert_refused, document
 from models import Recipe
 from transformers import GenerationConfig
 
@@ -85,7 +85,7 @@ OWN = ["--calibration", "own", "--seqlen", "32", "--samples", "8", "--quiet"]
 def test_a_command_calibrates_on_it(run, tmp_path):
     asked = ["slice", "mini-opt", *OWN, "--eval-samples", "2", "--seed", "3", "--json", "--out", tmp_path / "sliced"]
     status, out, _ = run(*asked)
-    printed = json.loads(out)
+    printed = document(out)
     assert (status, printed["calibration"]) == (0, "the model's own, 8 x 32 tokens")
     assert printed["evaluation"] == "embedded, 2 x 32 tokens"
     sliced, tokenizer = minislice.load(tmp_path / "sliced", dtype="float32", device="cpu")
@@ -105,10 +105,6 @@ def test_several_processes_calibrate_on_what_the_first_has_written(monkeypatch, 
 
 
 def test_where_it_has_no_place_it_is_refused(run, tmp_path):
-    for message, *arguments in (
-        ("measure on another's text", "slice", "mini-opt", *OWN, "--evaluation", "own"),
-        ("not in memory", "slice", "mini-opt", *OWN, "--stream", "--out", tmp_path / "out"),
-    ):
-        status, _, said = run(*arguments)
-        assert status == 2 and message in said
+    assert_refused(run("slice", "mini-opt", *OWN, "--evaluation", "own"), "measure on another's text")
+    assert_refused(run("slice", "mini-opt", *OWN, "--stream", "--out", tmp_path / "out"), "not in memory")
     assert not (tmp_path / "out").exists()
