@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 import minislice
-from minislice.architecture import building, families, modeling
+from minislice.architecture import families, modeling
 from minislice.architecture.building import form_of
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM
 from minislice.architecture.network import network
@@ -57,11 +57,9 @@ def saved_equals_loaded(model, tokens, folder: Path) -> SlicedForCausalLM:
     ("family", "dtype", "options"),
     [
         ("opt", torch.float32, {"adapter": "full"}),
-        ("opt", torch.float16, {"adapter": "low-rank", "head": "fitted", "slice_head": True}),
         ("llama", torch.bfloat16, {"adapter": "low-rank"}),
         ("llama", torch.float32, {"adapter": "none", "head": "fitted"}),
-        ("phi", torch.float16, {"adapter": "full", "head": "own"}),
-        ("phi", torch.bfloat16, {"adapter": "none", "slice_head": True}),
+        ("phi", torch.float16, {"adapter": "none", "slice_head": True}),
     ],
     ids=str,
 )
@@ -78,17 +76,10 @@ def test_a_fused_or_rotated_model_survives_saving(recipe, tmp_path):
     saved_equals_loaded(prepare(recipe.model()), recipe.tokens(), tmp_path / "model")
 
 
-MISTAKES = {
-    "description": lambda right: lambda model: right(model) | {"norm_eps": [1e-5] * 5},
-    "RMSNorm": lambda right: lambda D, eps: right(D // 2, eps),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_saved_equals_loaded_fails_on_a_mistake(name, tmp_path, monkeypatch):
+def test_saved_equals_loaded_fails_where_an_eps_is_forgotten(tmp_path, monkeypatch):
     model, tokens = minislice.fuse(EPS_OF_A_MODULE.model(), keep_tie=True), EPS_OF_A_MODULE.tokens()
-    place = modeling if hasattr(modeling, name) else building
-    monkeypatch.setattr(place, name, MISTAKES[name](getattr(place, name)))
+    description = modeling.description
+    monkeypatch.setattr(modeling, "description", lambda model: description(model) | {"norm_eps": [1e-5] * 5})
     with pytest.raises(AssertionError, match="logits differ"):
         saved_equals_loaded(model, tokens, tmp_path / "wrong")
 
@@ -183,10 +174,9 @@ def test_dtype_device_and_attention_are_those_that_were_asked_for(tmp_path):
     torch.testing.assert_close(logits(eager, tokens), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "head", "share"), [("phi", "tied", 0.86), ("opt", "fitted", 0.1)])
-def test_spread_over_devices_it_computes_the_same(family, head, share, tmp_path):
-    model, tokens = sliced(family, head=head)
-    settings = {"max_memory": {"cpu": int(share * 4 * minislice.parameters(model))}, "offload_folder": tmp_path / "off"}
+def test_spread_over_devices_it_computes_the_same(tmp_path):
+    model, tokens = sliced("opt", head="fitted")
+    settings = {"max_memory": {"cpu": int(0.4 * minislice.parameters(model))}, "offload_folder": tmp_path / "off"}
     spread = reloaded(model, tmp_path / "model", device_map="auto", **settings)
     assert "disk" in spread.hf_device_map.values()
     assert not [name for name in spread.hf_device_map if ".blocks" in name]  # a layer is never split
@@ -231,14 +221,6 @@ def test_embeddings_are_resized_and_replaced_and_saved_so(family, head, tmp_path
         assert torch.equal(logits(loaded, tokens), after)
     loaded.set_input_embeddings(nn.Embedding(*loaded.get_input_embeddings().weight.shape))
     assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == (head != "own")
-
-
-@pytest.mark.parametrize("family", ["llama", "bloom"])
-def test_embeddings_are_generated_from(family):
-    model, tokens = sliced(FamilyRecipe(family))
-    model, prompt = SlicedForCausalLM.wrap(model), tokens[:1, :6]
-    found = model.generate(inputs_embeds=model.get_input_embeddings()(prompt), **OPTIONS)
-    assert torch.equal(found, model.generate(prompt, **OPTIONS)[:, 6:])
 
 
 @pytest.mark.parametrize(("family", "method"), [("llama", "PromptTuningConfig"), ("gpt2", "PrefixTuningConfig")])
