@@ -47,7 +47,6 @@ for folder in sys.argv[1:]:
         model = AutoModelForCausalLM.from_pretrained(folder + again, trust_remote_code="stock" not in folder)
         with torch.no_grad():
             torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
-            assert "stock" in folder or torch.equal(model(input_ids=tokens).logits, expected)
         assert torch.equal(model.generate(tokens[:2, :5], max_new_tokens=6, do_sample=False), generated)
         print(type(model).__module__.split(".")[0])
         model.save_pretrained(folder + "-again")
@@ -71,20 +70,15 @@ def test_without_minislice_transformers_loads_what_was_saved_and_what_was_export
     assert result.stdout.split() == ["transformers"] * 2 + ["transformers_modules"] * 2
 
 
-@pytest.mark.parametrize(
-    ("recipe", "dtype", "accuracy"),
-    [
-        (LLAMA, torch.float64, 1e-6),  # rotary angles are float32
-        (LLAMA, torch.float16, 2e-2),
-        (PHI, torch.bfloat16, 0.16),
-    ],
-    ids=["llama float64", "llama float16", "phi bfloat16"],
-)
-def test_an_export_has_no_code_and_changes_nothing_in_the_model(recipe, dtype, accuracy, tmp_path):
-    model, tokens = stock_ready(recipe, dtype=dtype)
+ACCURACY = {torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 0.16}  # rotary angles are float32
+
+
+@pytest.mark.parametrize("dtype", ACCURACY, ids=str)
+def test_an_export_has_no_code_and_changes_nothing_in_the_model(dtype, tmp_path):
+    model, tokens = stock_ready(PHI, dtype=dtype)
     model.generation_config.max_new_tokens = 3
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plain = exported(model, tokens, tmp_path / "stock", accuracy)
+    plain = exported(model, tokens, tmp_path / "stock", ACCURACY[dtype])
     assert {parameter.dtype for parameter in plain.parameters()} == {dtype}
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
