@@ -107,7 +107,7 @@ def a_head_of_its_own(tensors: dict) -> None:
 
 
 def under_the_heads_name(tensors: dict) -> None:
-    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    tensors["lm_head.weight"] = tensors.pop("model.decoder.embed_tokens.weight")
 
 
 def as_base_model(tensors: dict) -> None:
@@ -117,19 +117,9 @@ def as_base_model(tensors: dict) -> None:
     tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "change"),
-    [
-        (Recipe("opt"), a_head_of_its_own),
-        (LLAMA, under_the_heads_name),
-        (Recipe("opt"), as_base_model),
-    ],
-)
-def test_files_are_read_as_transformers_reads_them(recipe, change):
-    streaming_equals_memory(recipe, torch.float32, False, {"width": 9}, change)
-
-
-# What can't be
+@pytest.mark.parametrize("change", [a_head_of_its_own, under_the_heads_name, as_base_model])
+def test_files_are_read_as_transformers_reads_them(change):
+    streaming_equals_memory(Recipe("opt"), torch.float32, False, {"width": 9}, change)
 
 
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
@@ -156,11 +146,9 @@ def test_a_weight_that_is_not_a_number_is_told(name, told, tmp_path):
     assert not run["out"].exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"width": 9}, "sliced"), ({"slicing": 0, "adapter": "none", "head": "own"}, "fused")]
-)
-def test_a_model_that_is_sliced_or_fused_already_is_refused(options, message, tmp_path):
-    slice_streamed(saved(LLAMA, tmp_path), LLAMA.tokens(), tmp_path / "out", **options)
-    with pytest.raises(ValueError, match=f"{message}.* already|already {message}"):
-        slice_streamed(tmp_path / "out", LLAMA.tokens(), tmp_path / "again", width=5)
+def test_a_model_that_is_sliced_already_is_refused(tmp_path):
+    run = run_to(tmp_path)
+    slice_streamed(**run)
+    with pytest.raises(ValueError, match=r"sliced.* already|already sliced"):
+        slice_streamed(**{**run, "source": run["out"], "out": tmp_path / "again"})
     assert not (tmp_path / "again").exists()
