@@ -91,7 +91,6 @@ def test_an_export_has_no_code_and_changes_nothing_in_the_model(dtype, tmp_path)
 MISTAKES = {
     "_stock_config": lambda right: lambda net, norm, width: right(net, norm, net.trained_width),
     "mean_zero_embedding": lambda right: lambda k: torch.eye(k, k + 1, dtype=torch.float64),
-    "_fill_norm": lambda right: lambda to, net, scale, shift: right(to, net, torch.ones_like(scale), shift),
 }
 
 
@@ -107,6 +106,7 @@ EXPORTED = {
     "fitted head": (PHI, {"head": "fitted"}),
     "fewer neurons and layers": (LLAMA, {"neurons": 0.5, "drop": [2, 3]}),
     "repaired": (PHI, {**WHOLE, "head": "own", "neurons": 0.3, "repair": True, "drop": [1]}),
+    "tied head": (LLAMA, {**WHOLE, "neurons": 0.5}),
     "experts": (MIXTURE, {"slice_embedding": True, "head": "own", "neurons": 0.3, "multiple": 4}),
 }
 
@@ -114,13 +114,9 @@ EXPORTED = {
 @pytest.mark.parametrize("case", EXPORTED)
 def test_what_else_a_stock_architecture_has_is_exported(case, tmp_path):
     recipe, options = EXPORTED[case]
-    exported(*stock_ready(recipe, **options), tmp_path / "stock")
-
-
-def test_a_tied_head_beside_a_whole_signal_is_exported_tied(tmp_path):
-    model, tokens = stock_ready(LLAMA, **WHOLE, neurons=0.5)
-    plain = exported(model, tokens, tmp_path / "stock")
-    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    plain = exported(*stock_ready(recipe, **options), tmp_path / "stock")
+    is_tied = plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    assert is_tied == (case == "tied head")
 
 
 REFUSED = {
