@@ -45,11 +45,6 @@ def wrong(version: Callable) -> Callable:
 
 
 @wrong
-def nothing_done(right, *arguments):
-    return None
-
-
-@wrong
 def transposed(right, linear, Q):
     right(linear, Q.T)
 

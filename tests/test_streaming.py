@@ -99,9 +99,6 @@ def test_only_one_part_is_in_memory_at_a_time(tmp_path, monkeypatch):
     assert present == [{"model.embed_tokens.weight"}, {"0"}, {"1"}, {"lm_head.weight"}]
 
 
-# What the files of a tied model may hold
-
-
 def a_head_of_its_own(tensors: dict) -> None:
     tensors["lm_head.weight"] = tensors["model.decoder.embed_tokens.weight"] + 1
 
