@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Ended, group_of
+from forked import group_of
 from streamed import after_part, parts_done
 
 import minislice
@@ -66,14 +66,14 @@ def command(*arguments: str, before: Callable = lambda: None) -> int:
     return main([*SLICE, *arguments])
 
 
-def statuses(group: list[Ended]) -> list[int]:
-    return [process.status for process in group]
+def run_together(count: int, function: Callable, *arguments) -> None:
+    group = group_of(count, function, *arguments)
+    assert [process.status for process in group] == [0] * count, group
 
 
 @pytest.mark.parametrize(("count", "options"), [(3, ["--stream"]), (2, ["--eval-samples", "2"])])
 def test_several_processes_agree_with_one(count, options, alone, tmp_path):
-    group = group_of(count, command, *options, "--out", str(tmp_path / "out"))
-    assert statuses(group) == [0] * count, group
+    run_together(count, command, *options, "--out", str(tmp_path / "out"))
     agree(alone, tmp_path / "out")
 
 
@@ -82,8 +82,7 @@ def not_summed() -> None:
 
 
 def test_processes_that_keep_their_covariances_to_themselves_do_not_agree(alone, tmp_path):
-    group = group_of(2, partial(command, before=not_summed), "--stream", "--out", str(tmp_path / "out"))
-    assert statuses(group) == [0, 0], group
+    run_together(2, partial(command, before=not_summed), "--stream", "--out", str(tmp_path / "out"))
     with pytest.raises(AssertionError, match="a perplexity of"):
         agree(alone, tmp_path / "out")
 
@@ -101,7 +100,7 @@ def test_a_process_that_dies_takes_the_run_down_and_the_run_resumes(alone, tmp_p
     assert (first.status, second.status) == (1, -signal.SIGKILL) and not out.exists()
     assert "process 0 of 2 lost another process" in first.said and "Traceback" not in first.said
     assert parts_done(out) >= 3
-    assert statuses(again := group_of(2, command, *arguments)) == [0, 0], again
+    run_together(2, command, *arguments)
     agree(alone, out)
 
 
