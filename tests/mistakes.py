@@ -28,7 +28,6 @@ OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for fa
 thin_eps, other, padded = replace(OPT, eps=1e-3), replace(OPT, seed=6), replace(OPT, padding="left")
 three, deep = Recipe("llama", layers=3, heads=4), replace(LLAMA, layers=4, seed=4)
 by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # it has RoPE by layer
-scaled = FamilyRecipe("granite", heads=4, head_dim=4, seed=3)  # its branches are multiplied by a number
 experts = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of experts
 
 
@@ -114,11 +113,8 @@ LOW_RANK = {"adapter": "low-rank"}
 # For each property that must fail: the mistake's name, the model, what is replaced (of minislice, or of a file of
 # properties), the wrong version, and the property's options if it needs any.
 TABLE: dict[Callable, list[tuple]] = {
-    p.layernorm_is_rmsnorm_of_a_signal_without_mean: [
-        ("mean of each column", OPT, "properties.subtract_mean", lambda right, X: X - X.mean(0))],
-    p.rmsnorm_commutes_with_rotations: [
-        ("mean subtracted", OPT, NORM, lambda right, self, x: right(self, x - x.mean(-1, True)))],
     p.fusion_preserves_logits: [
+        ("mean subtracted", LLAMA, NORM, lambda right, self, x: right(self, x - x.mean(-1, True))),
         ("eps forgotten", thin_eps, "fusion.bare", lambda right, norm, net: RMSNorm(net.trained_width, 0.0)),
         ("mean left in the outputs", OPT, "fusion.subtract_mean_from_output", lambda right, linear: None)],
     p.rotation_preserves_logits: [
@@ -192,8 +188,6 @@ TABLE: dict[Callable, list[tuple]] = {
         ("padding counted", OPT, "inner_properties.moments",
          lambda right, h, y, x, mask, add_to=None: right(h, y, x, None, add_to))],
     n.idle_neurons_can_go: [
-        ("a branch's number overlooked", scaled, "beyond.inner.output_matrix",
-         lambda right, block: right(block) / block.scale),
         ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
     n.experts_moments_are_weighted_sums: [

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from minislice import fuse, perplexity, rotate, slice_model
 from minislice.adapters import ROUNDING, align
-from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
-from minislice.fusion import subtract_mean
 from minislice.pca import RUN, covariance
 from minislice.rotation import random_orthogonal
 
@@ -60,29 +58,6 @@ def sliced(recipe: Recipe, model: nn.Module | None = None, **options) -> nn.Modu
     model = recipe.model() if model is None else model
     size = {} if options.keys() & {"slicing", "discard", "width"} else {"width": max(1, recipe.width // 2)}
     return slice_model(model, recipe.tokens(), recipe.mask(), **{"head": "own", **size, **options})
-
-
-def random_rows(recipe: Recipe) -> Tensor:
-    """A signal to try equations on, [tokens, D]: its columns have means of their own, its rows are of any size."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    rows = torch.randn(11, recipe.width, generator=generator) + torch.randn(recipe.width, generator=generator)
-    return rows.double() * torch.logspace(-1, 1, 11).double()[:, None]
-
-
-def layernorm_is_rmsnorm_of_a_signal_without_mean(recipe: Recipe) -> None:
-    """Eq. 1: LayerNorm(X) = RMSNorm(X M) diag(alpha) sqrt(D) + 1 beta^T; `RMSNorm` has the sqrt(D) in it."""
-    D, generator = recipe.width, torch.Generator().manual_seed(recipe.seed)
-    X, (alpha, beta) = random_rows(recipe), torch.randn(2, D, generator=generator).double()
-    expected = nn.functional.layer_norm(X, (D,), alpha, beta, recipe.eps)
-    assert relative_error(RMSNorm(D, recipe.eps)(subtract_mean(X)) * alpha + beta, expected) <= EXACT
-
-
-def rmsnorm_commutes_with_rotations(recipe: Recipe) -> None:
-    """Eq. 2: RMSNorm(X Q) Q^T = RMSNorm(X) for orthogonal Q; and without rounding's eps it is x / ||x|| sqrt(D)."""
-    D, X = recipe.width, random_rows(recipe)
-    norm, Q = RMSNorm(D, recipe.eps), random_orthogonal(D, torch.Generator().manual_seed(recipe.seed))
-    assert relative_error(norm(X @ Q) @ Q.T, norm(X)) <= EXACT
-    assert relative_error(RMSNorm(D, 0.0)(X), X / X.norm(dim=1, keepdim=True) * D**0.5) <= EXACT
 
 
 def fusion_preserves_logits(recipe: Recipe) -> None:

@@ -26,7 +26,6 @@ from minislice.corpus.text import load_text, sample, tokenize, windows
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 OPTIONS = {
-    "full": {"slicing": 0.25, "adapter": "full", "head": "own"},
     "low-rank": {"slicing": 0.25},
     "repaired": {"slicing": 0.25, "adapter": "none", "repair": True},
     "neurons": {"slicing": 0.25, "neurons": 0.25, "repair": True, "drop": [1]},
@@ -111,11 +110,9 @@ def test_commands(tmp_path, capsys, monkeypatch):
     small = ["--samples", "16", "--seqlen", "64"]
     for command in (
         ["demo", "--quiet"],
-        ["verify", "mini-phi", "--samples", "2", "--seqlen", "64"],
         ["slice", "mini-opt", *small, "--eval-samples", "4", "--out", "sliced"],
         ["slice", "mini-phi", *small, "--stream", "--out", "streamed"],
         ["compare", "mini-llama", *small, "--eval-samples", "4", "--sizes", "0.8", "--out", "compared"],
-        ["eval", "sliced", "--evaluation", "embedded", *small[2:], "--eval-samples", "4", "--device", "auto"],
         ["generate", "sliced", "--prompt", "def", "--max-new-tokens", "4"],
         ["cost", "mini-opt", "--slicing", "0.25", "--products", "3"],
     ):

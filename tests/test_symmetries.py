@@ -3,7 +3,6 @@
 import copy
 import functools
 from dataclasses import replace
-from pkgutil import resolve_name
 
 import properties
 import pytest
@@ -161,16 +160,10 @@ def test_a_wrong_action_changes_the_output(name, act, case):
     assert error > 10 * allowed
 
 
-PLANTED = {  # what is replaced, and what is made of it
-    "torch.linalg.inv": lambda right: lambda M: right(M).T,
-    "minislice.beyond.anatomy.rows_of": lambda right: lambda linear, numbers: places.Part([linear.weight], numbers),
-}
-
-
-@pytest.mark.parametrize("target", PLANTED)
-def test_a_planted_mistake_is_caught(target, monkeypatch):
+def test_a_planted_mistake_is_caught(monkeypatch):
     dense(small("opt"))  # without the mistake
-    monkeypatch.setattr(target, PLANTED[target](resolve_name(target)))
+    right = torch.linalg.inv
+    monkeypatch.setattr("torch.linalg.inv", lambda M: right(M).T)
     error, allowed, freedom = changed_by(BY_NAME["value-output"], small("opt"))
     assert freedom > 0 and error > 10 * allowed
 
