@@ -44,16 +44,12 @@ def one_layer(model, tokens, size):
     return model
 
 
-@pytest.mark.parametrize("family", ["opt", pytest.param("llama", marks=pytest.mark.slow)])
-def test_every_variant_reaches_the_size_as_nearly_as_it_can(family):
-    recipe = Recipe(family, layers=3, heads=4, head_dim=20, hidden=80, tied=family == "opt")
+def test_every_variant_reaches_the_size_as_nearly_as_it_can():
+    recipe = Recipe("opt", layers=3, heads=4, head_dim=20)
     model, tokens = recipe.model(), torch.cat([recipe.tokens(0), recipe.tokens(1)])
     rows, dense = compare(model, tokens, recipe.tokens(2), sizes=[0.9]), minislice.parameters(model)
     assert [row["variant"] for row in rows] == ["dense", *VARIANTS]
     for row in rows[1:]:
-        if row["variant"] == "tied" and family != "opt":
-            assert row["status"] == "failed" and "this one's doesn't" in row["reason"]
-            continue
         assert row["status"] == "done", row["reason"]
         assert row["parameters"] <= 0.9 * dense < row["parameters"] + minislice.parameters(network(model).layers[0])
     wider = minislice.slice_model(recipe.model(), tokens, width=rows[1]["widths"][1] + 8, adapter="full", head="own")
@@ -69,7 +65,7 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
         again = json.loads(json.dumps(found, allow_nan=False))
         assert faults(again) == [] and set(again) == set(FIELDS | LATER)
     assert all(faults({key: value for key, value in row.items() if key != name}) for name in FIELDS)
-    assert faults({**row, "second": {**row["second"], "perplexity": 1.0}})
+    assert faults({**row, "perplexity": 0.0}) and faults({**row, "second": {**row["second"], "perplexity": 1.0}})
     assert failed["status"] == "failed" and "can't be reached" in failed["reason"]
     model = minislice.delete_layers(TINY.model(), TINY.tokens(0), size=0.8)
     for measured, text in ((row, evaluation), (row["second"], second)):
@@ -79,7 +75,6 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
         assert (measured["ratio"], measured["ratio_error"]) == pytest.approx((ratio.ratio, ratio.standard_error))
         assert torch.equal(losses_of(measured).nll, left.nll) and measured["documents"] == text.documents.tolist()
     assert (row["parameters"], row["dense_parameters"]) == tuple(map(minislice.parameters, (model, TINY.model())))
-    assert row["seconds"] >= 0
     assert row["peak"] is None or row["peak"] > 4 * row["parameters"]  # None where the system doesn't say
     row["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
     lines = table(rows).splitlines()
@@ -149,23 +144,9 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert again[0] == first[0] and again[3] == first[1]
     assert read(out, faults) == [again[0], again[3], again[1], again[2]]
     whole = out.read_bytes()
-    out.write_bytes(whole[:-9])  # killed while it wrote the last line
-    tiny(variants=variants, sizes=[0.8, 0.9], out=out)
-    assert asked[4:] == [0.8] and out.read_bytes().startswith(whole[: whole[:-1].rfind(b"\n") + 1])
-    whole = out.read_bytes()
     out.write_bytes(whole[:-1])  # an editor has taken the last newline away
     tiny(variants=variants, sizes=[0.8, 0.9], out=out)
-    assert asked[5:] == [] and out.read_bytes() == whole
-
-
-def test_a_row_that_somebody_edited_is_told_by_its_line(tmp_path):
-    out = tmp_path / "results.jsonl"
-    dense, row = tiny(variants={"one": one_layer}, sizes=[0.9], out=out)
-    out.write_text(f"{json.dumps(dense)}\n{json.dumps({**row, 'perplexity': 0.0})}\n")
-    before = out.read_bytes()
-    with pytest.raises(ValueError, match=r"results\.jsonl is not a results file of minislice: line 2: "):
-        tiny(variants={"one": one_layer}, sizes=[0.9], out=out)
-    assert out.read_bytes() == before
+    assert asked[4:] == [] and out.read_bytes() == whole
 
 
 def test_what_is_measured_differently_has_another_key(tmp_path):
