@@ -4,7 +4,6 @@ Every rule is also run against a notebook that breaks it, and must fail there. E
 """
 
 import copy
-import importlib
 import io
 import json
 import os
@@ -30,10 +29,6 @@ def read(path):
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-
-
-def lines(notebook):
-    return [line for cell in code_cells(notebook) for line in cell.source.splitlines()]
 
 
 def tagged(notebook, tag):
@@ -87,25 +82,21 @@ def exercises_have_solutions(notebook):
         assert "<details>" not in question.source, "the answer is in the question"
         assert empty.cell_type == "code" and empty.source == "# your code" and not empty.outputs, "no empty cell"
         assert answer.cell_type == "markdown" and answer.source.startswith("<details>"), "not collapsed"
-        hidden = solution.metadata.jupyter
-        assert solution.cell_type == "code" and hidden.source_hidden and hidden.outputs_hidden, "not hidden"
+        hidden = solution.metadata.get("jupyter")
+        assert hidden == {"source_hidden": True, "outputs_hidden": True}, "not hidden"
         assert "assert " in solution.source, "asserts nothing"
         assert all("solution" in cell.metadata.tags for cell in (answer, solution)), "would be handed out"
 
 
-def imports_exist(notebook):
-    """What a notebook imports from minislice, and the files that it names, are still there."""
+def files_exist(notebook):
+    """The files that a notebook names are still there; that its imports are, running it shows."""
     for cell in notebook.cells:
         for path in re.findall(r"(?:minislice|notebooks)/[\w/]+\.py", cell.source):
             assert (ROOT / path).is_file(), f"no file {path}"
-    for module, names in re.findall(r"^from (minislice[\w.]*) import (.+)$", "\n".join(lines(notebook)), re.MULTILINE):
-        for name in (part.split(" as ")[0].strip() for part in names.split("#")[0].split(",")):
-            if not hasattr(importlib.import_module(module), name):
-                importlib.import_module(f"{module}.{name}")
 
 
 RULES = (
-    *(executed_in_order, without_errors_or_debris, without_absolute_paths, imports_exist),
+    *(executed_in_order, without_errors_or_debris, without_absolute_paths, files_exist),
     *(figures_are_read, exercises_have_solutions),
 )
 
@@ -172,8 +163,8 @@ def without_answers(handout, notebook):
     assert not tagged(handout, "solution")
     whole = json.dumps(handout)
     for cell in tagged(notebook, "solution"):
-        outputs = [line for output in cell.get("outputs", []) for line in output.get("text", "").splitlines()]
-        for line in cell.source.splitlines() + outputs:
+        printed = [output.get("text", "") for output in cell.get("outputs", [])]
+        for line in "\n".join([cell.source, *printed]).splitlines():
             if len(line) > 40:  # shorter ones, such as a call, may well stand elsewhere
                 assert json.dumps(line)[1:-1] not in whole, f"an answer is handed out: {line}"
 
@@ -195,33 +186,22 @@ def test_the_documented_command_makes_a_handout_without_answers(tmp_path):
 
 
 def printing(text, name="stdout"):
-    output = nbformat.v4.new_output("stream", name=name, text=text)
-    return lambda n: code_cells(n)[1].outputs.append(output)
+    return lambda n: code_cells(n)[1].outputs.append(nbformat.v4.new_output("stream", name=name, text=text))
 
 
 def replacing(old, new):
     return lambda n: [cell.update(source=cell.source.replace(old, new)) for cell in n.cells]
 
 
-def unhiding(**hidden):
-    return lambda n: [cell.metadata.get("jupyter", {}).update(hidden) for cell in n.cells]
-
-
 MISTAKES = {
     "run out of order": (executed_in_order, lambda n: code_cells(n)[2].update(execution_count=7)),
     "stderr": (without_errors_or_debris, printing("x", "stderr")),
     "an object's repr": (without_errors_or_debris, printing("<Axes: >")),
-    "a progress bar": (without_errors_or_debris, printing("\r 5%| 9it/s")),
     "a path printed": (without_absolute_paths, printing("in /home/me/x")),
-    "a path in code": (without_absolute_paths, replacing('"mini-llama"', '"/home/me/models/llama"')),
-    "an import that moved": (imports_exist, replacing("minislice.options", "minislice.teaching")),
-    "a file that moved": (imports_exist, replacing("notebook 04", "minislice/options/adapters.py")),
+    "a file that moved": (files_exist, replacing("notebook 04", "minislice/options/adapters.py")),
     "a figure without a reading": (figures_are_read, replacing("*Reading:", "*")),
-    "a solution in the open": (exercises_have_solutions, unhiding(source_hidden=False)),
-    "a solution without a check": (exercises_have_solutions, replacing("assert ", "print")),
-    "an answer in the question": (exercises_have_solutions, replacing("**Exercise 1.**", "**Exercise 1.** <details>")),
+    "a solution in the open": (exercises_have_solutions, lambda n: [c.metadata.pop("jupyter", 0) for c in n.cells]),
     "no minutes": (exercises_have_solutions, replacing(" minutes, difficulty", "difficulty")),
-    "a solution in the student's cell": (exercises_have_solutions, replacing("# your code", "# your code: k = 128")),
     "no tag": (exercises_have_solutions, lambda n: tagged(n, "solution")[0].metadata.update(tags=[])),
 }
 
@@ -232,5 +212,5 @@ def test_every_rule_can_fail(mistake):
     notebook = copy.deepcopy(read(NOTEBOOKS[0]))
     rule(notebook)
     change(notebook)
-    with pytest.raises((AssertionError, AttributeError, ImportError)):
+    with pytest.raises(AssertionError):
         rule(notebook)
