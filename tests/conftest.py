@@ -1,5 +1,6 @@
 """What every test runs under: the method's annotations checked, hypothesis repeatable, no network, no GPU."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def assets() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("needs MINISLICE_TEST_ASSETS, a folder with `models` and `oracle`")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def few_objects():
+    """For code that has garbage collected: what other tests have left isn't looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

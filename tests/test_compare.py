@@ -1,6 +1,5 @@
 """The judge at equal sizes: sizes are honest, rows whole and measured once, the command writes all or says why."""
 
-import gc
 import json
 import re
 
@@ -23,12 +22,7 @@ TINY = Recipe("llama", layers=3, tied=False, seed=5)
 ITEM = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection():
-    """After every row Python looks for garbage, but not among what was imported before."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def tiny(**options):

@@ -120,6 +120,16 @@ def test_no_script_writes_over_what_it_reads_or_what_is_not_of_its_kind(
 # Whole or not at all
 
 
+def test_what_appears_in_the_output_meanwhile_stays_and_the_new_folder_is_kept(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="exists and isn't empty") as error, whole_folder(out) as new:
+        (new / "config.json").write_text("new")
+        out.mkdir()
+        (out / "config.json").write_text("mine")
+    assert str(new) in str(error.value) and (new / "config.json").read_text() == "new"
+    assert snapshot(out) == {"config.json": b"mine"}
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path, monkeypatch):
     with whole_folder(tmp_path / "out") as new:

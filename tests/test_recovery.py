@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import gc
 import pydoc_data.topics
 import shutil
 
@@ -28,12 +27,7 @@ QUICK = {"rank": 4, "steps": 2, "learning_rate": 1e-2, "accumulation": 1, "held_
 TOO_FAST = {**QUICK, "learning_rate": 0.3, "every": 1}  # the first step is the best
 
 
-@pytest.fixture(autouse=True, scope="module")
-def few_objects():
-    """The Trainer has Python's garbage collected, which takes the longer the more objects other tests have left."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def sliced(family: str = "llama", **options):
