@@ -2,7 +2,6 @@
 
 import copy
 
-import pytest
 from models import Recipe
 
 import minislice
@@ -22,9 +21,3 @@ def test_rotations_are_not_seen_and_slicing_is_at_every_boundary_more_of_it_more
     assert max(layers.signal_errors(model, rotated, tokens)) < 1e-9
     monkeypatch.setattr(layers, "inner_products", lambda x: x)  # the mistake: the signals themselves are compared
     assert max(layers.signal_errors(model, rotated, tokens)) > 1e-3
-
-
-def test_a_model_that_is_not_fused_is_refused():
-    model = Recipe("llama").model()
-    with pytest.raises(ValueError, match=r"after minislice\.fuse, before it is sliced"):
-        layers.signal_errors(model, minislice.fuse(copy.deepcopy(model)), Recipe("llama").tokens())
