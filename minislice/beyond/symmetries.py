@@ -1,9 +1,8 @@
 """Beyond the paper: every symmetry of a transformer, the changes of its weights that leave what it computes unchanged.
 
-Theorem 1 is the best known. Each class is one symmetry: its theorem, group and use, and where it acts in a network
-(`places`; `anatomy` finds them). There it has a number of free parameters, a random element, and what this element does
-to the weights. All act on a fused network in float64. Matrices have a row for each output, as `nn.Linear`: a query is
-W_q x.
+Theorem 1 is the best known. Each class is one symmetry: its theorem, group and use, where it acts (`places`, which
+`anatomy` finds), its free parameters there, a random element, and what that does to the weights. All of them act on a
+fused network in float64. Matrices have a row for each output: a query is W_q x.
 """
 
 from collections.abc import Callable
@@ -191,8 +190,7 @@ class QueryKey(ValueOutput):
 class KeyConstant(ValueOutput):
     """k <- k + b: all scores of a query change by the same q^T b, which softmax doesn't see.
 
-    RoPE turns b by the key's position, so b may have only the dimensions that RoPE doesn't turn. `places` gives every
-    linear of attention a bias, of zeros where it had none.
+    RoPE turns b by the key's position, so b has only the dimensions that it doesn't turn. `places` adds zero biases.
     """
 
     name, group, use = "constant added to all keys", "R^(dimensions without RoPE)", "keys without biases (BEiT)"
