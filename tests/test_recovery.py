@@ -276,9 +276,11 @@ def test_the_command_goes_on_after_an_interruption_saves_and_reports(tmp_path, m
         kill_at(patch, 3)
         run(*command, "--out", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "sliced", ".out.recovery"}
+    (tmp_path / ".out.recovery" / "notes.txt").write_text("mine")
     status, out, err = run(*command, "--out", tmp_path / "out", "--json")
     result = document(out)
-    assert (status, err) == (0, "") and {path.name for path in tmp_path.iterdir()} == {"text.txt", "sliced", "out"}
+    assert (status, err) == (0, "") and (tmp_path / "out").is_dir()
+    assert [path.name for path in (tmp_path / ".out.recovery").iterdir()] == ["notes.txt"]
     loaded, _ = minislice.load(tmp_path / "out", device="cpu")
     measured = minislice.perplexity(loaded, windows(evaluation, 48, 8))
     assert result["perplexity after"] == pytest.approx(measured, rel=1e-6)

@@ -354,3 +354,9 @@ def test_minislice_says_where_a_script_is(capsys):
         assert main([name, "opt"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and (Path(__file__).parents[1] / said.split()[-2]).is_file()
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_sliced_models(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="a folder that `reproduce"):
+        Bench("cpu", work=tmp_path)

@@ -1,10 +1,10 @@
 """`minislice recover`: fine-tune a sliced model, and save the result as a sliced model like any other."""
 
 import argparse
-import shutil
 
 from ..architecture.folder import require_free
 from ..measuring.cost import parameters
+from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
 from .inputs import files_read, given, load_both, seqlen_of, texts_of, token_sets
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     trained_on, evaluation = tokens.described["calibration"], tokens.described["evaluation"]
     notes = {"perplexity": f"{report.after:.4f} ({evaluation}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)
-    shutil.rmtree(checkpoints)
+    delete(checkpoints)
     result = {
         "model": arguments.model,
         "perplexity before": report.before,

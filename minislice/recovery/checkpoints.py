@@ -7,8 +7,9 @@ checkpoint-16/seals.json     written last: the seal of every file of the checkpo
 """
 
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def _last(folder: Path) -> Path | None:
 def seal_checkpoint(checkpoint: Path) -> None:
     """Write the seals of all files; a checkpoint without them is unfinished."""
     _write(checkpoint / SEALS, {f"{checkpoint.name}/{path.name}": seal(path) for path in checkpoint.iterdir()})
+
+
+def delete(folder: Path) -> None:
+    """Delete what a recovery left in its folder, and the folder, unless something else is in it."""
+    for checkpoint in folder.glob("checkpoint-*/"):
+        shutil.rmtree(checkpoint)
+    (folder / SETTINGS).unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _write(path: Path, content: dict[str, str]) -> None:

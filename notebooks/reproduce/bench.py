@@ -30,6 +30,7 @@ from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
+MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
 # Of table 12, with the names that a LLaMA has for its linears.
 PRODUCTS = {"down_proj": ("down_proj",), "up_or_gate_proj": ("up_proj", "gate_proj"), "k_or_v": ("k_proj", "v_proj")}
 PRODUCTS |= {"q": ("q_proj",), "out": ("o_proj",), "total": ("total",)}
@@ -59,6 +60,10 @@ class Bench:
     processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
     last: tuple | None = None  # the last slicing: its setting, model, tokenizer and facts
+
+    def __post_init__(self):
+        if self.work is not None and self.work.exists() and not (self.work / MARK).is_file():
+            raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         outcome = Outcome()
@@ -95,8 +100,8 @@ class Bench:
     def forget(self) -> None:
         """Let the model of the last setting go, from memory and disk."""
         self.last = None
-        if self.work is not None:
-            shutil.rmtree(self.work, ignore_errors=True)
+        if self.work is not None and (self.work / MARK).is_file():
+            shutil.rmtree(self.work)
 
     def _model(self, setting: Setting, batch_size: int, outcome: Outcome):
         """The model that a setting asks for, sliced but not recovered, and its tokenizer."""
@@ -136,6 +141,7 @@ class Bench:
                 for other in self.work.glob("[!.]*/"):
                     shutil.rmtree(other)  # of the setting before
                 self.work.mkdir(exist_ok=True)
+                (self.work / MARK).touch()
                 if self.processes > 1:
                     run_processes(slice_command(made, out, batch_size, self.processes))
                 else:
