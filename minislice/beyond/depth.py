@@ -7,8 +7,7 @@ loss the negative log-likelihood of a token of the calibration set,
 
 as SLEB does (Song et al., ICML 2024). ShortGPT's block influence (Men et al., 2024), the mean of 1 - cos(x_l, x_{l+1})
 over tokens, takes one forward pass in all, but ignores what later layers make of the change. On seven small trained
-models its choice costs as much or more in every case: without one of babyllama's five layers a perplexity of 24.7 in
-place of 5.5. Losses measured once do worse, too (notebooks/measure/depth_rulers.py).
+models its choice costs as much or more in every case, and so do losses measured once (data/results/README.md).
 """
 
 import math

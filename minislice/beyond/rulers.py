@@ -10,11 +10,8 @@ sign, so much of it is chance over a few thousand tokens. Linear algebra alone g
 that a deletion loses, `Cost.lost`. It tells how the cost grows with each neuron, but not how much the blocks behind
 mind. So two measurements for each block, with a third of its neurons gone and with all, give a scale and a power.
 
-Why measure, and not predict? Of 62 deletions in SmolLM2, the divergence on one sequence of 512 tokens ranks the losses
-on two others with a rank correlation of 0.96, also for each parameter. The difference of losses has 0.91 (0.82 for
-each parameter), half the squared product with the loss's gradient (Fisher) 0.84 and 0.81, the energy 0.77 and 0.67.
-The means of seven small models are 0.90 and 0.86, 0.84 and 0.80, 0.90 and 0.84, 0.82 and 0.72
-(notebooks/measure/rulers.py).
+Why measure, and not predict? Of several rulers, the divergence on one sequence knows best in which order deletions hurt
+on others (data/results/README.md).
 """
 
 import copy
