@@ -155,6 +155,8 @@ def the_gate_stops_where_the_dense_model_is_not_the_papers(fake, folder):
             with pytest.raises(reproduce.ProtocolDiffers, match=r"[Tt]okenizer or protocol differ"):
                 run(place)
         assert fake.asked == SETTINGS[:1] and recorded(place)[0]["values"] == {"perplexity": DENSE + off}
+    quick = dataclasses.replace(PAPER, eval_samples=2)  # by which nothing printed was measured
+    assert run(folder, rows("opt", quick, [1], ["125M"]), profile=quick, limit=1)["done"] == 1
 
 
 def two_runs_into_one_file_are_refused(fake, folder):
@@ -191,6 +193,25 @@ def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
     text = report.markdown(records)
     assert f"| OPT-125M | 0% | dense | 27.67 *paper {DENSE}* +0.03 | done |" in text
     assert "| not run *paper 34.53* | not run |" in text and "Not as in the paper: nothing." in text
+
+
+def test_the_report_has_what_an_earlier_run_measured_and_no_later_failure_hides_it(fake, tmp_path, monkeypatch):
+    none = dataclasses.replace(PAPER, seeds=1, adapter="none")
+    one = dataclasses.replace(PAPER, seeds=1)
+    for profile in (none, one, PAPER):
+        run(tmp_path, rows("opt", profile, [1], ["125M"]), profile=profile)
+    monkeypatch.setattr(results, "revision_of", lambda setting: int("no hub"))
+    assert run(tmp_path)["failed"] == len(SETTINGS)
+    records = results.read(tmp_path / "results.jsonl")
+    table = list(csv.DictReader(io.StringIO(report.as_csv(records))))
+    own = [
+        line
+        for line in table
+        if line["table"] == "1" and line["model"] == "OPT-125M" and line["row"] != "sparsegpt_2:4"
+    ]
+    assert len(own) == 3 * 9 and {line["status"] for line in own} == {"done"}
+    said = [line for line in report.markdown(records).splitlines() if line.startswith("Not as in the paper")]
+    assert said == ["Not as in the paper: adapter 'none'.", *["Not as in the paper: nothing."] * 2]
 
 
 def the_papers_for_ours(right, *arguments):
@@ -299,6 +320,20 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     parts = {"down_proj": 1, "up_or_gate_proj": 2, "k_or_v": 2, "q": 1, "out": 1}
     assert values["dense_total"] == pytest.approx(sum(n * values[f"dense_{name}"] for name, n in parts.items()))
     assert values["total_ratio"] == pytest.approx(values["total"] / values["dense_total"])
+
+
+def test_recovery_takes_as_many_sequences_a_step_whatever_fits_into_memory(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(minislice, "recover", lambda model, tokens, **options: asked.update(options) or Outcome())
+    monkeypatch.setattr(Outcome, "steps", 2, raising=False)
+    setting = next(s for s in settings_of(rows("llama-2", SMALL, [9])) if s.recovery)
+    bench.recover(None, None, setting, Outcome())
+    assert asked == {"seed": 0, "steps": 2}
+
+
+def test_a_model_in_one_file_has_a_revision(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(20))
+    assert len(results.revision(str(tmp_path / "model.gguf"))) == 12
 
 
 # The scripts

@@ -77,7 +77,7 @@ class Bench:
             stream = self.tokens(setting, setting.recovery, "calibration", tokenizer)
             tokens = sample(stream, setting.recovery_samples, setting.recovery_seqlen, setting.seed)
             outcome.facts["recovery"] = described(setting.recovery, tokens)
-            recover(model, tokens, setting, batch_size, outcome)
+            recover(model, tokens, setting, outcome)
         outcome.facts["parameters"] = minislice.parameters(model)
         with outcome.timed(setting.measure):
             if setting.measure == "perplexity":
@@ -192,11 +192,11 @@ def run_processes(command: list[str]) -> None:
         raise ValueError(f"slicing by several processes failed: {said[0] if said else done.stderr.strip()[-300:]}")
 
 
-def recover(model, tokens: Tensor, setting: Setting, batch_size: int, outcome: Outcome) -> None:
-    """Recovery fine-tuning, in place."""
+def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome) -> None:
+    """Recovery fine-tuning, in place, with as many sequences a step as `recover` takes: memory must not change that."""
     steps = {} if setting.recovery_steps is None else {"steps": setting.recovery_steps}
     with outcome.timed("recover"):
-        found = minislice.recover(model, tokens, batch_size=batch_size, seed=setting.seed, **steps)
+        found = minislice.recover(model, tokens, seed=setting.seed, **steps)
     outcome.facts["recovery steps"] = found.steps
 
 
@@ -277,6 +277,6 @@ def slicing_and_recovery(setting: Setting, device: str, batch_size: int, outcome
     with outcome.timed("slice"):
         minislice.slice_model(model, tokens, batch_size=batch_size, **options(setting))
     shape = (setting.recovery_samples, setting.recovery_seqlen)
-    recover(model, torch.randint(config.vocab_size, shape, generator=generator), setting, batch_size, outcome)
+    recover(model, torch.randint(config.vocab_size, shape, generator=generator), setting, outcome)
     seconds = outcome.facts["seconds"]
     outcome.values = {"slicing_minutes": seconds["slice"] / 60, "rft_minutes": seconds["recover"] / 60}

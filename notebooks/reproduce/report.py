@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import FAMILIES, PROFILES, SLIPS, TABLES, Profile, Row, Setting, rows
+from protocol import FAMILIES, PROFILES, SLIPS, TABLES, Profile, Row, Setting, rows, settings_of
 from results import read
 
 from minislice.architecture.folder import require_file, whole_file
@@ -27,8 +27,7 @@ from minislice.version import __version__
 HELP = "write the report of a results file: Markdown, and a CSV beside it"
 TITLE = "# Reproduction of SliceGPT's tables"
 NOT_RUN, PRINTED = "not run", "printed only"
-# Fields of a profile that decide no value, or are shown beside it.
-SHOWN_ELSEWHERE = ("name", "seeds", "signals", "adapter", "tasks_from", "length", "rounds", "repeats")
+SHOWN_IN_ROWS = ("name", "seeds", "signals")  # fields of a profile
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,12 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Cell))
 
 
 def cells(family: str, profile: Profile, records: list[dict]) -> list[Cell]:
-    """Every cell of a family's tables; `records` are of this family and profile."""
-    by_setting = {Setting(**record["setting"]): record for record in records}
+    """Every cell of a family's tables, with what the records have of it, whatever profile they were made for.
+
+    Of two records of one setting the later counts; what is done isn't hidden by a later failure.
+    """
+    in_order = sorted(records, key=lambda record: record["status"] == "done")
+    by_setting = {Setting(**record["setting"]): record for record in in_order}
     every = []
     for row in sorted(rows(family, profile), key=lambda row: row.table):
         for signal in dict.fromkeys(setting.signal for setting in row.settings) or [None]:
@@ -111,11 +114,10 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
 
 
 def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
-    """The families and profiles in a file, each with its records."""
-    runs: dict[tuple[str, Profile], list[dict]] = {}
-    for record in records:
-        runs.setdefault((record["family"], Profile(**record["profile"])), []).append(record)
-    return [(*run, own) for run, own in runs.items()]
+    """The families and profiles in a file, each with the records of its settings: runs share what was measured once."""
+    runs = dict.fromkeys((record["family"], Profile(**record["profile"])) for record in records)
+    asked = {run: {*settings_of(rows(*run))} for run in runs}
+    return [(*run, [r for r in records if Setting(**r["setting"]) in asked[run]]) for run in runs]
 
 
 def markdown(records: list[dict]) -> str:
@@ -129,7 +131,7 @@ def markdown(records: list[dict]) -> str:
         title = FAMILIES[family].title
         if profile.is_papers:
             ours, papers = vars(profile), vars(PROFILES["paper"]) | {"dtype": "float16"}
-            changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_ELSEWHERE and ours[n] != papers[n]]
+            changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_IN_ROWS and ours[n] != papers[n]]
             lines += [f"## {title}", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
         else:
             lines += [f"## {profile.stand_in}, in {title}'s place"]

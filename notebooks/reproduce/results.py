@@ -45,7 +45,7 @@ def revision_of(setting: Setting) -> str:
 
 @functools.cache
 def revision(source: str) -> str:
-    """The hub's commit of a model, or a checksum of a folder's config and weights.
+    """The hub's commit of a model, or a checksum of a folder's config and weights, or of a GGUF file.
 
     Raises:
         ValueError: there is no such model, or the hub can't be reached.
@@ -53,7 +53,8 @@ def revision(source: str) -> str:
     place = locate(source)
     if not isinstance(place, Path):
         return getattr(load_config(place), "_commit_hash", None) or "unknown"
-    sums = [checksum(path) for path in (place / "config.json", *sorted(place.glob("*.safetensors")))]
+    files = [place] if place.is_file() else [place / "config.json", *sorted(place.glob("*.safetensors"))]
+    sums = [checksum(file) for file in files]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
