@@ -15,13 +15,13 @@ from grading import wire
 from wrong_answers import WRONG
 
 from minislice.command.cli import run_script
-from minislice.teaching.assignments import catalogue, exercise, feedback
-from minislice.teaching.assignments.catalogue import ASSIGNMENTS
+from minislice.teaching.assignments import NAMES, assignment, exercise, feedback, markdown
 from minislice.teaching.assignments.forms import same
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks" / "assignments"
 README = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+ASSIGNMENTS = {name: assignment(name) for name in NAMES}
 QUESTIONS = {  # the capstone's is in test_capstone.py
     f"{given.name}.{question.name}": question
     for given in ASSIGNMENTS.values()
@@ -134,7 +134,8 @@ def tried(question, rejected, order=0):
         raises = rejected(right, trials.count(True), trials.count(False))
         return exercise.raised("AssertionError", "") if raises else None
 
-    return question.try_out(rejects, np.random.default_rng(order)).share
+    _, killed = question.try_out(rejects, np.random.default_rng(order))
+    return question.share(killed)
 
 
 @pytest.mark.parametrize("question", MUTATIONS.values(), ids=MUTATIONS)
@@ -252,7 +253,7 @@ def test_the_command_lists_and_builds_or_says_why_not(tmp_path, capsys):
 
 def test_an_assignment_needs_nothing_but_numpy():
     """The judge of the capstone, which slices a model, imports what it needs when it is called."""
-    for path in [*Path(catalogue.__file__).parent.glob("*.py"), *builder.ANSWERS.glob("*.py")]:
+    for path in [*Path(exercise.__file__).parent.glob("*.py"), *builder.ANSWERS.glob("*.py")]:
         imported = re.findall(r"^(?:from|import) (\.\.|\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert {*imported} <= sys.stdlib_module_names | {"numpy"}, path.name
 
@@ -260,15 +261,21 @@ def test_an_assignment_needs_nothing_but_numpy():
 # The instructors' README, and a question's text
 
 
-def test_the_readmes_exercise_works(capsys):
+def test_the_readmes_exercise_works(capsys, monkeypatch, tmp_path):
+    text, code = (re.search(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)[1] for kind in ("markdown", "python"))
+    monkeypatch.setattr(markdown, "TEXTS", tmp_path)
+    (tmp_path / "a10.md").write_text(text, encoding="utf-8")
     module = {"__package__": "minislice.teaching.assignments", "__name__": "minislice.teaching.assignments.a10"}
-    exec(re.search(r"```python\n(.*?)```", README, flags=re.DOTALL)[1], module)
+    exec(code, module)
 
     for answer, right in ((lambda x: x / np.linalg.norm(x), True), (lambda x: x.copy(), False)):
         answer.__name__ = "unit"
         assert module["check"](answer) is right
     printed = capsys.readouterr().out
     assert "A10.unit  ok, 5 cases" in printed and "It is x as it was." in printed
+    (tmp_path / "a10.md").write_text(text.replace(" points", ""), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a10.md isn't written as the other texts are, from 'unit"):
+        exec(code, module)
 
 
 @pytest.mark.slow

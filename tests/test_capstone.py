@@ -9,7 +9,7 @@ from test_assignments import solution
 from minislice.teaching.assignments import c1
 from minislice.teaching.assignments.exercise import examine
 
-QUESTION = c1.C1.question("plan")
+(QUESTION,) = c1.C1.questions
 WHOLE = {"width": [192] * 9, "neurons": [480] * 4, "drop": [], "adapter": "none", "repair": 0}
 SLICEGPT = {**WHOLE, "width": [126] * 8 + [192], "adapter": "full"}
 

@@ -22,7 +22,7 @@ from minislice.teaching.assignments.judging import Places
 LIMITS = Limits(memory=1 << 30, cpu=1, wall=20)
 SECRET = b"the secret of this course"
 GIVEN = [("given", "import numpy as np")]
-PLAIN = {"minutes": 1, "difficulty": 1, "text": "", "hints": ()}
+PLAIN = {"minutes": 1, "difficulty": 1, "importance": 1, "text": "", "hints": ()}
 
 
 def _question(name, expected):
@@ -57,8 +57,12 @@ CHECK = QuickCheck(
     hidden={"negative": lambda x: 2 * np.abs(x), "long": lambda x: 2 * x + (len(x) > 3)},
     **PLAIN,
 )
-QUESTIONS = _question("double", lambda x: 2 * x), _question("square", lambda x: x**2), CHECK
-TOY = Assignment("toy", "Toy", goal="", before="", difficulty=1, questions=QUESTIONS)
+QUESTIONS = {
+    "double": _question("double", lambda x: 2 * x),
+    "square": _question("square", lambda x: x**2),
+    "check": CHECK,
+}
+TOY = Assignment("toy", "Toy", goal="", before="", difficulty=1, questions=[*QUESTIONS.values()])
 RIGHT = {"toy_double": "def double(x):\n    return 2 * x", "toy_square": "def square(x):\n    return x * x"}
 WRONG = "\ndef double(x):\n    return x"
 
@@ -75,7 +79,7 @@ UNPROTECTED = Sandbox(LIMITS, isolated=False)  # but for limits: whoever judges 
 def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
     """The mark of one answer in a submission whose other answers are right."""
     answers = {**others, f"toy_{name}": textwrap.dedent(code)}
-    return mark(TOY, TOY.question(name), Submission(answers), GIVEN, sandbox, SECRET, reference)
+    return mark(TOY, QUESTIONS[name], Submission(answers), GIVEN, sandbox, SECRET, reference)
 
 
 def answered(sandbox, code, *arguments):
@@ -108,6 +112,8 @@ def test_a_slip_in_one_function_costs_its_own_points_alone(best):
         ("def double(x):\n    x *= 2\n    return x", "failed", "changes its argument"),
         ("def double(x):\n    return np.zeros(10**7)", "failed", "must be made of None, bool"),
         ("def double(x):\r    raise ValueError(str(x))  # \x0b<b>", "failed", "`raise ValueError(str(x))  #  <b>`: V"),
+        ("import torch\ndef double(x):\n    return 2 * x", "failed", "Only NumPy and Python's standard library"),
+        ("def double(x):\n    return twice(x)", "failed", "NameError; Only the cells of this answer and"),
         ("def double(x):\n    raise type(f'E{x[0]}', (Exception,), {})", "failed", "an exception"),
     ],
 )
@@ -127,7 +133,7 @@ def test_hidden_cases_and_the_order_of_candidates_depend_on_the_secret_and_the_q
     tried = set()
     for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), ("check", b"a"), ("check", b"b")):
         seen = []
-        mark(TOY, TOY.question(name), Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
+        mark(TOY, QUESTIONS[name], Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
         tried.add(str(seen))
     assert len(tried) == 5
 
@@ -195,7 +201,7 @@ FORGED = {  # written to every descriptor in place of a result
     "the grader's own words": wire.encode(("returned", True, [])),
     "an array as a word": wire.encode((np.ones(3), np.ones(3), np.ones(3))),
     "a candidate's answer": wire.encode(("call", (np.ones(2),))),
-    "a number as the line": b'{"tuple": ["raised", "ValueError", 31415926535]}',
+    "a number as the line": b'["raised", "ValueError", 31415926535]',
     "no message": b"\x80\x04\x95\x1a",
 }
 CHEATS = {
@@ -223,9 +229,9 @@ def test_what_is_forged_arrives_so_that_a_right_result_passes():
     code = """
 import base64, os
 def array(x):
-    return '{"array": ["<f8", [%d], "%s"]}' % (len(x), base64.b64encode(x.tobytes()).decode())
+    return '{"ndarray": ["<f8", [%d], "%s"]}' % (len(x), base64.b64encode(x.tobytes()).decode())
 def double(x):
-        message = '{"tuple": ["returned", %s, [%s]]}\\n' % (array(2 * x), array(x))"""
+        message = '["returned", %s, [%s]]\\n' % (array(2 * x), array(x))"""
     assert marked(UNPROTECTED, code + TO_ALL.format("message.encode()") + "\n        os._exit(0)").status == "passed"
 
 

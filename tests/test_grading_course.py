@@ -25,7 +25,7 @@ WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return
 FORGOTTEN = RIGHT.replace('("b_out", "b_out2")', "()")
 # By student: the answer, what else is done to the notebook, the points, the status, and words of the comment.
 CLASSROOM = {
-    "ada": (RIGHT, None, 15, "passed", "A3.rotate  ok, 5 cases"),
+    "ada": (f"{RIGHT}\n\nnp.linalg.qr?\ncheck(rotate)\ndisplay(3)", None, 15, "passed", "A3.rotate  ok, 5 cases"),
     "fin": (FORGOTTEN, None, 13, "partial", "Hint: who writes the signal besides W_out?"),
     "hal": (WRONG, None, 0, "failed", "W_embd"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)')", None, 0, "failed", "IOError('<script>"),
@@ -171,7 +171,7 @@ def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again
 
 
 def test_a_file_that_is_no_notebook_costs_only_its_student(course):
-    texts = ["", '{"cells": [3]}', "[" * 100_000, "\udc80", "a link"]
+    texts = ["", '{"cells": [3]}', "[" * 100_000, "\udc80", "another name", "a link"]
     students = [f"s{number}" for number in range(len(texts))]
     with opened(course) as gradebook:
         for student, text in zip(students, texts, strict=True):
@@ -179,11 +179,14 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
             gradebook.add_submission("a3", student)
             file = hand_in(course, student, text)
         gradebook.db.commit()
+    other = course / "submitted" / students[-2] / "a3"
+    (other / "a3.ipynb").rename(other / "a3-final.ipynb")
     file.unlink()
     file.symlink_to(course / "source" / "a3" / "a3.ipynb")
     ann, _, *rows = run(course)
     assert ann.points == 10 and [row.student for row in rows] == students
     assert {(row.points, row.status) for row in rows} == {(0, "unreadable")}
+    assert rows[-2].message == "A3.rotate  no a3.ipynb was handed in, but a3-final.ipynb"
     assert rows[-1].message == "A3.rotate  a3.ipynb is a link to another place"
 
 

@@ -13,18 +13,27 @@ from minislice.teaching.assignments.forms import same
 
 DTYPES = ("?", "i1", "<i8", "u1", "<f2", "<f4", "<f8", "<c16")
 VALUES = [
-    *(None, True, 2**63 - 1, -0.5, "text \u0000 \U0001f600", [], [1, [2.0, "x"]], (), ("a", (None,))),
-    *({}, {"key": {"inner": (1, [2])}}, *(np.ones(shape, dtype) for dtype in DTYPES for shape in ((), (0, 3), (2, 3)))),
+    *(None, True, 2**63 - 1, -0.5, "text \u0000 \U0001f600", [], [1, [2.0, "x"]]),
+    *(
+        {},
+        {"key": {"inner": [1, [2]]}},
+        *(np.ones(shape, dtype) for dtype in DTYPES for shape in ((1,), (0, 3), (2, 3))),
+    ),
     *(np.float32(1.5), np.int64(3), np.bool_(True)),
 ]
+
+
+class Subclass(np.ndarray):
+    pass
 
 
 def test_what_is_sent_arrives():
     for value in VALUES:
         assert same(wire.decode(wire.encode(value)), value)
     view = np.arange(6.0).reshape(2, 3).T[::2]
-    for array in (view, view.astype(">f8")):
-        assert np.array_equal(wire.decode(wire.encode(array)), view)
+    for array in (view, view.astype(">f8"), view.view(Subclass), np.matrix(view)):
+        assert same(wire.decode(wire.encode(array)), view)
+    assert same(wire.decode(wire.encode(np.linalg.eigh(np.eye(2)))), [np.ones(2), np.eye(2)])
 
 
 @given(strategies.sampled_from(range(len(VALUES))), strategies.data())
@@ -38,9 +47,9 @@ def test_what_is_damaged_is_an_error_or_another_value(index, data):
 def test_hostile_bytes_are_an_error():
     for body in (
         *(b"", b"x", b"1 2", b"[" * 90_000, b"[" + b"0," * 200_000 + b"0]", b"1" * 5000, b'"' + b"x" * wire.CAP + b'"'),
-        *(b"{}", b'{"list": []}', b'{"array": 1, "tuple": []}', b'{"tuple": 1}', b'{"array": ["<f8", [9], "AAAA"]}'),
-        b'{"array": ["<f8", [0, 4194304, 4194304, 4194304], ""]}',
-        *(b'{"array": ["O", [1], "AAAAAAAAAAA="]}', b'{"array": [["f8", "i8"], [], ""]}', pickle.dumps([1])),
+        *(b'{"ndarray": 1}', b'{"ndarray": []}', b'{"ndarray": ["<f8", [9], "AAAA"]}', pickle.dumps([1])),
+        b'{"ndarray": ["<f8", [0, 4194304, 4194304, 4194304], ""]}',
+        *(b'{"ndarray": ["O", [1], "AAAAAAAAAAA="]}', b'{"ndarray": [["f8", "i8"], [], ""]}'),
     ):
         with pytest.raises(wire.WireError):
             wire.decode(body)
@@ -50,11 +59,8 @@ def test_hostile_bytes_are_an_error():
 
 
 def test_what_is_not_plain_is_not_sent():
-    class Array(np.ndarray):
-        pass
-
     for value in (
-        *(object(), {1: 2}, {1, 2}, b"bytes", 10**5000, np.ones(1).view(Array), [0] * 200_000, "x" * (5 << 20)),
+        *(object(), {(1,): 2}, {1, 2}, b"bytes", 10**5000, [0] * 200_000, "x" * (5 << 20)),
         *(np.zeros(2, dtype) for dtype in ("O", "U3", "M8[s]", "f8,i8")),
         *(np.broadcast_to(np.zeros(1), (1 << 20,)), (ring := []).append(ring) or ring),
     ):

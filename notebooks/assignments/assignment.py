@@ -17,7 +17,7 @@ from typing import Any
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
-from minislice.teaching.assignments.catalogue import ASSIGNMENTS, assignment
+from minislice.teaching.assignments import NAMES, assignment
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Task
 
 HELP = "list the assignments, or write the notebook of one"
@@ -96,13 +96,19 @@ _HOW_TO = {
     "check": """\
 Replace every `raise NotImplementedError()` and run the cell below it: `check` tries your function on small random
 cases and says what is wrong in the smallest one where it fails. `check(..., hint=1)` gives a first hint,
-`check(..., seed=1)` takes other random numbers. Your grade comes from other random numbers as well; only the cells for
-your answers are read. Your functions may call each other; write helpers inside a function, or above it in its cell.""",
+`check(..., seed=1)` takes other random numbers. Your functions may call each other. After a restart of the kernel, run
+the cells again from the first.
+
+Your grade comes from other random numbers. Only the cells for your answers are read: write helpers and imports into
+the cell that uses them. Import nothing but NumPy and Python's standard library, since the grader has nothing else.""",
     "score": """\
 Replace `raise NotImplementedError()` and run the cell below it: `score` runs your check on the right function and on
 all mutants, the three that you see and five that you don't. `score(check, hint=1)` gives a first hint. A check that
 rejects the right function, with any of 20 random generators, gets no points; a mutant counts as killed if it is
-rejected every time. Only the cell for your answer is read; write helpers inside your function, or above it.""",
+rejected every time. To try your check by hand, copy a function from the text below into a cell of your own.
+
+Only the cell for your answer is read: write helpers and imports into it. Import nothing but NumPy and Python's standard
+library, since the grader has nothing else.""",
 }
 
 
@@ -153,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
         build(options.name, options.to, options.release, options.force)
         print(f"wrote {options.to}")
         return
-    for given in ASSIGNMENTS.values():
+    for given in map(assignment, NAMES):
         functions = ", ".join(question.name for question in given.questions)
         facts = f"{stars(given.difficulty)}  {given.minutes:3d} min  {given.points:2d} points"
         print(f"{given.name}  {given.title:28s} {facts}  {functions}")

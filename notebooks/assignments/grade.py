@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
-from minislice.teaching.assignments.catalogue import assignment as assignment_of
+from minislice.teaching.assignments import assignment as assignment_of
+from minislice.teaching.assignments.exercise import MutationQuestion, Question
 
 HELP = "grade the submissions of an assignment in an nbgrader course"
 CONSEQUENCE = "they can read files and use the network; on Linux as root, or with user namespaces, they can't"
@@ -62,7 +63,7 @@ def grade(
     if not secret:
         raise ValueError(f"the seed file {seed_file} is empty: write something into it that nobody guesses")
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
-        cells = given(book.source, [assignment.answer_id(question) for question in assignment.questions])
+        cells = given(book.source, assignment)
         source = book.source.resolve()
         reference = submission(source, source.parent).answers
         sandbox = Sandbox.best(limits or Limits())
@@ -72,20 +73,21 @@ def grade(
                 raise ValueError(warning)
             print(f"minislice: {warning}", file=sys.stderr)
         handed_in = {student: submission(folder / book.source.name, folder) for student, folder in book.folders.items()}
-        work = {
-            (student, question.name): (assignment, question, handed_in[student], cells, sandbox, secret, reference)
-            for student in handed_in
-            for question in assignment.questions
-        }
+        work = [(student, question) for student in handed_in for question in assignment.questions]
+
+        def marked(student: str, question: Question | MutationQuestion) -> marking.Mark:
+            return marking.mark(assignment, question, handed_in[student], cells, sandbox, secret, reference)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(lambda what: marking.mark(*what), work.values())
-            marks = list(tqdm(found, total=len(work), desc="grade", disable=not progress))
+            marks = list(
+                tqdm(pool.map(marked, *zip(*work, strict=True)), total=len(work), desc="grade", disable=not progress)
+            )
         rows = []
         for (student, question), mark in zip(work, marks, strict=True):
-            most = book.most[question]
+            most = book.most[question.name]
             points = round(mark.share * most, 2)
-            rows.append(Row(student, assignment.name, question, points, most, mark.status, "; ".join(mark.lines)))
-            book.write(student, assignment.question(question), points, mark.lines)
+            rows.append(Row(student, assignment.name, question.name, points, most, mark.status, "; ".join(mark.lines)))
+            book.write(student, question, points, mark.lines)
         with open(unfinished, "w", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, [column.name for column in dataclasses.fields(Row)])
             writer.writeheader()

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure
-from .forms import Array, Form, Gone, Maybe
+from .forms import Array, Form, Value
 from .judging import Places, Wanted, close, compared
 from .markdown import read
 
@@ -27,8 +27,7 @@ def _reader_cases(rng: np.random.Generator) -> Cases:
 
 
 def _reader_form(W: np.ndarray, b: Any, alpha: np.ndarray, beta: Any) -> Form:
-    bias = Array("b", W.shape[1:])
-    return Array("W", W.shape), Maybe(bias) if b is None and beta is None else bias
+    return Array("W", W.shape), Array("b", W.shape[1:], optional=b is None and beta is None)
 
 
 def _judge_reader(result: tuple, **layer: Any) -> Failure | None:
@@ -114,10 +113,11 @@ def _fuse_form(net: dict) -> Form:
     (V, D), (B, _, H) = net["W_embd"].shape, net["W_in"].shape
     weights = ("W_embd", "W_pos", "W_in", "W_out")
     form = {name: None if net[name] is None else Array(name, net[name].shape) for name in weights}
-    form |= {"b_in": Maybe(Array("b_in", (B, H))), "b_out": Maybe(Array("b_out", (B, D)))}
-    form |= {"W_head": Array("W_head", (D, V)), "b_head": Maybe(Array("b_head", (V,)))}
-    gone = Gone("the fused network still has it; a norm without weights has none")
-    return form | {"alpha": gone, "beta": gone}
+    biases = {"b_in": (B, H), "b_out": (B, D), "b_head": (V,)}
+    form |= {name: Array(name, shape, optional=True) for name, shape in biases.items()}
+    none = "None: a norm without weights has none"
+    gone = {name: Value(name, none, lambda weights: weights is None) for name in ("alpha", "beta")}
+    return form | {"W_head": Array("W_head", (D, V))} | gone
 
 
 def _judge_fuse(fused: dict, net: dict) -> Failure | None:

@@ -130,7 +130,7 @@ def _thin(
 
 
 def _thin_form(C: np.ndarray, W: np.ndarray, ridge: float, count: int) -> Form:
-    return Array("kept", (len(C) - count,)), Array("W", (len(C) - count, W.shape[1]))
+    return Array("kept", (len(C) - count,), numbers="int64"), Array("W", (len(C) - count, W.shape[1]))
 
 
 def _judge_thin(result: tuple, **given: Any) -> Failure | None:

@@ -58,9 +58,9 @@ class Task:
     name: str  # of the function or question: the answer is under this name in `notebooks/assignments/answers`
     points: int
     minutes: int
-    difficulty: int  # 1 to 3 stars, as importance
+    difficulty: int  # 1 to 3 stars
+    importance: int  # 1 to 3 stars
     text: str  # what to do, and the equation, in Markdown
-    importance: int = field(default=2, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -117,48 +117,38 @@ class MutationQuestion(Task):
         return copy.deepcopy(arguments)
 
     def try_out(
-        self, rejects: "Callable[[Callable, int, bool], Failure | None]", order: np.random.Generator
-    ) -> "Kills":
+        self, rejects: Callable[[Callable, int, bool], Failure | None], order: np.random.Generator
+    ) -> tuple[Failure | None, list[str]]:
         """Run a check on all candidates, in random order: a check that counts its trials learns nothing.
 
         Args:
             rejects: runs the student's check on a candidate with the generator of the trial's number, and is told if it
                 is the right one; returns None if the check accepts it, otherwise how it raised (see `raised`).
             order: draws the order of the trials.
+
+        Returns how the check rejected the right function, or None, and the names of the mutants that it killed.
         """
         mutants = {**self.shown, **self.hidden}
         trials = ["the right function"] * self.reference_seeds + list(mutants) * self.mutant_seeds
         survived = set()
         for trial, index in enumerate(order.permutation(len(trials))):
             name = trials[index]
-            rejected = rejects(self._candidate(mutants.get(name, self.reference)), trial, name not in mutants)
+            function = mutants.get(name, self.reference)
+            rejected = rejects(lambda *given, run=function: run(*self.allowed(given)), trial, name not in mutants)
             if rejected and name not in mutants:
-                return Kills(rejected, (), tuple(mutants))
-            if not rejected and name in mutants:
+                return rejected, []
+            if not rejected:
                 survived.add(name)
-        return Kills(None, *(tuple(n for n in mutants if (n in survived) is alive) for alive in (False, True)))
+        return None, [name for name in mutants if name not in survived]
 
-    def _candidate(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *arguments: function(*self.allowed(arguments))
+    def share(self, killed: Sequence[str]) -> float:
+        return len(killed) / (len(self.shown) + len(self.hidden))
 
-    def heading(self, kills: "Kills") -> str:
-        if kills.rejected:
+    def heading(self, rejected: Failure | None, killed: Sequence[str]) -> str:
+        if rejected:
             return "FAILED  it raises on the right function"
-        shown, hidden = (sum(name in mutants for name in kills.killed) for mutants in (self.shown, self.hidden))
+        shown, hidden = (sum(name in mutants for name in killed) for mutants in (self.shown, self.hidden))
         return f"kills {shown} of {len(self.shown)} shown and {hidden} of {len(self.hidden)} hidden mutants"
-
-
-@dataclass(frozen=True)
-class Kills:
-    """The result of a check: how it rejected the right function (or None), and which mutants it killed."""
-
-    rejected: Failure | None
-    killed: tuple[str, ...]
-    survived: tuple[str, ...]
-
-    @property
-    def share(self) -> float:
-        return len(self.killed) / (len(self.killed) + len(self.survived))
 
 
 @dataclass(frozen=True)
@@ -187,12 +177,6 @@ class Assignment:
         """The name of the function that tries an answer: `check`, or `score` if the student writes `check`."""
         return "score" if any(isinstance(question, MutationQuestion) for question in self.questions) else "check"
 
-    def question(self, name: str) -> Question | MutationQuestion:
-        questions = {question.name: question for question in self.questions}
-        if name not in questions:
-            raise ValueError(f"{self.name} has no function {name}; it asks for {', '.join(questions)}")
-        return questions[name]
-
     def answer_id(self, question: Task) -> str:
         """The grade_id of the cell that the student fills in."""
         return f"{self.name}_{question.name}"
@@ -215,9 +199,11 @@ def examine(question: Question, arguments: Mapping[str, Any], result: Any, after
     for name, value in arguments.items():
         if not same(value, after[name]):
             return Failure("changed", name, "the function changes its argument: make a copy first")
-    misfits = [] if question.parts else None
+    misfits: list[Misfit] = []
     try:
         result = conform(question.returns(**arguments), result, "the result", misfits)
+        if misfits and not question.parts:
+            raise misfits[0]
         with np.errstate(all="ignore"):
             failure = question.judge(result, **arguments)
         return replace(Failure(*misfits[0].args), fine=failure.fine, wrong=failure.wrong) if misfits else failure

@@ -7,7 +7,7 @@ import copy
 import linecache
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,15 @@ from .forms import described
 
 def checker(assignment: Assignment) -> Callable[..., bool]:
     """The function `check` of an assignment; a mutation exercise calls it `score`."""
+    questions = {question.name: question for question in assignment.questions}
 
     def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
         """Try a function, print what is wrong with it, and return whether it is right."""
-        name = _name_of(function, assignment)
-        try:
-            question = assignment.question(name)
-        except ValueError as error:
-            print(error)
+        name = _name_of(function, questions)
+        if name not in questions:
+            print(f"{assignment.name} has no function {name}; it asks for {', '.join(questions)}")
             return False
+        question = questions[name]
         run = _mutants if isinstance(question, MutationQuestion) else _cases
         heading, failure, right = run(question, function, seed)
         if failure and failure.kind == "missing":
@@ -45,13 +45,13 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
     return check
 
 
-def _name_of(function: Callable[..., Any], assignment: Assignment) -> str:
-    """The name of the question: the notebook's variable that holds the function, or the function's own name."""
+def _name_of(function: Callable[..., Any], names: Iterable[str]) -> str:
+    """The name of the notebook's variable that holds the function, or else the function's own name."""
     frame = sys._getframe()
     while frame := frame.f_back:
-        for question in assignment.questions:
-            if function is frame.f_globals.get(question.name):
-                return question.name
+        for name in names:
+            if function is frame.f_globals.get(name):
+                return name
     return getattr(function, "__name__", type(function).__name__)
 
 
@@ -88,10 +88,10 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
             return _how_raised(error, check)
         return None
 
-    kills = question.try_out(rejects, np.random.default_rng(seed))
-    alive = [] if kills.rejected else [name for name in kills.survived if name in question.shown]
-    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive else kills.rejected
-    return question.heading(kills), failure, not kills.survived
+    rejected, killed = question.try_out(rejects, np.random.default_rng(seed))
+    alive = [name for name in question.shown if name not in killed]
+    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive and not rejected else rejected
+    return question.heading(rejected, killed), failure, question.share(killed) == 1
 
 
 def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:

@@ -11,10 +11,12 @@ LARGEST = 2**62  # of a number that a function returns
 
 @dataclass(frozen=True)
 class Array:
-    """A float64 array of this shape. A side given by a letter may have any length."""
+    """A float64 array of this shape, where whole numbers count as float64. A side given by a letter has any length."""
 
     name: str
     shape: tuple[int | str, ...]
+    optional: bool = False  # None is right as well
+    numbers: str = "float64"  # what a message says is expected
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,7 @@ class Value:
     fits: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class Maybe:
-    """None, or an array."""
-
-    array: Array
-
-
-@dataclass(frozen=True)
-class Gone:
-    """An entry that a dictionary must not have, or only as None."""
-
-    why: str
-
-
-# The form of a result: an Array, a Maybe, a Number, a Value, None, or a tuple, list or dictionary of forms.
+# The form of a result: an Array, a Number, a Value, None, or a tuple, list or dictionary of forms.
 Form = Any
 
 
@@ -56,15 +44,12 @@ class Misfit(Exception):
     """A result has another form. Its arguments: the kind of failure, the place, what is wrong there."""
 
 
-def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = None) -> Any:
+def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
     """The result in its form: tuples or lists as in the form, numbers as Python's, arrays as float64; or a Misfit.
 
-    Args:
-        misfits: collects the misfits of arrays instead of raising them; NaN takes the place of such an array.
+    `misfits` collects the misfits of arrays; NaN takes the place of such an array.
     """
-    if isinstance(form, Maybe):
-        return None if result is None else conform(form.array, result, name, misfits)
-    if form is None:
+    if form is None or (isinstance(form, Array) and form.optional and result is None):
         if result is not None:
             raise Misfit("type", name, f"expected None, got {described(result)}")
         return None
@@ -72,10 +57,8 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
         try:
             return _array(form, result)
         except Misfit as misfit:
-            if misfits is None:
-                raise
             misfits.append(misfit)
-            return np.full(form.shape, np.nan)
+            return np.full([side if isinstance(side, int) else 1 for side in form.shape], np.nan)
     if isinstance(form, Number):
         return _number(form, result)
     if isinstance(form, Value):
@@ -85,11 +68,7 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit] | None = N
     if isinstance(form, dict):
         if not isinstance(result, dict):
             raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
-        for key, part in form.items():
-            if isinstance(part, Gone) and result.get(key) is not None:
-                raise Misfit("type", key, part.why)
-        present = {key: part for key, part in form.items() if not isinstance(part, Gone)}
-        return {key: conform(part, result.get(key), key, misfits) for key, part in present.items()}
+        return {key: conform(part, result.get(key), key, misfits) for key, part in form.items()}
     names = ["the dictionary" if type(p) is dict else getattr(p, "name", f"{name}[{i}]") for i, p in enumerate(form)]
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
         wanted = f"{len(form)} values, {', '.join(names)}"
@@ -104,7 +83,7 @@ def _array(form: Array, result: Any) -> np.ndarray:
     got = result.shape if fits else ()
     shape = tuple(n if isinstance(side, str) else side for side, n in zip(form.shape, got, strict=False))
     if not fits or shape != got or len(shape) != len(form.shape):
-        wanted = f"float64 [{', '.join(map(str, form.shape))}]"
+        wanted = f"{form.numbers} [{', '.join(map(str, form.shape))}]"
         raise Misfit("shape" if fits else "type", form.name, f"expected {wanted}, got {described(result)}")
     finite = np.isfinite(result)
     if not finite.all():

@@ -7,6 +7,7 @@ from pathlib import Path
 from .exercise import Assignment, MutationQuestion, Question, Task
 from .feedback import checker
 
+TEXTS = Path(__file__).parent / "texts"
 HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
 SECTION = re.compile(
     r"(\w+)\n\n(\d+) points, (\d+) minutes, difficulty (\d), importance (\d)(?:, in words)?\n\n"
@@ -21,22 +22,27 @@ def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]
         functions: what a question has besides its text: `cases`, `returns`, `judge` (and `parts`) of a `Question`,
             or `takes`, `reference`, `shown` and `hidden` of a `MutationQuestion`. A question in words has nothing.
     """
-    text = (Path(__file__).parent / "texts" / f"{name}.md").read_text(encoding="utf-8")
+    text = (TEXTS / f"{name}.md").read_text(encoding="utf-8")
     head, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    title, difficulty, goal, before, notation = HEAD.fullmatch(head).groups()
+    title, difficulty, goal, before, notation = _parts(HEAD, head, name)
     questions, written = [], []
     for section in sections:
-        asked, *effort, importance, task, hints = SECTION.fullmatch(section.strip()).groups()
-        weight = {"importance": int(importance)}
+        asked, *effort, task, hints = _parts(SECTION, section.strip(), name)
         about = (asked, *map(int, effort), task.strip())
         hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
         if asked not in functions:
-            written.append(Task(*about, **weight))
+            written.append(Task(*about))
         elif isinstance(functions[asked][0], dict):
             takes, reference, shown, hidden = functions[asked]
             shown = {function.__name__: function for function in shown}
-            questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden, **weight))
+            questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden))
         else:
-            questions.append(Question(*about, hints, *functions[asked], **weight))
+            questions.append(Question(*about, hints, *functions[asked]))
     assignment = Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
     return assignment, checker(assignment)
+
+
+def _parts(form: re.Pattern, text: str, name: str) -> tuple[str, ...]:
+    if match := form.fullmatch(text):
+        return match.groups()
+    raise ValueError(f"texts/{name}.md isn't written as the other texts are, from {text[:40]!r} on")

@@ -5,7 +5,7 @@ def parameters(shapes, k, form):
     """The number of parameters of a sliced network.
 
     shapes: a dictionary of the ints V, T (0 without positions) and D, of blocks, a list of
-    (H_in, H_out), and of biases, a bool. k: the width of every boundary but the last, which
+    [H_in, H_out], and of biases, a bool. k: the width of every boundary but the last, which
     keeps D. form: "full", "low-rank" or "none". Returns an int.
     """
     ### BEGIN SOLUTION

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from .submission import Submission
 
 NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
 PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers, and tuples, lists and dictionaries"
+REASONS = {  # what is different from the student's notebook
+    "NameError": "Only the cells of this answer and of those above it are read, from top to bottom.",
+    "ModuleNotFoundError": "Only NumPy and Python's standard library are there.",
+}
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,16 @@ def mark(
     marks = []
     for before in (student, [*student, *right], right) if earlier else ([],):
         trial = _Trial(question, [*given, *before, (name, submission.answers[name])], sandbox)
-        marks.append(trial.mark(title, lambda *words: _seed(secret, name, *words)))
-        if marks[-1].share == 1:
+        judge = trial.judge_check if isinstance(question, MutationQuestion) else trial.judge_function
+        share, failure, heading = judge(lambda *words: _seed(secret, name, *words))
+        if failure and failure.kind == "missing":
+            mark = Mark(share, "unanswered", (f"{title}  {failure.what}",))
+        else:
+            stopped = failure and failure.kind == "stopped"
+            status = "passed" if share == 1 else "partial" if share else "stopped" if stopped else "failed"
+            mark = Mark(share, status, (f"{title}  {heading}", *(failure.lines(values=False) if failure else ())))
+        marks.append(mark)
+        if share == 1:
             break
     return max(marks, key=lambda mark: mark.share)
 
@@ -72,23 +84,16 @@ def _seed(secret: bytes, *names: str) -> int:
 
 @dataclass(frozen=True)
 class _Trial:
-    """Cells, the last of which is the answer to a question, and where they are executed."""
+    """Cells, the last of which is the answer to a question, and where they are executed.
+
+    The judges return the share of the points, what is wrong, and a heading. `seed` is a number for some words.
+    """
 
     question: exercise.Question | MutationQuestion
     cells: Sequence[tuple[str, str]]
     sandbox: Sandbox
 
-    def mark(self, title: str, seed: Callable[..., int]) -> Mark:
-        judge = self._judge_check if isinstance(self.question, MutationQuestion) else self._judge_function
-        share, failure, heading = judge(seed)
-        if failure and failure.kind == "missing":
-            return Mark(share, "unanswered", (f"{title}  {failure.what}",))
-        status = "passed" if share == 1 else "partial" if share else "failed"
-        if status == "failed" and failure and failure.kind == "stopped":
-            status = "stopped"
-        return Mark(share, status, (f"{title}  {heading}", *(failure.lines(values=False) if failure else ())))
-
-    def _judge_function(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
+    def judge_function(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
         cases = list(self.question.cases(np.random.default_rng(seed())))
         failures: list[Failure | None] = []
         for case in cases:
@@ -111,17 +116,15 @@ class _Trial:
         except Exception as error:  # a result that was made to break the comparison costs its own question alone
             return Failure("values", "the result", f"it can't be examined ({type(error).__name__})")
 
-    def _judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
-        question, order = self.question, np.random.default_rng(seed("order"))
-        kills = question.try_out(lambda what, trial, right: self._rejects(what, seed(str(trial)), right), order)
-        return kills.share, kills.rejected, question.heading(kills)
+    def judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
+        def rejects(candidate: Callable[..., Any], trial: int, right: bool) -> Failure | None:
+            """How the check raised, or None. If it was stopped, it hasn't raised: only the right function minds."""
+            answer = self.sandbox.call(self.cells, self.question.name, candidate=candidate, seed=seed(str(trial)))
+            accepts = answer[0] == "returned" or (answer[0] == "stopped" and not right)
+            return None if accepts else self._failure(*answer)
 
-    def _rejects(self, candidate: Callable[..., Any], seed: int, right: bool) -> Failure | None:
-        """How a check raised on a candidate, or None. If it was stopped, it hasn't raised: only the right one minds."""
-        answer = self.sandbox.call(self.cells, self.question.name, candidate=candidate, seed=seed)
-        if answer[0] == "returned" or (answer[0] == "stopped" and not right):
-            return None
-        return self._failure(*answer)
+        rejected, killed = self.question.try_out(rejects, np.random.default_rng(seed("order")))
+        return self.question.share(killed), rejected, self.question.heading(rejected, killed)
 
     def _failure(self, kind: str, what: str = "", line: int = 0) -> Failure:
         if kind == "raised":
@@ -129,7 +132,8 @@ class _Trial:
             line = line if 0 < line <= len(lines) else 0  # whatever else it says is no line of the answer
             code = lines[line - 1][:100] if line else ""
             code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
-            return exercise.raised(what if NAMEABLE.fullmatch(what) else "an exception", "", line or None, code)
+            what = what if NAMEABLE.fullmatch(what) else "an exception"
+            return replace(exercise.raised(what, "", line or None, code), mistake=REASONS.get(what, ""))
         if kind == "missing":
             return Failure("missing", "", f"the cell defines no function {self.question.name}")
         if kind == "unsendable":

@@ -65,7 +65,7 @@ class Sandbox:
         arguments: Sequence[Any] = (),
         candidate: Callable[..., Any] | None = None,
         seed: int | None = None,
-    ) -> tuple:
+    ) -> Sequence:
         """Execute cells, the last of which must succeed, and call a function that they define.
 
         Returns ("returned", result, arguments after the call), ("raised", name of the exception, line of the last cell
@@ -135,7 +135,7 @@ class Sandbox:
         return "stopped: the process ended before the function returned"
 
 
-def _converse(process: subprocess.Popen, request: dict, candidate: Callable[..., Any] | None) -> tuple:
+def _converse(process: subprocess.Popen, request: dict, candidate: Callable[..., Any] | None) -> Sequence:
     """Hand a request over and listen until there is an answer."""
     try:
         ready = wire.receive(process.stdout)
@@ -151,7 +151,7 @@ def _converse(process: subprocess.Popen, request: dict, candidate: Callable[...,
         while True:
             message = wire.receive(process.stdout)
             match message:  # str(...) looks at the type before it compares: a message may be anything
-                case (str("call"), tuple(arguments)) if candidate:
+                case (str("call"), list(arguments)) if candidate:
                     wire.send(process.stdin, _asked(candidate, arguments))
                 case (str("returned"), _, list()) | (str("raised"), str(), int()) | (str("missing" | "unsendable"),):
                     return message
@@ -161,7 +161,7 @@ def _converse(process: subprocess.Popen, request: dict, candidate: Callable[...,
         return "stopped", "stopped: it wrote to the pipe for the result what is no result"
 
 
-def _asked(candidate: Callable[..., Any], arguments: tuple) -> tuple:
+def _asked(candidate: Callable[..., Any], arguments: list) -> tuple:
     """The answer to a student's question to a candidate; all that goes wrong is the question's fault.
 
     An exception crosses without its message: that could name the candidate ("fuse_block() missing 6 ...").

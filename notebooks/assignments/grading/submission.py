@@ -3,9 +3,11 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from minislice.teaching.assignments.exercise import Assignment
 
 LARGEST = 20 << 20  # bytes of a submitted notebook
 IMPORTS = re.compile(r"^(from|import) +minislice\b[^\n(]*(\([^)]*\))?", flags=re.MULTILINE)
@@ -23,7 +25,8 @@ class Submission:
 def submission(file: Path, folder: Path) -> Submission:
     """Read a submitted notebook; a link that leads out of the student's folder is not followed."""
     if not file.is_file():
-        return Submission(unreadable=f"no {file.name} was handed in")
+        others = ", ".join(sorted(path.name for path in folder.glob("*.ipynb")))
+        return Submission(unreadable=f"no {file.name} was handed in" + (f", but {others}" if others else ""))
     if not file.resolve().is_relative_to(folder.resolve()):
         return Submission(unreadable=f"{file.name} is a link to another place")
     if file.stat().st_size > LARGEST:
@@ -37,20 +40,22 @@ def submission(file: Path, folder: Path) -> Submission:
     return Submission(answers, frozenset(name for name in count if name and count[name] > 1))
 
 
-def given(file: Path, answers: Sequence[str]) -> list[tuple[str, str]]:
+def given(file: Path, assignment: Assignment) -> list[tuple[str, str]]:
     """The source's code cells that students don't write and that aren't tests: names and texts, in order.
 
-    An import from minislice, which is not there where students' code runs, is left out. The source must have all of
-    `answers`, the grade_ids of the cells that students write.
+    Students' code runs without minislice and outside Jupyter. So imports from minislice are left out, and the functions
+    that a student may call in a cell, `check` and `display`, do nothing.
     """
     try:
         cells = _cells(file)
     except Exception as error:
         raise ValueError(f"the source {file} can't be read: {error}") from None
-    if missing := set(answers) - {grade_id for grade_id, *_ in cells}:
+    answers = {assignment.answer_id(question) for question in assignment.questions}
+    if missing := answers - {grade_id for grade_id, *_ in cells}:
         raise ValueError(f"the source {file} has no cell {min(missing)}: make it again with assignment.py build")
-    texts = [text for _, text, kind in cells if kind == "given"]
-    return [(f"given {index}", IMPORTS.sub("", text)) for index, text in enumerate(texts)]
+    texts = [f"{assignment.tool} = display = print"]
+    texts += [IMPORTS.sub("", text) for _, text, kind in cells if kind == "given"]
+    return [(f"given {index}", text) for index, text in enumerate(texts)]
 
 
 def _cells(file: Path) -> list[tuple[str, str, str]]:
