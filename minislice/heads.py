@@ -32,6 +32,8 @@ def tie_obstacle(net: Network) -> str | None:
         return "needs the trained model: fusion has given this one's head weights of its own"
     if net.embedding_norm is not None:
         return "can't be: a norm stands behind the embedding, and fusion puts it into the matrix"
+    if net.subtracts_mean and type(net.embeddings[0]) not in (nn.Embedding, CentredEmbedding):
+        return f"can't be: the embedding, a {type(net.embeddings[0]).__name__}, can't subtract the mean as well"
     return None
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from commands import document
 from family_models import FAMILIES, FamilyRecipe
+from properties import logits, relative_error
 from torch import nn
 
 import minislice
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.families import REFUSED, find_family
+from minislice.architecture.network import network
 from minislice.measuring.propose import entry, propose
 from minislice.teaching.small import small_model
 
@@ -45,13 +47,16 @@ REFUSALS = [
     ("electra", {}, ("not a sum of embeddings", "position_embeddings")),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, ("carries the scaled output of h.0.post_",)),
     ("opt", {"_remove_final_layer_norm": True}, ("not a norm of what the last layer writes",)),
+    ("nanochat", {}, ("norm stands behind the embeddings and before the head",)),
+    ("prophetnet", {}, ("not a sum of embeddings", "word_embeddings")),
+    ("phimoe", {}, ("ends in an error, ValueError: can't fold the shift of a norm into experts",)),
 ]
 
 
 @pytest.mark.parametrize(("model_type", "fields", "reasons"), REFUSALS)
 def test_the_obstacle_of_a_refused_family_or_configuration_is_named(model_type, fields, reasons):
     model = small_model(model_type, **fields)
-    with pytest.raises(ValueError, match=r"does not commute with a rotation|can't slice this"):
+    with pytest.raises(ValueError, match=r"does not commute with a rotation|can't slice this|no entry of the table"):
         minislice.fuse(model)
     proposal = propose(model)
     assert proposal.family is None and not proposal.passed
@@ -63,6 +68,23 @@ def test_a_number_on_the_branches_that_the_config_does_not_say_is_an_obstacle():
     model = small_model("granite", residual_multiplier=0.37)
     model.config.residual_multiplier = 1.0
     assert "multiplied by 0.37" in propose(model).obstacle
+
+
+def test_attention_may_return_its_output_alone_as_a_convolution_in_its_place_does(monkeypatch):
+    model, ids = minislice.fuse(small_model("mistral")), torch.arange(40).view(2, 20)
+    expected = logits(model, ids)
+    for block in network(model).blocks[::2]:
+        right = block.attention.forward
+        monkeypatch.setattr(block.attention, "forward", lambda right=right, **arguments: right(**arguments)[0])
+    assert torch.equal(logits(model, ids), expected)
+
+
+def test_an_embedding_that_also_scales_is_not_tied_where_it_would_have_to_subtract_the_mean(monkeypatch):
+    model, ids = small_model("biogpt"), torch.arange(40).view(2, 20)
+    monkeypatch.setitem(TABLE, "biogpt", propose(model).family)
+    expected = logits(model, ids)
+    report = minislice.slice_model(model, ids, slicing=0).slicing
+    assert report.options.head == "own" and relative_error(logits(model, ids), expected) < 1e-10
 
 
 def test_what_is_printed_registers_the_family(monkeypatch):

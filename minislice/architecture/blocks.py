@@ -123,14 +123,13 @@ class Block(HasMLP, nn.Module):
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
-        normalized, outputs = self.norm(x), []
-        nothing = {self.residual: x.new_zeros(())} if self.residual else {}
+        outputs, nothing = [], {self.residual: x.new_zeros(())} if self.residual else {}
         if self.attention is not None:
-            outputs.append(self.dropout(self.attention(hidden_states=normalized, **nothing, **context)[0]))
+            outputs.append(self.attention(hidden_states=self.norm(x), **nothing, **context))
         if self.mlp is not None:
-            normalized = normalized if self.mlp_norm is None else self.mlp_norm(x)
-            mlp = self.mlp(normalized, **nothing)  # a mixture may return its router's choice as well
-            outputs.append(self.dropout(mlp if isinstance(mlp, Tensor) else mlp[0]))
+            outputs.append(self.mlp((self.mlp_norm or self.norm)(x), **nothing))
+        # Attention may return its weights as well, and a mixture its router's choice.
+        outputs = [self.dropout(output if isinstance(output, Tensor) else output[0]) for output in outputs]
         branch = sum(outputs[1:], outputs[0])
         return branch if self.scale == 1 else branch * self.scale
 

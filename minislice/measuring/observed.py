@@ -89,7 +89,7 @@ def explain(target: Tensor, parts: list[Tensor], by_token: bool = False) -> tupl
 @torch.no_grad()
 def norm_kind(module: nn.Module, width: int) -> NormKind | None:
     """What kind of norm of this width a module is; None for anything else."""
-    sizes = {tuple(parameter.shape) for parameter in module.parameters()}
+    sizes = {tuple(tensor.shape) for tensor in (*module.parameters(), *module.buffers())}
     if next(module.children(), None) is not None or sizes - {(width,)} or is_linear(module):
         return None
     x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5

@@ -84,14 +84,14 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
     ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 24), generator=generator)
     ids = ids.to(model.get_input_embeddings().weight.device)
     model = redrawn(model, generator)
+    known = dict(FAMILIES)
     try:
-        family = _Observed(model, ids).family()
+        FAMILIES[model_type] = family = _Observed(model, ids).family()
+        return Proposal(model_type, family, verification=verify(model, ids, dtypes=["float64"]))
     except Obstacle as obstacle:
         return Proposal(model_type, obstacle=str(obstacle))
-    known = dict(FAMILIES)
-    FAMILIES[model_type] = family
-    try:
-        return Proposal(model_type, family, verification=verify(model, ids, dtypes=["float64"]))
+    except Exception as error:  # of any kind, for the model may be of any class
+        return Proposal(model_type, obstacle=f"running it ends in an error, {type(error).__name__}: {error}")
     finally:
         FAMILIES.clear()
         FAMILIES.update(known)
@@ -121,6 +121,8 @@ class _Observed:
                 "`blocks` has to be a function of the config and the layer's index"
             )
         final_norm, head = self._end()
+        if final_norm == embedding_norm:
+            raise Obstacle(f"{final_norm} stands behind the embeddings and before the head, where each needs its own")
         return Family(
             decoder=self.decoder,
             embeddings=embeddings,
@@ -146,7 +148,7 @@ class _Observed:
         """The tables whose sum the first layer reads, and a norm of that sum."""
         start = self.by_name[self.names[self.layers[0]]].input
         tables = [call for call in self.calls if isinstance(call.module, nn.Embedding)]
-        fitting = [call for call in tables if call.output.shape[-1] == start.shape[-1]]
+        fitting = [call for call in tables if call.output.shape in (start.shape, start[:1].shape, start.shape[1:])]
         outputs = [call.output.expand_as(start) for call in fitting]
         weights, explained = explain(start, outputs)
         norm = None
