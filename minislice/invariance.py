@@ -19,7 +19,7 @@ from .architecture.network import inference, network
 from .checks import is_several, require, require_choice, require_seed
 from .corpus.batches import Tokens, token_batches
 from .fusion import fuse
-from .likelihood import perplexity
+from .likelihood import logits_of_batch, perplexity
 from .options import SlicingOptions
 from .rotation import require_whole, rotate
 from .slicing import slice_model
@@ -85,10 +85,9 @@ class Verification:
 def batch_logits(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> Iterator[Tensor]:
     """The logits of each batch at all tokens but padding, [tokens, vocabulary], on the CPU."""
     for batch in token_batches(model, tokens, attention_mask, batch_size):
-        mask = None if batch.mask is None else batch.mask.long()
         with inference(model):
-            output = model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
-        yield (output.flatten(0, 1) if mask is None else output[batch.mask]).cpu()
+            output = logits_of_batch(model, batch)
+        yield (output.flatten(0, 1) if batch.mask is None else output[batch.mask]).cpu()
 
 
 def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch_size: int = 8) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a model is worth: perplexity by the paper's protocol (section 4), and the predictions that it is made of.
+"""Perplexity by the paper's protocol (section 4).
 
 A sequence's first token is given, the others are predicted; a prediction from or of padding does not count.
 """
@@ -6,12 +6,12 @@ A sequence's first token is given, the others are predicted; a prediction from o
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architecture.network import Network, inference
+from .architecture.network import inference
 from .corpus.batches import Batch, Tokens, token_batches
 
 
@@ -50,15 +50,10 @@ def perplexity(
 
 def token_losses(model: PreTrainedModel, batch: Batch) -> Float[Tensor, " predicted"]:
     """-log p of every predicted token of a batch, in nats, in float32 or wider."""
-    return prediction_losses(_logits(model, batch), batch)
+    return prediction_losses(logits_of_batch(model, batch), batch)
 
 
-def predictions(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "predicted vocabulary"]:
-    """The log-probabilities of all tokens of the vocabulary at every prediction, in float32 or wider."""
-    return log_probabilities(_logits(model, batch), batch)
-
-
-def _logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sequences tokens vocabulary"]:
+def logits_of_batch(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "sequences tokens vocabulary"]:
     mask = None if batch.mask is None else batch.mask.long()
     return model(input_ids=batch.ids, attention_mask=mask, use_cache=False).logits
 
@@ -67,44 +62,14 @@ def prediction_losses(
     logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
 ) -> Float[Tensor, " predicted"]:
     """As `token_losses`, from logits."""
-    following = batch.ids[:, 1:].flatten().to(logits.device)
-    losses = nn.functional.cross_entropy(_wide(logits), following, reduction="none")
-    return losses if batch.mask is None else losses[_counted(batch.mask).to(losses.device)]
+    return nn.functional.cross_entropy(*predicting(logits, batch), reduction="none")
 
 
-def log_probabilities(
+def predicting(
     logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
-) -> Float[Tensor, "predicted vocabulary"]:
-    """As `predictions`, from logits."""
-    log_p = _wide(logits).log_softmax(-1)
-    return log_p if batch.mask is None else log_p[_counted(batch.mask).to(log_p.device)]
-
-
-def divergences(
-    log_p: Float[Tensor, "predicted vocabulary"], log_q: Float[Tensor, "predicted vocabulary"]
-) -> Float[Tensor, " predicted"]:
-    """sum_v p_v (log p_v - log q_v), the Kullback-Leibler divergence of each prediction q from p, in nats."""
-    return nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
-
-
-def _wide(logits: Tensor) -> Tensor:  # [sequences * (tokens - 1), vocabulary]
-    """The logits that predict a token of the batch, in float32 or wider."""
-    return logits[:, :-1].flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _counted(mask: Tensor) -> Tensor:  # [sequences * (tokens - 1)]
-    return (mask[:, :-1] & mask[:, 1:]).flatten()
-
-
-def logits_behind(
-    net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
-) -> Float[Tensor, "sequences tokens vocabulary"]:
-    """The logits from the signal x at a boundary: the blocks after it, the final norm and the head.
-
-    Args:
-        contexts: of each layer, from `Network.embed`.
-    """
-    blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
-    for block, context in blocks[boundary:]:
-        x = block(x, **context)
-    return net.logits(x, batch.ids)
+) -> tuple[Float[Tensor, "predicted vocabulary"], Int64[Tensor, " predicted"]]:
+    """The logits that predict a token of the batch, in float32 or wider, and these tokens."""
+    mask = batch.mask
+    counted = slice(None) if mask is None else (mask[:, :-1] & mask[:, 1:]).to(logits.device)
+    rows, following = logits[:, :-1][counted], batch.ids[:, 1:].to(logits.device)[counted]
+    return rows.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32)), following.flatten()

@@ -14,10 +14,11 @@ from minislice.architecture.network import inference, network
 from minislice.beyond.allocation import Sizes, cheapest, sizes_of
 from minislice.beyond.budget import Prices
 from minislice.beyond.neurons import solve_block
+from minislice.beyond.predictions import divergences, log_probabilities, predictions
 from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
-from minislice.likelihood import divergences, log_probabilities, prediction_losses, predictions
+from minislice.likelihood import prediction_losses
 
 SLACK = 500  # of a random budget: more than the 8 neurons of any block there
 

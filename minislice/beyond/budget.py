@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, listed, token_batches
-from ..likelihood import predictions
 from ..measuring.cost import parameters
 from .allocation import cheapest, sizes_of
+from .predictions import predictions
 from .rulers import LEAST, Cost, block_costs, divergence
 from .slicing import slice_model
 

@@ -21,8 +21,9 @@ from ..architecture.configuration import shorten
 from ..architecture.network import Network, inference, network
 from ..checks import are_ints, require, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..likelihood import logits_behind, prediction_losses
+from ..likelihood import prediction_losses
 from ..measuring.cost import parameters
+from .predictions import logits_behind
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:

@@ -1,0 +1,42 @@
+"""Beyond the paper: a model's predictions, the probabilities of all tokens and not of the text's next one alone."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..architecture.network import Network
+from ..corpus.batches import Batch
+from ..likelihood import logits_of_batch, predicting
+
+
+def predictions(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "predicted vocabulary"]:
+    """The log-probabilities of all tokens of the vocabulary at every prediction, in float32 or wider."""
+    return log_probabilities(logits_of_batch(model, batch), batch)
+
+
+def log_probabilities(
+    logits: Float[Tensor, "sequences tokens vocabulary"], batch: Batch
+) -> Float[Tensor, "predicted vocabulary"]:
+    """As `predictions`, from logits."""
+    return predicting(logits, batch)[0].log_softmax(-1)
+
+
+def divergences(
+    log_p: Float[Tensor, "predicted vocabulary"], log_q: Float[Tensor, "predicted vocabulary"]
+) -> Float[Tensor, " predicted"]:
+    """sum_v p_v (log p_v - log q_v), the Kullback-Leibler divergence of each prediction q from p, in nats."""
+    return nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def logits_behind(
+    net: Network, boundary: int, x: Float[Tensor, "sequences tokens k"], contexts: list[dict], batch: Batch
+) -> Float[Tensor, "sequences tokens vocabulary"]:
+    """The logits from the signal x at a boundary: the blocks after it, the final norm and the head.
+
+    Args:
+        contexts: of each layer, from `Network.embed`.
+    """
+    blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
+    for block, context in blocks[boundary:]:
+        x = block(x, **context)
+    return net.logits(x, batch.ids)
