@@ -48,17 +48,11 @@ def require_seed(value: object) -> int:
 
 
 def require_number(
-    name: str,
-    value: object,
-    *,
-    least: float = 0,
-    above: float | None = None,
-    below: float = math.inf,
-    most: float | None = None,
+    name: str, value: object, *, above: float | None = None, below: float = math.inf, most: float | None = None
 ) -> float:
-    """The value as Python's float: at least `least`, or greater than `above`; less than `below`, or at most `most`."""
-    low, high = f"{least} <=" if above is None else f"{above} <", f"< {below}" if most is None else f"<= {most}"
-    fits = is_number(value) and (least <= value if above is None else above < value)
+    """The value as Python's float: at least 0, or greater than `above`; less than `below`, or at most `most`."""
+    low, high = "0 <=" if above is None else f"{above} <", f"< {below}" if most is None else f"<= {most}"
+    fits = is_number(value) and (value >= 0 if above is None else above < value)
     fits = fits and (value < below if most is None else value <= most)
     require(fits, name, f"a number, {low} {name} {high}", value)
     return float(value)

@@ -40,8 +40,8 @@ class SlicingOptions:
             width is rounded down to a multiple of `multiple`. The default is 0.25, unless `width` or `discard` is
             given.
         width: the width to keep; or a list with the width of each boundary, blocks + 1 in all, the head's last.
-        discard: the fraction of the variance to delete at every boundary, 0 <= discard < 1 (appendix A.4). Widths then
-            differ, and are rounded up to a multiple of `multiple`.
+        discard: the fraction of the variance to delete at each boundary that is sliced, 0 <= discard < 1 (appendix
+            A.4). Widths then differ, and are rounded up to a multiple of `multiple`.
         multiple: see `slicing` and `discard`.
         signal: take the principal components of the norm's output, "normalized" (eq. 8), or of its input, "raw".
         slice_embedding: slice boundary 0. False leaves it whole, and gives the first block a full adapter. By default
@@ -93,13 +93,8 @@ class SlicingOptions:
 
     def __post_init__(self):
         _check(self)
-        plain = {"drop": sorted({int(number) for number in self.drop})}
-        for name, kind in {"width": int, "neurons": float}.items():  # NumPy's numbers would not go into a config.json
-            value = getattr(self, name)
-            if value is not None:
-                plain[name] = [int(number) for number in value] if isinstance(value, Sequence) else kind(value)
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)  # how a frozen dataclass sets its own fields
+        for name, value in {**vars(self), "drop": sorted({*self.drop})}.items():
+            object.__setattr__(self, name, _plain(value))  # how a frozen dataclass sets its own fields
 
     @classmethod
     def paper(cls, **changes) -> "SlicingOptions":
@@ -166,10 +161,7 @@ class SlicingOptions:
         return {0} if self.slice_embedding is False else set()
 
     def whole_boundaries(self, widths: Sequence[int | None]) -> set[int]:
-        """The boundaries with their full width in the model's own basis: `whole_ends`.
-
-        All boundaries if an end is whole and none is narrower.
-        """
+        """The boundaries that stay whole: `whole_ends`; all, if there is a whole end and no boundary is narrower."""
         ends = self.whole_ends(len(widths))
         return set(range(len(widths))) if ends and len(set(widths)) == 1 else ends
 
@@ -193,6 +185,13 @@ class SlicingOptions:
         """The largest adapter that each block can get, as `largest_form` has it."""
         forms = zip(self.adapter_forms(widths), pairwise(widths), strict=True)
         return [largest_form(form, dimensions, k, k_next) for form, (k, k_next) in forms]
+
+
+def _plain(value: object) -> object:
+    """Python's numbers for NumPy's, which a config.json can't hold."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(number) for number in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def _check(options: SlicingOptions) -> None:
