@@ -9,11 +9,13 @@ from family_models import fixed
 from models import FAMILIES, Recipe
 
 import minislice
-from minislice import compress, parameters, plan_compression
+from minislice import compress, parameters, plan_compression, slice_model
+from minislice.architecture.network import network
 from minislice.beyond.allocation import Sizes, cheapest
 from minislice.beyond.budget import Prices, prices, split_off
-from minislice.beyond.rulers import Cost
-from minislice.corpus.batches import Batch
+from minislice.beyond.predictions import predictions
+from minislice.beyond.rulers import LEAST, Cost, block_costs, divergence
+from minislice.corpus.batches import Batch, token_batches
 
 
 @pytest.mark.slow
@@ -40,6 +42,12 @@ def test_one_width_that_was_measured_prices_others_in_proportion_and_none_prices
         Prices([], {32: 0.0}).of_width(16)
 
 
+def test_neurons_that_write_nothing_cost_next_to_nothing():
+    for lost, most in (((0.0, 0.0, 0.05, 0.3), 2 * LEAST), ((0.0,) * 4, 1e-3)):
+        cost = Cost(dropped=0.1, neurons=24, probed=0.0, emptied=0.1, lost=lost)
+        assert LEAST < cost.of(12) < most and cost.of(0) == pytest.approx(0.1)
+
+
 def test_what_is_needed_is_never_left_out():
     worthless = [Cost(dropped=0.0)] * 3
     sizes = Sizes(total=3500, blocks=[1000] * 3, per_neuron=[0] * 3)
@@ -61,13 +69,21 @@ def test_a_narrower_signal_keeps_the_block_that_leads_to_the_heads_width(family)
     assert parameters(compress(model, tokens, plan=plan)) == plan.parameters <= 0.6 * dense
 
 
-def test_sequences_measure_the_same_one_by_one():
+def test_sequences_measure_the_same_one_by_one_and_only_those_held_out_do():
     recipe = Recipe("llama", layers=2, padding="left")
     text = torch.cat([recipe.tokens(seed) for seed in range(3)]), torch.cat([recipe.mask()] * 3)
     together, alone = (prices(recipe.model(), *text, multiple=1, batch_size=size) for size in (8, 1))
     assert alone.widths == pytest.approx(together.widths)
     for one, other in zip(alone.blocks, together.blocks, strict=True):
         assert (one.dropped, one.probed, *one.lost) == pytest.approx((other.dropped, other.probed, *other.lost))
+    model = recipe.model()
+    calibration, held_out = split_off(token_batches(model, *text, 8))
+    assert together.blocks == block_costs(network(model), calibration, held_out)
+    k, given = min(together.widths), ([batch.ids for batch in calibration], [batch.mask for batch in calibration])
+    sliced = slice_model(recipe.model(), *given, width=k, adapter="none", repair=True)
+    with torch.no_grad():
+        dense, changed = ([predictions(m, batch) for batch in held_out] for m in (model, sliced))
+        assert together.widths[k] == pytest.approx(divergence(dense, changed))
 
 
 @pytest.mark.parametrize(("count", "measure"), [(5, 4), (100, 6), (999, 16)])

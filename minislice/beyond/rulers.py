@@ -8,7 +8,8 @@ Kullback-Leibler divergence from the dense model's predictions p to the new pred
 The difference of losses, log p_y - log q_y for the next token y, has the same mean where p is right. But it has either
 sign, so much of it is chance over a few thousand tokens. Linear algebra alone gives the share of the signal's energy
 that a deletion loses, `Cost.lost`. It tells how the cost grows with each neuron, but not how much the blocks behind
-mind. So two measurements for each block, with a third of its neurons gone and with all, give a scale and a power.
+depend on it. So two measurements for each block, with a third of its neurons gone and with all, give a scale and a
+power.
 
 Why measure, and not predict? Of several rulers, the divergence on one sequence knows best in which order deletions hurt
 on others (data/results/README.md).
@@ -27,11 +28,12 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
-from ..likelihood import divergences, log_probabilities, logits_behind
 from .inner import has_bias
 from .neurons import keep_inner, least_harmful, side_of, solve_output
+from .predictions import divergences, log_probabilities, logits_behind
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
+NOTHING = 1e-12  # of the signal's energy
 LEAST = 1e-6  # nats a token: below it, a divergence is rounding
 
 
@@ -49,7 +51,8 @@ class Cost:
         """The cost of leaving so many neurons: a power of the energy lost, through the two measurements."""
         if left == self.neurons:
             return 0.0
-        here, probe, whole = (self._lost_at(share) for share in (1 - left / self.neurons, PROBE, 1.0))
+        # A little more than is lost: where neurons write nothing, that is zero, and zero has no power.
+        here, probe, whole = (self._lost_at(s) + NOTHING * s for s in (1 - left / self.neurons, PROBE, 1.0))
         probed, emptied = max(self.probed, LEAST), max(self.emptied, 2 * LEAST)
         power = math.log(max(emptied / probed, 1.01)) / math.log(whole / probe)
         return probed * (here / probe) ** power
@@ -101,7 +104,7 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
 def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean divergence over all predictions, in nats a token.
 
-    `dense` and `changed` are the two models' `likelihood.predictions` of each batch.
+    `dense` and `changed` are the two models' `predictions` of each batch.
     """
     each = zip(dense, changed, strict=True)
     return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()
