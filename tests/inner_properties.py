@@ -16,9 +16,9 @@ from minislice.architecture.network import inference, network
 from minislice.beyond import experts, fisher, reconstruction
 from minislice.beyond.inner import block_moments, moments, refit
 from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_block, solve_output
+from minislice.beyond.predictions import divergences, log_probabilities, logits_behind
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
-from minislice.likelihood import divergences, log_probabilities, logits_behind
 from minislice.rotation import fold_reader
 
 RIDGE = 1e-2
@@ -229,8 +229,14 @@ def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
 
 
 def held_out_error_never_grows(recipe: Recipe) -> None:
-    """Reconstruction of a block is never worse on what is held out."""
+    """Reconstruction of a block is never worse on what is held out; its error is what is missing, token by token."""
     assert errors(recipe, True)[1] <= errors(recipe, False)[1] * (1 + 1e-9)
+    seen: list[float] = []
+    watch = lambda parameters, of_batches: seen.extend(error().item() for error in of_batches) or ()  # noqa: E731
+    with patch.object(reconstruction, "descend", watch):
+        learned, _ = errors(recipe, True)
+    tokens = torch.tensor(recipe.lengths()[: len(seen)])
+    assert abs((torch.tensor(seen) @ tokens.float()).item() / learned - 1) <= 1e-5
 
 
 def what_is_learned_comes_nearer(recipe: Recipe) -> None:
@@ -264,6 +270,9 @@ def a_sum_of_outer_products(recipe: Recipe) -> None:
         for g in torch.stack([output.grad[0] for output in outputs], dim=1):
             expected = expected + g[:, :, None] * g[:, None]
     assert relative_error(found, expected) <= 1e-6
+    metrics = fisher.fisher_metrics(network(model), Calibration(token_batches(model, recipe.tokens(), mask, 4)))
+    for G, M in zip(found, metrics.values(), strict=True):
+        assert relative_error(M, 0.97 * G / G.diagonal().mean() + 0.03 * torch.eye(len(G)).double()) <= EXACT
 
 
 def twice_the_divergence(recipe: Recipe) -> None:

@@ -32,6 +32,11 @@ def test_given_rotations_are_the_ones_applied_and_compose(family):
         properties.assert_same_logits(rotated, model, recipe, properties.EXACT)
 
 
+def test_a_norm_of_large_numbers_does_not_overflow_in_float16():
+    """The square of 300 does."""
+    assert torch.equal(RMSNorm(8, 1e-5)(torch.full((1, 8), 300.0).half()), torch.ones(1, 8).half())
+
+
 @given(recipes())
 def test_fused_norms_have_no_weights_keep_the_models_eps_and_read_a_mean_of_zero(recipe):
     """Why an RMSNorm may stand for a LayerNorm: nothing that enters it has a mean left to subtract."""

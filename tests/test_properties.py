@@ -52,6 +52,7 @@ FACTS = [
     over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),
     over(p.slicing_is_projection, width=a_width_of_each, signal=signals, adapter=exact_forms),
     over(p.tied_head_is_exact, tied, slicing=0, adapter=forms),
+    over(p.fitted_head_is_least_squares, tied, slice_head=flags, adapter=forms),
     over(p.approximate_adapters_carry_close_directions_whole, **approximate, **low_rank),
     over(p.approximate_adapters_carry_close_directions_whole, **approximate, **embedding),
     over(p.orientation_does_not_matter, width=a_width, adapter=forms),
