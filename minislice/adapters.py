@@ -1,10 +1,10 @@
 """Residual adapters (section 3.3): what carries the signal from one block's basis to the next.
 
 A block reads the signal in the basis P (D x k) of one boundary and writes it in the basis P' (D x k') of the next. The
-paper's adapter between them is S = P^T P', a k x k' matrix (`full`). Two k-dimensional subspaces of R^D meet in at
-least 2k - D dimensions, so at least 2k - D of the singular values of S = U diag(c) V^T, the cosines of the principal
+paper's adapter between them is S = P^T P', a k x k' matrix (`full`). If k = k', the two subspaces of R^D meet in at
+least 2k - D dimensions. So at least 2k - D of the singular values of S = U diag(c) V^T, the cosines of the principal
 angles between the subspaces, are 1. Replacing P' by P' V U^T keeps its subspace, so the sliced network computes the
-same function, and the adapter becomes symmetric, with a deficit d = 1 - c:
+same function, and the adapter becomes symmetric, with the deficits d = 1 - c:
 
     S  ->  U diag(c) U^T  =  I - U_r diag(d_r) U_r^T,        r <= D - k directions whose cosine is below 1
 
@@ -12,7 +12,8 @@ same function, and the adapter becomes symmetric, with a deficit d = 1 - c:
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
   computed with it, so that they make up for some of what it loses
 
-Where the width grows (k < k', the last boundary when the head isn't sliced), the aligned adapter appends k' - k zeros.
+Where the width grows (k < k', as at the last boundary when the head isn't sliced), the aligned adapter appends k' - k
+zeros, and r <= D - k'. Where it shrinks, the adapter stays full.
 """
 
 import torch
@@ -122,10 +123,10 @@ def make_adapter(
 
 
 def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int | None:
-    """The largest adapter that `make_adapter` makes from width k to k_next, whatever the bases.
+    """The largest adapter that `make_adapter` makes from width k to k_next, whatever the principal components are.
 
     Args:
-        dimensions: of the signal: D, or D - 1 where its mean is zero.
+        dimensions: that the signal can span: D, or D - 1 where its mean is zero.
 
     Returns "full", the rank of a low-rank one, or None for the identity.
     """

@@ -4,7 +4,7 @@ Eq. 1 takes a LayerNorm apart (alpha its scale, beta its shift, M = I - 1/D 1 1^
 
     LayerNorm(X) = RMSNorm(X M) diag(alpha) sqrt(D) + 1 beta^T
 
-- alpha and beta belong to whoever reads the norm:  W_in <- diag(alpha) W_in,  b_in <- b_in + beta W_in
+- alpha and beta belong to whoever reads the norm:  b_in <- b_in + beta W_in,  then  W_in <- diag(alpha) W_in
 - M belongs to whoever wrote the signal:            W_embd <- W_embd M,  W_out <- W_out M,  b_out <- b_out M
 
 LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (`blocks.RMSNorm` includes the sqrt(D).) In some parallel

@@ -3,7 +3,7 @@
     eigendecompositions, bases, adapters     float64 (appendix A.2)
     fusion: scales, shifts, means            float64
     products of weights, W P                 float32, or float64 if the weights are: more digits than the result keeps
-    covariances                              products float32, sums float64
+    covariances                              products float32, or float64 if the signal is; sums float64
     the signal                               the model's dtype
 
 Results are stored in the model's dtype. No global setting of the caller's changes any of this.

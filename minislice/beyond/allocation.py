@@ -6,8 +6,8 @@ and both are assumed to add up. If a parameter has a price, each block can be de
     argmin over the parts of a block:    cost + price * size
 
 No model of the same size or smaller costs less: this is Lagrange's multiplier, without derivatives (Everett 1963). A
-higher price leaves less. Bisection finds the two neighbouring prices between which the wanted size lies. Single steps
-of neurons make up for what one of them leaves too much, or the other too little.
+higher price leaves less. Bisection finds two neighbouring prices: one leaves too much, the other too little. From both,
+neurons are deleted or put back in single steps until the size is right.
 """
 
 import math
@@ -103,7 +103,7 @@ def cheapest(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if at(middle).size <= room else (middle, high)
-    # The two prices differ in one block; neurons make up for the difference.
+    # The models of these two prices differ in a block, seldom in more; neurons make up for the difference.
     choices = [_fitted(tables, at(log_price), room) for log_price in (-math.inf, low, high)]
     near = [choice for choice in choices if choice and choice.size > room - slack]
     return min(near, key=lambda choice: choice.cost, default=None)
@@ -161,4 +161,4 @@ def neurons_for(model: PreTrainedModel, size: float, multiple: int = 8) -> float
             f"all {' and '.join(map(str, counts))} neurons of each MLP are {share:.0%} of this model's parameters: "
             f"deleting neurons alone doesn't leave {size:.0%}"
         )
-    return max(1 - kept / count for kept, count in zip(left, counts, strict=True))
+    return max(1 - number / count for number, count in zip(left, counts, strict=True))

@@ -12,7 +12,7 @@ and the cost of a neuron i is W_i M W_i^T / A_ii, in place of ||W_i||^2 / A_ii (
 
 The targets of the loss are drawn from the model's own predictions, not read off the text. Then G is the Fisher
 information: where the block's output at one token changes by a small v, the divergence from the model's predictions is
-on average v G_t v^T / 2, with G_t the token's share of G. The first `SEQUENCES` sequences suffice.
+on average v G_t v^T / 2, with G_t the token's share of G. Only the first `SEQUENCES` sequences are used.
 
 There is an M for each block with neurons; an expert has its block's. They are all in memory at once: blocks x D^2 x 8
 bytes, 80 MB for SmolLM2's 30 blocks and 4.3 GB for the 32 of LLaMA-2 7B. A backward pass keeps what one sequence needs.
@@ -26,8 +26,8 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration, not_finite
 from ..corpus.batches import Batch
-from ..likelihood import log_probabilities
 from ..pca import covariance
+from .predictions import log_probabilities
 
 SEQUENCES = 16  # at most so many
 MIX = 0.03  # mu: the share of the identity
@@ -81,6 +81,6 @@ def gradients(net: Network, sequence: Batch) -> dict[Block, Float[Tensor, "1 tok
 
 
 def drawn(log_p: Float[Tensor, "predicted vocabulary"], seed: int) -> Int64[Tensor, " predicted"]:
-    """A token for each prediction, as probable as the model says; the same on every device."""
+    """A token for each prediction, as probable as the model says; drawn on the CPU, so all devices draw alike."""
     generator = torch.Generator().manual_seed(seed)
     return torch.multinomial(log_p.exp().cpu(), 1, generator=generator).flatten().to(log_p.device)

@@ -9,9 +9,9 @@ the block's parameters:
 There are no labels and there is no loss of the language model: every gradient stays inside one block. Adam takes the
 steps; a step changes a matrix by at most about `RATE` of its rms, and less and less, as a cosine does.
 
-So many parameters can learn the calibration set by heart. Every eighth batch is held out, already when W_out is solved
-for, and the block goes on with the parameters that had the least error there. The solved ones are among them: on the
-batches that are held out, the block can't become worse.
+So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out,
+already when W_out is solved for, and the block gets the parameters with the least error there. The solved ones compete
+too: on the batches that are held out, the block can't become worse.
 """
 
 import copy
