@@ -171,7 +171,7 @@ def test_bad_input_is_one_error():
 
 def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     out = tmp_path / "new" / "folder"
-    texts = [tmp_path / "cats.json", tmp_path / "dogs.json"]
+    texts = [tmp_path / "cats.json", tmp_path / "dogs.txt"]  # the second is one document
     for text in texts:
         text.write_text(json.dumps([f"Once {n} {text.stem} sat down. " * 9 for n in range(30)]))
     (tmp_path / "piqa.jsonl").write_text(json.dumps(ITEM))

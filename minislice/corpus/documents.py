@@ -22,15 +22,17 @@ TITLE = re.compile(r"^ = (?!=).*(?<!=) = $", re.MULTILINE)  # of an article of W
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of a text, and the number of the document in which each window begins."""
+    """The windows of a text, and the number of the document in which each window begins; None for a text of one."""
 
     ids: Int64[Tensor, "windows length"]
-    documents: Int64[Tensor, " windows"]
+    documents: Int64[Tensor, " windows"] | None
     available: int  # the number of windows in the text; larger than `ids` if only the first ones are here
 
     def __str__(self) -> str:
-        documents = len(self.documents.unique())
-        described = f"{len(self.ids)} x {self.ids.shape[1]} tokens of {documents} document{'s' * (documents > 1)}"
+        described = f"{len(self.ids)} x {self.ids.shape[1]} tokens"
+        if self.documents is not None:
+            count = len(self.documents.unique())
+            described += f" of {count} document{'s' * (count > 1)}"
         if len(self.ids) == self.available:
             return described
         return f"{described}; a quick look: the first {len(self.ids)} of {self.available} windows"
@@ -49,8 +51,8 @@ def evaluation_windows(
     first = len(halves(stream)[0]) if second_half else 0
     starts = document_starts(documents, tokenizer, len(stream))
     ids, available = windows(stream[first:], seqlen, samples), (len(stream) - first) // seqlen
-    numbers = [bisect_right(starts, first + seqlen * index) - 1 for index in range(len(ids))]
-    return Windows(ids, torch.tensor(numbers), available)
+    numbers = torch.tensor([bisect_right(starts, first + seqlen * index) - 1 for index in range(len(ids))])
+    return Windows(ids, numbers if len(starts) > 1 else None, available)
 
 
 def document_starts(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:
