@@ -23,7 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in SCRIPTS:
         return _refused(f"{argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help")
     arguments = make_parser().parse_args(argv)
-    return _run(import_module(f".{arguments.command}", __package__).run, arguments)  # torch is imported after --help
+    try:
+        run = import_module(f".{arguments.command}", __package__).run  # after --help, for torch takes seconds
+    except KeyboardInterrupt:
+        return _refused("interrupted", status=130)
+    return _run(run, arguments)
 
 
 def run_script(script: ModuleType, argv: list[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0
             status = run(arguments) or 0
-            sys.stdout.flush()
+            print(end="", flush=True)
             return status
     except BrokenPipeError:  # whoever read the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
