@@ -4,6 +4,7 @@ import json
 import os
 import pydoc_data.topics
 import re
+import signal
 from argparse import Namespace
 from pathlib import Path
 from pkgutil import resolve_name
@@ -16,6 +17,7 @@ from models import Recipe
 from transformers import AutoModelForCausalLM
 
 import minislice
+from minislice.beyond.variants import VARIANTS
 from minislice.command import cli, demo, inputs, parser
 from minislice.command.output import print_result
 from minislice.corpus import text
@@ -170,7 +172,8 @@ def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, t
 # What is printed
 
 
-def test_help_names_the_defaults_that_the_functions_have():
+def test_help_names_the_variants_and_the_defaults_that_the_functions_have():
+    assert all(re.search(rf"\b{name}\b", parser.EPILOGS["compare"]) for name in VARIANTS)
     defaults = vars(RecoveryOptions()) | vars(SlicingOptions()) | {"slicing": 0.25}
     for name, (_, _, meaning) in (parser.PAPER | parser.BASES | parser.TRAINING).items():
         if told := re.search(r"\(default: ([\d.]+|[a-z-]+)\)", meaning):
@@ -285,6 +288,24 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
+        ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
+        ("compress mini-opt --size 80", "--size must be a number, 0 < --size < 1"),
+        ("zeroshot mini-opt --tasks piqa --tasks-from {place}", "piqa.jsonl doesn't exist"),
+        ("verify mini-opt --dtypes fp16", "--dtypes must be one of float64"),
+        ("compress mini-opt --plan-only --out x", "leave it or --out out"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("minislice.command.inputs.load", lambda *_, **__: pytest.fail("it is loaded"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "latin1.txt").write_bytes(b"na\xefve")
+    assert_refused(run(*line.format(place=tmp_path).split()), message)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(case, run, place, saved):
     arguments, fragments = ([part.format(place=place, saved=saved) for part in parts] for parts in BAD[case])
@@ -305,6 +326,11 @@ def test_an_error_of_many_lines_is_told_in_one_and_an_interrupt_too(fault, run, 
         assert_refused(result, "the first line, and the second")
 
 
+def test_an_interrupt_while_torch_is_imported_is_one_line_too(run, monkeypatch):
+    monkeypatch.setattr(cli, "import_module", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert run("families") == (130, "", "minislice: interrupted\n")
+
+
 @pytest.mark.parametrize("line", ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"])
 def test_a_command_line_that_makes_no_sense_is_exit_status_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -320,4 +346,6 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capfd):
     with open(write, "w") as pipe:
         monkeypatch.setattr("sys.stdout", pipe)
         assert cli.main(["families"]) == 141
+    monkeypatch.setattr("sys.stdout", None)  # as `minislice families >&-` closes it
+    assert cli.main(["families"]) == 0
     assert capfd.readouterr().err == ""

@@ -84,7 +84,9 @@ def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_row
 NO_TEXT = {  # a file's name, what is in it, and what the error says
     "absent.txt": (None, "no text source .*: give embedded, wikitext2, alpaca, or the path"),
     "empty.txt": (b"", "no text in it"),
-    "latin1.txt": (b"na\xefve", "can't read .* as utf-8"),
+    "latin1.txt": (b"na\xefve", "can't read .* as UTF-8 text: .*; save it as UTF-8"),
+    "table.csv": (b"id,text\n1,a\n", "can't read .* as csv: .* save it as json lines, or rename it"),
+    "lines.json": (b'{"text": "a"}\n{"text": "b"}\n', "as json .a file with an object a line is .jsonl"),
     "broken.jsonl": (b'{"text": "a"}\n{"text"\n', "can't read .* as json lines"),
     "broken.parquet": (b"PAR1 and no more", "can't read .* as parquet"),
     "surrogate.json": (b'["a \\ud800 b"]', "no valid text.* surrogates"),
@@ -219,8 +221,14 @@ def test_every_fact_fails_on_a_mistake(fact, monkeypatch):
         fact(samples=11, seqlen=4, spare=7, seed=5)
 
 
+def test_a_string_is_one_document(tokenizer):
+    assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
+
+
 def test_too_few_tokens_are_refused_with_the_numbers():
     stream = torch.arange(12)
+    with pytest.raises(ValueError, match=r"the stream must be a tensor of shape \[tokens\]"):
+        text.windows(stream[None], 4)
     assert text.sample(stream, 3, 4).numel() == text.windows(stream, 4, 3).numel() == 12
     for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
         with pytest.raises(ValueError, match="3 sequences of 4 tokens, 12 in all, but the text has 11"):
@@ -255,3 +263,6 @@ def test_windows_are_those_of_the_text_and_carry_their_document(tokenizer, tmp_p
     few = windowed.evaluation_windows(file, tokenizer, 16, samples=3)
     assert torch.equal(few.ids, whole.ids[:3]) and "a quick look: the first 3 of" in str(few)
     assert str(whole).endswith("tokens of 12 documents")
+    (tmp_path / "book.txt").write_text("\n".join(stories), encoding="utf-8")  # where its stories begin isn't known
+    book = windowed.evaluation_windows(f"{tmp_path}/book.txt", tokenizer, 16)
+    assert book.documents is None and str(book) == f"{len(book.ids)} x 16 tokens"

@@ -30,7 +30,7 @@ from ..measuring.local_tasks import read_items
 from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
 from ..measuring.timing import peak_memory
-from ..measuring.zero_shot import ZeroShot, require_harness, require_tasks, zero_shot
+from ..measuring.zero_shot import ZeroShot, require_tasks, zero_shot
 from .rows import SCHEMA, faults, in_words, losses_of
 from .variants import VARIANTS, Variant
 
@@ -82,12 +82,10 @@ def compare(
         require_number("sizes", size, above=0, most=1)
     if limit is not None:
         require_int("limit", limit)
-    tasks = require_tasks(tasks)
+    tasks = require_tasks(tasks, tasks_from)
     if DENSE in variants:
         raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
-    if tasks:
-        require_harness()
-    asked = {"tokenizer": tokenizer, "tasks": list(tasks), "tasks_from": tasks_from, "limit": limit}
+    asked = {"tokenizer": tokenizer, "tasks": tasks, "tasks_from": tasks_from, "limit": limit}
     load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
     bench = Bench(load, calibration, [evaluation, *filter(None, [second])], asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]

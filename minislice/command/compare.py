@@ -9,7 +9,8 @@ from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
 from ..checks import require_choice, require_number
 from ..corpus.documents import evaluation_windows
-from ..corpus.text import is_one_file, require_source
+from ..corpus.text import is_one_file, load_text
+from ..measuring.zero_shot import require_tasks
 from ..teaching import plots
 from .inputs import files_read, load_both, load_model, texts_of, token_sets
 from .output import picture, print_result
@@ -22,9 +23,10 @@ def run(arguments: argparse.Namespace) -> None:
         require_choice("--variants", name, VARIANTS)
     for size in arguments.sizes or ():
         require_number("--sizes", size, above=0, most=1)
+    tasks = require_tasks(arguments.tasks or (), arguments.tasks_from)
     texts, second_text = texts_of(arguments), arguments.second_evaluation
     if second_text:
-        require_source(second_text)
+        load_text(second_text, "test")
     if is_one_file(texts.calibration, second_text):
         raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         sizes=arguments.sizes or SIZES,
         out=out / RESULTS,
         name=arguments.model,
-        tasks=arguments.tasks or (),
+        tasks=tasks,
         tokenizer=tokenizer,
         tasks_from=arguments.tasks_from,
         limit=arguments.limit,

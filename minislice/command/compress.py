@@ -7,6 +7,7 @@ from ..architecture.folder import require_free, whole_folder
 from ..beyond.allocation import neurons_for
 from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
+from ..checks import require_number
 from ..measuring.cost import parameters
 from .inputs import before_and_after, files_read, load_both, texts_of, token_sets
 from .output import print_result, save_sliced
@@ -15,6 +16,9 @@ from .output import print_result, save_sliced
 def run(arguments: argparse.Namespace) -> None:
     if arguments.stock and (arguments.keep_blocks or arguments.keep_width or arguments.plan_only):
         raise ValueError("--stock has no plan: it deletes only neurons; leave --keep-... and --plan-only out")
+    if arguments.plan_only and arguments.out:
+        raise ValueError("--plan-only deletes nothing, so that nothing is to be saved; leave it or --out out")
+    require_number("--size", arguments.size, above=0, below=1)
     if arguments.out:
         require_free(arguments.out, arguments.force, files_read(arguments))
     texts = texts_of(arguments)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..corpus.text import SOURCES, disjoint_streams, is_one_file, require_source, sample, windows
+from ..corpus.text import SOURCES, SPLITS, disjoint_streams, is_one_file, load_text, sample, windows
 from ..large import processes
 from ..likelihood import perplexity
 from ..measuring.cost import length_limit, parameters
@@ -92,7 +92,7 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     """What is named; else the embedded text for an embedded model, WikiText-2 for another.
 
     A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
-    A ValueError, before a large model is loaded, where there is no such model or text.
+    A ValueError, before a large model is loaded, where there is no such model or a text can't be read.
     """
     load_config(locate(arguments.model), arguments.trust_remote_code)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
@@ -104,8 +104,9 @@ def texts_of(arguments: argparse.Namespace) -> Texts:
     if evaluation == OWN:
         raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
     texts = Texts(calibration or default if "calibration" in arguments else None, evaluation)
-    for source in {*texts} - {OWN, None}:
-        require_source(source)
+    for source, split in zip(texts, SPLITS, strict=True):
+        if source not in (OWN, None, "embedded"):
+            load_text(source, split)
     return texts
 
 

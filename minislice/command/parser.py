@@ -56,7 +56,8 @@ TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
 DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
 HEAD = "what becomes of a tied head: tied (default where both ends are whole), own (the paper's) or fitted"
 FORMS = "full (the paper's), low-rank (computes the same) or none"
-METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]", "--neurons": "N[,N...]"}
+METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]"}
+METAVARS |= dict.fromkeys(["--neurons", "--drop"], "N[,N...]")
 
 MODEL: Options = {
     "model": (given, ..., f"{', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"),
@@ -71,6 +72,7 @@ EVALUATION: Options = {
     "--evaluation": (given, None, f"to measure on: {TEXT} (default: the calibration text; one file is halved)"),
     "--eval-samples": (positive, None, "measure on the first so many windows (default: all)"),
 }
+EVAL: Options = EVALUATION | {"--evaluation": (given, None, f"to measure on: {TEXT} {DEFAULT_TEXT}")}
 TEXTS = {"texts": CALIBRATION | EVALUATION}
 TASKS: Options = {
     "--tasks": (names, None, f"names of the harness's tasks, {LISTED} (default: the paper's five)"),
@@ -199,7 +201,7 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "verify": ("measure whether a model has the invariance; exit status 1 if it has not", MODEL | VERIFY, SEEDED),
     "slice": ("slice a model and measure what it costs; save it with --out", MODEL | OUT | STREAM, SLICING | BATCHES),
     "compress": ("delete the width, neurons and blocks that cost least", MODEL | COMPRESS, TEXTS | BATCHES),
-    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVALUATION, MACHINE),
+    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVAL, MACHINE),
     "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, MACHINE),
     "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | SEEDED),
     "generate": ("continue a prompt", MODEL | GENERATE, SEEDED),
@@ -212,6 +214,10 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
 EPILOGS = {
     "cost": "Only the model's config is read: times depend on shapes alone, so the weights and the bases are random. "
     "MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b.",
+    "compare": "Variants: slicegpt is the paper's method; aligned has no adapters; tied keeps a tied head tied; "
+    "repaired has no adapters and solves for W_out again; neurons deletes neurons alone, depth whole layers; mixed "
+    "does what 'minislice compress' does; fisher and reconstructed do it with the option of that name.",
+    "recover": "Called again after an interruption, it goes on from the last checkpoint, in a folder beside DIR.",
     "slice": "--stream needs --out; called again after an interruption, it goes on from the last finished layer. "
     "'minislice eval DIR' measures its result. 'torchrun --nproc-per-node N -m -- minislice slice ...' shares the "
     "calibration set among N processes, each on a GPU of its own.",

@@ -6,6 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..beyond.verification import verify
+from ..checks import require_choice
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES
@@ -16,6 +17,8 @@ RANDOM_TOKENS = 1 << 20
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for name in arguments.dtypes or ():
+        require_choice("--dtypes", name, TOLERANCES)
     texts = texts_of(arguments) if arguments.calibration else None
     model, tokenizer = load_model(arguments)
     if texts:

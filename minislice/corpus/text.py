@@ -11,11 +11,13 @@ from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checks import require_choice, require_int, require_seed
+from ..checks import require, require_choice, require_int, require_seed
 from .embedded import stdlib_documents
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
+FORMATS = {".json": "json (a file with an object a line is .jsonl)", ".jsonl": "json lines", ".parquet": "parquet"}
+FORMATS |= {".csv": "csv", ".tsv": "tsv"}
 OTHERWISE = "the path of a file, or 'embedded'"  # in place of a text on the hub
 
 
@@ -34,22 +36,17 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
         ValueError: no such source, it can't be read or reached, or there is nothing in it.
     """
     require_choice("split", split, SPLITS)
-    require_source(source)
     if source == "embedded":
         documents = [text for text in stdlib_documents(split) if text.strip()]
+    elif source in SOURCES:
+        documents = _from_hub(source, split)
+    elif Path(source).is_file():
+        documents = _read_file(Path(source))
     else:
-        documents = _from_hub(source, split) if source in SOURCES else _read_file(Path(source))
+        raise ValueError(f"no text source {source!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
     if not any(text.strip() for text in documents):
         raise ValueError(f"{source} has no text in it")
     return documents
-
-
-def require_source(source: str) -> None:
-    """Raise a ValueError unless the source is there, or the hub that has it can be reached; nothing is loaded."""
-    if source in ("wikitext2", "alpaca"):
-        require_hub(source, OTHERWISE)
-    elif source != "embedded" and not Path(source).is_file():
-        raise ValueError(f"no text source {source!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
 
 
 def require_hub(name: str, otherwise: str) -> None:
@@ -75,6 +72,7 @@ def require_hub(name: str, otherwise: str) -> None:
 def _from_hub(source: str, split: str) -> list[str]:
     import datasets  # takes a second, which nothing else waits for
 
+    require_hub(source, OTHERWISE)
     try:
         if source == "wikitext2":
             part = {"calibration": "train", "test": "test"}[split]
@@ -87,23 +85,28 @@ def _from_hub(source: str, split: str) -> list[str]:
 
 
 def _read_file(path: Path) -> list[str]:
-    kind = {".json": "json", ".jsonl": "json lines", ".parquet": "parquet"}.get(path.suffix.lower(), "utf-8 text")
+    suffix = path.suffix.lower()
     try:
-        return [require_unicode(_document(row)) for row in _rows(path, kind)]
+        return [require_unicode(_document(row)) for row in _rows(path, suffix)]
     except (ValueError, OSError) as error:
-        raise ValueError(f"can't read {path} as {kind}: {error}") from error
+        raise ValueError(f"can't read {path} as {FORMATS.get(suffix, 'UTF-8 text')}: {error}") from error
 
 
-def _rows(path: Path, kind: str) -> list:
-    if kind == "parquet":
+def _rows(path: Path, suffix: str) -> list:
+    if suffix in (".csv", ".tsv"):
+        raise ValueError("minislice reads no such tables; save it as json lines, or rename it to .txt to take it whole")
+    if suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
-    if kind == "json":
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{error}; save it as UTF-8") from error
+    if suffix == ".json":
         rows = json.loads(text)
         return rows if isinstance(rows, list) else [rows]
-    if kind == "json lines":
+    if suffix == ".jsonl":
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     return [text]
 
@@ -131,7 +134,8 @@ def require_unicode(text: str) -> str:
 
 
 def tokenize(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Int64[Tensor, " tokens"]:
-    """The documents, joined by an empty line, as one stream of token ids."""
+    """The documents, joined by an empty line, as one stream of token ids; a string is one document."""
+    documents = [documents] if isinstance(documents, str) else documents
     return torch.tensor(tokenizer("\n\n".join(documents), verbose=False)["input_ids"])
 
 
@@ -192,6 +196,8 @@ def sample(
 
 
 def _require(stream: Tensor, seqlen: int, samples: int) -> None:
+    what = "a tensor of shape [tokens], as `tokenize` returns it"
+    require(isinstance(stream, Tensor) and stream.ndim == 1, "the stream", what, stream)
     require_int("samples", samples)
     require_int("seqlen", seqlen, least=2)
     if len(stream) < samples * seqlen:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..architecture.network import inference
 from ..checks import is_several, require, require_int, require_package
 from ..corpus.batches import with_what_fits
-from .local_tasks import LOCAL, definition, write_tasks
+from .local_tasks import LOCAL, definition, read_items, write_tasks
 
 TASKS = ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")  # the paper's, in the order of its tables
 
@@ -77,12 +77,11 @@ def zero_shot(
         tasks_from: a folder with TASK.jsonl for each task (see `local_tasks`), else they come from the hub.
         batch_size: choices a forward pass; where they don't fit on the GPU, fewer.
     """
-    require_harness()
     if tokenizer is None:
         raise ValueError("zero-shot tasks are texts: they need the model's tokenizer")
     require_int("limit", 1 if limit is None else limit)
     require_int("batch_size", batch_size)
-    tasks = require_tasks([tasks] if isinstance(tasks, str) else tasks)
+    tasks = require_tasks([tasks] if isinstance(tasks, str) else tasks, tasks_from)
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"give each task once, and at least one, got {tasks}")
     with tempfile.TemporaryDirectory() as folder, _quiet(progress), inference(model):
@@ -94,13 +93,15 @@ def zero_shot(
     return ZeroShot(scores, {name: version(name) for name in ("lm_eval", "transformers", "torch")})
 
 
-def require_tasks(tasks: Sequence[str]) -> list[str]:
+def require_tasks(tasks: Sequence[str], tasks_from: str | Path | None) -> list[str]:
+    """The tasks as a list; a ValueError where the harness isn't installed, or a local copy can't be read."""
     require(is_several(tasks) and all(isinstance(task, str) for task in tasks), "tasks", "a list of names", tasks)
-    return list(tasks)
-
-
-def require_harness() -> None:
-    require_package("lm_eval", "measuring zero-shot tasks", "eval")
+    if tasks := list(tasks):
+        require_package("lm_eval", "measuring zero-shot tasks", "eval")
+    if tasks_from is not None:
+        for task in tasks:
+            read_items(task, Path(tasks_from))
+    return tasks
 
 
 def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
