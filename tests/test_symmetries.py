@@ -137,7 +137,7 @@ def a_router_that_stays(symmetry, block, generator):
 
 
 WRONG = [  # a symmetry, a wrong action at a place, and a model whose output it changes
-    ("signal rotation", outside(lambda net, Q, generator: 1.1 * Q), ("llama", 0)),
+    ("signal rotation", outside(lambda net, rotations, g: [1.1 * Q for Q in rotations]), ("llama", 0)),
     ("scale of the signal", eps_as_trained, ("llama", 0)),
     ("constant in all rows of the head", outside(lambda net, c, g: constants(net, net.head.weight, g)), ("opt", 0)),
     ("value-output", outside(lambda attention, R, generator: [3 * r for r in R]), ("olmo", 1)),  # values are clipped

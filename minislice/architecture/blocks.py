@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .linears import Linear, reader, writer
-from .neurons import HasMLP
+from .linears import ExpertsWriter, Linear, is_experts, reader, writer
+from .neurons import MLPLinears
 
 
 class RMSNorm(nn.Module):
@@ -65,7 +65,7 @@ class LowRankAdapter(nn.Module):
         return nn.functional.pad(x, (0, self.padding)) if self.padding else x
 
 
-class Block(HasMLP, nn.Module):
+class Block(nn.Module):
     """One residual branch: X S + sigma(RMSNorm(X) W_in + b_in) W_out + b_out.
 
     `attention` and `mlp` are transformers' modules; a parallel layer (Phi) has both in one block, other layers are two
@@ -120,6 +120,39 @@ class Block(HasMLP, nn.Module):
     @property
     def w_out(self) -> list[Linear]:
         return list(self.writers.values())
+
+    @property
+    def experts(self) -> nn.Module | None:
+        """The module with all experts, if the block is a mixture."""
+        return next((module for module in map(self.get_submodule, self._w_out) if is_experts(module)), None)
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether experts write the block's output."""
+        return self.experts is not None
+
+    @property
+    def mlp_linears(self) -> MLPLinears | None:
+        """The linears of the block's MLP; None without an MLP, and for a mixture."""
+        first = 0
+        for name, w_out in ({} if self.is_mixture else self.writers).items():
+            if name.startswith("mlp."):
+                makers = [w_in for reader_name, w_in in self.readers.items() if reader_name.startswith("mlp.")]
+                return MLPLinears(makers, w_out, first)
+            first += w_out.in_features
+        return None
+
+    @property
+    def has_neurons(self) -> bool:
+        """Whether the block has an MLP or experts, even if no neuron is left in them."""
+        return self.is_mixture or self.mlp_linears is not None
+
+    @property
+    def neurons(self) -> int:
+        """The number of neurons of the MLP, or of each expert (a shared expert isn't counted); 0 without an MLP."""
+        if self.is_mixture:
+            return ExpertsWriter(self.experts).matrices().shape[2]
+        return mlp.neurons if (mlp := self.mlp_linears) else 0
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""

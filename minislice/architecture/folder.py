@@ -110,7 +110,6 @@ def sync(path: Path) -> None:
 
 def place_for(target: Path) -> Path:
     """The target's parent; a ValueError if no folder can be made there, or the target can't be replaced."""
-    require_utf8(target)
     if target == Path.cwd():
         raise ValueError(f"{target} is the current directory, which can't be replaced whole; save to a folder in it")
     try:
@@ -122,14 +121,6 @@ def place_for(target: Path) -> Path:
         reason = error.strerror if os.path.isdir(above) else f"{above} is a file"
         raise ValueError(f"can't write {target}: {reason}; save to another folder") from error
     return target.parent
-
-
-def require_utf8(path: Path) -> None:
-    """Raise a ValueError where a folder's name isn't UTF-8: safetensors and torch can't open what is in it."""
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{os.fspath(path)!a}: this name isn't UTF-8; rename the folder, or use another") from error
 
 
 def make(folder: Path) -> list[Path]:

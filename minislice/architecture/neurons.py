@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, cat, nn, stack
 
-from .linears import ExpertsReader, ExpertsWriter, Linear, is_experts, set_linear, set_weight
+from .linears import ExpertsReader, ExpertsWriter, Linear, set_linear, set_weight
 
 
 @dataclass(frozen=True)
@@ -21,43 +21,6 @@ class MLPLinears:
     @property
     def neurons(self) -> int:
         return self.writer.in_features
-
-
-class HasMLP:
-    """The part of a block that knows about its MLP."""
-
-    @property
-    def experts(self) -> nn.Module | None:
-        """The module with all experts, if the block is a mixture."""
-        return next((module for module in map(self.get_submodule, self._w_out) if is_experts(module)), None)
-
-    @property
-    def is_mixture(self) -> bool:
-        """Whether experts write the block's output."""
-        return self.experts is not None
-
-    @property
-    def mlp_linears(self) -> MLPLinears | None:
-        """The linears of the block's MLP; None without an MLP, and for a mixture."""
-        first = 0
-        for name, w_out in ({} if self.is_mixture else self.writers).items():
-            if name.startswith("mlp."):
-                makers = [w_in for reader_name, w_in in self.readers.items() if reader_name.startswith("mlp.")]
-                return MLPLinears(makers, w_out, first)
-            first += w_out.in_features
-        return None
-
-    @property
-    def has_neurons(self) -> bool:
-        """Whether the block has an MLP or experts, even if no neuron is left in them."""
-        return self.is_mixture or self.mlp_linears is not None
-
-    @property
-    def neurons(self) -> int:
-        """The number of neurons of the MLP, or of each expert (a shared expert isn't counted); 0 without an MLP."""
-        if self.is_mixture:
-            return ExpertsWriter(self.experts).matrices().shape[2]
-        return mlp.neurons if (mlp := self.mlp_linears) else 0
 
 
 def keep_neurons(mlp: MLPLinears, left: Tensor) -> None:

@@ -1,14 +1,11 @@
 """Beyond the paper: the places at which a symmetry acts, as the parts of matrices that it changes there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..architecture.linears import Linear
-from ..architecture.network import Network
-from ..rotation import linear_map
 
 
 @dataclass(frozen=True)
@@ -103,48 +100,3 @@ class Neurons:
     made: list[Part]  # rows of W_in: one part, or two with a gate
     read: Part  # columns of W_out
     scalable: list[Scalable]
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Boundaries in a row, `first` to `last`, that have one basis: no block between them has an adapter."""
-
-    net: Network
-    first: int
-    last: int
-
-    @property
-    def width(self) -> int:
-        return self.net.widths[self.first]
-
-    @property
-    def is_at_an_end(self) -> bool:
-        return self.first == 0 or self.last == len(self.net.blocks)
-
-    @property
-    def embeddings(self) -> list[nn.Embedding]:
-        return self.net.embeddings if self.first == 0 else []
-
-    @property
-    def readers(self) -> list[Linear]:
-        head = [self.net.head] if self.last == len(self.net.blocks) else []
-        return [linear for block in self.net.blocks[self.first : self.last + 1] for linear in block.w_in] + head
-
-    @property
-    def writers(self) -> list[Linear]:
-        return [linear for block in self.net.blocks[max(self.first - 1, 0) : self.last] for linear in block.w_out]
-
-    def set_adapters(self, before: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]) -> None:
-        """Replace the adapters at both ends, of any form, by what these functions make of their matrices."""
-        for index, of in ((self.first - 1, before), (self.last, behind)):
-            if 0 <= index < len(self.net.blocks):
-                block, width = self.net.blocks[index], self.net.widths[index]
-                S = block.adapter(torch.eye(width, dtype=torch.float64))
-                block.adapter = linear_map(of(S), like=next(block.parameters()))
-
-
-def stretches(net: Network) -> list[Stretch]:
-    """The stretches of a network; each boundary is in one of them."""
-    adapted = [index for index, block in enumerate(net.blocks) if block.adapter is not None]
-    firsts, lasts = [0, *(index + 1 for index in adapted)], [*adapted, len(net.blocks)]
-    return [Stretch(net, first, last) for first, last in zip(firsts, lasts, strict=True)]

@@ -15,9 +15,9 @@ from ..architecture.heads import SharingHead
 from ..architecture.linears import ExpertsReader, Router, set_linear
 from ..architecture.network import Network
 from ..fusion import scale_output
-from ..rotation import fold_embedding, fold_reader, fold_writer, random_orthogonal
+from ..rotation import fold_embedding, fold_reader, fold_writer, linear_map, random_orthogonal
 from .anatomy import attentions, mlps
-from .places import exchange, stretches
+from .places import exchange
 
 CLIPPED = "queries, keys and values are clipped, which commutes with permutations and signs alone"
 SHARED = "the head shares the embedding's matrix"
@@ -62,25 +62,38 @@ class SignalRotation(Symmetry):
 
     name, group, use = "signal rotation", "O(D)", "SliceGPT, QuaRot, SpinQuant"
 
-    def places(self, net):
-        return stretches(net)
+    @staticmethod
+    def stretches(net) -> list[range]:
+        """The boundaries that have one basis, as ranges: no adapter is between them. A sharing head's are left out."""
+        firsts = [0, *(index + 1 for index, block in enumerate(net.blocks) if block.adapter is not None)]
+        stretches = [range(*ends) for ends in zip(firsts, [*firsts[1:], len(net.widths)], strict=True)]
+        return stretches[1:-1] if isinstance(net.head, SharingHead) else stretches
 
-    def freedom(self, stretch):
-        if stretch.is_at_an_end and isinstance(stretch.net.head, SharingHead):
-            return f"{SHARED}, and so its basis"
-        return stretch.width * (stretch.width - 1) // 2
+    def freedom(self, net):
+        widths = [net.widths[stretch[0]] for stretch in self.stretches(net)]
+        return sum(k * (k - 1) // 2 for k in widths) if widths else f"{SHARED}, and so its basis"
 
-    def element(self, stretch, generator):
-        return random_orthogonal(stretch.width, generator)
+    def element(self, net, generator):
+        rotations = [torch.eye(k, dtype=torch.float64) for k in net.widths]
+        for stretch in self.stretches(net):
+            Q = random_orthogonal(net.widths[stretch[0]], generator)
+            for boundary in stretch:
+                rotations[boundary] = Q
+        return rotations
 
-    def act(self, stretch, Q):
-        for embedding in stretch.embeddings:
-            fold_embedding(embedding, Q)
-        for linear in stretch.readers:
-            fold_reader(linear, Q)
-        for linear in stretch.writers:
-            fold_writer(linear, Q)
-        stretch.set_adapters(lambda S: S @ Q, lambda S: Q.T @ S)
+    def act(self, net, rotations):
+        if not isinstance(net.head, SharingHead):
+            for embedding in net.embeddings:
+                fold_embedding(embedding, rotations[0])
+            fold_reader(net.head, rotations[-1])
+        for block, Q, Q_next in zip(net.blocks, rotations[:-1], rotations[1:], strict=True):
+            for linear in block.w_in:
+                fold_reader(linear, Q)
+            for linear in block.w_out:
+                fold_writer(linear, Q_next)
+            if block.adapter is not None:
+                S = block.adapter(torch.eye(len(Q), dtype=torch.float64))
+                block.adapter = linear_map(Q.T @ S @ Q_next, like=next(block.parameters()))
 
 
 class SignalScale(Symmetry):

@@ -20,7 +20,7 @@ from transformers import (
 
 from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.configuration import SlicedConfig
-from ..architecture.folder import require_utf8, whole_folder
+from ..architecture.folder import whole_folder
 from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM, without_memory
 from ..corpus.embedded import EMBEDDED, data_folder
@@ -135,7 +135,6 @@ def locate(name: str | os.PathLike) -> Path | str:
     if name == SMOLLM2:
         return smollm2()
     folder = Path(name)
-    require_utf8(folder)
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
