@@ -7,6 +7,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ from minislice.corpus.embedded import paper_table
 from minislice.corpus.text import load_text, sample, tokenize, windows
 from minislice.measuring import provenance, records
 
-PAPER = profile_for("opt", dtype="float16")
-OPT = rows("opt", PAPER, [1], ["125M"])
+PAPER, LLAMA = (profile_for(family, dtype="float16") for family in ("opt", "llama-2"))
+OPT = [row for row in rows(PAPER, [1], ["125M"]) if row.percent <= 10]
 SETTINGS = settings_of(OPT)
 DENSE = 27.64  # of OPT-125M, as printed in table 1
 
@@ -55,13 +56,13 @@ def fake(monkeypatch):
     monkeypatch.setattr(Bench, "measure", lambda *arguments: fake(*arguments))
     monkeypatch.setattr(results, "revision_of", lambda setting: "revision")
     monkeypatch.setattr(provenance, "commit", lambda: "commit")
+    monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2"})  # looked up on the disk for every record
     monkeypatch.setattr(reproduce, "why_not", lambda *arguments: None)
     return fake
 
 
-def run(folder, given=OPT, **options):
-    options = {"family": "opt", "profile": PAPER, "say": lambda line: None} | options
-    return reproduce.reproduce(given, folder / "results.jsonl", **options)
+def run(folder, given=OPT, profile=PAPER, **options):
+    return reproduce.reproduce(given, folder / "results.jsonl", profile, say=lambda line: None, **options)
 
 
 def recorded(folder):
@@ -75,7 +76,7 @@ def test_every_printed_value_of_a_family_is_in_its_rows():
     others = ("gpus", "gpu_ms", "calibration_samples", "calibration_seqlen")  # columns that are no results
     checked = 0
     for name, family in FAMILIES.items():
-        every = rows(name, PAPER)
+        every = rows(profile_for(name))
         for number in family.tables():
             printed = [line for line in paper_table(number) if line["model"] in family.sources]
             own = [row for row in every if row.table == number]
@@ -90,16 +91,25 @@ def test_every_printed_value_of_a_family_is_in_its_rows():
 
 
 def test_tables_share_the_dense_model_alone_and_models_up_to_13b_have_three_seeds_and_both_signals():
-    one, five = ({s for row in rows("llama-2", PAPER, [number], ["7B"]) for s in row.settings} for number in (1, 5))
+    one, five = ({s for row in rows(LLAMA, [number], ["7B"]) for s in row.settings} for number in (1, 5))
     assert {setting.percent for setting in one & five} == {0}
-    assert [{setting.samples for setting in own} for own in (one, five)] == [{None, 1024}, {None, 128}]
+    assert [{s.how.samples for s in own if s.percent} for own in (one, five)] == [{1024}, {128}]
     for model, seeds in (("13B", 3), ("70B", 1)):
-        sliced = [setting for setting in settings_of(rows("llama-2", PAPER, [1], [model])) if setting.percent == 25]
+        sliced = [setting for setting in settings_of(rows(LLAMA, [1], [model])) if setting.percent == 25]
         assert {setting.signal for setting in sliced} == {"normalized", "raw"} and len(sliced) == 2 * seeds
 
 
+def test_settings_that_measure_the_same_sliced_model_follow_one_another_behind_the_dense_model():
+    settings = settings_of(rows(LLAMA, [1, 7, 9], ["7B"]))
+    groups = [[(s.measure, s.recovered) for s in own] for _, own in itertools.groupby(settings, lambda s: s.slicing)]
+    assert len(groups) == len({setting.slicing for setting in settings}) == 1 + 4 * 6
+    dense, sliced = [("perplexity", False), ("zero-shot", False)], [("perplexity", False)]
+    assert groups[0] == dense and sum(own == [*dense, ("zero-shot", True)] for own in groups) == 3 * 3
+    assert all(own == sliced for own in groups if len(own) < 2)
+
+
 def test_another_choice_of_tasks_has_not_the_papers_mean():
-    two = rows("phi-2", profile_for("phi-2", "paper", tasks="piqa,arc_easy"), [7])
+    two = rows(profile_for("phi-2", "paper", tasks="piqa,arc_easy"), [7])
     assert all(set(row.paper) == {"piqa", "arc_easy"} for row in two)
 
 
@@ -123,10 +133,11 @@ def an_interrupted_run_goes_on_behind_its_last_whole_line(fake, folder):
 def another_setting_revision_or_commit_is_another_result(fake, folder):
     setting, text = SETTINGS[-1], folder / "text.txt"
     text.write_text("a")
-    changes = ({"percent": 26}, {"seed": 7}, {"signal": "other"}, {"limit": 3}, {"calibration": str(text)}, {})
+    how = dataclasses.replace(setting.how, limit=3)
+    changes = ({"percent": 26}, {"seed": 7}, {"signal": "other"}, {"how": how}, {"text": str(text)}, {})
     keys = [results.key_of(dataclasses.replace(setting, **change), "revision", "commit") for change in changes]
     text.write_text("b")
-    keys.append(results.key_of(dataclasses.replace(setting, calibration=str(text)), "revision", "commit"))
+    keys.append(results.key_of(dataclasses.replace(setting, text=str(text)), "revision", "commit"))
     keys += [results.key_of(setting, "newer", "commit"), results.key_of(setting, "revision", "newer")]
     assert len(set(keys)) == len(keys) and results.key_of(setting, "revision", "commit") in keys
 
@@ -156,7 +167,7 @@ def the_gate_stops_where_the_dense_model_is_not_the_papers(fake, folder):
                 run(place)
         assert fake.asked == SETTINGS[:1] and recorded(place)[0]["values"] == {"perplexity": DENSE + off}
     quick = dataclasses.replace(PAPER, eval_samples=2)  # by which nothing printed was measured
-    assert run(folder, rows("opt", quick, [1], ["125M"]), profile=quick, limit=1)["done"] == 1
+    assert run(folder, rows(quick, [1], ["125M"]), quick, limit=1)["done"] == 1
 
 
 def two_runs_into_one_file_are_refused(fake, folder):
@@ -196,22 +207,14 @@ def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
 
 
 def test_the_report_has_what_an_earlier_run_measured_and_no_later_failure_hides_it(fake, tmp_path, monkeypatch):
-    none = dataclasses.replace(PAPER, seeds=1, adapter="none")
-    one = dataclasses.replace(PAPER, seeds=1)
-    for profile in (none, one, PAPER):
-        run(tmp_path, rows("opt", profile, [1], ["125M"]), profile=profile)
+    for profile in (dataclasses.replace(PAPER, seeds=1, adapter="none"), PAPER):
+        run(tmp_path, [row for row in rows(profile, [1], ["125M"]) if row.percent <= 10], profile)
     monkeypatch.setattr(results, "revision_of", lambda setting: int("no hub"))
     assert run(tmp_path)["failed"] == len(SETTINGS)
-    records = results.read(tmp_path / "results.jsonl")
-    table = list(csv.DictReader(io.StringIO(report.as_csv(records))))
-    own = [
-        line
-        for line in table
-        if line["table"] == "1" and line["model"] == "OPT-125M" and line["row"] != "sparsegpt_2:4"
-    ]
-    assert len(own) == 3 * 9 and {line["status"] for line in own} == {"done"}
-    said = [line for line in report.markdown(records).splitlines() if line.startswith("Not as in the paper")]
-    assert said == ["Not as in the paper: adapter 'none'.", *["Not as in the paper: nothing."] * 2]
+    text = report.markdown(results.read(tmp_path / "results.jsonl"))
+    for signal, value in itertools.product(PAPER.signals.split(","), ("37.64", "37.77 ± 0.12")):
+        assert f"| OPT-125M | 10% | slicegpt, {signal} | {value} *paper 29.34*" in text
+    assert "Not as in the paper: adapter 'none'." in text and "Not as in the paper: nothing." in text
 
 
 def the_papers_for_ours(right, *arguments):
@@ -253,7 +256,7 @@ def test_a_planted_mistake_is_found(mistake, fake, tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     small = preflight.Machine(16 << 30, 16 << 30, 32 << 30, 1 << 40)
-    own = settings_of(rows("llama-2", PAPER, [1, 2, 12], ["70B"]))
+    own = settings_of(rows(LLAMA, [1, 2, 12], ["70B"]))
     reasons = {setting.measure: preflight.why_not(setting, small, stream=False) for setting in own}
     assert "179 GB" in reasons["perplexity"] and reasons["products"] is None and "276 GB" in reasons["inference"]
     eight = preflight.Machine(80 << 30, 640 << 30, 512 << 30, 1 << 40)
@@ -261,7 +264,7 @@ def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
-    made = bench.slicing_of(settings_of(rows("llama-2", PAPER, [1], ["70B"]))[-1])
+    made = settings_of(rows(LLAMA, [1], ["70B"]))[-1].slicing
     torchrun = get_args_parser().parse_args(bench.slice_command(made, tmp_path / "out", 4, 8)[3:])
     assert (torchrun.nproc_per_node, torchrun.module, torchrun.training_script) == ("8", True, "minislice")
     given = make_parser().parse_args(torchrun.training_script_args)
@@ -281,8 +284,7 @@ SMALL = profile_for("llama-2", "ci", eval_samples=4, seeds=1, samples=8, seqlen=
 
 def really(folder, table, percents, **options) -> list[dict]:
     """The records of some rows, in memory or streamed."""
-    own = [row for row in rows("llama-2", SMALL, table) if row.percent in percents]
-    run(folder, own, family="llama-2", profile=SMALL, **options)
+    run(folder, [row for row in rows(SMALL, table) if row.percent in percents], SMALL, **options)
     return results.read(folder / "results.jsonl")
 
 
@@ -313,7 +315,7 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
 
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     found = really(tmp_path, [11, 12], (0, 25))
-    every = [cell for cell in report.cells("llama-2", SMALL, found) if cell.our_value]
+    every = [cell for cell in report.cells(SMALL, found) if cell.our_value]
     for metric in ("tokens_per_second", "total"):
         assert {cell.slicing_percent for cell in every if cell.metric == metric} == {0, 25}
     values = next(record["values"] for record in found if "total" in record["values"])
@@ -326,9 +328,19 @@ def test_recovery_takes_as_many_sequences_a_step_whatever_fits_into_memory(monke
     asked = {}
     monkeypatch.setattr(minislice, "recover", lambda model, tokens, **options: asked.update(options) or Outcome())
     monkeypatch.setattr(Outcome, "steps", 2, raising=False)
-    setting = next(s for s in settings_of(rows("llama-2", SMALL, [9])) if s.recovery)
+    setting = next(s for s in settings_of(rows(SMALL, [9])) if s.recovered)
     bench.recover(None, None, setting, Outcome())
     assert asked == {"seed": 0, "steps": 2}
+
+
+def test_what_is_missing_behind_the_slicing_is_told_before_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(Bench, "_model", lambda *arguments: pytest.fail("a model was made"))
+    short = dataclasses.replace(SMALL, recovery_samples=10**6)
+    no_items = dataclasses.replace(SMALL, tasks_from=str(tmp_path))
+    for profile, told in ((short, "but the text has"), (no_items, "piqa.jsonl doesn't exist")):
+        setting = next(s for s in settings_of(rows(profile, [9])) if s.recovered)
+        with pytest.raises(ValueError, match=told):
+            Bench("cpu").measure(setting, 1)
 
 
 def test_a_model_in_one_file_has_a_revision(tmp_path):
@@ -345,7 +357,7 @@ def test_the_scripts_run_the_rows_and_write_a_report(fake, tmp_path, capsys):
     assert run_script(reproduce, ["opt", "--profile", "ci", *few, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "[1/9] mini-opt dense: perplexity" in printed and "[2/9] mini-opt 10%, seed 0" in printed
-    assert {setting.eval_samples for setting in fake.asked} == {2}
+    assert {setting.how.eval_samples for setting in fake.asked} == {2}
     assert run_script(reproduce, ["opt", "--profile", "ci", "--preflight", "--out", str(out)]) == 0
     assert "can run: " in capsys.readouterr().out
     assert run_script(report, [str(out), "--out", str(written), "--json"]) == 0

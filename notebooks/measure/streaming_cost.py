@@ -107,22 +107,17 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="phi-2")
     parser.add_argument("--limit", type=float, default=3.0, help="GiB of private memory for slicing (default: 3)")
     parser.add_argument("--work", help="where to put the models (default: a temporary folder)")
-    parser.add_argument("--step", choices=("make", "forward", "slice"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=("forward", "slice"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.step:
         folder = Path(arguments.work)
-        steps = {
-            "make": lambda: make(arguments.shape, folder) or {},
-            "forward": lambda: forward(folder),
-            "slice": lambda: sliced(folder, arguments.limit),
-        }
-        print(json.dumps(steps[arguments.step]()))
+        print(json.dumps(forward(folder) if arguments.step == "forward" else sliced(folder, arguments.limit)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         folder = Path(work, "dense")
-        common = ("--work", folder, "--shape", arguments.shape, "--threads", arguments.threads)
-        in_a_process("--step", "make", *common)
+        make(arguments.shape, folder)
+        common = ("--work", folder, "--threads", arguments.threads)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         bare = in_a_process("--step", "forward", *common)["seconds"]
         result = in_a_process("--step", "slice", "--limit", arguments.limit, *common)

@@ -36,14 +36,12 @@ class Machine:
 
 def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
-    shape = _shape(setting)
-    if shape is None or setting.measure == "products":
+    weights, signal = needs(setting)
+    if setting.measure == "products":  # of three layers alone
         return None
-    weights, signal = needs(shape, setting)
-    streamed = stream and setting.percent and setting.measure != "time"
     if setting.measure == "inference":
         wanted = [(2 * weights, machine.device_memory, "the dense and the sliced model on one device")]
-    elif streamed:
+    elif stream and setting.percent and setting.measure != "time":
         wanted = [
             (weights + 3 * signal, machine.disk, "the sliced model and the signal on the disk"),
             (weights, machine.all_devices, "the sliced model, to measure it, on all devices"),
@@ -59,10 +57,13 @@ def why_not(setting: Setting, machine: Machine, stream: bool) -> str | None:
     return next(reasons, None)
 
 
-def needs(shape: str, setting: Setting) -> tuple[int, int]:
-    """Bytes of a model's weights and of the calibration set's signal, in the setting's dtype."""
-    item = getattr(torch, setting.dtype).itemsize
-    tokens = (setting.samples or 0) * (setting.seqlen or 0) if setting.percent else 0
+def needs(setting: Setting) -> tuple[int, int]:
+    """Bytes of a model's weights and of its calibration set's signal; zeros for a stand-in, which was chosen to fit."""
+    shape = next((name for name in (setting.source.lower(), setting.model.lower()) if name in SHAPES), None)
+    if shape is None:
+        return 0, 0
+    item = getattr(torch, setting.how.dtype).itemsize
+    tokens = setting.how.samples * setting.how.seqlen if setting.signal else 0
     return _parameters(shape) * item, tokens * SHAPES[shape].hidden_size * item
 
 
@@ -73,17 +74,12 @@ def overview(rows: list[Row], machine: Machine, stream: bool) -> list[dict]:
     for model in dict.fromkeys(setting.model for setting in settings):
         own = [setting for setting in settings if setting.model == model]
         reasons = [reason for setting in own if (reason := why_not(setting, machine, stream))]
-        sizes = [needs(shape, setting) for setting in own if (shape := _shape(setting))]
-        weights, signal = (f"{max(bytes) / 1e9:.1f}" for bytes in zip(*sizes, strict=True)) if sizes else ["small"] * 2
+        sizes = (max(size) / 1e9 for size in zip(*map(needs, own), strict=True))
+        weights, signal = (f"{size:.1f}" if size else "small" for size in sizes)
         line = {"model": model, "weights, GB": weights, "signal, GB": signal}
         line |= {"can run": f"{len(own) - len(reasons)} of {len(own)}", "fetched": _access(own)}
         lines.append(line | {"why not": reasons[0] if reasons else ""})
     return lines
-
-
-def _shape(setting: Setting) -> str | None:
-    """The shape that says its size without its files; a stand-in has none, and was chosen to fit."""
-    return next((name for name in (setting.source.lower(), setting.model.lower()) if name in SHAPES), None)
 
 
 def _access(settings: list[Setting]) -> str:

@@ -110,8 +110,9 @@ def option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Profile:
-    """How the tables are run: as the paper did, by default; lists are comma-separated."""
+    """How a family's tables are run: as the paper did, by default; lists are comma-separated."""
 
+    family: str
     name: str = "paper"
     model: str | None = option(None, "in place of the paper's models, without its values: embedded, a folder, a name")
     wikitext2: str = option(
@@ -136,11 +137,14 @@ class Profile:
     repeats: int = 1000  # of a matrix product
 
     def __post_init__(self):
+        require_choice("family", self.family, FAMILIES)
         require_int("seeds", self.seeds, most=100)
         require_choice("adapter", self.adapter, FORMS)
         require_choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16", "float64"))
         for signal in self.signals.split(","):
             require_choice("signals", signal, SIGNALS)
+        for task in self.tasks.split(","):
+            require_choice("tasks", task, TASKS)
 
     @property
     def is_papers(self) -> bool:
@@ -151,29 +155,40 @@ class Profile:
     def stand_in(self) -> str:
         return Path(self.model).name
 
+    def only(self, *names: str) -> "Profile":
+        """The same models and dtype, these fields, and the paper's values in all others."""
+        return Profile(**{name: getattr(self, name) for name in ("family", "model", "dtype", *names)})
 
-PROFILES = {
-    "paper": Profile(),
-    "ci": Profile(  # the same rows on a small stand-in, in seconds
-        "ci",
-        wikitext2="embedded",
-        alpaca="embedded",
-        samples=32,
-        seqlen=SEQLEN // 2,
-        eval_samples=16,
-        recovery_samples=12,
-        recovery_seqlen=64,
-        recovery_steps=2,
-        seeds=2,
-        signals="normalized",
-        tasks="piqa",
-        tasks_from="embedded",  # items that `bench` makes of that text
-        limit=20,
-        length=4,
-        rounds=1,
-        repeats=3,
-    ),
+
+PROFILES = {  # how they differ from the paper
+    "paper": {},
+    "ci": {  # the same rows on a small stand-in, in seconds
+        "wikitext2": "embedded",
+        "alpaca": "embedded",
+        "samples": 32,
+        "seqlen": SEQLEN // 2,
+        "eval_samples": 16,
+        "recovery_samples": 12,
+        "recovery_seqlen": 64,
+        "recovery_steps": 2,
+        "seeds": 2,
+        "signals": "normalized",
+        "tasks": "piqa",
+        "tasks_from": str(Path(__file__).with_name("items")),
+        "length": 4,
+        "rounds": 1,
+        "repeats": 3,
+    },
 }
+DECIDES = {  # by measure: the fields of a profile that decide what it gives, for a dense model
+    "perplexity": ("wikitext2", "seqlen", "eval_samples"),
+    "zero-shot": ("tasks", "tasks_from", "limit"),
+    "inference": ("adapter", "length", "rounds"),
+    "products": ("adapter", "repeats"),
+    "time": (),
+}
+SLICING = ("adapter", "samples", "seqlen")  # fields that decide more for a sliced model
+RECOVERY = ("recovery_samples", "recovery_seqlen", "recovery_steps")  # and for a recovered one
 
 
 @dataclass(frozen=True)
@@ -181,27 +196,25 @@ class Setting:
     """Everything that decides one measurement; with revision and commit it is a result's key."""
 
     model: str  # the paper's name
-    source: str  # where its weights are; for the cost, the shape's name
     measure: str
     percent: int  # slicing; 0 is the dense model
-    dtype: str
+    how: Profile  # with this table's number of sequences; a field that decides nothing here has the paper's value
     seed: int = 0
-    signal: str | None = None  # None, like what follows, where nothing is sliced or measured by it
-    adapter: str | None = None
-    calibration: str | None = None  # the text
-    samples: int | None = None
-    seqlen: int | None = None
-    recovery: str | None = None  # the text of recovery fine-tuning
-    recovery_samples: int | None = None
-    recovery_seqlen: int | None = None
-    recovery_steps: int | None = None
-    evaluation: str | None = None
-    eval_samples: int | None = None
-    tasks: str | None = None
-    tasks_from: str | None = None
-    limit: int | None = None
-    length: int | None = None
-    rounds: int | None = None
+    signal: str | None = None  # None where nothing is sliced by it
+    text: str | None = None  # that calibrates, and trains
+    recovered: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where its weights are; of a cost, its shape."""
+        paper = self.model.lower() if self.measure in OF_SHAPES else FAMILIES[self.how.family].sources.get(self.model)
+        return self.how.model or paper
+
+    @property
+    def slicing(self) -> "Setting":
+        """What it has in common with all others that measure the same sliced (or dense) model."""
+        how = self.how.only(*(SLICING if self.percent else ()))
+        return replace(self, measure="slicing", how=how, recovered=False)
 
 
 @dataclass(frozen=True)
@@ -223,36 +236,37 @@ def profile_for(family: str, name: str = "paper", device: str = "cpu", **changes
     require_choice("family", family, FAMILIES)
     require_choice("profile", name, PROFILES)
     stand_in = {"model": FAMILIES[family].stand_in} if name == "ci" else {}
-    profile = replace(PROFILES[name], **stand_in | changes)
+    profile = Profile(family, name, **(PROFILES[name] | stand_in | changes))
     dtype = "float32" if torch.device(device).type == "cpu" else "float16"
     return replace(profile, dtype=profile.dtype.replace("auto", dtype))
 
 
-def rows(
-    family: str, profile: Profile, tables: Iterable[int] | None = None, models: Iterable[str] | None = None
-) -> list[Row]:
+def rows(profile: Profile, tables: Iterable[int] | None = None, models: Iterable[str] | None = None) -> list[Row]:
     """The rows of a family's tables, in the order in which they are run: model by model, dense before sliced.
 
     All of them by default; `models` are the paper's names, or their ends ("7B").
     """
-    known = FAMILIES[family]
-    tables = known.tables() if tables is None else list(tables)
-    if missing := [number for number in tables if number not in known.tables()]:
-        numbers = ", ".join(map(str, known.tables()))
-        raise ValueError(f"{known.title} isn't in table {missing[0]}; minislice runs its rows of tables {numbers}")
-    names = list(known.sources) if models is None else [_full_name(known, name) for name in models]
+    family = FAMILIES[profile.family]
+    tables = family.tables() if tables is None else list(tables)
+    if missing := [number for number in tables if number not in family.tables()]:
+        numbers = ", ".join(map(str, family.tables()))
+        raise ValueError(f"{family.title} isn't in table {missing[0]}; minislice runs its rows of tables {numbers}")
+    names = list(family.sources) if models is None else [_full_name(family, name) for name in models]
     names = names if profile.is_papers else [profile.stand_in]
 
     def place(row: Row) -> tuple:
         return names.index(row.model), ORDER.index(TABLES[row.table].measure), row.percent, row.table
 
-    every = (row for number in tables for row in _rows_of(known, profile, number))
+    every = (row for number in tables for row in _rows_of(profile, number))
     return sorted((row for row in every if row.model in names), key=place)
 
 
 def settings_of(rows: Iterable[Row]) -> list[Setting]:
-    """The settings of the rows, each once, in the order of the rows."""
-    return list(dict.fromkeys(setting for row in rows for setting in row.settings))
+    """The settings of the rows, each once; those that measure the same model follow one another, to slice it once."""
+    by_slicing: dict[Setting, dict[Setting, None]] = {}
+    for setting in (setting for row in rows for setting in row.settings):
+        by_slicing.setdefault(setting.slicing, {})[setting] = None
+    return [setting for settings in by_slicing.values() for setting in settings]
 
 
 def _full_name(family: Family, name: str) -> str:
@@ -262,8 +276,8 @@ def _full_name(family: Family, name: str) -> str:
     raise ValueError(f"no model {name!r} in the paper's {family.title}; there are {', '.join(family.sources)}")
 
 
-def _rows_of(family: Family, profile: Profile, number: int) -> Iterator[Row]:
-    table = TABLES[number]
+def _rows_of(profile: Profile, number: int) -> Iterator[Row]:
+    family, table = FAMILIES[profile.family], TABLES[number]
     printed = [line for line in paper_table(number) if line["model"] in family.sources]
     if not profile.is_papers:  # the levels of one model on one GPU
         one = printed[0]["model"], "A100-40GB"
@@ -283,7 +297,7 @@ def _rows_of(family: Family, profile: Profile, number: int) -> Iterator[Row]:
             paper[f"{table.compared}_ratio"] = line[table.compared] / dense[table.compared]
         metrics = tuple(metric for metric in table.metrics if metric in asked & paper.keys())
         model = line["model"] if profile.is_papers else profile.stand_in
-        settings = () if is_others else tuple(_settings(family, profile, table, model, percent))
+        settings = () if is_others else tuple(_settings(profile, table, model, percent))
         if profile.is_papers:
             paper = {metric: paper[metric] for metric in metrics}
         elif settings:
@@ -302,31 +316,19 @@ def _label_and_percent(number: int, line: dict) -> tuple[str, int]:
     return "" if TABLES[number].measure == "zero-shot" else line.get("method") or line.get("gpu", "H100-80GB"), percent
 
 
-def _settings(family: Family, profile: Profile, table: Table, model: str, percent: int) -> Iterator[Setting]:
-    text, signals = getattr(profile, table.text), profile.signals.split(",")
+def _settings(profile: Profile, table: Table, model: str, percent: int) -> Iterator[Setting]:
     papers = 2048 if (model, table.text) == ("Phi-2", "alpaca") else table.samples  # as table 3 says
-    slicing = {"samples": max(1, profile.samples * papers // 1024), "seqlen": profile.seqlen}
-    if table.recovered:
-        sequences = profile.recovery_samples * (5 if table.text == "alpaca" else 1)
-        slicing |= {"recovery": text, "recovery_samples": sequences}
-        slicing |= {"recovery_seqlen": profile.recovery_seqlen, "recovery_steps": profile.recovery_steps}
-    if table.measure in OF_SHAPES:
-        rounds = profile.repeats if table.measure == "products" else profile.rounds
-        measured = {"length": profile.length, "rounds": rounds}
-        measured = {"signal": signals[0], **slicing} if table.measure == "time" else measured
-        shape = profile.model or model.lower()
-        yield Setting(model, shape, table.measure, percent or 25, profile.dtype, adapter=profile.adapter, **measured)
+    recovery = profile.recovery_samples * (5 if table.text == "alpaca" else 1)
+    profile = replace(profile, samples=max(1, profile.samples * papers // 1024), recovery_samples=recovery)
+    fields, signals = DECIDES[table.measure], profile.signals.split(",")
+    if table.measure in ("inference", "products"):  # a dense model's are measured beside a sliced one's
+        yield Setting(model, table.measure, percent or 25, profile.only(*fields))
         return
-    if table.measure == "perplexity":
-        measured = {"evaluation": profile.wikitext2, "eval_samples": profile.eval_samples, "seqlen": profile.seqlen}
-    else:
-        measured = {"tasks": profile.tasks, "tasks_from": profile.tasks_from, "limit": profile.limit}
-    source = profile.model or family.sources[model]
-    base = Setting(model, source, table.measure, percent, profile.dtype, **measured)
     if percent == 0:
-        yield base
+        yield Setting(model, table.measure, 0, profile.only(*fields))
         return
-    base = replace(base, adapter=profile.adapter, calibration=text, **slicing)
+    fields += SLICING + (RECOVERY if table.recovered else ())
+    text = None if table.measure == "time" else getattr(profile, table.text)
     for signal in signals if table.measure == "perplexity" else signals[:1]:
-        for seed in range(1 if model in ONE_SEED else profile.seeds):
-            yield replace(base, signal=signal, seed=seed)
+        for seed in range(1 if model in ONE_SEED or table.measure == "time" else profile.seeds):
+            yield Setting(model, table.measure, percent, profile.only(*fields), seed, signal, text, table.recovered)

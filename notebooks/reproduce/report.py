@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import FAMILIES, PROFILES, SLIPS, TABLES, Profile, Row, Setting, rows, settings_of
-from results import read
+from protocol import FAMILIES, SLIPS, TABLES, Profile, Row, rows, settings_of
+from results import read, setting_of
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
@@ -27,7 +27,7 @@ from minislice.version import __version__
 HELP = "write the report of a results file: Markdown, and a CSV beside it"
 TITLE = "# Reproduction of SliceGPT's tables"
 NOT_RUN, PRINTED = "not run", "printed only"
-SHOWN_IN_ROWS = ("name", "seeds", "signals")  # fields of a profile
+SHOWN_IN_ROWS = ("seeds", "signals")  # fields of a profile
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Cell:
 COLUMNS = tuple(field.name for field in dataclasses.fields(Cell))
 
 
-def cells(family: str, profile: Profile, records: list[dict]) -> list[Cell]:
+def cells(profile: Profile, records: list[dict]) -> list[Cell]:
     """Every cell of a family's tables, with what the records have of it, whatever profile they were made for.
 
     Of two records of one setting the later counts; what is done isn't hidden by a later failure.
     """
     in_order = sorted(records, key=lambda record: record["status"] == "done")
-    by_setting = {Setting(**record["setting"]): record for record in in_order}
+    by_setting = {setting_of(record): record for record in in_order}
     every = []
-    for row in sorted(rows(family, profile), key=lambda row: row.table):
+    for row in sorted(rows(profile), key=lambda row: row.table):
         for signal in dict.fromkeys(setting.signal for setting in row.settings) or [None]:
             asked = [setting for setting in row.settings if setting.signal == signal]
             own = [by_setting[setting] for setting in asked if setting in by_setting]
@@ -113,11 +113,11 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     return {"report": out, "csv": beside}
 
 
-def _runs(records: list[dict]) -> list[tuple[str, Profile, list[dict]]]:
-    """The families and profiles in a file, each with the records of its settings: runs share what was measured once."""
-    runs = dict.fromkeys((record["family"], Profile(**record["profile"])) for record in records)
-    asked = {run: {*settings_of(rows(*run))} for run in runs}
-    return [(*run, [r for r in records if Setting(**r["setting"]) in asked[run]]) for run in runs]
+def _runs(records: list[dict]) -> dict[Profile, list[dict]]:
+    """The profiles in a file, each with the records of its settings: they share what was measured once."""
+    profiles = dict.fromkeys(Profile(**record["profile"]) for record in records)
+    asked = {profile: {*settings_of(rows(profile))} for profile in profiles}
+    return {profile: [r for r in records if setting_of(r) in asked[profile]] for profile in profiles}
 
 
 def markdown(records: list[dict]) -> str:
@@ -127,16 +127,16 @@ def markdown(records: list[dict]) -> str:
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
         "accuracy, its standard error (the CSV has both). ! is a slip in print.",
     ]
-    for family, profile, own in _runs(records):
-        title = FAMILIES[family].title
+    for profile, own in _runs(records).items():
+        title = FAMILIES[profile.family].title
         if profile.is_papers:
-            ours, papers = vars(profile), vars(PROFILES["paper"]) | {"dtype": "float16"}
+            ours, papers = vars(profile), vars(Profile(profile.family, dtype="float16"))
             changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_IN_ROWS and ours[n] != papers[n]]
             lines += [f"## {title}", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
         else:
             lines += [f"## {profile.stand_in}, in {title}'s place"]
             lines += [f"A stand-in ({profile.name} profile): not the paper's models, and none of its values."]
-        every = cells(family, profile, own)
+        every = cells(profile, own)
         for number in dict.fromkeys(cell.table for cell in every):
             lines += [f"### {title_of(number, profile)}", _table(table_rows(number, every))]
             slips = [cell for cell in every if cell.table == number and cell.slip]
@@ -191,7 +191,7 @@ def how(record: dict) -> dict[str, str]:
     what = f"{setting['model']} {record['revision']}, {setting['percent']}%, seed {setting['seed']}"
     return {
         "key": record["key"],
-        "what": f"{what}, {setting['measure']} in {setting['dtype']}{result}",
+        "what": f"{what}, {setting['measure']} in {setting['how']['dtype']}{result}",
         "of parameters": f"{sliced / dense:.3f}" if sliced and dense else "-",
         **{name: facts.get(name, "-") for name in ("calibration", "evaluation")},
         "seconds": f"{facts['seconds']['all']:.0f}",
@@ -208,7 +208,7 @@ def as_csv(records: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for run in _runs(records):
+    for run in _runs(records).items():
         writer.writerows(map(dataclasses.asdict, cells(*run)))
     return text.getvalue()
 

@@ -45,25 +45,22 @@ class ProtocolDiffers(ValueError):
 def reproduce(
     rows: list[Row],
     out: str | os.PathLike,
-    *,
-    family: str,
     profile: Profile,
+    *,
     device: str = "cpu",
     batch_size: int = 8,
     stream: bool = False,
     process_count: int = 1,
     limit: int | None = None,
-    command: str = "reproduce.reproduce",
     say: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Measure what isn't in the file yet, and append it.
 
     Args:
-        rows: of `protocol.rows`, for this family and profile.
+        rows: of `protocol.rows`, for this profile.
         stream: slice from disk, one layer in memory, and measure on all devices together.
         process_count: with `stream`, processes that share the calibration set, each on a GPU of its own.
         limit: stop behind so many settings that weren't finished yet.
-        command: recorded beside each result.
         say: is given a line for each setting.
 
     Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
@@ -74,7 +71,7 @@ def reproduce(
     """
     out, settings = Path(out), settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
-    about = {"family": family, "profile": dataclasses.asdict(profile), "command": command}
+    about = {"profile": dataclasses.asdict(profile), "command": shlex.join(sys.argv)}
     with results.opened(out) as file:
         bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
         machine = Machine.here(device, out.resolve().parent)
@@ -105,9 +102,9 @@ def finished(file: Records, setting: Setting) -> dict | None:
 
 def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
     """Raise ProtocolDiffers unless a dense model, measured as in the paper, is what the paper printed."""
-    asked = (setting.evaluation, setting.eval_samples, setting.limit, setting.seqlen)
-    as_printed = asked in (("wikitext2", None, None, 2048), (None, None, None, None))
-    if setting.percent or not as_printed or setting.measure not in GATES or record["status"] != "done":
+    how = setting.how
+    paper = Profile(how.family, dtype=how.dtype, tasks=how.tasks, tasks_from=how.tasks_from)
+    if setting.percent or how != paper or setting.measure not in GATES or record["status"] != "done":
         return
     metric, tolerance = GATES[setting.measure]
     ours = record["values"][metric]
@@ -167,7 +164,7 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
 
 def _line(setting: Setting, record: dict) -> str:
     level = f"{setting.percent}%, seed {setting.seed}" if setting.percent else "dense"
-    what = ", ".join(filter(None, (level, setting.signal, setting.recovery and "recovered")))
+    what = ", ".join(filter(None, (level, setting.signal, setting.recovered and "recovered")))
     if record["status"] != "done":
         return f"{setting.model} {what}: {setting.measure} {record['status']}: {record['reason']}"
     values = record["values"]
@@ -207,8 +204,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
-    profile = profile_for(arguments.family, arguments.profile, arguments.device, **given(arguments, Profile))
-    chosen = rows(arguments.family, profile, arguments.tables, arguments.models)
+    profile = profile_for(**given(arguments, Profile), name=arguments.profile, device=arguments.device)
+    chosen = rows(profile, arguments.tables, arguments.models)
     require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
         machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
@@ -216,14 +213,13 @@ def run(arguments: argparse.Namespace) -> None:
         text = "\n".join("; ".join(f"{name}: {value}" for name, value in line.items() if value) for line in lines)
         print_result(arguments, {"models": lines}, text)
         return
-    same = ("family", "device", "batch_size", "stream", "process_count")
+    same = ("device", "batch_size", "stream", "process_count")
     count = reproduce(
         chosen,
         arguments.out,
+        profile,
         **{name: getattr(arguments, name) for name in same},
-        profile=profile,
         limit=arguments.rows,
-        command=shlex.join(["python", "notebooks/reproduce/reproduce.py", *sys.argv[1:]]),
         say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
     )
     print_result(arguments, {**count, "results": arguments.out})

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from protocol import FAMILIES, OF_SHAPES, Profile, Setting
+from protocol import OF_SHAPES, Profile, Setting
 
 from minislice.checks import is_number
 from minislice.measuring import records
@@ -32,9 +32,10 @@ def key_of(setting: Setting, revision: str, commit: str) -> str:
 
 def checksums(setting: Setting) -> list[str]:
     """One for each text and each task's file that the setting names; a source that isn't a file here has none."""
-    files = [Path(source) for source in (setting.calibration, setting.recovery, setting.evaluation) if source]
-    if setting.tasks_from:
-        files += [Path(setting.tasks_from) / f"{task}.jsonl" for task in setting.tasks.split(",")]
+    how = setting.how
+    files = [Path(source) for source in (setting.text, how.wikitext2) if source]
+    if how.tasks_from:
+        files += [Path(how.tasks_from) / f"{task}.jsonl" for task in how.tasks.split(",")]
     return [checksum(file) for file in files if file.is_file()]
 
 
@@ -58,6 +59,11 @@ def revision(source: str) -> str:
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
+def setting_of(record: dict[str, Any]) -> Setting:
+    fields = record["setting"]
+    return Setting(**fields | {"how": Profile(**fields["how"])})
+
+
 def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
     return records.opened(path, faults)
 
@@ -71,9 +77,9 @@ def faults(record: dict[str, Any]) -> list[str]:
     """What contradicts itself in a record; where a field is missing or of another kind, any error."""
     if record["schema"] != SCHEMA:
         return [f"schema {record['schema']}, where this minislice reads {SCHEMA}"]
-    Profile(**record["profile"]), Setting(**record["setting"])
+    Profile(**record["profile"]), setting_of(record)
     numbers = (*record["values"].values(), *record["errors"].values())
-    done, known = record["status"] == "done", record["family"] in FAMILIES and record["status"] in STATUSES
+    done, known = record["status"] == "done", record["status"] in STATUSES
     if known and all(map(is_number, numbers)) and done == bool(record["values"]) and done != bool(record["reason"]):
         return []
-    return ["family, status, values and reason contradict one another"]
+    return ["status, values and reason contradict one another"]
