@@ -20,11 +20,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 import minislice
 from minislice.checks import require_package
 from minislice.corpus.text import SOURCES, halves, load_text, sample, tokenize, windows
-from minislice.measuring.local_tasks import read_items
 from minislice.measuring.provenance import commit, hash_of
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.measuring.timing import inference_cost, product_milliseconds
-from minislice.measuring.zero_shot import require_harness
+from minislice.measuring.zero_shot import require_tasks
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
@@ -71,7 +70,11 @@ class Bench:
         tokenizer = load_tokenizer(locate(setting.source))
         if tokenizer is None:
             raise ValueError(f"{setting.source} has no tokenizer beside it")
-        require_tools(setting)
+        # What is needed only behind the slicing, which may take hours, is looked for before it.
+        if setting.measure == "zero-shot":
+            require_tasks(setting.how.tasks.split(","), setting.how.tasks_from)
+        if setting.recovered:
+            require_package("peft", "recovery fine-tuning", "recover")
         tokens = self.tokens(setting, tokenizer, outcome)
         model = self._model(setting.slicing, tokens.get("calibration"), tokenizer, batch_size, outcome)
         if setting.recovered:
@@ -86,7 +89,7 @@ class Bench:
         return outcome
 
     def tokens(self, setting: Setting, tokenizer, outcome: Outcome) -> dict[str, Tensor]:
-        """Every set of tokens that a setting needs, drawn before anything takes long."""
+        """Every set of tokens that a setting needs."""
         how, sets = setting.how, {}
         if setting.text:
             stream = self._stream(setting, setting.text, "calibration", tokenizer)
@@ -156,17 +159,6 @@ class Bench:
             model, _ = minislice.load(out, device="auto" if torch.cuda.is_available() else self.device)
         outcome.facts["widths"] = list(model.config.widths)
         return model
-
-
-def require_tools(setting: Setting) -> None:
-    """Raise a ValueError where something isn't there that is needed only after slicing, which may take hours."""
-    if setting.measure == "zero-shot":
-        require_harness()
-    if setting.how.tasks_from is not None:
-        for task in setting.how.tasks.split(","):
-            read_items(task, Path(setting.how.tasks_from))
-    if setting.recovered:
-        require_package("peft", "recovery fine-tuning", "recover")
 
 
 def options(setting: Setting) -> dict[str, Any]:
