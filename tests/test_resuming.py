@@ -1,5 +1,6 @@
 """A streamed run is resumed as if it had never stopped; it trusts neither the disk, nor that it is alone."""
 
+import os
 import re
 import shutil
 import signal
@@ -120,13 +121,14 @@ def test_what_was_left_and_has_changed_is_told_in_one_line_and_left_alone(tmp_pa
     run = stopped(3, run_to(tmp_path))
     for name in ("signal-*-0", "model/model-00002-of-00004.safetensors", "state.pt"):
         [path] = (tmp_path / ".out.partial").glob(name)
-        content = path.read_bytes()
+        content, status = path.read_bytes(), path.stat()
         path.write_bytes(bytes(len(content)))
         before = snapshot(tmp_path)
         with pytest.raises(ValueError, match=rf"^{re.escape(str(path))} (has changed|is damaged).* delete .*$"):
             slice_streamed(**run)
         assert snapshot(tmp_path) == before
         path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_weights_that_change_during_a_run_are_refused_and_it_goes_on_with_those_of_before(tmp_path):

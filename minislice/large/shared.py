@@ -56,9 +56,9 @@ class StoredCalibration(SharedCalibration):
         return self.open(f"signal-{secrets.token_hex(4)}-{self.processes.index}", width, dtype)
 
     def open(self, name: str, width: int, dtype: torch.dtype) -> Signal:
-        """The signal in a file of this name."""
+        """The signal in a file of this name, which may be new."""
         path, size = self.folder / name, width * sum(sequences * tokens for sequences, tokens in self.shapes)
-        if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process in the middle of a write
+        if not path.exists() and hasattr(os, "posix_fallocate"):  # else a full disk would kill the process in a write
             with writing(path), open(path, "ab") as file:
                 os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
         rows = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, width)

@@ -18,10 +18,12 @@ from transformers.core_model_loading import (
 
 from ..architecture.modeling import without_memory
 from ..architecture.network import network
+from ..checks import require_choice
 from ..storage.checkpoint import load_config, locate
-from ..storage.checks import generation_config, require_fit, surplus
+from ..storage.checks import FLOATS, generation_config, require_fit, surplus
 from ..storage.files import stored_tensors
 from ..storage.gguf import is_gguf
+from ..storage.unfinished import state_of
 
 
 def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
@@ -66,13 +68,15 @@ class TrainedWeights:
     """
 
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
+        if isinstance(dtype, str):
+            require_choice("dtype", dtype, ("auto", *FLOATS))
         self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
         self.config = config = load_config(self.folder, trust_remote_code)
         tensors = self.tensors = stored_tensors(self.folder)
         files = {tensor.path for tensor in tensors.values()}
         if any(path.suffix == ".bin" for path in files):
             raise ValueError(f"{self.folder} has no safetensors files; load the model and save it with save_pretrained")
-        self.states = {path: _state(path) for path in sorted({*files, self.folder / "config.json"})}
+        self.states = {path: state_of(path) for path in sorted({*files, self.folder / "config.json"})}
         if dtype == "auto":
             dtype = config.dtype or next(iter(tensors.values())).dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -122,7 +126,7 @@ class TrainedWeights:
     def _read(self, name: str) -> Tensor:
         """A tensor of the files; a ValueError if its file has changed since this object was made."""
         path = self.tensors[name].path
-        if _state(path) != self.states[path]:
+        if state_of(path) != self.states[path]:
             raise ValueError(
                 f"{path} has changed since the run began, and {name} in it may have; what is sliced so far belongs to "
                 "the weights of before: put these back to go on, or save to another folder"
@@ -156,9 +160,3 @@ class TrainedWeights:
             if {head, embedding} <= self.tensors.keys():
                 return not torch.equal(self._read(head).to(self.dtype), self._read(embedding).to(self.dtype))
         return False
-
-
-def _state(path: Path) -> tuple[int, int] | None:
-    """The size and the time of change of a file; None where it is gone."""
-    status = path.stat() if path.is_file() else None
-    return status and (status.st_size, status.st_mtime_ns)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.building import form_of
-from ..architecture.folder import put_in_place, require_free
+from ..architecture.folder import put_in_place, require_free, sync
 from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
 from ..calibration import require_finite
@@ -32,7 +32,7 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checks import usable_device
 from ..storage.files import write_tensors
-from ..storage.unfinished import require_sealed, seal
+from ..storage.unfinished import require_unchanged, state_of
 from ..version import __version__
 from .processes import Processes
 from .shared import StoredCalibration
@@ -131,7 +131,7 @@ class StreamedSlicer(BeyondSlicer):
         report = SlicingReport(options, net.trained_width, count_tokens(batches))
         super().__init__(net, StoredCalibration(batches, work.processes, work.path), options.fit(net), report)
         self.adapters: list[str | int | None] = []  # of the blocks that are done, as `SlicedConfig` has them
-        self.seals: dict[str, str] = {}  # of the new model's files
+        self.written: dict[str, tuple[int, int]] = {}  # the states of the new model's files
         names = {module: name for name, module in net.model.named_modules()}
         first, last = [*net.embeddings, *filter(None, [net.embedding_norm])], [net.final_norm, net.head]
         layers = [f"{names[net.their_layers]}.{index}" for index in range(len(net.layers))]
@@ -193,18 +193,20 @@ class StreamedSlicer(BeyondSlicer):
         tensors = {name: x.cpu() for name, x in state.items() if name.startswith(prefixes) and not x.is_meta}
         stored, path = revert_weight_conversion(self.net.model, tensors), self.file(index)
         write_tensors({f"base.{name}": tensor for name, tensor in stored.items()}, path)
-        self.seals[f"model/{path.name}"] = seal(path)
+        self.written[f"model/{path.name}"] = state_of(path)
 
     def save(self, done: int) -> None:
         """Write the state; only when it is on the disk, delete the signals of the state before."""
         needed = [self.Z, *([self.dense] if self.options.repair else [])]
-        signals = self.processes.gathered({signal.path.name: seal(signal.path) for signal in needed})
+        for signal in needed:
+            sync(signal.path)
+        signals = self.processes.gathered({signal.path.name: state_of(signal.path) for signal in needed})
         if self.processes.is_first:
             state = {
                 "done": done,
                 "finished": done == len(self.parts),
-                "parts": self.seals,
-                "signals": signals,  # of each process: the seals of Z and, to repair, of the dense signal
+                "parts": self.written,
+                "signals": signals,  # of each process: the states of Z and, to repair, of the dense signal
                 "adapters": self.adapters,
                 "report": {name: getattr(self.report, name) for name in REPORTED},
                 "Q": self.Q.cpu(),
@@ -219,8 +221,8 @@ class StreamedSlicer(BeyondSlicer):
         state = self.work.read()
         if "done" not in state:
             return 0
-        signals, self.seals = state["signals"][self.processes.index], state["parts"]
-        require_sealed(self.work.path, signals | (self.seals if self.processes.is_first else {}))
+        signals, self.written = state["signals"][self.processes.index], state["parts"]
+        require_unchanged(self.work.path, signals | (self.written if self.processes.is_first else {}))
         self.adapters, self.Q = state["adapters"], state["Q"].to(self.device)
         vars(self.report).update(state["report"])
         self.generator.set_state(state["generator"])

@@ -1,7 +1,7 @@
 """The folder of an unfinished run, beside the folder NAME that the run makes.
 
 .NAME.partial/.model.lock         held while a run is at work
-.NAME.partial/state.pt            the run's settings, what it has reached, and seals; replaced whole after each part
+.NAME.partial/state.pt            settings, what is reached, sizes and times of change; replaced whole after each part
 .NAME.partial/signal-5e0c81b2-0   the calibration set's signal, the share of process 0
 .NAME.partial/model/              the new model's files
 """
@@ -64,7 +64,7 @@ class WorkFolder:
         state = self.read()
         require_settings(self.path, state["settings"], self.settings)
         self.model.mkdir(exist_ok=True)
-        self._delete_all_but([name for seals in state.get("signals", ()) for name in seals])
+        self._delete_all_but([name for signals in state.get("signals", ()) for name in signals])
 
     def read(self) -> dict[str, Any]:
         """The state, {} where there is none; a ValueError if the file is damaged."""

@@ -3,7 +3,7 @@
 .checkpoints.lock            held by the run that is at work
 settings.json                what is trained, on what, and how
 checkpoint-16/               as transformers' Trainer writes it
-checkpoint-16/seals.json     written last: the seal of every file of the checkpoint
+checkpoint-16/seals.json     empty, written last: the checkpoint is whole (earlier versions wrote checksums into it)
 """
 
 import json
@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..architecture.folder import whole_file
+from ..architecture.folder import sync, whole_file
 from ..measuring.lock import alone
 from ..storage.files import read_json
-from ..storage.unfinished import in_words, require_sealed, require_settings, seal
+from ..storage.unfinished import in_words, require_settings
 
-SETTINGS, SEALS = "settings.json", "seals.json"
+SETTINGS, WHOLE = "settings.json", "seals.json"
 
 
 @contextmanager
@@ -26,15 +26,16 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
     """The last checkpoint of this run, None where it has none yet; meanwhile no other run gets the folder.
 
     Raises:
-        ValueError: the folder holds files and no recovery, or a recovery with other settings; a file was changed;
-            another run is at work in it.
+        ValueError: the folder holds files and no recovery, or a recovery with other settings; another run is at work
+            in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / SETTINGS
     with alone(folder / "checkpoints"):
         files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         if not files:
-            _write(record, in_words(settings))
+            with whole_file(record) as new:
+                new.write_text(json.dumps(in_words(settings)), encoding="utf-8")
         elif not record.exists():
             raise ValueError(
                 f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of a recovery; give another folder, "
@@ -45,22 +46,25 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
 
 
 def _last(folder: Path) -> Path | None:
-    """The last checkpoint that is whole. The Trainer reads the best one too, so that all are checked."""
-    whole = [seals.parent for seals in folder.glob(f"checkpoint-*/{SEALS}")]
-    for checkpoint in whole:
-        require_sealed(folder, read_json(checkpoint / SEALS))
+    """The last checkpoint that is whole."""
+    whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{WHOLE}")]
     if not whole:
         return None
     last = max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
     best = read_json(last / "trainer_state.json")["best_model_checkpoint"]
     if best and Path(best) not in whole:
-        raise ValueError(f"{last} goes on from {best} too, which isn't there; delete {folder} to start again")
+        raise ValueError(
+            f"{last} goes on from {best} too, which isn't there; put it back, or delete {folder} to start again"
+        )
     return last
 
 
-def seal_checkpoint(checkpoint: Path) -> None:
-    """Write the seals of all files; a checkpoint without them is unfinished."""
-    _write(checkpoint / SEALS, {f"{checkpoint.name}/{path.name}": seal(path) for path in checkpoint.iterdir()})
+def call_whole(checkpoint: Path) -> None:
+    """Say that a checkpoint is whole, when all of its files are on the disk."""
+    for path in checkpoint.iterdir():
+        sync(path)
+    with whole_file(checkpoint / WHOLE):
+        pass
 
 
 def delete(folder: Path) -> None:
@@ -70,8 +74,3 @@ def delete(folder: Path) -> None:
     (folder / SETTINGS).unlink()
     with suppress(OSError):
         folder.rmdir()
-
-
-def _write(path: Path, content: dict[str, str]) -> None:
-    with whole_file(path) as new:
-        new.write_text(json.dumps(content), encoding="utf-8")

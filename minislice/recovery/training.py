@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
-from .checkpoints import seal_checkpoint
+from .checkpoints import call_whole
 from .options import RecoveryOptions
 from .sequences import collate
 
@@ -53,7 +53,7 @@ def train(
         arguments: of `TrainingArguments`, those that don't depend on `chosen`.
         batch_size: sequences a forward pass; if fewer than `arguments` say, a step takes more passes.
     """
-    wrapped = model if isinstance(model, SlicedForCausalLM) else SlicedForCausalLM.wrap(model)
+    wrapped = SlicedForCausalLM.wrap(model)
     config = peft.LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
@@ -98,7 +98,7 @@ def train(
         lora = peft.get_peft_model(wrapped, config)
         data = {"data_collator": collate, "train_dataset": training, "eval_dataset": held_out or None}
         try:
-            trainer = SealingTrainer(lora, arguments, **data, callbacks=callbacks)
+            trainer = CheckpointTrainer(lora, arguments, **data, callbacks=callbacks)
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         except BaseException:
@@ -109,14 +109,14 @@ def train(
     return trainer.state, trained
 
 
-class SealingTrainer(Trainer):
-    """transformers' Trainer; it seals each checkpoint, and one that it can't write is one kind of error."""
+class CheckpointTrainer(Trainer):
+    """transformers' Trainer; its checkpoints are on the disk, and one that it can't write is one kind of error."""
 
     def _save_checkpoint(self, *arguments):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         try:
             super()._save_checkpoint(*arguments)
-            seal_checkpoint(folder)
+            call_whole(folder)
         except Exception as error:  # of safetensors, torch, PEFT or the system
             raise OSError(f"can't write {folder}: {error}; make room, and run it again to go on") from error
 

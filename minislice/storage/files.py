@@ -1,6 +1,5 @@
 """The files of a model: which of them has which tensor."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +19,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     with whole_file(path) as new:
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, new, metadata={"format": "pt"})
-
-
-def checksum(path: Path) -> str:
-    """Of a file's contents; it takes about half a second a GB."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,11 @@
-"""What an unfinished run leaves in a folder: its settings, and seals, the checksums of its files on the disk.
+"""What an unfinished run leaves in a folder: its settings, and its files' states (sizes and times of change).
 
-A run that continues has the same settings, and checks the seal of every file that it reads.
+A run that continues has the same settings, and finds the files that it reads as they were left.
 """
 
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from ..architecture.folder import sync
-from .files import checksum
 
 
 def in_words(settings: dict[str, Any]) -> dict[str, str]:
@@ -28,16 +25,16 @@ def require_settings(folder: Path, before: dict[str, str], settings: dict[str, s
         )
 
 
-def seal(path: Path) -> str:
-    """Wait until the file is on the disk. Returns its seal."""
-    sync(path)
-    return checksum(path)
+def state_of(path: Path) -> tuple[int, int] | None:
+    """The size and the time of change of a file; None where it is gone."""
+    status = path.stat() if path.is_file() else None
+    return status and (status.st_size, status.st_mtime_ns)
 
 
-def require_sealed(folder: Path, seals: dict[str, str]) -> None:
-    """Raise a ValueError for the first file of the folder that isn't as it was when it was sealed."""
-    for name, before in seals.items():
+def require_unchanged(folder: Path, states: dict[str, tuple[int, int]]) -> None:
+    """Raise a ValueError for the first file of the folder that isn't as it was."""
+    for name, before in states.items():
         path = folder / name
-        if not path.is_file() or checksum(path) != before:
-            fault = "has changed since it was written" if path.is_file() else "is missing"
+        if (now := state_of(path)) != before:
+            fault = "has changed since it was written" if now else "is missing"
             raise ValueError(f"{path} {fault}; put it back to go on, or delete {folder} to start again")
