@@ -57,9 +57,9 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
     dense_row, row, failed = rows = tiny(**asked)
     for found in rows:
         again = json.loads(json.dumps(found, allow_nan=False))
-        assert faults(again) == [] and set(again) == set(FIELDS | LATER)
+        assert faults(again) == [] and set(again) == {*FIELDS, *LATER}
     assert all(faults({key: value for key, value in row.items() if key != name}) for name in FIELDS)
-    assert faults({**row, "perplexity": 0.0}) and faults({**row, "second": {**row["second"], "perplexity": 1.0}})
+    assert faults({**row, "schema": 2})
     assert failed["status"] == "failed" and "can't be reached" in failed["reason"]
     model = minislice.delete_layers(TINY.model(), TINY.tokens(0), size=0.8)
     for measured, text in ((row, evaluation), (row["second"], second)):
@@ -138,9 +138,10 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert again[0] == first[0] and again[3] == first[1]
     assert read(out, faults) == [again[0], again[3], again[1], again[2]]
     whole = out.read_bytes()
-    out.write_bytes(whole[:-1])  # an editor has taken the last newline away
-    tiny(variants=variants, sizes=[0.8, 0.9], out=out)
-    assert asked[4:] == [] and out.read_bytes() == whole
+    out.write_bytes(whole + whole[:100])  # as a killed run of an earlier version left it
+    with pytest.raises(ValueError, match=r"line 5: .*; if only this line is wrong, delete it"):
+        tiny(variants=variants, sizes=[0.8], out=out)
+    assert out.read_bytes() == whole + whole[:100]
 
 
 def test_what_is_measured_differently_has_another_key(tmp_path):
@@ -165,6 +166,11 @@ def test_bad_input_is_one_error():
         tiny(variants={"dense": one_layer})
     with pytest.raises(ValueError, match="a standard error needs at least two windows"):
         tiny(evaluation=TINY.tokens(1)[:1])
+    for given in ({"evaluation": TINY.tokens(1).tolist()}, {"second": TINY.tokens(1)[0]}):
+        with pytest.raises(ValueError, match=r"must be tensors of ids, \[sequences, tokens\]"):
+            tiny(**given)
+    with pytest.raises(ValueError, match="causal language model, got tuple"):
+        compare(lambda: (TINY.model(), None), TINY.tokens(0), TINY.tokens(1))
     with pytest.raises(ValueError, match="the dense model can't be measured: zero-shot tasks are texts"):
         tiny(tasks=["piqa"])
 

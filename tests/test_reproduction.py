@@ -116,16 +116,16 @@ def test_another_choice_of_tasks_has_not_the_papers_mean():
 # The loop
 
 
-def an_interrupted_run_goes_on_behind_its_last_whole_line(fake, folder):
+def an_interrupted_run_goes_on_behind_its_last_record(fake, folder):
     fake.answers = {4: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
         run(folder)
-    path = folder / "results.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + whole[:100])
+    whole = (folder / "results.jsonl").read_bytes()
     count = run(folder)
     assert fake.asked == [*SETTINGS[:4], *SETTINGS[3:]] and count["finished before"] == 3
-    assert path.read_bytes().startswith(whole) and not any(results.faults(record) for record in recorded(folder))
+    assert (folder / "results.jsonl").read_bytes().startswith(whole) and not any(
+        results.faults(record) for record in recorded(folder)
+    )
     count = run(folder)
     assert (count["finished before"], count["done"]) == (len(SETTINGS), 0)
 
@@ -222,7 +222,7 @@ def the_papers_for_ours(right, *arguments):
 
 
 # The mistake: which property finds it, what is replaced, and by what: a function that is given the right one first.
-RESUMED, FAILED = an_interrupted_run_goes_on_behind_its_last_whole_line, a_failed_row_is_told_and_the_rest_goes_on
+RESUMED, FAILED = an_interrupted_run_goes_on_behind_its_last_record, a_failed_row_is_told_and_the_rest_goes_on
 KEY, GATE = another_setting_revision_or_commit_is_another_result, the_gate_stops_where_the_dense_model_is_not_the_papers
 LOCK, MEMORY = two_runs_into_one_file_are_refused, where_memory_is_short_a_smaller_batch_is_tried
 REPORT = the_report_has_nothing_of_ours_that_was_not_measured

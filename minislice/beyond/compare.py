@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.network import network
 from ..checks import is_several, require, require_int, require_number
+from ..corpus.batches import token_batches
 from ..corpus.documents import Windows
 from ..measuring import provenance
 from ..measuring.cost import parameters
@@ -47,7 +48,7 @@ def compare(
     calibration: Int64[Tensor, "sequences tokens"],
     evaluation: Int64[Tensor, "windows length"] | Windows,
     *,
-    second: Windows | None = None,
+    second: Int64[Tensor, "windows length"] | Windows | None = None,
     variants: Mapping[str, Variant] = VARIANTS,
     sizes: Sequence[float] = SIZES,
     out: str | os.PathLike | None = None,
@@ -87,7 +88,7 @@ def compare(
         raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
     asked = {"tokenizer": tokenizer, "tasks": tasks, "tasks_from": tasks_from, "limit": limit}
     load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
-    bench = Bench(load, calibration, [evaluation, *filter(None, [second])], asked if tasks else None)
+    bench = Bench(load, calibration, [evaluation, *([] if second is None else [second])], asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
     rows = []
     with nullcontext(Records()) if out is None else opened(out, faults) as records:
@@ -111,9 +112,13 @@ class Bench:
     def __init__(self, load: Callable[[], PreTrainedModel], calibration: Tensor, texts: Sequence, tasks: dict | None):
         self.load, self.calibration, self.tasks = load, calibration, tasks
         self.texts = [(text.ids, text.documents) if isinstance(text, Windows) else (text, None) for text in texts]
+        for ids in (calibration, *(ids for ids, _ in self.texts)):
+            fits = isinstance(ids, Tensor) and ids.ndim == 2
+            require(fits, "calibration and evaluation", "tensors of ids, [sequences, tokens]", ids)
         folder = tasks and tasks["tasks_from"]
         self.items = None if folder is None else [read_items(task, Path(folder)) for task in tasks["tasks"]]
         dense = load()
+        token_batches(dense, calibration, None, 1)  # which refuses what is no model, or another tokenizer's ids
         self.dense_parameters, self.fingerprint = parameters(dense), provenance.fingerprint(dense)
         self.hardware = provenance.hardware(str(dense.device))
 

@@ -1,7 +1,7 @@
-"""A file of results, one JSON record a line: each is on the disk before the next is measured.
+"""A file of results, one JSON record a line; it is on the disk, whole, before the next record is measured.
 
 Every record has a "key", which says what was measured, and a "status"; the last record of a key counts, and what is
-"done" needn't be measured again. A line that a kill cut off counts as never written.
+"done" needn't be measured again.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..architecture.folder import require_file
+from ..architecture.folder import require_file, whole_file
 from .lock import alone
 
 BEGINS = '{"schema": 1, "key": "'  # every line
@@ -20,11 +20,8 @@ Faults = Callable[[dict[str, Any]], list[str]]  # what keeps an object from bein
 
 def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
     """The records of a file in their order, of each key the last; none where there is no file."""
-    path = Path(path)
-    lines, records = path.read_bytes().split(b"\n") if path.is_file() else [b""], {}
-    if _is_torn(lines[-1]):
-        lines.pop()
-    for number, line in enumerate(lines, 1):
+    path, records = Path(path), {}
+    for number, line in enumerate(path.read_bytes().split(b"\n") if path.is_file() else [], 1):
         if line.strip():
             try:
                 record = json.loads(line)
@@ -32,55 +29,38 @@ def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
             except Exception as error:  # of whatever stands where a record should
                 reasons = [f"{type(error).__name__}: {error}"]
             if reasons:
-                raise ValueError(f"{path} is not a results file of minislice: line {number}: {reasons[0][:200]}")
+                told = f"{path} is not a results file of minislice: line {number}: {reasons[0][:200]}"
+                raise ValueError(f"{told}; if only this line is wrong, delete it")
             records[record["key"]] = record
     return list(records.values())
 
 
 def require_results(path: str | os.PathLike, reads: Iterable[Path] = ()) -> Path:
-    """The path of a file to append results to; see `folder.require_file`."""
+    """The path of a file to write results to; see `folder.require_file`."""
     return require_file(path, reads=reads, kind=("a results file", BEGINS))
 
 
 class Records:
-    """A file that this process alone appends to (see `opened`), or, without a path, a list in memory."""
+    """The records of a file that this process alone writes (see `opened`), or, without a path, of this process."""
 
     def __init__(self, path: Path | None = None, records: Iterable[dict[str, Any]] = ()):
-        self.path = path
-        self.finished = {record["key"]: record for record in records if record["status"] == "done"}
+        self.path, self.records = path, {record["key"]: record for record in records}
+        self.finished = {key: record for key, record in self.records.items() if record["status"] == "done"}
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record, and wait until it is on the disk."""
-        line = json.dumps(record, allow_nan=False) + "\n"
+        """Write the file with a record more, in place of one with the same key."""
+        self.records[record["key"]] = record
         if self.path is not None:
-            with open(self.path, "ab") as file:
-                file.write(line.encode())
-                file.flush()
-                os.fsync(file.fileno())
+            with whole_file(self.path) as new:
+                lines = [json.dumps(each, allow_nan=False) + "\n" for each in self.records.values()]
+                new.write_text("".join(lines), encoding="utf-8")
         if record["status"] == "done":
             self.finished[record["key"]] = record
 
 
 @contextmanager
 def opened(path: str | os.PathLike, faults: Faults) -> Iterator[Records]:
-    """The file, to append to; a ValueError if another run has it open, or it holds something else."""
+    """The file, to write to; a ValueError if another run has it open, or it holds something else."""
     path = require_results(path)
     with alone(path):
-        records = Records(path, read(path, faults))
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content.rfind(b"\n") + 1
-        if _is_torn(content[whole:]):
-            os.truncate(path, whole)
-        elif whole < len(content):  # an editor has left the last line without its newline
-            with open(path, "ab") as file:
-                file.write(b"\n")
-        yield records
-
-
-def _is_torn(line: bytes) -> bool:
-    """Whether a killed run was writing this line: it begins as ours do, and isn't JSON."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return line.startswith(BEGINS.encode())
-    return False
+        yield Records(path, read(path, faults))
