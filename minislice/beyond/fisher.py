@@ -35,10 +35,10 @@ MIX = 0.03  # mu: the share of the identity
 
 def fisher_metrics(net: Network, calibration: Calibration) -> dict[Block, Float64[Tensor, "D D"]]:
     """M of each block with neurons, in a dense network, which stays as it is."""
-    metrics = {}
-    for block, G in information(net, calibration).items():
+    metrics = information(net, calibration)
+    for G in metrics.values():  # in place: each is large
         scale = G.diagonal().mean().clamp(min=torch.finfo(G.dtype).tiny)  # G is zero if nothing is predicted
-        metrics[block] = (1 - MIX) * G / scale + MIX * torch.eye(len(G), dtype=G.dtype, device=G.device)
+        G.mul_(1 - MIX).div_(scale).diagonal().add_(MIX)
     return metrics
 
 
