@@ -235,6 +235,8 @@ def _check(options: SlicingOptions) -> None:
 def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
     """The width after the fraction `slicing` of D is deleted, rounded down to a multiple of `multiple`; 0 keeps D.
 
+    The same for neurons.
+
     Raises:
         ValueError: nothing would be left.
     """
@@ -243,6 +245,6 @@ def slice_width(D: int, slicing: float, multiple: int = 8) -> int:
     width = int((1 - slicing) * D + 1e-6) // multiple * multiple
     if width == 0:
         raise ValueError(
-            f"slicing {slicing} of {D} leaves less than one multiple of {multiple}; give a smaller one, or `width`"
+            f"deleting {slicing} of {D} leaves less than one multiple of {multiple}: delete less, or lower `multiple`"
         )
     return width

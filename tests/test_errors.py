@@ -52,7 +52,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "tie kept": (LLAMA, [KEPT], rotate, "can't rotate", "keep_tie"),
     "no rotation": (LLAMA, [], partial(rotate, rotation=EYE + 1), "orthogonal"),
     "slicing and width": (PHI, [], slicing(slicing=0.25, width=8), "one of slicing, width and discard"),
-    "nothing left": (PHI, [], slicing(slicing=0.9), "0.9", "16", "multiple of 8", "`width`"),
+    "nothing left": (PHI, [], slicing(slicing=0.9), "0.9", "16", "multiple of 8", "`multiple`"),
     "large width": (PHI, [], slicing(width=[8, 17, 8]), "between 1 and", "16", "17"),
     "shrinks": (PHI, [], slicing(width=[8, 8, 4], adapter="none"), "never shrinks"),
     "spectrum": (PHI, [], slicing(discard=0.1, adapter="none"), "adapter='none'", "width"),
