@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -51,17 +52,13 @@ class Cost:
         """The cost of leaving so many neurons: a power of the energy lost, through the two measurements."""
         if left == self.neurons:
             return 0.0
+        shares = np.array([1 - left / self.neurons, PROBE, 1.0])
+        lost = np.interp(shares, np.linspace(0, 1, len(self.lost) + 1), [0.0, *self.lost])
         # A little more than is lost: where neurons write nothing, that is zero, and zero has no power.
-        here, probe, whole = (self._lost_at(s) + NOTHING * s for s in (1 - left / self.neurons, PROBE, 1.0))
+        here, probe, whole = (lost + NOTHING * shares).tolist()
         probed, emptied = max(self.probed, LEAST), max(self.emptied, 2 * LEAST)
         power = math.log(max(emptied / probed, 1.01)) / math.log(whole / probe)
         return probed * (here / probe) ** power
-
-    def _lost_at(self, share: float) -> float:
-        place = share * len(self.lost)
-        below = min(int(place), len(self.lost) - 1)
-        points = (0.0, *self.lost)
-        return points[below] + (place - below) * (points[below + 1] - points[below])
 
 
 def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], progress: bool = False) -> list[Cost]:
