@@ -34,8 +34,8 @@ def align(
     """P_next, a basis of the first k_next >= k columns of Q_next, for which P^T P_next is [I - U diag(d) U^T, 0].
 
     Also U and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next) principal angles that may differ
-    from zero. They come from what the next boundary deletes: with R the last D - k_next columns of Q_next, P^T R =
-    U sin W^T has the sines of the same angles, fewer of them than cosines, and more exact where they are small.
+    from zero. They come from what the next boundary deletes: with R the last D - k_next columns of Q_next, the singular
+    values of P^T R = U diag(s) W^T are the sines of these angles. For small angles they are more exact than cosines.
 
     Raises:
         ValueError: the width shrinks.
@@ -44,8 +44,9 @@ def align(
     if k > k_next:
         raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
     together = P.T @ Q_next
-    if k_next == D:  # nothing is deleted: P itself, completed
-        return complete(P), P.new_zeros(k, 0), P.new_zeros(0)
+    if k_next == D:  # nothing is deleted: an orthogonal matrix whose first k columns are P
+        P_next = torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, k:]], dim=1)
+        return P_next, P.new_zeros(k, 0), P.new_zeros(0)
     S, sines = together[:, :k_next], together[:, k_next:]  # P^T P_next, and P^T R
     U = left_singular_vectors(sines)
     cosines = (U.T @ S).norm(dim=1)
@@ -57,11 +58,6 @@ def align(
         rotation = orthogonal_factor(S)
     order = deficits.argsort(descending=True)
     return Q_next[:, :k_next] @ rotation.T, U[:, order], deficits[order]
-
-
-def complete(P: Float64[Tensor, "D k"]) -> Float64[Tensor, "D D"]:
-    """An orthogonal matrix whose first k columns are P."""
-    return torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, P.shape[1] :]], dim=1)
 
 
 def left_singular_vectors(matrix: Float64[Tensor, "k r"]) -> Float64[Tensor, "k m"]:

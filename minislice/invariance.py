@@ -1,7 +1,7 @@
 """Does a model have the invariance (theorem 1)? Do each step of SliceGPT that must not change the logits, and measure.
 
 `verify` compares each step with a reference in float64: "loaded" and "fused" with the trained model, the rotations
-with the fused model. "loaded" only casts the model to the dtype, and so shows the rounding error of the dtype.
+with the fused model. "loaded" only casts the model to the dtype, and so shows the rounding error that the dtype makes.
 """
 
 import copy
@@ -147,8 +147,7 @@ def verify(
     if net.is_fused:
         raise ValueError("can't verify this model: it is fused already; start again from the trained model")
     batches = token_batches(model, tokens, attention_mask, batch_size)
-    ids = [batch.ids for batch in batches]
-    masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
+    tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
     tolerances = ROUTED_TOLERANCES if net.has_experts else TOLERANCES
     own_norm = 0.0 if isinstance(net.final_norm, nn.LayerNorm) else FLOAT32_NORM_TOLERANCE
     measured = {}
@@ -156,18 +155,18 @@ def verify(
         for steps in (UNROTATED, [step for step in STEPS if step not in UNROTATED]):  # one reference at a time
             exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
             if steps is UNROTATED:
-                reference_perplexity = perplexity(exact, ids, masks, batch_size=batch_size)
+                reference_perplexity = perplexity(exact, tokens, batch_size=batch_size)
             else:
                 fuse(exact)
-            reference = logits_of(exact, ids, masks, batch_size)
+            reference = logits_of(exact, tokens, batch_size=batch_size)
             _let_go(exact)
             del exact
             for dtype, step in itertools.product(dtypes, steps):
                 changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
-                changed = STEPS[step](changed, ids, masks, seed)
-                error = relative_error(batch_logits(changed, ids, masks, batch_size), reference)
+                changed = STEPS[step](changed, tokens, None, seed)
+                error = relative_error(batch_logits(changed, tokens, batch_size=batch_size), reference)
                 tolerance = max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0)
-                value = perplexity(changed, ids, masks, batch_size=batch_size)
+                value = perplexity(changed, tokens, batch_size=batch_size)
                 measured[dtype, step] = Measurement(dtype, step, error, tolerance, value)
                 _let_go(changed)
                 del changed
