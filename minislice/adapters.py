@@ -36,13 +36,8 @@ def align(
     Also U and the deficits d = 1 - cosine, descending, of the m = min(k, D - k_next) principal angles that may differ
     from zero. They come from what the next boundary deletes: with R the last D - k_next columns of Q_next, the singular
     values of P^T R = U diag(s) W^T are the sines of these angles. For small angles they are more exact than cosines.
-
-    Raises:
-        ValueError: the width shrinks.
     """
     D, k = P.shape
-    if k > k_next:
-        raise ValueError(f"can't align a basis of {k_next} columns with one of {k}: the width may not shrink")
     together = P.T @ Q_next
     if k_next == D:  # nothing is deleted: an orthogonal matrix whose first k columns are P
         P_next = torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, k:]], dim=1)
@@ -98,12 +93,10 @@ def make_adapter(
 
     Args:
         Q_next: an orthogonal matrix; the next basis spans its first `k_next` columns.
-        form: one of `FORMS`. Where the width shrinks, S has no aligned form, and "low-rank" keeps it whole.
+        form: one of `FORMS`. Where the width shrinks, S has no aligned form: "low-rank" makes a full adapter, and
+            `SlicingOptions` has refused "none".
         tolerance: "low-rank" drops the directions whose cosine deficit 1 - c is at most this; 0 is exact.
         like: the adapter takes dtype, device and requires_grad of this tensor.
-
-    Raises:
-        ValueError: form "none" where the width shrinks.
     """
     k = P.shape[1]
     if form == "full" or (form == "low-rank" and k > k_next):

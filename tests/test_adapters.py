@@ -6,7 +6,6 @@ import torch
 from models import Recipe
 from torch import Tensor
 
-from minislice.adapters import make_adapter
 from minislice.rotation import random_orthogonal
 
 LLAMA = Recipe("llama")
@@ -51,15 +50,3 @@ def test_alignment_does_without_a_decomposition_that_fails(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", fails)
     bases = bases_at([0.0, 0.3, 1e-4], 12, 8, 9)
     properties.alignment_makes_the_adapter_symmetric(LLAMA, k_next=9, bases=bases, exact=1e-7)
-
-
-def test_a_width_that_grows_gets_zeros_and_one_that_shrinks_a_full_adapter_or_none_at_all():
-    P, Q_next = properties.random_bases(LLAMA, 15)
-    x = torch.randn(2, 3, 12).double()
-    _, adapter, _ = make_adapter(P[:, :12], Q_next, 15, "none", 0.0, like=P)
-    assert adapter.rank == 0 and torch.equal(adapter(x), torch.cat([x, torch.zeros(2, 3, 3)], dim=-1))
-    assert make_adapter(P, Q_next, 15, "none", 0.0, like=P)[1] is None
-    P_next, adapter, _ = make_adapter(P, Q_next, 12, "low-rank", 0.0, like=P)
-    assert torch.equal(P_next, Q_next[:, :12]) and torch.equal(adapter.weight, (P.T @ P_next).T)
-    with pytest.raises(ValueError, match=r"12 columns with one of 15"):
-        make_adapter(P, Q_next, 12, "none", 0.0, like=P)
