@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minislice import fuse, perplexity, rotate, slice_model
 from minislice.adapters import ROUNDING, align
+from minislice.architecture.building import form_of
 from minislice.architecture.network import network
 from minislice.pca import RUN, covariance
 from minislice.rotation import random_orthogonal
@@ -187,16 +188,15 @@ def adapters_have_the_parameters_of_the_formulas(recipe: Recipe, width=None, ada
     k, D = width or recipe.width // 2, recipe.width
     last = k if slice_head else D
     model = sliced(recipe, width=k, adapter=adapter, slice_head=slice_head)
-    widths = [k] * len(network(model).blocks) + [last]
-    assert model.slicing.widths == network(model).widths == widths
-    adapters = [block.adapter for block in network(model).blocks]
-    counts = [0 if S is None else sum(p.numel() for p in S.parameters()) for S in adapters]
-    ranks = model.slicing.ranks
-    if adapter == "full":
-        assert counts == [k * k] * (len(counts) - 1) + [k * last]
-    else:
-        assert counts == [k * rank for rank in ranks]
-        assert max(ranks) <= (D - k if adapter == "low-rank" else 0)
+    net, report = network(model), model.slicing
+    widths = [k] * len(net.blocks) + [last]
+    assert report.widths == net.widths == widths
+    forms = report.options.largest_adapters(D - net.subtracts_mean, widths)
+    assert [form_of(block) for block in net.blocks] == forms
+    ranks = [k if form == "full" else form or 0 for form in forms]
+    assert report.ranks == ranks and max(ranks) <= {"full": k, "low-rank": D - k, "none": 0}[adapter]
+    counts = [sum(p.numel() for p in block.adapter.parameters()) if block.adapter else 0 for block in net.blocks]
+    assert counts == [k * number for number in (widths[1:] if adapter == "full" else ranks)]
 
 
 def orientation_does_not_matter(recipe: Recipe, **options) -> None:
