@@ -36,7 +36,8 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
         ({**WHOLE, "width": [0] * 9}, "width"),
         ({**WHOLE, "drop": [0] * 10**6}, "at most 64 ints"),
         ({**WHOLE, "adapter": "wide"}, "expected one of full"),
-        ({**WHOLE, "repair": print}, "expected an int"),
+        ({**WHOLE, "repair": print}, "expected True or False"),
+        ({**WHOLE, "width": [192.0] * 9}, "expected an int or a list of at most 64 ints, got list of 9"),
         ("mini-opt", "expected a dictionary"),
     ],
 )

@@ -100,16 +100,24 @@ WRONG = {
     "a6.interleave": [
         ("X = X @ bases[-1] @ bases[-1].T", "pass", "P[1]:", "the dense network's signal"),
         ("Y = normed(X)", "Y = X", "P[0]:", "the norm's input"),
+        ("keepdims=True) / D", "keepdims=True) / k", "P[0]:", "The norm divides by k"),
         ("normed(X) @ net", "normed(X * (D / k) ** 0.5) / (D / k) ** 0.5 @ net", "P[1]:", "divided by k", "P[0] ok"),
         ("k in enumerate(widths)", "k in enumerate(widths[:-1] + [2])", "P[1]:", "[3, 3], got float64 [3, 2]"),
     ],
     "a7.parameters": [
         ("k * k_next", "k * k", "parameters", "the last one leads to a boundary of width D, it is k x D"),
         (" + D * V", "", "parameters", "The head is left out"),
+        (
+            "k_next = D if block == len(blocks) - 1 else k",
+            "k_next = k",
+            "parameters",
+            "W_out, bias and adapter lead to it",
+        ),
         ('if shapes["biases"]', "if False", "parameters", "The biases are left out"),
     ],
     "a7.flops": [
         ("return total", "return total // 2", "flops", "A multiply-add is two operations"),
+        ("total += 4 *", "total += 2 *", "flops", "two products: x A, then that times A^T"),
         ('total = 2 * D * shapes["V"]', "total = 0", "flops", "The head is left out"),
         ("return total", 'return total + 2 * k * (shapes["V"] + shapes["T"])', "flops", "no product"),
     ],

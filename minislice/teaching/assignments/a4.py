@@ -24,26 +24,20 @@ def _moment_cases(rng: np.random.Generator) -> Cases:
 
 def _judge_moment(C: np.ndarray, batches: list[np.ndarray], masks: list[np.ndarray]) -> Failure | None:
     parts = [x[mask] for x, mask in zip(batches, masks, strict=True)]
-    tokens = np.concatenate(parts)
-    expected, centred, T = _energies(tokens), _energies(tokens - tokens.mean(0)), len(tokens)
-    means = sum(_energies(part) / len(part) for part in parts if len(part))
+    tokens, padded = np.concatenate(parts), np.concatenate(batches)
+    centred, expected = tokens - tokens.mean(0), tokens.T @ tokens
     mistakes = {
-        "It is centred: eq. 8 subtracts no mean.": centred,
-        "Padding is counted.": _energies(np.concatenate(batches)),
-        "It is a mean for each batch: then a token of a short batch counts more.": means,
-        "It is divided by the number of tokens: eq. 8 is a sum.": expected / T,
+        "It is centred: eq. 8 subtracts no mean.": centred.T @ centred,
+        "Padding is counted.": padded.T @ padded,
+        "It is a mean for each batch: then a token of a short batch counts more.": (
+            sum(part.T @ part / len(part) for part in parts if len(part))
+        ),
+        "It is divided by the number of tokens: eq. 8 is a sum.": expected / len(tokens),
     }
     failure = Places().add("C", expected, C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens.").failure()
     if failure and not failure.mistake and close(expected, C, 1e-5):
         return replace(failure, mistake="Seven digits are right: something is summed in float32.")
     return failure
-
-
-def _energies(tokens: np.ndarray) -> np.ndarray:
-    """C from what it is for: v^T C v is the energy of the tokens along v, here along e_i, e_j and e_i + e_j."""
-    along = np.square(tokens).sum(0)
-    both = np.square(tokens[:, :, None] + tokens[:, None, :]).sum(0)
-    return (both - along[:, None] - along) / 2
 
 
 def _pca_cases(rng: np.random.Generator) -> Cases:

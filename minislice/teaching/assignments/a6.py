@@ -87,6 +87,7 @@ def _judge_interleave(bases: list[np.ndarray], net: dict, X: np.ndarray, widths:
         if not close(_span(Y, k), P @ P.T, 1e-7):
             others = {
                 "These are the components of the norm's input; eq. 8 looks at its output.": full,
+                "The norm divides by k; it divides by the width it was trained at, D.": _normalised(by_k, k),
                 "It is centred: eq. 8 subtracts no mean.": Y - Y.mean(0),
                 "These are the components of the dense network's signal; the blocks before are sliced already.": (
                     _normalised(dense, D)

@@ -1,5 +1,7 @@
 """A7: what slicing costs and saves, counted (section 4, and notebook 06)."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .exercise import Case, Cases, Failure
@@ -22,11 +24,12 @@ def _cost_cases(rng: np.random.Generator) -> Cases:
             yield Case({"D": D, "k": k, "B": B}, {"shapes": shapes, "k": k, "form": form})
 
 
-def _sizes(shapes: dict, k: int, form: str) -> dict[str, int]:
-    """The sizes of a sliced network's arrays, by what they are, counted on real arrays."""
+def _sizes(shapes: dict, k: int, form: str, last: int | None = None) -> dict[str, int]:
+    """The sizes of a sliced network's arrays, counted on real arrays. The last boundary has D columns, or `last`."""
     V, T, D, blocks = (shapes[name] for name in ("V", "T", "D", "blocks"))
-    bases = [np.eye(D)[:, :k]] * len(blocks) + [np.eye(D)]
-    sizes = {"embeddings": (np.zeros((V + T, D)) @ bases[0]).size, "head": V * D}
+    bases = [np.eye(D)[:, :k]] * len(blocks) + [np.eye(D)[:, : last or D]]
+    tables = {"embeddings": V, "positions": T}
+    sizes = {name: (np.zeros((rows, D)) @ bases[0]).size for name, rows in tables.items()} | {"head": V * D}
     sizes |= dict.fromkeys(("W_in", "W_out", "biases", "adapters"), 0)
     for (H_in, H_out), P, P_next in zip(blocks, bases[:-1], bases[1:], strict=True):
         sizes["W_in"] += (P.T @ np.zeros((D, H_in))).size
@@ -39,33 +42,45 @@ def _sizes(shapes: dict, k: int, form: str) -> dict[str, int]:
 
 def _parameters(shapes: dict, k: int, form: str) -> Wanted:
     sizes = _sizes(shapes, k, form)
-    total, mistakes = sum(sizes.values()), _left_out(sizes, shapes, k, form)
+    total, mistakes = sum(sizes.values()), _left_out(_sizes, shapes, k, form)
     mistakes["The biases are left out."] = total - sizes["biases"]
+    mistakes["The positions are left out: they are a table beside the embeddings."] = total - sizes["positions"]
     yield "parameters", total, mistakes, HINT + form
+
+
+def _multiplied(shapes: dict, k: int, form: str, last: int | None = None) -> dict[str, int]:
+    """Half of the operations: each number of a matrix is multiplied and added once, those of a low-rank A twice."""
+    sizes = _sizes(shapes, k, form, last)
+    sizes["adapters"] *= 2 if form == "low-rank" else 1
+    return {name: size for name, size in sizes.items() if name not in ("embeddings", "positions", "biases")}
 
 
 def _flops(shapes: dict, k: int, form: str) -> Wanted:
     sizes = _sizes(shapes, k, form)
-    embeddings, biases = sizes.pop("embeddings"), sizes.pop("biases")
-    once = sum(sizes.values())  # every number in a matrix is multiplied and added once for a token
-    twice = sizes["adapters"] if form == "low-rank" else 0  # A is used twice: x A, then that times A^T
-    total = 2 * (once + twice)
-    mistakes = {name: 2 * (value + twice) for name, value in _left_out(sizes, shapes, k, form).items()}
-    mistakes["A multiply-add is two operations."] = once + twice
-    mistakes["A low-rank adapter is two products of two operations for each number of A."] = 2 * once - twice
-    mistakes["Looking up an embedding is no product."] = total + 2 * embeddings
-    mistakes["A bias is added, it is no product."] = total + biases
+    total = 2 * sum(_multiplied(shapes, k, form).values())
+    mistakes = {name: 2 * value for name, value in _left_out(_multiplied, shapes, k, form).items()}
+    mistakes["A multiply-add is two operations."] = total // 2
+    if form == "low-rank":
+        A = sizes["adapters"]
+        mistakes["A low-rank adapter is two products: x A, then that times A^T."] = total - 2 * A
+        mistakes["A low-rank adapter is two products of two operations for each number of A."] = total - 3 * A
+    mistakes["Looking up an embedding is no product."] = total + 2 * (sizes["embeddings"] + sizes["positions"])
+    mistakes["A bias is added, it is no product."] = total + sizes["biases"]
     yield "flops", total, mistakes, HINT + form
 
 
-def _left_out(sizes: dict[str, int], shapes: dict, k: int, form: str) -> dict[str, int]:
-    """Totals after mistakes that count of parameters and of operations share."""
-    total, D, (_, H_out), B = sum(sizes.values()), shapes["D"], shapes["blocks"][-1], len(shapes["blocks"])
+def _left_out(count: Callable[..., dict[str, int]], shapes: dict, k: int, form: str) -> dict[str, int]:
+    """Totals after mistakes that the counts of parameters and of operations share."""
+    sizes, D, B = count(shapes, k, form), shapes["D"], len(shapes["blocks"])
+    total, cut = sum(sizes.values()), count(shapes, k, form, k)
     mistakes = {
         "The head is left out: fusion gives it a matrix of its own.": total - sizes["head"],
-        "The last W_out is cut: the last boundary keeps D.": total - H_out * (D - k),
+        "The head is cut: it reads the last boundary, which keeps D.": total - shapes["V"] * (D - k),
+        "The last boundary keeps D: the last block's W_out, bias and adapter lead to it.": sum(cut.values()),
         "The adapters are left out.": total - sizes["adapters"],
     }
+    if (W_out_cut := total - sizes["W_out"] + cut["W_out"]) != sum(cut.values()):
+        mistakes["The last W_out is cut: the last boundary keeps D."] = W_out_cut
     if form == "full":
         square = "All adapters are k x k: the last one leads to a boundary of width D, it is k x D."
         mistakes[square] = total - sizes["adapters"] + B * k * k

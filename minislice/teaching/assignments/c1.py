@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from .exercise import Case, Failure
 from .forms import Value
 from .markdown import read
@@ -48,7 +50,8 @@ def measure(plan: Mapping[str, Any]) -> tuple[float, Any]:
     from minislice.measuring.paired import perplexity_ratio, window_losses
 
     model, tokens, evaluation, dense = frozen()
-    options = {**plan, "repair": bool(plan["repair"])}
+    options = {name: np.asarray(value).tolist() for name, value in plan.items()}  # Python's numbers, not NumPy's
+    options["repair"] = bool(options.get("repair"))
     sliced = slice_model(copy.deepcopy(model), tokens, **options)
     return parameters(sliced) / parameters(model), perplexity_ratio(window_losses(sliced, evaluation), dense)
 
@@ -68,14 +71,22 @@ def _judge(plan: Mapping[str, Any]) -> Failure | None:
     return Failure("values", "plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
 
-def _is_list_of_ints(value: Any) -> bool:
-    return type(value) is list and len(value) <= MOST and all(type(item) is int for item in value)
+def _is_int(value: Any) -> bool:
+    return isinstance(value, (int, np.integer))
+
+
+def _are_ints(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= MOST and all(map(_is_int, value))
 
 
 INTS = f"a list of at most {MOST} ints"
-FORM = {name: Value(name, INTS, _is_list_of_ints) for name in ("width", "neurons", "drop")}
-FORM["adapter"] = Value("adapter", f"one of {', '.join(ADAPTERS)}", lambda word: type(word) is str and word in ADAPTERS)
-FORM["repair"] = Value("repair", "an int", lambda value: type(value) is int)
+FORM = {
+    "width": Value("width", f"an int or {INTS}", lambda value: _is_int(value) or _are_ints(value)),
+    "neurons": Value("neurons", INTS, _are_ints),
+    "drop": Value("drop", INTS, _are_ints),
+    "adapter": Value("adapter", f"one of {', '.join(ADAPTERS)}", lambda value: str(value) in ADAPTERS),
+    "repair": Value("repair", "True or False", lambda value: isinstance(value, (bool, np.bool_, int))),
+}
 ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
 
 C1, check = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))

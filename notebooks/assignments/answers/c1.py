@@ -3,6 +3,6 @@ def plan():
     ### BEGIN SOLUTION
     width = 8 * [144] + [192]
     neurons = [440, 424, 448, 456]
-    options = {"adapter": "none", "repair": 1}
+    options = {"adapter": "none", "repair": True}
     return {"width": width, "neurons": neurons, "drop": [], **options}
     ### END SOLUTION
