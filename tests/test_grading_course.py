@@ -1,7 +1,6 @@
 """Grading a course: nbgrader's commands in order, some submissions, and books that are whole or as they were."""
 
 import csv
-import dataclasses
 import html
 import json
 import os
@@ -160,7 +159,7 @@ def run(course, **named):
 
 def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again(course):
     rows = run(course)
-    assert [(row.student, row.points, row.max) for row in rows] == [("ann", 10, 10), ("bob", 0, 10)]
+    assert [(row["student"], row["points"], row["max"]) for row in rows] == [("ann", 10, 10), ("bob", 0, 10)]
     assert scores(course) == {"ann": 10, "bob": 0}
     assert [row["points"] for row in table(course / "a3.csv").values()] == ["10.0", "0.0"]
     with opened(course) as gradebook:
@@ -184,10 +183,10 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
     file.unlink()
     file.symlink_to(course / "source" / "a3" / "a3.ipynb")
     ann, _, *rows = run(course)
-    assert ann.points == 10 and [row.student for row in rows] == students
-    assert {(row.points, row.status) for row in rows} == {(0, "unreadable")}
-    assert rows[-2].message == "A3.rotate  no a3.ipynb was handed in, but a3-final.ipynb"
-    assert rows[-1].message == "A3.rotate  a3.ipynb is a link to another place"
+    assert ann["points"] == 10 and [row["student"] for row in rows] == students
+    assert {(row["points"], row["status"]) for row in rows} == {(0, "unreadable")}
+    assert rows[-2]["message"] == "A3.rotate  no a3.ipynb was handed in, but a3-final.ipynb"
+    assert rows[-1]["message"] == "A3.rotate  a3.ipynb is a link to another place"
 
 
 SPOILT = {  # words of the error: what is done to the course, and the arguments
@@ -252,7 +251,7 @@ def test_where_namespaces_are_refused_it_warns_in_one_line_or_stops(course, monk
 
     monkeypatch.setattr(Sandbox, "call", refused)
     words = "can't isolate submissions (unshare: Operation not permitted)"
-    assert [row.points for row in run(course)] == [10, 0]
+    assert [row["points"] for row in run(course)] == [10, 0]
     assert words in capsys.readouterr().err.splitlines()[0]
     with pytest.raises(ValueError, match=re.escape(words)):
         run(course, table=course / "again.csv", strict=True)
@@ -260,13 +259,13 @@ def test_where_namespaces_are_refused_it_warns_in_one_line_or_stops(course, monk
 
 
 def test_the_script_prints_points_or_one_json_document_or_one_error(course, capsys, monkeypatch):
-    row = grading.Row("bob", "a3", "rotate", 0.0, 10.0, "unanswered", "not written yet")
+    row = {"student": "bob", "question": "rotate", "points": 0.0, "max": 10.0, "status": "unanswered"}
     monkeypatch.setattr(grading, "grade", lambda *arguments, **named: [row])
     arguments = ["a3", "--seed-file", "secret", "--course", str(course), "--csv"]
     assert run_script(grading, [*arguments, "one.csv"]) == 0
     assert capsys.readouterr().out == "bob                      0 of 10  rotate unanswered\n"
     assert run_script(grading, [*arguments, "one.csv", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [dataclasses.asdict(row)]
+    assert json.loads(capsys.readouterr().out) == [row]
     monkeypatch.undo()
     assert run_script(grading, [*arguments, str(course / "none" / "one.csv")]) == 2
     printed = capsys.readouterr()

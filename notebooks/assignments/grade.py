@@ -5,12 +5,13 @@ Reads the submissions, marks them, writes scores and comments into the gradebook
 
 import argparse
 import csv
-import dataclasses
+import itertools
 import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from grading import marking
 from grading.book import opened
@@ -27,19 +28,6 @@ HELP = "grade the submissions of an assignment in an nbgrader course"
 CONSEQUENCE = "they can read files and use the network; on Linux as root, or with user namespaces, they can't"
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One question of one student's: a line of the table, with these columns."""
-
-    student: str
-    assignment: str
-    question: str
-    points: float
-    max: float
-    status: str
-    message: str
-
-
 def grade(
     name: str,
     seed_file: Path,
@@ -48,8 +36,8 @@ def grade(
     strict: bool = False,
     limits: Limits | None = None,
     progress: bool = True,
-) -> list[Row]:
-    """Grade an assignment of an nbgrader course: every score is overwritten, or none.
+) -> list[dict[str, Any]]:
+    """Grade an assignment of an nbgrader course: every score is overwritten, or none. Returns the table's rows.
 
     A ValueError says what is wrong, unless it is a single submission, which just gets no points.
 
@@ -79,19 +67,20 @@ def grade(
             return marking.mark(assignment, question, handed_in[student], cells, sandbox, secret, reference)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            marks = list(
-                tqdm(pool.map(marked, *zip(*work, strict=True)), total=len(work), desc="grade", disable=not progress)
-            )
+            found = pool.map(marked, *zip(*work, strict=True))
+            marks = list(tqdm(found, total=len(work), desc="grade", disable=not progress))
         rows = []
         for (student, question), mark in zip(work, marks, strict=True):
             most = book.most[question.name]
             points = round(mark.share * most, 2)
-            rows.append(Row(student, assignment.name, question.name, points, most, mark.status, "; ".join(mark.lines)))
             book.write(student, question, points, mark.lines)
+            row = {"student": student, "assignment": assignment.name, "question": question.name}
+            said = {"status": mark.status, "message": "; ".join(mark.lines)}
+            rows.append({**row, "points": points, "max": most, **said})
         with open(unfinished, "w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, [column.name for column in dataclasses.fields(Row)])
+            writer = csv.DictWriter(out, rows[0])
             writer.writeheader()
-            writer.writerows(map(dataclasses.asdict, rows))
+            writer.writerows(rows)
     return rows
 
 
@@ -107,12 +96,12 @@ def run(options: argparse.Namespace) -> None:
     progress = not options.quiet
     rows = grade(options.name, options.seed_file, options.csv, options.course, options.strict, progress=progress)
     if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows]))
+        print(json.dumps(rows))
         return
-    for student in dict.fromkeys(row.student for row in rows):
-        answers = [row for row in rows if row.student == student]
-        points, most = sum(row.points for row in answers), sum(row.max for row in answers)
-        wrong = ", ".join(f"{row.question} {row.status}" for row in answers if row.status != "passed")
+    for student, answers in itertools.groupby(rows, lambda row: row["student"]):
+        answers = list(answers)
+        points, most = (sum(row[column] for row in answers) for column in ("points", "max"))
+        wrong = ", ".join(f"{row['question']} {row['status']}" for row in answers if row["status"] != "passed")
         print(f"{student:20s} {points:5g} of {most:g}  {wrong}".rstrip())
 
 

@@ -1,11 +1,11 @@
 """nbgrader's books: who handed in what, and where scores and comments are written, all of them or none."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Question
+from minislice.teaching.assignments.exercise import Assignment, Task
 
 CONFIG = "nbgrader_config.py"
 
@@ -14,38 +14,32 @@ class Book:
     """One assignment in a course's gradebook: its `source`, the students' `folders`, and `most` points by question."""
 
     def __init__(self, gradebook: Any, course: Any, assignment: Assignment):
+        from nbgrader.api import MissingEntry
+
         self.gradebook, self.assignment, name = gradebook, assignment, assignment.name
         self.source = Path(course.format_path(course.source_directory, ".", name)) / f"{name}.ipynb"
-        self.most = self._points()
-        students = {submission.student.id for submission in gradebook.assignment_submissions(name)}
+        remedy = f"run `nbgrader generate_assignment {name} --force`"
+        try:
+            notebook = gradebook.find_notebook(name, name)
+        except MissingEntry:
+            raise ValueError(f"the gradebook has no assignment {name}: {remedy}") from None
+        written = {cell.name for cell in notebook.solution_cells}
+        points = {cell.name: cell.max_score for cell in notebook.grade_cells if cell.name not in written}
+        tests = {assignment.test_id(question): question.name for question in assignment.questions}
+        if unknown := sorted(points.keys() ^ tests.keys()):
+            raise ValueError(f"gradebook and assignment {name} differ in {', '.join(unknown)}: {remedy}")
+        self.most = {tests[cell]: most for cell, most in points.items()}
+        students = sorted(submission.student.id for submission in gradebook.assignment_submissions(name))
         submitted = Path(course.root) / course.submitted_directory
-        if absent := sorted({path.parent.name for path in submitted.glob(f"*/{name}")} - students):
+        if absent := sorted({path.parent.name for path in submitted.glob(f"*/{name}")} - {*students}):
             remedy = f"run `nbgrader autograde {name} --no-execute` first"
             raise ValueError(f"not in the gradebook: {', '.join(absent)}; {remedy}")
         if not students:
             raise ValueError(f"nobody has handed in {name}")
-        self.folders = {
-            student: Path(course.format_path(course.submitted_directory, student, name)) for student in sorted(students)
-        }
+        self.folders = {one: Path(course.format_path(course.submitted_directory, one, name)) for one in students}
         gradebook.db.rollback()  # grading takes long: others may write meanwhile
 
-    def _points(self) -> Mapping[str, float]:
-        from nbgrader.api import MissingEntry
-
-        name = self.assignment.name
-        remedy = f"run `nbgrader generate_assignment {name} --force`"
-        try:
-            notebook = self.gradebook.find_notebook(name, name)
-        except MissingEntry:
-            raise ValueError(f"the gradebook has no assignment {name}: {remedy}") from None
-        written = {cell.name for cell in notebook.solution_cells}
-        cells = {cell.name: cell.max_score for cell in notebook.grade_cells if cell.name not in written}
-        tests = {self.assignment.test_id(question): question.name for question in self.assignment.questions}
-        if unknown := sorted(cells.keys() ^ tests.keys()):
-            raise ValueError(f"gradebook and assignment {name} differ in {', '.join(unknown)}: {remedy}")
-        return {tests[cell]: points for cell, points in cells.items()}
-
-    def write(self, student: str, question: Question | MutationQuestion, points: float, lines: Sequence[str]) -> None:
+    def write(self, student: str, question: Task, points: float, lines: Sequence[str]) -> None:
         """Write a score, and a comment, to be committed by `opened`; a score that a person gave goes before it."""
         name = self.assignment.name
         grade = self.gradebook.find_grade(self.assignment.test_id(question), name, name, student)
