@@ -22,7 +22,7 @@ from minislice.teaching.assignments.judging import Places
 LIMITS = Limits(memory=1 << 30, cpu=1, wall=20)
 SECRET = b"the secret of this course"
 GIVEN = [("given", "import numpy as np")]
-PLAIN = {"minutes": 1, "difficulty": 1, "importance": 1, "text": "", "hints": ()}
+PLAIN = {"text": "", "minutes": 1, "hints": ()}
 
 
 def _question(name, expected):
@@ -62,7 +62,7 @@ QUESTIONS = {
     "square": _question("square", lambda x: x**2),
     "check": CHECK,
 }
-TOY = Assignment("toy", "Toy", goal="", before="", difficulty=1, questions=[*QUESTIONS.values()])
+TOY = Assignment("toy", "Toy", "★☆☆", "", "", "", [*QUESTIONS.values()])
 RIGHT = {"toy_double": "def double(x):\n    return 2 * x", "toy_square": "def square(x):\n    return x * x"}
 WRONG = "\ndef double(x):\n    return x"
 

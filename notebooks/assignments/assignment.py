@@ -81,7 +81,7 @@ def _cell(kind: str, text: str, grade_id: str, points: int | None = None, soluti
 
 
 def _title(given: Assignment) -> str:
-    return f"""# {given.name.upper()}: {given.title} {stars(given.difficulty)}
+    return f"""# {given.name.upper()}: {given.title} {given.difficulty}
 
 **Afterwards you can** {given.goal}.
 
@@ -114,9 +114,7 @@ library, since the grader has nothing else.""",
 
 def _heading(question: Task) -> str:
     name = question.name.replace("_", " ") if type(question) is Task else f"`{question.name}`"
-    effort = f"{question.minutes} minutes, difficulty {stars(question.difficulty)}"
-    facts = f"{effort}, importance {stars(question.importance)}, {question.points} points"
-    text = f"## {name}\n\n{facts}\n\n{question.text}"
+    text = f"## {name}\n\n{question.text}"
     if isinstance(question, MutationQuestion):
         text += f"\n\nThe right function:\n\n{_code(question.reference)}\n\nThree mutants:\n\n"
         text += "\n\n".join(map(_code, question.shown.values()))
@@ -125,11 +123,6 @@ def _heading(question: Task) -> str:
 
 def _code(function: Callable) -> str:
     return f"```python\n{inspect.getsource(function).strip()}\n```"
-
-
-def stars(difficulty: int) -> str:
-    """Difficulty 2 of 3 as ★★☆."""
-    return "★" * difficulty + "☆" * (3 - difficulty)
 
 
 def function_source(name: str, function: str) -> str:
@@ -161,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
         return
     for given in map(assignment, NAMES):
         functions = ", ".join(question.name for question in given.questions)
-        facts = f"{stars(given.difficulty)}  {given.minutes:3d} min  {given.points:2d} points"
+        facts = f"{given.difficulty}  {given.minutes:3d} min  {given.points:2d} points"
         print(f"{given.name}  {given.title:28s} {facts}  {functions}")
 
 

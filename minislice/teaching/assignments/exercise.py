@@ -56,11 +56,9 @@ class Task:
     """A question that students answer in words, graded by hand; and what all questions have."""
 
     name: str  # of the function or question: the answer is under this name in `notebooks/assignments/answers`
-    points: int
+    text: str  # minutes, difficulty, importance and points; then what to do, and the equation, in Markdown
     minutes: int
-    difficulty: int  # 1 to 3 stars
-    importance: int  # 1 to 3 stars
-    text: str  # what to do, and the equation, in Markdown
+    points: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class MutationQuestion(Task):
 
     def try_out(
         self, rejects: Callable[[Callable, int, bool], Failure | None], order: np.random.Generator
-    ) -> tuple[Failure | None, list[str]]:
+    ) -> tuple[float, Failure | None, str]:
         """Run a check on all candidates, in random order: a check that counts its trials learns nothing.
 
         Args:
@@ -126,29 +124,23 @@ class MutationQuestion(Task):
                 is the right one; returns None if the check accepts it, otherwise how it raised (see `raised`).
             order: draws the order of the trials.
 
-        Returns how the check rejected the right function, or None, and the names of the mutants that it killed.
+        Returns the share of the points, what is wrong, and a heading.
         """
         mutants = {**self.shown, **self.hidden}
         trials = ["the right function"] * self.reference_seeds + list(mutants) * self.mutant_seeds
-        survived = set()
+        alive = set()
         for trial, index in enumerate(order.permutation(len(trials))):
             name = trials[index]
             function = mutants.get(name, self.reference)
             rejected = rejects(lambda *given, run=function: run(*self.allowed(given)), trial, name not in mutants)
             if rejected and name not in mutants:
-                return rejected, []
-            if not rejected:
-                survived.add(name)
-        return None, [name for name in mutants if name not in survived]
-
-    def share(self, killed: Sequence[str]) -> float:
-        return len(killed) / (len(self.shown) + len(self.hidden))
-
-    def heading(self, rejected: Failure | None, killed: Sequence[str]) -> str:
-        if rejected:
-            return "FAILED  it raises on the right function"
-        shown, hidden = (sum(name in mutants for name in killed) for mutants in (self.shown, self.hidden))
-        return f"kills {shown} of {len(self.shown)} shown and {hidden} of {len(self.hidden)} hidden mutants"
+                return 0.0, rejected, "FAILED  it raises on the right function"
+            if not rejected and name in mutants:
+                alive.add(name)
+        shown = [name for name in self.shown if name in alive]
+        failure = Failure("values", "", f"still alive: {', '.join(shown)}") if shown else None
+        kills = [f"{sum(n not in alive for n in some)} of {len(some)}" for some in (self.shown, self.hidden)]
+        return 1 - len(alive) / len(mutants), failure, f"kills {kills[0]} shown and {kills[1]} hidden mutants"
 
 
 @dataclass(frozen=True)
@@ -157,12 +149,12 @@ class Assignment:
 
     name: str
     title: str
+    difficulty: str  # of three stars
     goal: str
     before: str
-    difficulty: int
+    notation: str
     questions: Sequence[Question | MutationQuestion]
     written: Sequence[Task] = ()
-    notation: str = ""
 
     @property
     def minutes(self) -> int:

@@ -28,11 +28,11 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
             return False
         question = questions[name]
         run = _mutants if isinstance(question, MutationQuestion) else _cases
-        heading, failure, right = run(question, function, seed)
+        share, failure, heading = run(question, function, seed)
         if failure and failure.kind == "missing":
             heading, failure = failure.what, None
         print(f"{assignment.name.upper()}.{name}  {heading}")
-        if right:
+        if share == 1:
             return True
         if failure:
             print(*failure.lines(), sep="\n")
@@ -55,17 +55,15 @@ def _name_of(function: Callable[..., Any], names: Iterable[str]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
+def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[float, Failure | None, str]:
     cases = list(question.cases(np.random.default_rng(seed)))
     failures = [try_case(question, function, case) for case in cases]
     failed = [(case, failure) for case, failure in zip(cases, failures, strict=True) if failure]
     if not failed:
-        return f"ok, {len(cases)} cases", None, True
-    case, failure = failed[0]
-    heading = f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {case})"
-    if question.parts:
-        heading += f"  {question.share(failures) * question.points:.0f} of {question.points} points"
-    return heading, failure, False
+        return 1.0, None, f"ok, {len(cases)} cases"
+    (case, failure), share = failed[0], question.share(failures)
+    points = f"  {share * question.points:.0f} of {question.points} points" if question.parts else ""
+    return share, failure, f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {case}){points}"
 
 
 def try_case(question: Question, function: Callable[..., Any], case: Case) -> Failure | None:
@@ -80,7 +78,7 @@ def try_case(question: Question, function: Callable[..., Any], case: Case) -> Fa
     return examine(question, case.arguments, result, after)
 
 
-def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[str, Failure | None, bool]:
+def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[float, Failure | None, str]:
     def rejects(candidate: Callable[..., Any], trial: int, right: bool) -> Failure | None:
         try:
             check(candidate, np.random.default_rng([seed, trial]))
@@ -88,10 +86,7 @@ def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -
             return _how_raised(error, check)
         return None
 
-    rejected, killed = question.try_out(rejects, np.random.default_rng(seed))
-    alive = [name for name in question.shown if name not in killed]
-    failure = Failure("values", "", f"still alive: {', '.join(alive)}") if alive and not rejected else rejected
-    return question.heading(rejected, killed), failure, question.share(killed) == 1
+    return question.try_out(rejects, np.random.default_rng(seed))
 
 
 def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:

@@ -8,11 +8,8 @@ from .exercise import Assignment, MutationQuestion, Question, Task
 from .feedback import checker
 
 TEXTS = Path(__file__).parent / "texts"
-HEAD = re.compile(r"# (.+)\n\n- difficulty: (\d)\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
-SECTION = re.compile(
-    r"(\w+)\n\n(\d+) points, (\d+) minutes, difficulty (\d), importance (\d)(?:, in words)?\n\n"
-    r"((?s:.*?))(?:\nHints:\n\n((?s:.*)))?"
-)
+HEAD = re.compile(r"# (.+)\n\n- difficulty: ([★☆]{3})\n- goal: (.+)\n- before: (.+)\n\s*((?s:.*))")
+SECTION = re.compile(r"(\w+)\n\n((\d+) minutes, .+, (\d+) points\n\n(?s:.*?))(?:\n\nHints:\n\n((?s:.*)))?")
 
 
 def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]]:
@@ -27,8 +24,8 @@ def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]
     title, difficulty, goal, before, notation = _parts(HEAD, head, name)
     questions, written = [], []
     for section in sections:
-        asked, *effort, task, hints = _parts(SECTION, section.strip(), name)
-        about = (asked, *map(int, effort), task.strip())
+        asked, task, minutes, points, hints = _parts(SECTION, section.strip(), name)
+        about = (asked, task, int(minutes), int(points))
         hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
         if asked not in functions:
             written.append(Task(*about))
@@ -38,7 +35,7 @@ def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]
             questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden))
         else:
             questions.append(Question(*about, hints, *functions[asked]))
-    assignment = Assignment(name, title, goal, before, int(difficulty), questions, written, notation.strip())
+    assignment = Assignment(name, title, difficulty, goal, before, notation.strip(), questions, written)
     return assignment, checker(assignment)
 
 

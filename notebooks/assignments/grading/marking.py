@@ -123,8 +123,7 @@ class _Trial:
             accepts = answer[0] == "returned" or (answer[0] == "stopped" and not right)
             return None if accepts else self._failure(*answer)
 
-        rejected, killed = self.question.try_out(rejects, np.random.default_rng(seed("order")))
-        return self.question.share(killed), rejected, self.question.heading(rejected, killed)
+        return self.question.try_out(rejects, np.random.default_rng(seed("order")))
 
     def _failure(self, kind: str, what: str = "", line: int = 0) -> Failure:
         if kind == "raised":
