@@ -274,7 +274,7 @@ FOUND = texts("{place}")
 BAD = {
     "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder", "mini-opt"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
-    "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["120 tokens", "another model"]),
+    "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["0 to 119", "tokenizer that belongs to"]),
     "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "compress: no plan": (["compress", "mini-opt", "--stock", "--plan-only"], ["--stock has no plan"]),

@@ -5,9 +5,10 @@ import argparse
 import torch
 
 from ..beyond.self_calibration import require_finite
+from ..corpus.batches import token_batches
 from ..corpus.text import require_unicode
 from ..measuring.cost import require_positions
-from .inputs import load_both, require_known
+from .inputs import load_both
 from .output import print_result
 
 
@@ -17,7 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("the prompt is empty: give at least one token to go on from")
-    require_known(inputs["input_ids"], model)
+    token_batches(model, inputs["input_ids"], None, 1)  # which refuses another tokenizer's ids
     written = inputs["input_ids"].shape[1] + arguments.max_new_tokens
     require_positions(model, written - 1)  # the last new token is not read again
     torch.manual_seed(arguments.seed)

@@ -58,13 +58,6 @@ def require_tokenizer(arguments: argparse.Namespace, tokenizer):
     return tokenizer
 
 
-def require_known(ids: torch.Tensor, model: PreTrainedModel) -> None:
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if ids.numel() and ids.max() >= vocabulary:
-        told = f"the tokenizer makes ids up to {ids.max().item()}, but the model knows {vocabulary} tokens"
-        raise ValueError(f"{told}: it belongs to another model")
-
-
 def files_read(arguments: argparse.Namespace) -> list[Path]:
     """The files and folders that the command line names to be read: what the command writes must be apart."""
     options = ("calibration", "evaluation", "second_evaluation", "wikitext2", "alpaca")
@@ -120,9 +113,6 @@ def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedMod
     seqlen = seqlen_of(arguments, model)
     read = texts._replace(calibration=None) if texts.calibration == OWN else texts
     calibration, evaluation = disjoint_streams(*read, tokenizer)
-    for stream in (calibration, evaluation):
-        if stream is not None:
-            require_known(stream, model)
     if texts.calibration == OWN:
         calibration = _own_text(arguments, seqlen, model, tokenizer)
     elif calibration is not None:

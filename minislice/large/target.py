@@ -7,13 +7,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from ..architecture.building import description
-from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import whole_file
 from ..architecture.modeling import SlicedForCausalLM, without_memory
-from ..architecture.network import network
-from ..fusion import fuse
 from ..measuring.cost import size_in_bytes
+from ..measuring.shapes import config_after
 from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..storage.files import INDEX
@@ -24,12 +21,8 @@ def sliced_shapes(
     trained: TrainedWeights, options: SlicingOptions, widths: list[int], adapters: list
 ) -> SlicedForCausalLM:
     """The sliced model without weights. `adapters` of the blocks that are not dropped, as `SlicedConfig` has them."""
-    fused = fuse(trained.empty_model(), options.head == "tied")
-    network(fused).drop(options.drop)
-    known = description(fused)
-    known |= {"widths": widths, "adapters": adapters, "neurons": options.neurons_of(known["neurons"])}
-    known["head"] = "linear" if options.head == "own" else options.head
-    return without_memory(SlicedConfig(**known), dtype=trained.dtype)
+    config = config_after(trained.empty_model(), options, widths, adapters)
+    return without_memory(config, dtype=trained.dtype)
 
 
 def require_disk(folder: Path, trained: TrainedWeights, report: SlicingReport, widths: list[int | None]) -> None:

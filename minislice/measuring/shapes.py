@@ -7,8 +7,9 @@ it too, unless a tolerance drops some of it.
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig, PhiConfig, PreTrainedConfig, PreTrainedModel
 
+from ..architecture.building import description
 from ..architecture.configuration import SlicedConfig
-from ..architecture.modeling import SlicedForCausalLM
+from ..architecture.modeling import without_memory
 from ..architecture.network import network
 from ..fusion import fuse
 from ..options import SlicingOptions
@@ -52,23 +53,28 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
     """The config that slicing a model of this (dense) config leaves, at the highest ranks of its adapters; `options`
     are those of `SlicingOptions`.
     """
-    options = SlicingOptions(**options)
+    options, dense = SlicingOptions(**options), without_memory(config)
     if options.discard is not None:
         raise ValueError("discard reads widths off a model's spectrum; give slicing or width")
-    with torch.device("meta"):
-        dense = AutoModelForCausalLM.from_config(config)
-        dimensions = config.hidden_size - network(dense).subtracts_mean  # no signal lies along the mean
-        options = options.resolved(network(dense))
-        fused = fuse(dense, keep_tie=options.head == "tied")
-        network(fused).drop(options.drop)
-        known = SlicedForCausalLM.wrap(fused).config
-    widths = options.boundary_widths(config.hidden_size, len(known.widths))
-    forms = options.largest_adapters(dimensions, widths)
-    neurons = options.neurons_of(known.neurons)
-    unchanged = ("base", "norm_eps", "biases", "dropped", "head_bias", "head_shift", "head_was_tied")
-    fields = {name: getattr(known, name) for name in unchanged}
-    head = "linear" if options.head == "own" else options.head
-    return SlicedConfig(widths=widths, adapters=forms, neurons=neurons, head=head, **fields)
+    net = network(dense)
+    options = options.resolved(net)
+    widths = options.fit(net)
+    dimensions = net.trained_width - net.subtracts_mean  # no signal lies along the mean
+    return config_after(dense, options, widths, options.largest_adapters(dimensions, widths))
+
+
+def config_after(
+    dense: PreTrainedModel, options: SlicingOptions, widths: list[int], adapters: list[str | int | None]
+) -> SlicedConfig:
+    """The config that slicing leaves of a dense model without weights, which is fused here. `adapters` are those of
+    the blocks that are not dropped.
+    """
+    fused = fuse(dense, keep_tie=options.head == "tied")
+    network(fused).drop(options.drop)
+    known = description(fused)
+    known |= {"widths": widths, "adapters": adapters, "neurons": options.neurons_of(known["neurons"])}
+    known["head"] = "linear" if options.head == "own" else options.head
+    return SlicedConfig(**known)
 
 
 @torch.no_grad()

@@ -21,9 +21,8 @@ from .files import Stored
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-def require_values(fields: Any) -> None:
+def require_values(fields: dict[str, Any]) -> None:
     """Raise a ValueError for a config with a dtype outside `FLOATS`, or of quantized weights."""
-    require(isinstance(fields, dict), "a config", "a JSON object", fields)
     for name in ("dtype", "torch_dtype"):
         require(fields.get(name) in (None, *FLOATS), name, f"one of {', '.join(FLOATS)}", fields.get(name))
     if quantized := fields.get("quantization_config"):

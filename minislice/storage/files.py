@@ -53,10 +53,7 @@ def require_fetched(path: Path) -> None:
 
 def _named_by(index: Path) -> list[Path]:
     """The files that an index names, which lie beside it."""
-    try:
-        names = {*read_json(index)["weight_map"].values()}
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is damaged: it doesn't say which file has which tensor") from error
+    names = {*read_json(index)["weight_map"].values()}
     if missing := names - {path.name for path in index.parent.iterdir()}:
         raise ValueError(f"{index} names {missing.pop()!r}, which isn't in the same folder; get that file too")
     return [index.parent / name for name in sorted(names)]
@@ -85,9 +82,6 @@ def _tensors_in(path: Path) -> dict[str, Stored]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file, or a ValueError with the file's name."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__}, not an object")
-    return content
