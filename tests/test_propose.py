@@ -16,7 +16,8 @@ from minislice.architecture.network import network
 from minislice.measuring.propose import entry, propose
 from minislice.teaching.small import small_model
 
-NOT_SEEN = {"inner_width", "expert_width", "stock_norm", "obstacle", "dropout"}  # nothing in the tensors shows these
+# Nothing in the tensors shows most of these; the table says nothing of the last.
+NOT_SEEN = {"inner_width", "expert_width", "stock_norm", "obstacle", "dropout", "returns_tuple"}
 CASES = [(family, 0) for family in FAMILIES]  # and the variants that are other entries
 CASES += [("falcon", 1), ("falcon", 2), ("falcon", 3), ("stablelm", 1), ("gpt_neox", 1), ("qwen2_moe", 1)]
 
@@ -68,6 +69,11 @@ def test_a_number_on_the_branches_that_the_config_does_not_say_is_an_obstacle():
     model = small_model("granite", residual_multiplier=0.37)
     model.config.residual_multiplier = 1.0
     assert "multiplied by 0.37" in propose(model).obstacle
+
+
+def test_a_layer_may_take_output_attentions_and_return_the_signal_alone():
+    found = propose(small_model("gpt_bigcode"))
+    assert found.passed and found.family.returns_tuple is False
 
 
 def test_attention_may_return_its_output_alone_as_a_convolution_in_its_place_does(monkeypatch):

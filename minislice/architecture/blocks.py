@@ -179,12 +179,13 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple if the layer could return attentions. `places` says where each block stood before others were dropped.
+    tuple or the signal alone. `places` says where each block stood before others were dropped.
     """
 
-    def __init__(self, blocks: Sequence[Block], arguments: Sequence[str]):
+    def __init__(self, blocks: Sequence[Block], arguments: Sequence[str], returns_tuple: bool | None = None):
         super().__init__()
         self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
+        self.returns_tuple = "output_attentions" in arguments if returns_tuple is None else returns_tuple
         self.places = list(range(len(blocks)))
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
@@ -205,4 +206,4 @@ class BlockLayer(GradientCheckpointingLayer):
 
     def result(self, hidden_states: Tensor) -> Tensor | tuple[Tensor, None]:
         """The result of a call, as transformers' layer returns it."""
-        return (hidden_states, None) if "output_attentions" in self.arguments else hidden_states
+        return (hidden_states, None) if self.returns_tuple else hidden_states

@@ -69,6 +69,7 @@ class Family:
     inner_width: str | None = "intermediate_size"  # the config's field for the number of neurons
     expert_width: str | None = None  # the config's field for an expert's neurons, if it is another one
     head: str = "lm_head"
+    returns_tuple: bool | None = None  # whether a layer does; None: it does if it takes `output_attentions`
 
     def neurons_in(self, of_experts: bool) -> str | None:
         """The config's field for the number of neurons of an MLP, or of an expert."""

@@ -237,7 +237,8 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
     if missing := [name for name, parameter in layer.named_parameters() if parameter not in described]:
         layer = f"a layer of this {config.model_type!r} model"
         raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
-    return BlockLayer(blocks, list(inspect.signature(layer.forward).parameters)).train(layer.training)
+    arguments = list(inspect.signature(layer.forward).parameters)
+    return BlockLayer(blocks, arguments, family.returns_tuple).train(layer.training)
 
 
 def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from .. import invariance
 from ..architecture.families import FAMILIES
-from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedConfig
 from ..architecture.network import Network, network
 from ..checks import require_flag, require_seed
@@ -112,7 +111,7 @@ def verify(
     batches = token_batches(model, tokens, attention_mask, batch_size)
     ids = [batch.ids for batch in batches]
     masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
-    exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
+    exact = copy.deepcopy(model).to(torch.float64)
     exact = exact if net.is_fused else fuse(exact)
     tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
     if any(attention.rounds for attention in attentions(network(exact))):

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from ..architecture.family import NormKind
 from ..architecture.linears import is_linear
-from ..architecture.mixtures import able_to_compute
 from ..architecture.network import inference
 
 SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
@@ -26,6 +25,7 @@ class Call:
     module: nn.Module
     arguments: dict[str, Any]
     output: Tensor
+    returned_tuple: bool
 
     @property
     def input(self) -> Tensor | None:
@@ -34,7 +34,7 @@ class Call:
 
 def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
     """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
-    model = able_to_compute(copy.deepcopy(model).double()).eval()
+    model = copy.deepcopy(model).double().eval()
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
         matrix = parameter.ndim > 1
@@ -53,10 +53,11 @@ def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
     def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
         parameters = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(parameters, positional, strict=False)), **named}
-        output = output[0] if isinstance(output, (tuple, list)) else output
+        returned_tuple = isinstance(output, (tuple, list))
+        output = output[0] if returned_tuple else output
         if isinstance(output, Tensor) and arguments:
             arguments = {name: copied(value) for name, value in arguments.items()}
-            calls.append(Call(names[module], module, arguments, output.clone()))
+            calls.append(Call(names[module], module, arguments, output.clone(), returned_tuple))
 
     with ExitStack() as hooks, inference(model):
         for module in names:

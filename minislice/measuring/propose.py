@@ -135,6 +135,7 @@ class _Observed:
             last_shaped_as=self._between_embeddings_and_layers(),
             branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
             head=head,
+            returns_tuple=self.by_name[self.names[self.layers[0]]].returned_tuple,
         )
 
     def _layers(self) -> nn.ModuleList:
