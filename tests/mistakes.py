@@ -19,7 +19,6 @@ from family_models import FamilyRecipe
 from models import Recipe
 from torch import nn
 
-from minislice import precision
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
@@ -101,11 +100,6 @@ def only_the_layers_types_cut(right, config, index):
     config.no_rope_layers = before
 
 
-def the_first_rows(right, product, W, dtype):
-    first, rest = W[: precision.ROWS], W[precision.ROWS :]
-    return torch.cat([right(product, first, dtype), 0 * right(product, rest, dtype)])
-
-
 def layers_keep_their_numbers(right, net, index):
     before = {module: module.layer_idx for module in net.model.modules() if hasattr(module, "layer_idx")}
     right(net, index)
@@ -160,8 +154,7 @@ TABLE: dict[Callable, list[tuple]] = {
          lambda right, self, ids, mask=None: right(self, ids))],
     p.batches_do_not_matter: [
         ("averaged over the batch", LLAMA, "calibration.covariance",
-         lambda right, x, mask, total: right(x, mask) / len(x) + (0 if total is None else total)),
-        ("the first rows alone", LLAMA, "rotation.by_rows", the_first_rows)],
+         lambda right, x, mask, total: right(x, mask) / len(x) + (0 if total is None else total))],
     p.perplexity_is_exp_of_transformers_loss: [
         ("padding predicted", replace(OPT, padding="right"), "likelihood.token_batches",
          lambda right, *tokens: [replace(batch, mask=None) for batch in right(*tokens)])],

@@ -1,6 +1,7 @@
 """What can't be done is a ValueError that names what is wrong, and leaves the model as it was."""
 
 import copy
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -152,9 +153,12 @@ def test_an_option_out_of_its_range_is_refused_by_its_name(function, option, val
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_numbers_of_numpy_are_numbers():
-    assert type(RecoveryOptions(rank=np.int64(4)).rank) is int  # which JSON can hold
-    slice_model(LLAMA.model(), IDS, width=np.int64(8), seed=np.int32(1), drop=np.array([1]), batch_size=np.int64(2))
+def test_numbers_of_numpy_are_numbers_which_json_can_hold():
+    one, whole = np.float32(0.25), np.int64(4)
+    slice_model(LLAMA.model(), IDS, width=whole, drop=np.array([1]), batch_size=whole)
+    options = {"multiple": whole, "neurons": one, "tolerance": one, "seed": whole, "drop": np.array([4])}
+    for size in ({"slicing": one}, {"discard": one}, {"width": whole}, {"width": [whole]}):
+        json.dumps(vars(SlicingOptions(**size, **options)) | vars(RecoveryOptions(rank=whole)))
 
 
 def quantized():

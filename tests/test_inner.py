@@ -82,6 +82,13 @@ def test_where_no_neuron_goes_by_fisher_the_model_stays_as_it_is(dtype, frozen):
     assert model.training
 
 
+def test_repair_makes_up_for_a_dropped_block():
+    ids, expected = LLAMA.tokens(), LLAMA.model()(LLAMA.tokens()).logits
+    models = [slice_model(LLAMA.model(), ids, slicing=0, drop=[2], repair=repair) for repair in (False, True)]
+    far, near = (properties.relative_error(model(ids).logits, expected) for model in models)
+    assert near < 0.9 * far
+
+
 def test_no_singular_matrix_stops_a_solve():
     zero, W = torch.zeros(6, 6).double(), torch.randn(6, 3).double()
     assert torch.equal(refit(zero, torch.zeros(6, 3).double()), torch.zeros(6, 3).double())
