@@ -69,7 +69,7 @@ def train(
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    with warnings.catch_warnings(), _as_it_was(wrapped), _seeded(chosen.seed, model.device):
+    with warnings.catch_warnings(), _as_it_was(wrapped, chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of arguments that were renamed: the old names are right in all
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
@@ -146,14 +146,21 @@ class Watch(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _as_it_was(model: SlicedForCausalLM) -> Iterator[None]:
-    """Afterwards: which parameters ask for gradients, the mode, and what the Trainer writes into configs."""
+def _as_it_was(model: SlicedForCausalLM, seed: int) -> Iterator[None]:
+    """All random generators seeded. Afterwards they are as they were, and what the Trainer and PEFT change: which
+    parameters ask for gradients, the mode, values in configs.
+    """
+    generators = random.getstate(), numpy.random.get_state()
     configs = (model.config, model.config.base, model.base.config, model.generation_config)
     cached = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
     training, wanted = model.training, {name: part.requires_grad for name, part in model.named_parameters()}
     try:
-        yield
+        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
     finally:
+        random.setstate(generators[0])
+        numpy.random.set_state(generators[1])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(wanted[name])
             parameter.grad = None
@@ -161,16 +168,3 @@ def _as_it_was(model: SlicedForCausalLM) -> Iterator[None]:
             config.use_cache = use_cache
         getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()  # its old name
         model.train(training)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Every generator seeded, and afterwards as it was: the Trainer seeds them all."""
-    states = random.getstate(), numpy.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            numpy.random.set_state(states[1])
