@@ -276,6 +276,7 @@ BAD = {
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
     "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["0 to 119", "tokenizer that belongs to"]),
     "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
+    "stream: own text": (["slice", "mini-opt", "--stream", "--calibration", "own", "--out", "x"], ["no whole model"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "compress: no plan": (["compress", "mini-opt", "--stock", "--plan-only"], ["--stock has no plan"]),
     "export: dense": (["export", "mini-llama", "--out", "{place}/new"], ["mini-llama isn't", "none --slice-head"]),

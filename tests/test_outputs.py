@@ -26,7 +26,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
 
 
-@pytest.mark.parametrize("line", ["slice", "slice --stream"])
+@pytest.mark.parametrize("line", ["slice", "slice --stream", "compare"])
 def test_an_output_that_cannot_be_is_told_before_the_work(line, tmp_path, no_work, monkeypatch, run):
     def mkdir(path, *_, **__):  # as anybody but root sees it
         raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -3,7 +3,7 @@
 import argparse
 from functools import partial
 
-from ..architecture.folder import require_apart, whole_file
+from ..architecture.folder import place_for, require_apart, whole_file
 from ..beyond.compare import SIZES, compare
 from ..beyond.rows import table
 from ..beyond.variants import VARIANTS
@@ -30,9 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
     if is_one_file(texts.calibration, second_text):
         raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
-    is_empty = not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir()))
-    if not is_empty and not (out / RESULTS).is_file():
-        raise ValueError(f"{out} exists, isn't empty and has no {RESULTS}; give another folder with --out")
+    if not out.is_dir():
+        place_for(out)
+    elif not (out / RESULTS).is_file() and not all(path.name.startswith(".") for path in out.iterdir()):
+        raise ValueError(f"{out} isn't empty and has no {RESULTS}; give another folder with --out")
     model, tokenizer = load_both(arguments)
     tokens = token_sets(arguments, texts, model, tokenizer)
     seqlen, samples = tokens.evaluation.shape[1], arguments.eval_samples

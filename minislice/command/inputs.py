@@ -54,7 +54,7 @@ def dtype_of(arguments: argparse.Namespace) -> str:
 
 def require_tokenizer(arguments: argparse.Namespace, tokenizer):
     if tokenizer is None:
-        raise ValueError(f"{arguments.model} has no tokenizer beside it (tokenizer.json, tokenizer_config.json)")
+        raise ValueError(f"{arguments.model} has no tokenizer beside it: it lacks tokenizer_config.json")
     return tokenizer
 
 

@@ -33,6 +33,7 @@ from .inputs import (
     token_sets,
 )
 from .output import print_result, save_sliced
+from .parser import OWN
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
     if arguments.stream and not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
+    if arguments.stream and arguments.calibration == OWN:
+        raise ValueError("--stream has no whole model in memory that could write a text; calibrate on another's")
     first = arguments.processes.is_first
     if arguments.out and first and arguments.stream:  # which looks itself at what is there: an unfinished run may be
         place_for(require_apart(arguments.out, files_read(arguments)))
