@@ -279,7 +279,7 @@ def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path)
 # For real, on an embedded model
 
 
-SMALL = profile_for("llama-2", "ci", eval_samples=4, seeds=1, samples=8, seqlen=64)
+SMALL = profile_for("llama-2", "ci", eval_samples=4, seeds=1, samples=8, seqlen=64, limit=2)
 
 
 def really(folder, table, percents, **options) -> list[dict]:
@@ -311,6 +311,16 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     assert (facts["parameters"], facts["widths"]) == (minislice.parameters(model), model.slicing.widths)
     assert facts["calibration"] == f"embedded 8 x 64 ({provenance.hash_of(calibration)})"
     assert record["revision"] == results.revision("mini-llama") and facts["batch sizes"] == [8]
+
+
+@pytest.mark.slow
+def test_a_shared_model_hands_on_no_facts_of_another_measurement(tmp_path):
+    perplexity, accuracy = (record["facts"] for record in really(tmp_path, [1, 7], (0,)))
+    assert (
+        perplexity["parameters"] == accuracy["parameters"]
+        and perplexity["seconds"]["load"] == accuracy["seconds"]["load"]
+    )
+    assert "evaluation" not in accuracy and {*accuracy["seconds"]} == {"load", "zero-shot", "all"}
 
 
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):

@@ -123,9 +123,10 @@ class Bench:
         if self.last is None or self.last[0] != made:
             self.last = None
             make = self._in_memory if tokens is None or not self.stream else self._streamed
-            self.last = (made, make(made, tokens, tokenizer, batch_size, outcome), outcome.facts)
+            making = Outcome()
+            self.last = (made, make(made, tokens, tokenizer, batch_size, making), making.facts)
         _, model, facts = self.last
-        outcome.facts = copy.deepcopy(facts) | outcome.facts
+        outcome.facts |= copy.deepcopy(facts)
         return model
 
     def _in_memory(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
