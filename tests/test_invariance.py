@@ -11,7 +11,8 @@ from models import Recipe, recipes
 from minislice import fuse, rotate, slice_model
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
-from minislice.rotation import random_orthogonal
+from minislice.fusion import subtract_mean
+from minislice.rotation import random_orthogonal, times
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -30,6 +31,13 @@ def test_given_rotations_are_the_ones_applied_and_compose(family):
     assert all(properties.relative_error(x, before @ rotations[0]) <= properties.EXACT for x in after)
     for rotated in (many, rotate(one, seed=2)):
         properties.assert_same_logits(rotated, model, recipe, properties.EXACT)
+
+
+def test_weights_of_16_bits_are_rounded_once():
+    W, Q = (random_orthogonal(16, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    W = W.bfloat16()
+    assert torch.equal(times(W, Q), (W.double() @ Q).bfloat16())
+    assert torch.equal(subtract_mean(W), (W.double() - W.double().mean(1, keepdim=True)).bfloat16())
 
 
 def test_a_norm_of_large_numbers_does_not_overflow_in_float16():

@@ -86,7 +86,7 @@ def prices(
     """Measure what deleting costs in a dense model, which stays as it is; with `widths` also a narrower signal's cost.
 
     A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
-    The dense model's predictions for the tokens that measure are kept, in float32: [tokens, vocabulary].
+    The dense model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
     """
     net = network(model)
     if net.is_fused:

@@ -57,12 +57,12 @@ def own_text(
             written.append(model.generate(ids, **settings).cpu())
         return torch.cat(written)
 
-    kept, model.generation_config = model.generation_config, GenerationConfig()  # it may ask for something else
+    config, model.generation_config = model.generation_config, GenerationConfig()  # its own may ask for something else
     try:
         with inference(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
             return with_what_fits(write, batch_size)
     finally:
-        model.generation_config = kept
+        model.generation_config = config
 
 
 def require_finite(ids: Tensor, scores: Tensor) -> Tensor:
