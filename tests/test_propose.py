@@ -83,6 +83,7 @@ def test_attention_may_return_its_output_alone_as_a_convolution_in_its_place_doe
         right = block.attention.forward
         monkeypatch.setattr(block.attention, "forward", lambda right=right, **arguments: right(**arguments)[0])
     assert torch.equal(logits(model, ids), expected)
+    assert model(input_ids=ids, output_attentions=True).attentions == ()
 
 
 def test_an_embedding_that_also_scales_is_not_tied_where_it_would_have_to_subtract_the_mean(monkeypatch):

@@ -179,14 +179,15 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple or the signal alone. `places` says where each block stood before others were dropped.
+    tuple or the signal alone. A block's `place` is its number in the layer, before any block was dropped.
     """
 
     def __init__(self, blocks: Sequence[Block], arguments: Sequence[str], returns_tuple: bool | None = None):
         super().__init__()
         self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
         self.returns_tuple = "output_attentions" in arguments if returns_tuple is None else returns_tuple
-        self.places = list(range(len(blocks)))
+        for place, block in enumerate(blocks):
+            block.place = place
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
         context = self.context(positional, context)
@@ -197,8 +198,7 @@ class BlockLayer(GradientCheckpointingLayer):
 
     def drop(self, dropped: Sequence[Block]) -> None:
         """Leave blocks out, in place: the signal passes them unchanged."""
-        left = [(place, block) for place, block in zip(self.places, self.blocks, strict=True) if block not in dropped]
-        self.places, self.blocks = [place for place, _ in left], nn.ModuleList(block for _, block in left)
+        self.blocks = nn.ModuleList(block for block in self.blocks if block not in dropped)
 
     def context(self, positional: Sequence, named: dict) -> dict:
         """The arguments of a call besides the signal, by name."""

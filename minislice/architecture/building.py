@@ -29,17 +29,15 @@ def build(config: SlicedConfig) -> PreTrainedModel:
     net.drop(config.dropped)
     if config.neurons is not None:
         _keep_neurons(net, config.neurons)
-    places = [place for layer in net.layers for place in layer.places]
-    for index, (place, block) in enumerate(zip(places, net.blocks, strict=True)):
+    for index, block in enumerate(net.blocks):
         k, k_next = widths[index : index + 2]
         block.norm, block.mlp_norm = RMSNorm(D, config.norm_eps[index]), None
-        biased = config.biases[place]
         for linear in block.w_in:
             set_weight(linear, linear.weight[:, :k].clone())
         for linear in block.w_out:
             set_weight(linear, linear.weight[:k_next].clone())
         for name, linear in block.linears.items():
-            _set_bias(linear, name in biased)
+            _set_bias(linear, name in config.biases[block.place])
         adapter, weight = config.adapters[index], block.w_out[0].weight
         if adapter == "full":
             block.adapter = nn.Linear(k, k_next, bias=False, device=weight.device, dtype=weight.dtype)
@@ -87,12 +85,11 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
     if not net.is_fused:
         raise ValueError("this model isn't sliced: save it with transformers' own save_pretrained")
     biases: list[list[str] | None] = [None] * net.blocks_per_layer
-    for layer in net.layers:
-        for place, block in zip(layer.places, layer.blocks, strict=True):
-            names = [name for name, linear in block.linears.items() if linear.bias is not None]
-            if biases[place] not in (None, names):
-                raise ValueError("can't save a model where a linear has a bias in some layers and none in others")
-            biases[place] = names
+    for block in net.blocks:
+        names = [name for name, linear in block.linears.items() if linear.bias is not None]
+        if biases[block.place] not in (None, names):
+            raise ValueError("can't save a model where a linear has a bias in some layers and none in others")
+        biases[block.place] = names
     return {
         "base": model.config,
         "family": registered_fields(model.config),

@@ -42,7 +42,7 @@ class Network:
     def dropped(self) -> list[int]:
         """The numbers of the blocks that are left out; the trained model's blocks are counted from 0."""
         count = self.blocks_per_layer
-        present = {index * count + place for index, layer in enumerate(self.layers) for place in layer.places}
+        present = {index * count + block.place for index, layer in enumerate(self.layers) for block in layer.blocks}
         return [number for number in range(count * len(self.layers)) if number not in present]
 
     def drop(self, numbers: Collection[int]) -> None:

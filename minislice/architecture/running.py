@@ -50,15 +50,15 @@ class DecoderForward:
         states, attentions = [], []
         with ExitStack() as hooks:
             for layer in layers if want_states else ():
-                note = lambda _, args: states.append(args[0])  # noqa: E731
-                hooks.enter_context(layer.register_forward_pre_hook(note))
-            for block in [block for layer in layers for block in layer.blocks] if want_attentions else ():
-                if block.attention is not None:
-                    note = lambda _, args, output: attentions.append(output[1])  # noqa: E731
-                    hooks.enter_context(block.attention.register_forward_hook(note))
+                hooks.enter_context(layer.register_forward_pre_hook(lambda _, args: states.append(args[0])))
+            blocks = [block for layer in layers for block in layer.blocks if block.attention is not None]
+            for block in blocks if want_attentions else ():
+                note = lambda _, args, output: attentions.append(output)  # noqa: E731
+                hooks.enter_context(block.attention.register_forward_hook(note))
             outputs = type(decoder).forward(decoder, *args, **kwargs)
         if want_states:
             outputs.hidden_states = (*states, outputs.last_hidden_state)
         if want_attentions:
-            outputs.attentions = tuple(weights for weights in attentions if weights is not None)
+            returned = [output[1] for output in attentions if isinstance(output, tuple)]
+            outputs.attentions = tuple(weights for weights in returned if weights is not None)
         return outputs.to_tuple() if return_dict is False else outputs

@@ -14,8 +14,6 @@ from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
 from ..corpus.batches import position_limit
 
-LONGEST = 1 << 20  # tokens, of a model whose config sets no limit
-
 
 def parameters(model: nn.Module) -> int:
     """The number of parameters, embeddings, head and adapters included, a shared one counted once."""
@@ -92,8 +90,8 @@ def length_limit(model: PreTrainedModel) -> int | None:
 
 
 def require_positions(model: PreTrainedModel, tokens: int) -> None:
-    limit = length_limit(model) or LONGEST
-    if tokens > limit:
+    limit = length_limit(model)
+    if limit is not None and tokens > limit:
         raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")
 
 

@@ -27,8 +27,6 @@ from ..checks import require_seed
 from ..invariance import Verification, verify
 from .observed import SAME, Call, calls_of, equal, explain, norm_kind, redrawn
 
-NOT_KNOWN = "its class wasn't looked at for this"
-
 
 class Obstacle(Exception):
     """Why no entry describes the model; the message says where."""
@@ -129,7 +127,7 @@ class _Observed:
             final_norm=final_norm,
             blocks=blocks[0],
             norm=self.kind,
-            stock_norm=NOT_KNOWN,
+            stock_norm="its class wasn't looked at for this",
             layers=self.layers_name.rpartition(".")[2],
             embedding_norm=embedding_norm,
             last_shaped_as=self._between_embeddings_and_layers(),

@@ -141,14 +141,14 @@ def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: 
     return size, size / seconds
 
 
-def largest_batch(fits: Callable[[int], bool], limit: int = LARGEST_BATCH) -> int:
+def largest_batch(fits: Callable[[int], bool]) -> int:
     """The largest batch that fits, to an eighth of its size: doubled until one doesn't fit, then bisected."""
     low, high = 0, 1
-    while high <= limit and fits(high):
+    while high <= LARGEST_BATCH and fits(high):
         low, high = high, 2 * high
     if low == 0:
         raise ValueError("not even one sequence fits into the device's memory")
-    while high <= limit and high - low > max(1, low // 8):
+    while high <= LARGEST_BATCH and high - low > max(1, low // 8):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
