@@ -1,11 +1,13 @@
 """The capstone: reference plans reach their goals, and no plan brings code, another model, or a larger one."""
 
 import pytest
+import torch
 from grading.marking import mark
 from grading.sandbox import Limits, Sandbox
 from grading.submission import Submission
 from test_assignments import solution
 
+import minislice
 from minislice.teaching.assignments import c1
 from minislice.teaching.assignments.exercise import examine
 
@@ -39,9 +41,12 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
         ({**WHOLE, "repair": print}, "expected True or False"),
         ({**WHOLE, "width": [192.0] * 9}, "expected an int or a list of at most 64 ints, got list of 9"),
         ("mini-opt", "expected a dictionary"),
+        ({"width": 144, "neurons": [480] * 4, "drop": [], "adapter": "none"}, "expected True or False, got None"),
     ],
 )
-def test_cheats_get_nothing_and_are_told_why(plan, says):
+def test_cheats_get_nothing_and_are_told_why(plan, says, monkeypatch):
+    model = minislice.load(c1.MODEL, dtype="float32")[0]
+    monkeypatch.setattr(c1, "frozen", lambda: (model, torch.zeros(1, 8, dtype=torch.int64), None, None))
     failure = examine(QUESTION, {}, plan, {})
     assert says in "\n".join(failure.lines(values=False)) and QUESTION.share([failure]) == 0
 

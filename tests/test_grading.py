@@ -37,7 +37,7 @@ def _question(name, expected):
 
 
 class QuickCheck(MutationQuestion):
-    reference_seeds, mutant_seeds = 3, 1  # less often than in a course
+    reference_seeds, mutant_seeds = 2, 1  # less often than in a course
 
 
 def twice(x, mark="the reference's own"):
@@ -238,10 +238,16 @@ def double(x):
 # Limits
 
 
+DEAF_LOOP = """def double(x):
+    import signal
+    for number in range(1, 65):
+        try:
+            signal.signal(number, signal.SIG_IGN)
+        except (OSError, ValueError):
+            pass
+    while True:
+        pass"""
 ENDLESS = {
-    "a loop that ignores signals": "import signal\n    for s in range(1, 65):\n        try:\n"
-    "            signal.signal(s, signal.SIG_IGN)\n        except (OSError, ValueError):\n            pass\n"
-    "    while True:\n        pass",
     "output to every descriptor": "while True:" + TO_ALL.format("b'x' * 10**6"),
     "messages": "while True:" + TO_ALL.format(wire.encode(("call", ())) + b"\n"),
     "a fork bomb": "while True:\n        try:\n            os.fork()\n        except OSError:\n            pass",
@@ -257,12 +263,11 @@ def test_what_never_ends_is_stopped(best, body):
 
 
 def test_processor_time_and_time_by_the_clock_are_limited(best):
-    loop, sleep = "while True:\n        pass", "import time\n    time.sleep(60)"
-    for sandbox, body, limit in (
-        (UNPROTECTED, loop, "1 s of processor time"),
-        (Sandbox(Limits(wall=2), best.isolated), sleep, "2 s"),
+    for sandbox, code, limit in (
+        (UNPROTECTED, DEAF_LOOP, "1 s of processor time"),
+        (Sandbox(Limits(wall=1), best.isolated), "import time\ndef double(x):\n    time.sleep(60)", "1 s"),
     ):
-        assert marked(sandbox, f"def double(x):\n    {body}").lines[1] == f"stopped: it took more than {limit}"
+        assert marked(sandbox, code).lines[1] == f"stopped: it took more than {limit}"
 
 
 REACH = """

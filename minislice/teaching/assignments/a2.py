@@ -59,11 +59,11 @@ def _judge_haar(Q: np.ndarray, G: np.ndarray) -> Failure | None:
         mistake = "The signs are LAPACK's choice, not chance: it is not Haar." if close(lapack, Q) else ""
         if not mistake and (signs < 0).sum() == 1 and np.linalg.det(Q) > 0:
             mistake = "One column is turned round, and det Q is 1: half of the orthogonal matrices have -1."
-        return Failure("values", "Q", what, mistake=mistake, hint=hint)
+        return Failure("Q", what, mistake=mistake, hint=hint)
     on_rows = close(np.sign(its_R.diagonal())[:, None] * lapack, Q)
     mistake = "The signs are those of the right diagonal, but they multiply Q's rows: Q R = G asks for its columns."
     what = "Q does not turn with G: for Q(O G) to be O Q(G), Q^T G should be triangular with a positive diagonal, say"
-    return Failure("values", "Q", what, mistake=mistake if on_rows else "", hint=hint)
+    return Failure("Q", what, mistake=mistake if on_rows else "", hint=hint)
 
 
 def _one_of_a_kind(A: np.ndarray) -> bool:
@@ -78,7 +78,7 @@ def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Fail
     if failure := orthonormal("Q", Q):
         return failure
     if not len(x):
-        return Failure("values", "x", "it has no row")
+        return Failure("x", "it has no row")
     one = {"norm": "LayerNorm"}
     apart = np.abs(toy.normalised(one, x @ Q, 0) @ Q.T - toy.normalised(one, x, 0)).max()
     if apart > 0.1:
@@ -87,7 +87,7 @@ def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Fail
     permutation = close(np.abs(Q).max(0), np.ones(D))
     mistake = "Q only permutes the numbers of a row, and turns signs." if permutation else ""
     hint = "what does LayerNorm make of a row whose numbers are all the same? Rotate another row there."
-    return Failure("values", "LayerNorm(x Q) Q^T", what, numbers, mistake=mistake, hint=hint)
+    return Failure("LayerNorm(x Q) Q^T", what, numbers, mistake=mistake, hint=hint)
 
 
 A2, check = read(

@@ -71,14 +71,14 @@ def _judge_pca(result: tuple[np.ndarray, np.ndarray], C: np.ndarray) -> Failure 
         column = int(np.abs(C @ Q - Q * eigenvalues).max(0).argmax())
         what = f"C Q is not Q diag(lambda), in column {column} most of all"
         hint = "C times a column of Q must be that column times its eigenvalue."
-        return Failure("values", "lambda, Q", what, mistake=mistake, hint=hint)
+        return Failure("lambda, Q", what, mistake=mistake, hint=hint)
     rises = np.diff(eigenvalues) > 1e-9 * eigenvalues.max()
     if rises.any():
         first = int(np.argmax(rises))
         what = f"lambda[{first + 1}] is larger than lambda[{first}]"
         ascending = "It is ascending: the first columns hold least, less than a random basis."
         mistake = ascending if (np.diff(eigenvalues) >= -1e-9).all() else ""
-        return Failure("values", "lambda", what, mistake=mistake, fine=("Q",), hint="the largest comes first.")
+        return Failure("lambda", what, mistake=mistake, fine=("Q",), hint="the largest comes first.")
     return None
 
 
@@ -99,12 +99,12 @@ def _width_cases(rng: np.random.Generator) -> Cases:
 def _judge_width(k: int, eigenvalues: np.ndarray, share: float) -> Failure | None:
     D, total = len(eigenvalues), eigenvalues.sum()
     if not 1 <= k <= D:
-        return Failure("values", "k", "it is not between 1 and D", f"got {k}")
+        return Failure("k", "it is not between 1 and D", f"got {k}")
     held = f"{k} of {D} hold {eigenvalues[:k].sum() / total:.4g}, share is {share:.4g}"
     if eigenvalues[:k].sum() < share * total:
-        return Failure("values", "k", "the first k hold less than the share", held, hint="one more?")
+        return Failure("k", "the first k hold less than the share", held, hint="one more?")
     if k > 1 and eigenvalues[: k - 1].sum() >= share * total:
-        return Failure("values", "k", "k - 1 would do", held, hint="what if a share is held exactly?")
+        return Failure("k", "k - 1 would do", held, hint="what if a share is held exactly?")
     return None
 
 

@@ -26,7 +26,7 @@ def _judge_cosines(c: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | Non
     squares = np.sort(np.linalg.eigvalsh(between))[::-1]
     hint = "of which matrix are the cosines the singular values?"
     if (c < -1e-12).any():
-        return Failure("values", "c", "a cosine of a principal angle is not negative", hint=hint)
+        return Failure("c", "a cosine of a principal angle is not negative", hint=hint)
     columns = np.sort(np.abs(np.sum(P * R, 0)))[::-1]
     mistakes = {
         "They are ascending.": squares[::-1],
@@ -47,7 +47,7 @@ def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure |
         elif close(R @ R.T @ aligned, aligned, 1e-8):
             mistake = "It lies in the span of R, but its columns are not orthonormal, or too few."
         hint = "R' must be R times an orthogonal matrix."
-        return Failure("values", "R'", "R' R'^T is not R R^T", mistake=mistake, hint=hint)
+        return Failure("R'", "R' R'^T is not R R^T", mistake=mistake, hint=hint)
     square, rest = np.split(P.T @ aligned, [k], axis=1)
     if rest.size and not close(0.0, rest, 1e-8):
         what = "its last k_next - k columns are not zero"
@@ -69,7 +69,7 @@ def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure |
             "NumPy's svd returns V^T, not V: one transpose too many.": R @ U @ Vt.T,
             "It is R V: the columns are in pairs with those of P U, not with those of P.": R @ Vt.T,
         }
-    return Failure("values", "P^T R'", what, fine=("R' R'^T",), mistake=named(mistakes, aligned), hint=hint)
+    return Failure("P^T R'", what, fine=("R' R'^T",), mistake=named(mistakes, aligned), hint=hint)
 
 
 def _low_rank_cases(rng: np.random.Generator) -> Cases:
@@ -113,7 +113,7 @@ def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Fail
         return replace(failure, where=where, what="it is not P^T R'\n" + failure.what)
     if A.shape[1] > most:
         what = f"it has {A.shape[1]} columns, D - k_next = {D - k_next} and k = {k} allow {most}"
-        return Failure("values", "A", what, fine=("A A^T",), hint="how many cosines can be below 1?")
+        return Failure("A", what, fine=("A A^T",), hint="how many cosines can be below 1?")
     return None
 
 

@@ -104,7 +104,7 @@ def _judge_interleave(bases: list[np.ndarray], net: dict, X: np.ndarray, widths:
             hint = "which signal arrives at this boundary, when all blocks before are sliced?"
             right = tuple(f"P[{i}]" for i in range(boundary))
             what = "its span is not that of the first principal components"
-            return Failure("values", place, what, values, right, named(mistakes, P @ P.T), hint)
+            return Failure(place, what, values, right, named(mistakes, P @ P.T), hint)
         if boundary < len(widths) - 1:
             weights = [net[name][boundary] for name in BLOCK]
             kept = full @ P @ P.T

@@ -110,14 +110,14 @@ def _judge_even(deleted: float, n: int) -> Failure | None:
     """A share, 1 - q, with n q + q^2 = n."""
     q = 1 - deleted
     if not 0 < deleted < 1:
-        return Failure("values", "break_even", "it is not a share between 0 and 1", f"got {deleted:.4g}")
+        return Failure("break_even", "it is not a share between 0 and 1", f"got {deleted:.4g}")
     if close(n, n * q + q * q):
         return None
     kept = close(n, n * deleted + deleted * deleted)
     mistake = "This is the share of D that is kept." if kept else ""
     values = f"with {deleted:.4g} of D deleted, the block has {n * q + q * q:.4g} D^2 parameters, {n} D^2 before"
     hint = "with k = q D, how many parameters have W_in and W_out together, and the adapter?"
-    return Failure("values", "break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
+    return Failure("break_even", "the block is not as large as before", values, mistake=mistake, hint=hint)
 
 
 A7, check = read(

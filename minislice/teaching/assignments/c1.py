@@ -60,15 +60,15 @@ def _judge(plan: Mapping[str, Any]) -> Failure | None:
     try:
         share, ratio = measure(plan)
     except ValueError as error:
-        return Failure("values", "plan", str(error), hint="what does SlicingOptions say of this option?")
+        return Failure("plan", str(error), hint="what does SlicingOptions say of this option?")
     if share > SIZE:
-        return Failure("values", "plan", f"it leaves {share:.1%} of the parameters, more than {SIZE:.0%}")
+        return Failure("plan", f"it leaves {share:.1%} of the parameters, more than {SIZE:.0%}")
     missed = tuple(name for name, goal in GOALS.items() if not ratio.ratio <= goal)
     if not missed:
         return None
     what = f"the perplexity is {ratio} times the dense one's, with {share:.1%} of the parameters"
     fine = tuple(name for name in GOALS if name not in missed)
-    return Failure("values", "plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
+    return Failure("plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
 
 def _is_int(value: Any) -> bool:

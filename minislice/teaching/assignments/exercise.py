@@ -3,7 +3,7 @@
 `feedback.check` in the student's notebook and the grader both call the student's function with each case's arguments,
 the smallest case first, give the result to `examine`, and show the first `Failure`; the grader leaves out its `values`,
 which would tell the hidden cases. Arguments and results are plain values: None, bool, int, float, str, arrays of
-float64, int64 or bool, and tuples, lists and dictionaries of these.
+float64, int64 or bool, and lists and dictionaries of these; a result may be a tuple.
 
 A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
 one particular solution. `judging` has tools for judges.
@@ -21,7 +21,6 @@ from .forms import Form, Misfit, conform, described, same
 
 @dataclass(frozen=True)
 class Failure:
-    kind: str  # "missing", "exception", "changed", "type", "shape", "finite" or "values", in the order of the checks
     where: str  # the place, in the student's words: "b_out[1]"
     what: str  # what is wrong there, in one or two lines, without any number of the case
     values: str = ""  # the numbers: the student's notebook shows them, the grader doesn't
@@ -29,6 +28,7 @@ class Failure:
     mistake: str = ""  # the likely mistake, if the judge knows it
     hint: str = ""  # a question that leads on
     wrong: tuple[str, ...] = ()  # names of the results that are wrong, if the judge looked at every result
+    status: str = ""  # "missing" if nothing is written yet, "stopped" if a limit was reached
 
     def lines(self, values: bool = True) -> list[str]:
         """The failure in words, line by line, with or without the numbers of the case."""
@@ -138,7 +138,7 @@ class MutationQuestion(Task):
             if not rejected and name in mutants:
                 alive.add(name)
         shown = [name for name in self.shown if name in alive]
-        failure = Failure("values", "", f"still alive: {', '.join(shown)}") if shown else None
+        failure = Failure("", f"still alive: {', '.join(shown)}") if shown else None
         kills = [f"{sum(n not in alive for n in some)} of {len(some)}" for some in (self.shown, self.hidden)]
         return 1 - len(alive) / len(mutants), failure, f"kills {kills[0]} shown and {kills[1]} hidden mutants"
 
@@ -181,16 +181,16 @@ class Assignment:
 def raised(name: str, message: str, line: int | None = None, code: str = "") -> Failure:
     """The failure of a function that raised the exception `name` in `line`, whose text is `code`."""
     if name == "NotImplementedError":
-        return Failure("missing", "", "not written yet")
+        return Failure("", "not written yet", status="missing")
     where = "" if line is None else f"line {line}" + (f", `{code.strip()}`" if code else "")
-    return Failure("exception", where, name, message)
+    return Failure(where, name, message)
 
 
 def examine(question: Question, arguments: Mapping[str, Any], result: Any, after: Mapping[str, Any]) -> Failure | None:
     """What is wrong with a result, or None; `after` are the arguments after the call, which must not change them."""
     for name, value in arguments.items():
         if not same(value, after[name]):
-            return Failure("changed", name, "the function changes its argument: make a copy first")
+            return Failure(name, "the function changes its argument: make a copy first")
     misfits: list[Misfit] = []
     try:
         result = conform(question.returns(**arguments), result, "the result", misfits)
@@ -202,4 +202,4 @@ def examine(question: Question, arguments: Mapping[str, Any], result: Any, after
     except Misfit as misfit:
         return Failure(*misfit.args)
     except np.linalg.LinAlgError:
-        return Failure("values", "", "the numbers are so large that they can't be examined")
+        return Failure("", "the numbers are so large that they can't be examined")

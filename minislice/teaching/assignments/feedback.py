@@ -7,7 +7,7 @@ import copy
 import linecache
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,15 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
 
     def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
         """Try a function, print what is wrong with it, and return whether it is right."""
-        name = _name_of(function, questions)
+        notebook, own_name = sys._getframe(1).f_globals, getattr(function, "__name__", type(function).__name__)
+        name = next((name for name in questions if notebook.get(name) is function), own_name)
         if name not in questions:
             print(f"{assignment.name} has no function {name}; it asks for {', '.join(questions)}")
             return False
         question = questions[name]
         run = _mutants if isinstance(question, MutationQuestion) else _cases
         share, failure, heading = run(question, function, seed)
-        if failure and failure.kind == "missing":
+        if failure and failure.status == "missing":
             heading, failure = failure.what, None
         print(f"{assignment.name.upper()}.{name}  {heading}")
         if share == 1:
@@ -43,16 +44,6 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
         return False
 
     return check
-
-
-def _name_of(function: Callable[..., Any], names: Iterable[str]) -> str:
-    """The name of the notebook's variable that holds the function, or else the function's own name."""
-    frame = sys._getframe()
-    while frame := frame.f_back:
-        for name in names:
-            if function is frame.f_globals.get(name):
-                return name
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[float, Failure | None, str]:

@@ -41,7 +41,7 @@ Form = Any
 
 
 class Misfit(Exception):
-    """A result has another form. Its arguments: the kind of failure, the place, what is wrong there."""
+    """A result has another form. Its arguments: the place, and what is wrong there."""
 
 
 def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
@@ -51,7 +51,7 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
     """
     if form is None or (isinstance(form, Array) and form.optional and result is None):
         if result is not None:
-            raise Misfit("type", name, f"expected None, got {described(result)}")
+            raise Misfit(name, f"expected None, got {described(result)}")
         return None
     if isinstance(form, Array):
         try:
@@ -63,33 +63,29 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
         return _number(form, result)
     if isinstance(form, Value):
         if not form.fits(result):
-            raise Misfit("type", form.name, f"expected {form.wanted}, got {described(result)}")
+            raise Misfit(form.name, f"expected {form.wanted}, got {described(result)}")
         return result
     if isinstance(form, dict):
         if not isinstance(result, dict):
-            raise Misfit("type", name, f"expected a dictionary, got {described(result)}")
+            raise Misfit(name, f"expected a dictionary, got {described(result)}")
         return {key: conform(part, result.get(key), key, misfits) for key, part in form.items()}
     names = ["the dictionary" if type(p) is dict else getattr(p, "name", f"{name}[{i}]") for i, p in enumerate(form)]
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
         wanted = f"{len(form)} values, {', '.join(names)}"
-        raise Misfit("type", name, f"expected {wanted}; got {described(result)}")
+        raise Misfit(name, f"expected {wanted}; got {described(result)}")
     return type(form)(conform(*each, misfits) for each in zip(form, result, names, strict=True))
 
 
 def _array(form: Array, result: Any) -> np.ndarray:
     if isinstance(result, np.ndarray) and result.dtype.kind in "iu":
         result = result.astype(np.float64)
-    fits = isinstance(result, np.ndarray) and result.dtype == np.float64
-    got = result.shape if fits else ()
-    shape = tuple(n if isinstance(side, str) else side for side, n in zip(form.shape, got, strict=False))
-    if not fits or shape != got or len(shape) != len(form.shape):
+    fits = isinstance(result, np.ndarray) and result.dtype == np.float64 and result.ndim == len(form.shape)
+    if not fits or any(isinstance(side, int) and side != n for side, n in zip(form.shape, result.shape, strict=True)):
         wanted = f"{form.numbers} [{', '.join(map(str, form.shape))}]"
-        raise Misfit("shape" if fits else "type", form.name, f"expected {wanted}, got {described(result)}")
-    finite = np.isfinite(result)
-    if not finite.all():
-        first = tuple(int(i) for i in np.argwhere(~finite)[0])
-        word = "NaN" if np.isnan(result[first]) else "infinity"
-        raise Misfit("finite", form.name, f"{word} at {list(first)}")
+        raise Misfit(form.name, f"expected {wanted}, got {described(result)}")
+    if not np.isfinite(result).all():
+        first = np.argwhere(~np.isfinite(result))[0].tolist()
+        raise Misfit(form.name, f"{'NaN' if np.isnan(result[tuple(first)]) else 'infinity'} at {first}")
     return np.asarray(result)
 
 
@@ -97,15 +93,12 @@ def _number(form: Number, result: Any) -> int | float:
     if isinstance(result, np.ndarray) and result.ndim == 0:
         result = result[()]
     allowed = (int, np.integer) if form.kind is int else (int, np.integer, float, np.floating)
-    if isinstance(result, (bool, np.bool_)) or not isinstance(result, allowed):
+    if isinstance(result, bool) or not isinstance(result, allowed):
         article = "an int" if form.kind is int else "a float"
-        raise Misfit("type", form.name, f"expected {article}, got {described(result)}")
-    if abs(result) > LARGEST:  # not NaN
-        raise Misfit("finite", form.name, "far too large")
-    result = form.kind(result)
-    if result != result:
-        raise Misfit("finite", form.name, "NaN")
-    return result
+        raise Misfit(form.name, f"expected {article}, got {described(result)}")
+    if not abs(result) <= LARGEST:
+        raise Misfit(form.name, "NaN" if result != result else "far too large")
+    return form.kind(result)
 
 
 def described(value: Any) -> str:

@@ -27,7 +27,7 @@ def orthonormal(place: str, Q: np.ndarray) -> Failure | None:
         return None
     worst = [int(i) for i in np.unravel_index(apart.argmax(), apart.shape)]
     numbers = f"{place}^T {place} differs from the identity by {apart.max():.2g} at {worst}"
-    return Failure("values", place, "its columns are not orthonormal", numbers)
+    return Failure(place, "its columns are not orthonormal", numbers)
 
 
 def named(mistakes: Mapping[str, Any], got: Any) -> str:
@@ -64,7 +64,7 @@ class Places:
         if not right:
             what, values = difference(expected, got)
             likely = [sentence for sentence, value in (mistakes or {}).items() if alike(value, got)]
-            self._wrong.append(Failure("values", place, what, values, (), likely[0] if len(likely) == 1 else "", hint))
+            self._wrong.append(Failure(place, what, values, (), likely[0] if len(likely) == 1 else "", hint))
         return self
 
     def failure(self) -> Failure | None:

@@ -65,10 +65,10 @@ def mark(
         trial = _Trial(question, [*given, *before, (name, submission.answers[name])], sandbox)
         judge = trial.judge_check if isinstance(question, MutationQuestion) else trial.judge_function
         share, failure, heading = judge(lambda *words: _seed(secret, name, *words))
-        if failure and failure.kind == "missing":
+        if failure and failure.status == "missing":
             mark = Mark(share, "unanswered", (f"{title}  {failure.what}",))
         else:
-            stopped = failure and failure.kind == "stopped"
+            stopped = failure and failure.status == "stopped"
             status = "passed" if share == 1 else "partial" if share else "stopped" if stopped else "failed"
             mark = Mark(share, status, (f"{title}  {heading}", *(failure.lines(values=False) if failure else ())))
         marks.append(mark)
@@ -114,7 +114,7 @@ class _Trial:
             after = dict(zip(case.arguments, answer[2], strict=True))
             return exercise.examine(self.question, case.arguments, answer[1], after)
         except Exception as error:  # a result that was made to break the comparison costs its own question alone
-            return Failure("values", "the result", f"it can't be examined ({type(error).__name__})")
+            return Failure("the result", f"it can't be examined ({type(error).__name__})")
 
     def judge_check(self, seed: Callable[..., int]) -> tuple[float, Failure | None, str]:
         def rejects(candidate: Callable[..., Any], trial: int, right: bool) -> Failure | None:
@@ -134,7 +134,7 @@ class _Trial:
             what = what if NAMEABLE.fullmatch(what) else "an exception"
             return replace(exercise.raised(what, "", line or None, code), mistake=REASONS.get(what, ""))
         if kind == "missing":
-            return Failure("missing", "", f"the cell defines no function {self.question.name}")
+            return Failure("", f"the cell defines no function {self.question.name}", status="missing")
         if kind == "unsendable":
-            return Failure("type", "the result", PLAIN)
-        return Failure("stopped", "", what)
+            return Failure("the result", PLAIN)
+        return Failure("", what, status="stopped")
