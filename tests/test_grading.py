@@ -62,7 +62,9 @@ QUESTIONS = {
     "square": _question("square", lambda x: x**2),
     "check": CHECK,
 }
-TOY = Assignment("toy", "Toy", "★☆☆", "", "", "", [*QUESTIONS.values()])
+TOY, CHECKS = (  # a check that fails after the student's answers would be tried again after right ones
+    Assignment("toy", "Toy", "★☆☆", "", "", "", questions) for questions in ([*QUESTIONS.values()], [CHECK])
+)
 RIGHT = {"toy_double": "def double(x):\n    return 2 * x", "toy_square": "def square(x):\n    return x * x"}
 WRONG = "\ndef double(x):\n    return x"
 
@@ -79,7 +81,8 @@ UNPROTECTED = Sandbox(LIMITS, isolated=False)  # but for limits: whoever judges 
 def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
     """The mark of one answer in a submission whose other answers are right."""
     answers = {**others, f"toy_{name}": textwrap.dedent(code)}
-    return mark(TOY, QUESTIONS[name], Submission(answers), GIVEN, sandbox, SECRET, reference)
+    toy = CHECKS if name == "check" else TOY
+    return mark(toy, QUESTIONS[name], Submission(answers), GIVEN, sandbox, SECRET, reference)
 
 
 def answered(sandbox, code, *arguments):

@@ -236,6 +236,7 @@ def test_an_error_at_the_end_leaves_everything_as_it_was(course, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", fail)
+    monkeypatch.setattr(grading.marking, "mark", lambda *arguments: grading.marking.Mark(1.0, "passed", ("ok",)))
     with pytest.raises(OSError, match="the disk is full"):
         run(course)
     assert scores(course) == {"ann": 7, "bob": 7} and not list(course.glob("a3.csv*"))

@@ -13,7 +13,7 @@ from .markdown import read
 
 
 def _center(D: int) -> Wanted:
-    wanted, _ = toy.weights_of(lambda x: x - x.mean(-1, keepdims=True), D)
+    wanted = toy.centred({"norm": "LayerNorm"}, np.eye(D))
     mistakes = {"This M puts the mean in place of every number; subtract it instead.": np.eye(D) - wanted}
     yield "M", wanted, mistakes, "what must x M be for x = (1, 1, ..., 1)?"
 
@@ -43,19 +43,18 @@ def _reader(places: Places, which: str, layer: dict[str, Any], got: tuple, norm:
     """
     W, b, alpha, beta = layer.values()
     before, shift = 0 * W[0] if b is None else b, 0 * W[:, 0] if beta is None else beta
-    W_wanted, b_wanted = toy.weights_of(lambda x: (x * alpha + shift) @ W + before, len(W))
     scaling = {"W is as it was: alpha is not in it.": W}
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
     alike = close if norm == "RMSNorm" else _alike_on_centred_rows
-    places.add(f"W{which}", W_wanted, got[0], scaling, hint, alike)
+    places.add(f"W{which}", np.diag(alpha) @ W, got[0], scaling, hint, alike)
     mistakes = {
         "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
         "b itself is lost.": shift @ W,
     }
     hint = "what comes out of the linear layer where the normalised row is zero?"
-    got_b = 0 * b_wanted if got[1] is None else got[1]
-    return places.add(f"b{which}", b_wanted, got_b, {} if beta is None else mistakes, hint)
+    got_b = 0 * before if got[1] is None else got[1]
+    return places.add(f"b{which}", before + shift @ W, got_b, {} if beta is None else mistakes, hint)
 
 
 def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
@@ -81,19 +80,19 @@ def _writer(
 ) -> Places:
     """Add what W and b must write where the norms are of this kind."""
     W, b = layer.values()
-    bias = 0 if b is None else b
-    W_wanted, b_wanted = toy.weights_of(lambda h: toy.centred({"norm": norm}, h @ W + bias), len(W))
     wrong = {
         "It is as it was: the LayerNorms would subtract its mean.": W,
         "The mean is taken over the wrong axis: its columns have mean zero, its rows should.": W - W.mean(0),
     }
     if norm == "RMSNorm":
         wrong["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
-    places.add(f"W{which}", W_wanted, got[0], wrong, hint)
+    places.add(f"W{which}", toy.centred({"norm": norm}, W), got[0], wrong, hint)
     if b is not None or got[1] is not None:
-        mistakes = {"It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean.": b}
-        got_b = 0 * b_wanted if got[1] is None else got[1]
-        places.add(f"b{which}", b_wanted, got_b, {} if b is None else mistakes, "who writes the signal besides W_out?")
+        before = 0 * W[0] if b is None else b
+        as_it_was = "It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean."
+        got_b = 0 * before if got[1] is None else got[1]
+        wanted, mistakes = toy.centred({"norm": norm}, before), {} if b is None else {as_it_was: b}
+        places.add(f"b{which}", wanted, got_b, mistakes, "who writes the signal besides W_out?")
     return places
 
 

@@ -14,8 +14,6 @@ with another nonlinearity, as attention and MLP of one layer: W_out2 [B, H, D], 
 S [B, D, D] the residual connection carries X S.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.random import Generator
 
@@ -107,9 +105,3 @@ def centred(net: dict, x: np.ndarray) -> np.ndarray:
 def sigma(h: np.ndarray) -> np.ndarray:
     """The mean over the tokens so far, as in attention, then the tanh; [N, H] to [N, H]."""
     return np.tanh(np.cumsum(h, 0) / np.arange(1, len(h) + 1)[:, None])
-
-
-def weights_of(f: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """W and b of a map x -> x W + b with n inputs: send zero and the unit vectors through it."""
-    b = f(np.zeros((1, n)))
-    return f(np.eye(n)) - b, b[0]
