@@ -26,14 +26,6 @@ def _reader_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H}, {"W": W, "b": b, "alpha": scale, "beta": beta})
 
 
-def _reader_form(W: np.ndarray, b: Any, alpha: np.ndarray, beta: Any) -> Form:
-    return Array("W", W.shape), Array("b", W.shape[1:], optional=b is None and beta is None)
-
-
-def _judge_reader(result: tuple, **layer: Any) -> Failure | None:
-    return _reader(Places(), "", layer, result).failure()
-
-
 def _reader(places: Places, which: str, layer: dict[str, Any], got: tuple, norm: str = "RMSNorm") -> Places:
     """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
 
@@ -64,10 +56,6 @@ def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
 def _writer_cases(rng: np.random.Generator) -> Cases:
     for D, H in toy.sizes(rng, 2):
         yield Case({"D": D, "H": H}, {"W": rng.standard_normal((H, D)), "b": rng.standard_normal(D)})
-
-
-def _judge_writer(result: tuple, **layer: Any) -> Failure | None:
-    return _writer(Places(), "", layer, result, "LayerNorm").failure()
 
 
 def _writer(
@@ -146,7 +134,15 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
 A1, check = read(
     "a1",
     center=(toy.widths, *compared(_center)),
-    fuse_reader=(_reader_cases, _reader_form, _judge_reader),
-    fuse_writer=(_writer_cases, lambda W, b: (Array("W", W.shape), Array("b", b.shape)), _judge_writer),
+    fuse_reader=(
+        _reader_cases,
+        lambda W, b, alpha, beta: (Array("W", W.shape), Array("b", W.shape[1:], optional=b is None and beta is None)),
+        lambda result, **layer: _reader(Places(), "", layer, result).failure(),
+    ),
+    fuse_writer=(
+        _writer_cases,
+        lambda W, b: (Array("W", W.shape), Array("b", b.shape)),
+        lambda result, **layer: _writer(Places(), "", layer, result, "LayerNorm").failure(),
+    ),
     fuse=(_fuse_cases, _fuse_form, _judge_fuse),
 )
