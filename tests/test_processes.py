@@ -21,8 +21,9 @@ from minislice.corpus.batches import Batch
 from minislice.large.processes import Processes
 from minislice.large.shared import SharedCalibration
 
+TEXT = str(Path(__file__).parents[1] / "data" / "results" / "README.md")  # soon read
 SIZES = ["--samples", "6", "--seqlen", "128", "--batch-size", "3"]
-SLICE = ["slice", "mini-llama", *SIZES, "--dtype", "float32", "--quiet"]
+SLICE = ["slice", "mini-llama", "--calibration", TEXT, *SIZES, "--dtype", "float32", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +31,17 @@ def alone(tmp_path_factory) -> float:
     """The perplexity of mini-llama, streamed by one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
     assert main([*SLICE, "--stream", "--out", str(out)]) == 0
-    return embedded_perplexity(out)
+    return perplexity_of(out)
 
 
-def embedded_perplexity(folder: Path) -> float:
+def perplexity_of(folder: Path) -> float:
     model, tokenizer = minislice.load(folder, dtype="float32")
-    stream = text.tokenize(text.load_text("embedded", "test"), tokenizer)
+    _, stream = text.disjoint_streams(TEXT, TEXT, tokenizer)
     return minislice.perplexity(model, text.windows(stream, 128, 8))
 
 
 def agree(alone: float, out: Path) -> None:
-    found = embedded_perplexity(out)
+    found = perplexity_of(out)
     assert found == pytest.approx(alone, rel=1e-6), f"a perplexity of {found}, and {alone} alone"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 

@@ -60,7 +60,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 MIXTURE = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left")
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(recipe=recipes(), dtype=DTYPES, shards=st.booleans(), options=st.sampled_from(OPTIONS))
 @example(recipe=Recipe("opt"), dtype=torch.float16, shards=True, options={"width": 9, "head": "tied"})
 @example(recipe=Recipe("opt", option=True), dtype=torch.float32, shards=True, options={"width": 9, "head": "fitted"})

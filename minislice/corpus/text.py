@@ -25,8 +25,8 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     """The documents of a source.
 
     Args:
-        source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a .txt (or any
-            other text), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
+        source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a text (any but
+            .csv and .tsv), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
             Alpaca's instruction, input and output; a json list of strings is a list of documents. A row without text
             is a document too: joined by empty lines, a file of WikiText-2's rows gives what "wikitext2" gives.
         split: "calibration" or "test". Alpaca has one split, its last tenth serves for the test; a file is taken whole
