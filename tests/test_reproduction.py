@@ -210,7 +210,7 @@ def test_the_report_has_what_an_earlier_run_measured_and_no_later_failure_hides_
     for profile in (dataclasses.replace(PAPER, seeds=1, adapter="none"), PAPER):
         run(tmp_path, [row for row in rows(profile, [1], ["125M"]) if row.percent <= 10], profile)
     monkeypatch.setattr(results, "revision_of", lambda setting: int("no hub"))
-    assert run(tmp_path)["failed"] == len(SETTINGS)
+    assert run(tmp_path, limit=2)["failed"] == 2
     text = report.markdown(results.read(tmp_path / "results.jsonl"))
     for signal, value in itertools.product(PAPER.signals.split(","), ("37.64", "37.77 ± 0.12")):
         assert f"| OPT-125M | 10% | slicegpt, {signal} | {value} *paper 29.34*" in text
@@ -311,16 +311,6 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     assert (facts["parameters"], facts["widths"]) == (minislice.parameters(model), model.slicing.widths)
     assert facts["calibration"] == f"embedded 8 x 64 ({provenance.hash_of(calibration)})"
     assert record["revision"] == results.revision("mini-llama") and facts["batch sizes"] == [8]
-
-
-@pytest.mark.slow
-def test_a_shared_model_hands_on_no_facts_of_another_measurement(tmp_path):
-    perplexity, accuracy = (record["facts"] for record in really(tmp_path, [1, 7], (0,)))
-    assert (
-        perplexity["parameters"] == accuracy["parameters"]
-        and perplexity["seconds"]["load"] == accuracy["seconds"]["load"]
-    )
-    assert "evaluation" not in accuracy and {*accuracy["seconds"]} == {"load", "zero-shot", "all"}
 
 
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):

@@ -5,8 +5,8 @@
 
 Makes a model with random weights (bfloat16, sharded) of the shape of Phi-2, 2.78B parameters, in a temporary folder,
 and slices it by 25% with 4 x 512 calibration tokens, in a process whose private memory is limited (Linux). The bare
-forward pass is that of the same layers on the same tokens, in a process of its own; each layer is read when its turn
-comes, which is not counted in its time.
+forward pass is that of the same layers on the same tokens; each layer is read when its turn comes, which is not counted
+in its time.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from minislice.command.slice import return_freed_memory
 from minislice.corpus.batches import token_batches
 from minislice.large.source import TrainedWeights
 from minislice.large.streaming import slice_streamed
+from minislice.measuring.timing import peak_memory
 from minislice.storage.files import INDEX
 
 
@@ -58,7 +59,7 @@ def tokens_for(folder: Path) -> torch.Tensor:
     return torch.randint(vocabulary, (4, 512), generator=torch.Generator().manual_seed(1))
 
 
-def forward(folder: Path) -> dict:
+def forward(folder: Path) -> float:
     """Seconds of one pass of transformers' own layers, without reading them."""
     trained = TrainedWeights(folder, "auto")
     net, cpu, seconds = trained.net, torch.device("cpu"), 0.0
@@ -72,34 +73,23 @@ def forward(folder: Path) -> dict:
             embedded = [(layer(x, **contexts[index]), contexts) for x, contexts in embedded]
             seconds += time.perf_counter() - began
             layer.to("meta")
-    return {"seconds": seconds}
+    return seconds
 
 
 def sliced(folder: Path, limit_gib: float) -> dict:
     """Slice under a limit on private memory."""
     return_freed_memory()  # as the command does
-    baseline = peak_gib()
     limit = int(limit_gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     began = time.perf_counter()
-    with timed() as phases:
+    with peak_memory(torch.device("cpu")) as peak, timed() as phases:
         slice_streamed(folder, tokens_for(folder), folder.parent / "sliced", slicing=0.25, batch_size=4)
     return {
         "seconds": time.perf_counter() - began,
-        "peak, GiB": peak_gib(),
-        "of which Python and its libraries, GiB": baseline,
+        "peak, GiB": peak.most / 2**30,  # mapped files included
+        "of which Python and its libraries, GiB": peak.before / 2**30,
         "by phase": dict(phases),
     }
-
-
-def peak_gib() -> float:
-    """The most memory that this process has been resident with, mapped files included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def in_a_process(*arguments) -> dict:
-    command = [sys.executable, __file__, *map(str, arguments)]
-    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
 
 
 def main() -> None:
@@ -107,20 +97,20 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="phi-2")
     parser.add_argument("--limit", type=float, default=3.0, help="GiB of private memory for slicing (default: 3)")
     parser.add_argument("--work", help="where to put the models (default: a temporary folder)")
-    parser.add_argument("--step", choices=("forward", "slice"), help=argparse.SUPPRESS)
+    parser.add_argument("--slice", type=Path, help=argparse.SUPPRESS)  # in a process of its own
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.step:
-        folder = Path(arguments.work)
-        print(json.dumps(forward(folder) if arguments.step == "forward" else sliced(folder, arguments.limit)))
+    if arguments.slice:
+        print(json.dumps(sliced(arguments.slice, arguments.limit)))
         return
     with tempfile.TemporaryDirectory(dir=arguments.work) as work:
         folder = Path(work, "dense")
         make(arguments.shape, folder)
-        common = ("--work", folder, "--threads", arguments.threads)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        bare = in_a_process("--step", "forward", *common)["seconds"]
-        result = in_a_process("--step", "slice", "--limit", arguments.limit, *common)
+        bare = forward(folder)
+        limits = {"--slice": folder, "--limit": arguments.limit, "--threads": arguments.threads}
+        command = [sys.executable, __file__, *(str(word) for option in limits.items() for word in option)]
+        result = json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
     phases = result.pop("by phase")
     result = {
         "model on disk, GB": size / 1e9,
