@@ -156,11 +156,12 @@ class Block(nn.Module):
 
     def branch(self, x: Tensor, **context) -> Tensor:
         """sigma(RMSNorm(X) W_in + b_in) W_out + b_out; `context` is what attention needs besides: mask, RoPE, cache."""
-        outputs, nothing = [], {self.residual: x.new_zeros(())} if self.residual else {}
+        normalized, outputs = self.norm(x), []
+        nothing = {self.residual: x.new_zeros(())} if self.residual else {}
         if self.attention is not None:
-            outputs.append(self.attention(hidden_states=self.norm(x), **nothing, **context))
+            outputs.append(self.attention(hidden_states=normalized, **nothing, **context))
         if self.mlp is not None:
-            outputs.append(self.mlp((self.mlp_norm or self.norm)(x), **nothing))
+            outputs.append(self.mlp(normalized if self.mlp_norm is None else self.mlp_norm(x), **nothing))
         # Attention may return its weights as well, and a mixture its router's choice.
         outputs = [self.dropout(output if isinstance(output, Tensor) else output[0]) for output in outputs]
         branch = sum(outputs[1:], outputs[0])

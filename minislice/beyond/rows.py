@@ -15,10 +15,7 @@ FIELDS = (  # of a row; numbers are None in one that failed
     *("model", "variant", "size"),  # "dense", or a name in `VARIANTS`; the size asked for, of the dense parameters
     *("parameters", "dense_parameters"),
     *("perplexity", "ratio", "ratio_error"),  # the ratio to the dense perplexity, its paired standard error
-    *(
-        "nll",
-        "predicted",
-    ),  # of each window, summed over its tokens, in nats; how many tokens: rows can be paired
+    *("nll", "predicted"),  # of each window: summed over its tokens, in nats; how many tokens. Rows can be paired
     "tasks",  # task: metric, accuracy and its standard error in percent, items; and their "mean"
     "seconds",  # of CPU time that making it smaller took
     "widths",  # of a sliced model
