@@ -57,6 +57,7 @@ def test_slicing_there_is_slicing_here(family, options):
 def test_the_invariance_is_found_and_perplexities_agree_in_every_dtype(name):
     model, calibration, evaluation = loaded(name)
     assert (found := minislice.verify(model, calibration[:4])).passed, found
+    assert (found := minislice.verify(model, calibration[:1], symmetries=True, dtypes=["float64"])).passed, found
     perplexities = {}
     for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16"), ("cuda", "float16")):
         model, calibration, evaluation = loaded(name, device)

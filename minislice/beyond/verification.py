@@ -97,8 +97,8 @@ def verify(
 ) -> invariance.Verification | Findings:
     """`minislice.invariance.verify`; with `symmetries` try all symmetries in place of the steps of SliceGPT.
 
-    Symmetries are tried on a fused copy in float64, which is then cast; a sliced model may be tried, too. Arguments and
-    errors are those of `invariance.verify`; for a model in no table the message has the answer of `propose`.
+    Symmetries are tried on a fused copy in float64, on the CPU, which is then cast; a sliced model may be tried, too.
+    Arguments and errors are those of `invariance.verify`; for a model in no table the message has `propose`'s answer.
     """
     require_flag("symmetries", symmetries)
     if not symmetries:
@@ -111,7 +111,7 @@ def verify(
     batches = token_batches(model, tokens, attention_mask, batch_size)
     ids = [batch.ids for batch in batches]
     masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
-    exact = copy.deepcopy(model).to(torch.float64)
+    exact = copy.deepcopy(model).to("cpu", torch.float64)
     exact = exact if net.is_fused else fuse(exact)
     tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
     if any(attention.rounds for attention in attentions(network(exact))):

@@ -47,16 +47,13 @@ def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
     """Every call of a module inside the model, in the order in which they end."""
     calls, names = [], {module: name for name, module in model.named_modules()}
 
-    def copied(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) else value
-
     def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
         parameters = list(inspect.signature(module.forward).parameters)
         arguments = {**dict(zip(parameters, positional, strict=False)), **named}
         returned_tuple = isinstance(output, (tuple, list))
         output = output[0] if returned_tuple else output
         if isinstance(output, Tensor) and arguments:
-            arguments = {name: copied(value) for name, value in arguments.items()}
+            arguments = {n: value.clone() if isinstance(value, Tensor) else value for n, value in arguments.items()}
             calls.append(Call(names[module], module, arguments, output.clone(), returned_tuple))
 
     with ExitStack() as hooks, inference(model):

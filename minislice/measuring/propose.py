@@ -121,6 +121,7 @@ class _Observed:
         final_norm, head = self._end()
         if final_norm == embedding_norm:
             raise Obstacle(f"{final_norm} stands behind the embeddings and before the head, where each needs its own")
+        source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
         return Family(
             decoder=self.decoder,
             embeddings=embeddings,
@@ -130,7 +131,9 @@ class _Observed:
             stock_norm="its class wasn't looked at for this",
             layers=self.layers_name.rpartition(".")[2],
             embedding_norm=embedding_norm,
-            last_shaped_as=self._between_embeddings_and_layers(),
+            last_shaped_as="drop"
+            if f"{self.decoder}.drop" in self.by_name and ".view(output_shape)" in source
+            else None,
             branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
             head=head,
             returns_tuple=self.by_name[self.names[self.layers[0]]].returned_tuple,
@@ -163,12 +166,6 @@ class _Observed:
         used = [call for call, weight in zip(fitting, weights, strict=True) if abs(weight) > SAME]
         used.sort(key=lambda call: call.module is not self.model.get_input_embeddings())  # the tokens' table first
         return tuple(map(self._short, used)), norm
-
-    def _between_embeddings_and_layers(self) -> str | None:
-        """The module, if there is one, whose output gives the decoder's last signal its shape."""
-        source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
-        drop = self.by_name.get(f"{self.decoder}.drop")
-        return "drop" if drop is not None and ".view(output_shape)" in source else None
 
     def _blocks(self, layer: str) -> tuple[BlockSpec, ...]:
         whole = self.by_name[layer]
