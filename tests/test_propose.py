@@ -71,12 +71,8 @@ def test_a_number_on_the_branches_that_the_config_does_not_say_is_an_obstacle():
     assert "multiplied by 0.37" in propose(model).obstacle
 
 
-def test_a_layer_may_take_output_attentions_and_return_the_signal_alone():
-    found = propose(small_model("gpt_bigcode"))
-    assert found.passed and found.family.returns_tuple is False
-
-
-def test_attention_may_return_its_output_alone_as_a_convolution_in_its_place_does(monkeypatch):
+def test_a_layer_and_its_attention_may_return_a_tensor_alone(monkeypatch):
+    assert propose(small_model("gpt_bigcode")).passed
     model, ids = minislice.fuse(small_model("mistral")), torch.arange(40).view(2, 20)
     expected = logits(model, ids)
     for block in network(model).blocks[::2]:
@@ -90,8 +86,8 @@ def test_an_embedding_that_also_scales_is_not_tied_where_it_would_have_to_subtra
     model, ids = small_model("biogpt"), torch.arange(40).view(2, 20)
     monkeypatch.setitem(TABLE, "biogpt", propose(model).family)
     expected = logits(model, ids)
-    report = minislice.slice_model(model, ids, slicing=0).slicing
-    assert report.options.head == "own" and relative_error(logits(model, ids), expected) < 1e-10
+    assert minislice.slice_model(model, ids, slicing=0).slicing.options.head == "own"
+    assert relative_error(logits(model, ids), expected) < 1e-10
 
 
 def test_what_is_printed_registers_the_family(monkeypatch):

@@ -160,14 +160,6 @@ def test_a_wrong_action_changes_the_output(name, act, case):
     assert error > 10 * allowed
 
 
-def test_a_planted_mistake_is_caught(monkeypatch):
-    dense(small("opt"))  # without the mistake
-    right = torch.linalg.inv
-    monkeypatch.setattr("torch.linalg.inv", lambda M: right(M).T)
-    error, allowed, freedom = changed_by(BY_NAME["value-output"], small("opt"))
-    assert freedom > 0 and error > 10 * allowed
-
-
 @pytest.mark.parametrize(("head", "adapter"), [("own", "low-rank"), ("tied", "low-rank"), ("fitted", "none")])
 def test_a_sliced_model_is_checked_for_what_it_still_has(head, adapter, tmp_path):
     recipe = replace(small("llama"), tied=True)
