@@ -110,6 +110,7 @@ def sync(path: Path) -> None:
 
 def place_for(target: Path) -> Path:
     """The target's parent; a ValueError if no folder can be made there, or the target can't be replaced."""
+    os.fspath(target).encode()  # a ValueError if the name isn't UTF-8: safetensors could write nothing there
     if target == Path.cwd():
         raise ValueError(f"{target} is the current directory, which can't be replaced whole; save to a folder in it")
     try:
