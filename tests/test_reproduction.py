@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import bench
 import preflight
@@ -313,6 +314,14 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     assert record["revision"] == results.revision("mini-llama") and facts["batch sizes"] == [8]
 
 
+def test_memory_that_is_short_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
+    monkeypatch.setattr(minislice, "slice_model", slicing := Mock(wraps=minislice.slice_model))
+    monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[torch.OutOfMemoryError("CUDA"), 20.0]))
+    (record,) = really(tmp_path, [1], (30,))
+    assert record["values"] == {"perplexity": 20.0} and record["facts"]["batch sizes"] == [8, 4]
+    assert slicing.call_count == 1
+
+
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     found = really(tmp_path, [11, 12], (0, 25))
     every = [cell for cell in report.cells(SMALL, found) if cell.our_value]
@@ -325,12 +334,9 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
 
 
 def test_recovery_takes_as_many_sequences_a_step_whatever_fits_into_memory(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(minislice, "recover", lambda model, tokens, **options: asked.update(options) or Outcome())
-    monkeypatch.setattr(Outcome, "steps", 2, raising=False)
-    setting = next(s for s in settings_of(rows(SMALL, [9])) if s.recovered)
-    bench.recover(None, None, setting, Outcome())
-    assert asked == {"seed": 0, "steps": 2}
+    monkeypatch.setattr(minislice, "recover", recover := Mock())
+    bench.recover(None, None, next(s for s in settings_of(rows(SMALL, [9])) if s.recovered), Outcome())
+    assert recover.call_args.kwargs == {"seed": 0, "steps": 2}
 
 
 def test_what_is_missing_behind_the_slicing_is_told_before_it(monkeypatch, tmp_path):

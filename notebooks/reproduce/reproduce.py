@@ -127,7 +127,8 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
         try:
             return bench.measure(setting, size)
         except torch.OutOfMemoryError:
-            bench.forget()  # a model that was being sliced is neither dense nor sliced
+            if bench.last is None:  # else the model is whole, and isn't sliced again
+                bench.forget()
             raise
 
     if not reason:
