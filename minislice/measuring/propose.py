@@ -136,8 +136,14 @@ class _Observed:
             else None,
             branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
             head=head,
-            returns_tuple=self.by_name[self.names[self.layers[0]]].returned_tuple,
+            returns_tuple=self._returns_tuple(),
         )
+
+    def _returns_tuple(self) -> bool | None:
+        """Whether a layer returns a tuple, where its arguments don't tell."""
+        returned = self.by_name[self.names[self.layers[0]]].returned_tuple
+        told = "output_attentions" in inspect.signature(self.layers[0].forward).parameters
+        return None if returned == told else returned
 
     def _layers(self) -> nn.ModuleList:
         lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]
