@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from ..architecture.configuration import SlicedConfig
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, SPLITS, disjoint_streams, is_one_file, load_text, sample, windows
@@ -33,6 +34,12 @@ def load_both(arguments: argparse.Namespace):
     """The model and its tokenizer."""
     model, tokenizer = load_model(arguments)
     return model, require_tokenizer(arguments, tokenizer)
+
+
+def require_sliced(arguments: argparse.Namespace, how: str = "") -> None:
+    """Raise a ValueError, before a large model is loaded, unless it is sliced; `how` has options to slice with."""
+    if load_config(locate(arguments.model), arguments.trust_remote_code).model_type != SlicedConfig.model_type:
+        raise ValueError(f"{arguments.model} isn't sliced; give a folder that 'minislice slice{how} --out DIR' wrote")
 
 
 def load_model(arguments: argparse.Namespace):
