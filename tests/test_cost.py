@@ -76,11 +76,16 @@ def test_the_clock_generates_with_the_cache_and_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("name", "adapter", "head"),
-    [("mini-opt", "full", "tied"), ("mini-llama", "none", "own"), ("mini-phi", "low-rank", "own")],
+    ("name", "options"),
+    [
+        ("mini-opt", {"adapter": "full", "head": "tied"}),
+        ("mini-llama", {"adapter": "none", "head": "own"}),
+        ("mini-phi", {"adapter": "low-rank"}),
+        ("mini-phi", {"adapter": "low-rank", "basis": "random"}),  # which the mean isn't orthogonal to
+    ],
 )
-def test_a_shape_is_that_of_a_model_that_was_sliced(name, adapter, head):
-    model, options = small(name), {"slicing": 0.25, "adapter": adapter, "head": head}
+def test_a_shape_is_that_of_a_model_that_was_sliced(name, options):
+    model, options = small(name), {"slicing": 0.25, **options}
     pretended = random_model(sliced_config(model.config, **options), **CPU)
     tokens = torch.randint(300, (8, 64), generator=torch.Generator().manual_seed(0))
     sliced = minislice.slice_model(model, tokens, **options)

@@ -59,7 +59,7 @@ def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:
     net = network(dense)
     options = options.resolved(net)
     widths = options.fit(net)
-    dimensions = net.trained_width - net.subtracts_mean  # no signal lies along the mean
+    dimensions = net.trained_width - (net.subtracts_mean and options.basis == "pca")  # no component lies along the mean
     return config_after(dense, options, widths, options.largest_adapters(dimensions, widths))
 
 
