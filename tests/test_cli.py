@@ -279,7 +279,6 @@ BAD = {
     "stream: own text": (["slice", "mini-opt", "--stream", "--calibration", "own", "--out", "x"], ["no whole model"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "compress: no plan": (["compress", "mini-opt", "--stock", "--plan-only"], ["--stock has no plan"]),
-    "export: dense": (["export", "mini-llama", "--out", "{place}/new"], ["mini-llama isn't", "none --slice-head"]),
     "picture: another's": (["demo", "--picture", "{place}/test.txt"], ["test.txt exists", "another file"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
@@ -298,6 +297,8 @@ BAD = {
         ("zeroshot mini-opt --tasks piqa --tasks-from {place}", "piqa.jsonl doesn't exist"),
         ("verify mini-opt --dtypes fp16", "--dtypes must be one of float64"),
         ("compress mini-opt --plan-only --out x", "leave it or --out out"),
+        ("recover mini-opt --out x", "mini-opt isn't sliced"),
+        ("export mini-opt --out x", "minislice slice --adapter none --slice-head --out DIR"),
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, tmp_path, monkeypatch):

@@ -53,8 +53,8 @@ def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
         returned_tuple = isinstance(output, (tuple, list))
         output = output[0] if returned_tuple else output
         if isinstance(output, Tensor) and arguments:
-            arguments = {n: value.clone() if isinstance(value, Tensor) else value for n, value in arguments.items()}
-            calls.append(Call(names[module], module, arguments, output.clone(), returned_tuple))
+            tensors = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+            calls.append(Call(names[module], module, arguments | tensors, output.clone(), returned_tuple))
 
     with ExitStack() as hooks, inference(model):
         for module in names:

@@ -122,6 +122,7 @@ class _Observed:
         if final_norm == embedding_norm:
             raise Obstacle(f"{final_norm} stands behind the embeddings and before the head, where each needs its own")
         source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
+        shaped = f"{self.decoder}.drop" in self.by_name and ".view(output_shape)" in source  # as `last_shaped_as` says
         return Family(
             decoder=self.decoder,
             embeddings=embeddings,
@@ -131,9 +132,7 @@ class _Observed:
             stock_norm="its class wasn't looked at for this",
             layers=self.layers_name.rpartition(".")[2],
             embedding_norm=embedding_norm,
-            last_shaped_as="drop"
-            if f"{self.decoder}.drop" in self.by_name and ".view(output_shape)" in source
-            else None,
+            last_shaped_as="drop" if shaped else None,
             branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
             head=head,
             returns_tuple=self._returns_tuple(),
