@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
 if not os.environ.get("MINISLICE_TEST_GPU"):  # see test_cuda; everything else is the same wherever it runs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The method's annotations are checked in tests; the hook must be in place before anything imports minislice.
@@ -43,6 +44,15 @@ def few_objects():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def figures():
+    """They are closed behind a test: soon there would be more of them than matplotlib thinks are meant."""
+    from matplotlib import pyplot
+
+    yield
+    pyplot.close("all")
 
 
 @pytest.fixture

@@ -3,26 +3,15 @@
 import math
 from itertools import pairwise
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import pytest
 import torch
-from matplotlib import pyplot
 
 from minislice.corpus.embedded import paper_table
 from minislice.teaching import pictures, plots
 
+pytestmark = pytest.mark.usefixtures("figures")
 MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
 PAPER = {"OPT-125M": ([0, 20], [1.0, 1.25])}
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    """In one process there would soon be more open figures than matplotlib thinks are meant."""
-    yield
-    pyplot.close("all")
 
 
 def draws(line, x, y):

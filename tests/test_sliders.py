@@ -1,24 +1,14 @@
 """A slider's figure follows its value, and where nobody can drag, one static figure is drawn."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import pytest
 import torch
-from matplotlib import pyplot
 
 import minislice
 from minislice.measuring.paired import Ratio
 from minislice.teaching import sliders
 from minislice.teaching.small import small_model
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    """In one process there would soon be more open figures than matplotlib thinks are meant."""
-    yield
-    pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged_to(monkeypatch):
