@@ -18,6 +18,9 @@ import nbformat
 import pytest
 from forked import Forked
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "notebooks"))
+import badges
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 README = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
@@ -146,7 +149,7 @@ def test_notebook_runs_from_clean_and_prints_what_is_committed(path, tmp_path):
     folder, results = tmp_path / "folder", tmp_path / "results.json"
     folder.mkdir()
     ended = Forked(run_cells, path, folder, results).ended(timeout=400)
-    assert ended.status == 0, ended.said
+    assert ended.returncode == 0, ended.stdout
     *cells, end = code_cells(read(path))
     *ran, _ = json.loads(results.read_text())
     for cell, (printed, figures) in zip(cells, ran, strict=True):
@@ -214,3 +217,33 @@ def test_every_rule_can_fail(mistake):
     change(notebook)
     with pytest.raises(AssertionError):
         rule(notebook)
+
+
+# Badges come from one place: none while the repository has no address, one line in each notebook if it has
+
+
+def as_written(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def test_committed_notebooks_are_what_the_script_writes():
+    for path in badges.notebooks():
+        place = path.relative_to(ROOT).as_posix()
+        assert badges.with_badges(as_written(path), place, badges.repository()) == as_written(path), "run badges.py"
+
+
+def test_the_address_is_the_one_of_pyproject(tmp_path):
+    file = tmp_path / "pyproject.toml"
+    for url, found in {"github.com/someone/minislice.git": "someone/minislice", "gitlab.com/x/minislice": None}.items():
+        file.write_text(f'[project.urls]\nRepository = "https://{url}"\n')
+        assert badges.repository(file) == found  # neither link would work elsewhere
+
+
+def test_with_an_address_every_notebook_gets_one_line_that_goes_again():
+    for path in badges.notebooks():
+        place, before = path.relative_to(ROOT).as_posix(), badges.with_badges(as_written(path), "", None)
+        after = badges.with_badges(before, place, "someone/minislice")
+        title, empty, line = "".join(after["cells"][0]["source"]).split("\n")[:3]
+        assert title.startswith("# ") and not empty and line.count("](https://") == 4
+        assert f"someone/minislice/blob/main/{place})" in line and place.replace("/", "%2F") in line
+        assert badges.with_badges(after, place, None) == before

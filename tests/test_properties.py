@@ -26,6 +26,10 @@ def a_width_of_each(recipe: Recipe) -> st.SearchStrategy:
     return st.lists(a_width(recipe), min_size=boundaries, max_size=boundaries)
 
 
+def a_head(recipe: Recipe) -> st.SearchStrategy:
+    return one_of(["own", "tied"] if recipe.tied else ["own"])
+
+
 one_of = st.sampled_from
 signals, flags = one_of(["normalized", "raw"]), st.booleans()
 forms, exact_forms = one_of(["full", "low-rank", "none"]), one_of(["full", "low-rank"])
@@ -61,6 +65,8 @@ FACTS = [
     over(p.discard_keeps_the_least_that_suffices, discard=st.floats(0.001, 0.9)),
     over(p.padding_is_not_counted, recipes(paddings=("left", "right"))),
     over(p.batches_do_not_matter, recipes(paddings=("none",))),
+    over(p.perplexity_is_exp_of_transformers_loss, recipes(paddings=("none", "right"))),
+    over(p.cached_generation_equals_uncached, adapter=forms, head=a_head),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
     over(p.adapters_have_the_parameters_of_the_formulas, width=a_width, adapter=forms, slice_head=flags),

@@ -1,7 +1,9 @@
-"""What the READMEs show is so: the Python runs, every command is one that minislice takes, no file is left out."""
+"""What the READMEs show is so: Python and scripts run, minislice takes every command, no file is left out."""
 
+import json
 import re
 import shlex
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -58,6 +60,27 @@ def test_it_is_short():
 def test_every_script_that_made_a_number_is_there():
     scripts = {script for page in PAGES.values() for script in re.findall(r"python (\S+\.py)", page)}
     assert len(scripts) >= 4 and [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+ONCE = ["--rounds", "1", "--threads", "1"]
+FEW = ["--shape", "tiny", "--samples", "2", "--seqlen", "64", "--beyond", "both"]
+SMALL = {  # the arguments of a script, and what it reports
+    "inference_cost": (["--layers", "1", "--vocabulary", "512", "--steps", "1", *ONCE], {"OPT", "LLaMA", "Phi"}),
+    "slicing_cost": ([*FEW, *ONCE], {"slicing / forward", "by phase", "beyond / slicing"}),
+    "streaming_cost": (["--shape", "tiny", "--threads", "1"], {"slicing / forward", "by phase", "peak, GiB"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("script", SMALL)
+def test_a_script_that_measures_runs_at_small_size_and_reports(script, monkeypatch, capsys):
+    arguments, reported = SMALL[script]
+    monkeypatch.setattr("sys.argv", [script, *arguments, "--json"])
+    import_module(script).main()
+    result = json.loads(capsys.readouterr().out)
+    assert reported <= result.keys()
+    assert all(seconds > 0 for seconds in result.get("by phase", {}).values())
 
 
 @pytest.mark.slow
