@@ -6,24 +6,17 @@ The server imports what has heavy libraries behind it; minislice imports these w
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["minislice.command.slice", "transformers.models.llama.modeling_llama", "pytest"])
-
-
-@dataclass
-class Ended:
-    """What a process left: its exit status (minus the signal that killed it), and all that it said."""
-
-    status: int
-    said: str
+PRELOADED = ["minislice.command.slice", "minislice.large.streaming", "transformers.models.llama.modeling_llama"]
+SERVER.set_forkserver_preload([*PRELOADED, "pytest", "hypothesis.strategies"])
 
 
 class Forked:
@@ -36,8 +29,8 @@ class Forked:
         )
         self.process.start()
 
-    def ended(self, timeout: float = 200) -> Ended:
-        """Wait for its end."""
+    def ended(self, timeout: float = 200) -> subprocess.CompletedProcess:
+        """Wait for its end; `stdout` is all that it said."""
         self.process.join(timeout)
         if alive := self.process.exitcode is None:
             self.process.kill()
@@ -45,10 +38,10 @@ class Forked:
         said = self.output.read_text()
         self.output.unlink()
         assert not alive, f"still running after {timeout} s: {said}"
-        return Ended(self.process.exitcode, said)
+        return subprocess.CompletedProcess(self.process.name, self.process.exitcode, said)
 
 
-def group_of(count: int, function: Callable, *arguments) -> list[Ended]:
+def group_of(count: int, function: Callable, *arguments) -> list[subprocess.CompletedProcess]:
     """What becomes of so many processes that find one another as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

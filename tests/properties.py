@@ -282,13 +282,17 @@ def perplexity_is_exp_of_transformers_loss(recipe: Recipe) -> None:
     assert math.isclose(perplexity(model, ids, mask), math.exp(loss.item()), rel_tol=1e-5)  # its loss is in float32
 
 
-def cached_generation_equals_uncached(recipe: Recipe, model: nn.Module | None = None, **options) -> None:
+def cached_generation_equals_uncached(
+    recipe: Recipe, model: nn.Module | None = None, cache: str | None = None, **options
+) -> None:
+    """`cache` is transformers' name of another cache than the usual one."""
     model, mask = model or sliced(recipe, **options), recipe.mask()
     prompt = slice(5, None) if recipe.padding == "left" else slice(LENGTH // 2)
     ids = recipe.tokens(seed=1)[:, prompt]
     mask = torch.ones_like(ids) if mask is None else mask[:, prompt]
     asked = {"do_sample": False, "max_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
-    cached, uncached = (model.generate(ids, attention_mask=mask, use_cache=use, **asked) for use in (True, False))
+    cached = model.generate(ids, attention_mask=mask, cache_implementation=cache, **asked)
+    uncached = model.generate(ids, attention_mask=mask, use_cache=False, **asked)
     assert cached.sequences.shape[1] == ids.shape[1] + 5
     assert torch.equal(cached.sequences, uncached.sequences)
     exact = max(1e-6 if recipe.softmax_in_float32 else EXACT, recipe.rounding)

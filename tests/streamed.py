@@ -1,5 +1,9 @@
 """Streamed runs to be tried: small models on the disk, runs that stop in between, what a folder has in it."""
 
+import json
+import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from minislice.large.processes import Processes
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 from minislice.large.workfolder import WorkFolder
+from minislice.storage import files
 
 LLAMA = Recipe("llama", layers=2, biases=False, option=False)
 
@@ -37,6 +42,12 @@ def edit(path: Path, change) -> None:
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_config(folder: Path, **changes) -> None:
+    """Other values in a model's config."""
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | changes))
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -89,3 +100,33 @@ def stopped(done: int, run: dict) -> dict:
         after_part(patch, done, interrupt)
         slice_streamed(**run)
     return run
+
+
+def slice_and_die(step: int, run: dict) -> int:
+    """Slice, in a process of its own that dies as soon as so many steps on the disk have begun.
+
+    The steps are all that can leave something half done: a file made durable, renamed or deleted, and the middle of a
+    write.
+    """
+    count = 0
+
+    def counted(function, before=lambda *_: None):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step:
+                before(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    def half_tensors(tensors, path):
+        save_file(tensors, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    files.save_file = counted(save_file, half_tensors)
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    slice_streamed(**run)
+    return 0

@@ -1,6 +1,5 @@
 """A model's folder that can't be right is refused in one ValueError; what transformers loads, minislice loads too."""
 
-import json
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from family_models import FamilyRecipe
 from models import Recipe
 from safetensors.torch import load_file, save_file
-from streamed import edit
+from streamed import edit, edit_config
 
 import minislice
 from minislice.architecture.families import FAMILIES
@@ -44,7 +43,7 @@ def written(file: str, content: str):
 
 def edited(**changes):
     """Other values in its config."""
-    return lambda folder: written(CONFIG, json.dumps(json.loads((folder / CONFIG).read_text()) | changes))(folder)
+    return lambda folder: edit_config(folder, **changes)
 
 
 def only(file: str, content: str):

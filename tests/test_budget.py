@@ -6,7 +6,6 @@ import torch
 from family_models import fixed
 from models import FAMILIES, Recipe
 
-import minislice
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.network import network
 from minislice.beyond.budget import Prices, prices, split_off
@@ -71,17 +70,3 @@ def test_so_many_sequences_measure(count, measure):
     batches = [Batch(part, None, 8 * index) for index, part in enumerate(ids.split(8))]
     calibration, held_out = (torch.cat([batch.ids for batch in part]) for part in split_off(batches))
     assert len(held_out) == measure and torch.equal(torch.cat([calibration, held_out]), ids)
-
-
-def test_a_size_that_cannot_be_reached_is_refused():
-    recipe = Recipe("llama")
-    ids, mask = recipe.tokens().repeat(2, 1), torch.ones_like(recipe.tokens()).repeat(2, 1)
-    mask[4:] = 0
-    for model, message, tokens, options in (
-        (recipe.model(), "nothing that can be deleted leaves 1%", ids, {"size": 0.01, "widths": (1.0,)}),
-        (recipe.model(), "give more, the last 4 measure costs", ids[:2], {}),
-        (recipe.model(), "nothing to predict in the last 4 calibration sequences", ids, {"attention_mask": mask}),
-        (minislice.fuse(recipe.model()), "fused already", ids, {}),
-    ):
-        with pytest.raises(ValueError, match=message):
-            plan_compression(model, tokens, **options)

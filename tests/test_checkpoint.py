@@ -10,7 +10,7 @@ import torch
 import transformers
 from family_models import FamilyRecipe
 from models import FAMILIES, VOCABULARY, Recipe
-from streamed import edit, logits, snapshot
+from streamed import edit, edit_config, logits, snapshot
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -94,11 +94,6 @@ def test_a_folder_of_format_1_computes_what_it_did(family):
     found = logits(model, Recipe(family, layers=1).tokens()[:1, :3])[0, -1, :3]
     assert torch.allclose(found, torch.tensor(EXPECTED[family]), rtol=1e-4)
     assert model.config.slicing["versions"].startswith("minislice 0.1.0")
-
-
-def edit_config(folder: Path, **changes) -> None:
-    fields = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(fields | changes))
 
 
 def test_a_folder_of_format_2_says_nothing_of_deleted_neurons_and_blocks(tmp_path):

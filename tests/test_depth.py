@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import depth_properties as properties
 import pytest
-import torch
 from family_models import REPRESENTATIVES_FIRST, fixed
 from models import Recipe
 
@@ -55,23 +54,3 @@ def test_what_is_known_of_the_order_is_not_measured_again(monkeypatch):
     assert model.deleted_layers == order and len(measured) == 1
     properties.assert_same_logits(model, whole, recipe, 0.0)
     assert delete_layers(recipe.model(), recipe.tokens(), layers=1, known=order).deleted_layers == order[:1]
-
-
-REFUSED = {  # what is asked for, what becomes of the model before, and the message
-    "neither": ({}, None, "one of layers and size"),
-    "all": ({"layers": 3}, None, "from 0 to 2, got 3"),
-    "unknown": ({"layers": 1, "known": [3]}, None, r"numbers from 0 to 2, each once, got \[3\]"),
-    "too small": ({"size": 0.05}, None, r"5% of [\d,]+ parameters can't be reached: 3 layers of [\d,]+"),
-    "sliced": ({"layers": 1}, lambda m: minislice.slice_model(m, LLAMA.tokens(), width=16), "delete first, and slice"),
-    "NaN": ({"layers": 1}, lambda model: model.lm_head.weight.data.fill_(torch.nan), "isn't a number"),
-}
-
-
-@pytest.mark.parametrize(("options", "change", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_is_said_before_anything_is_done(options, change, message):
-    model = LLAMA.model()
-    if change:
-        change(model)
-    with pytest.raises(ValueError, match=message):
-        delete_layers(model, LLAMA.tokens(), **options)
-    assert len(network(model).layers) == 3 == model.config.num_hidden_layers

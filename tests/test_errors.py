@@ -27,25 +27,36 @@ NAN, INF = float("nan"), float("inf")
 
 
 def assert_raises_and_leaves_alone(model, action, *fragments):
-    """A ValueError with every fragment in its message; weights and logits stay what they were."""
-    weights = copy.deepcopy(model.state_dict())
+    """A ValueError with every fragment in its message; weights, logits and settings stay what they were."""
+    weights, settings = copy.deepcopy(model.state_dict()), model.generation_config
     before = properties.logits(model, IDS)
     with pytest.raises(ValueError) as error:
         action(model)
     for fragment in fragments:
         assert str(fragment) in str(error.value)
-    assert weights.keys() == model.state_dict().keys()
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-    assert torch.equal(properties.logits(model, IDS), before)
+    same = partial(torch.testing.assert_close, rtol=0, atol=0, equal_nan=True)
+    same(dict(model.state_dict()), dict(weights))
+    same(properties.logits(model, IDS), before)
+    assert model.generation_config is settings
 
 
-def slicing(**options):
-    return lambda model: slice_model(model, IDS, **options)
+def calling(function, *beside, **options):
+    """What is done to a model: a function's call with it, some arguments beside it, and options."""
+    return lambda model: function(model, *beside, **options)
 
 
+def not_a_number(model):
+    model.lm_head.weight.data[0, 0] = NAN
+
+
+slicing, deleting, thinning = (
+    partial(calling, function, IDS) for function in (slice_model, minislice.delete_layers, minislice.delete_neurons)
+)
+planning = partial(calling, minislice.plan_compression)
 SLICED = slicing(width=5, head="own")
 PER_BLOCK, KEPT, TIED = partial(rotate, per_block=True), partial(fuse, keep_tie=True), partial(slicing, head="tied")
-LONG = torch.ones(1, 65).long()
+LONG, EIGHT = torch.ones(1, 65).long(), IDS.repeat(2, 1)
+PADDED = torch.ones_like(EIGHT).index_fill(0, torch.arange(4, 8), 0)
 REFUSED = {  # a model, what was done to it before, what is done now, and what the error says
     "fused": (LLAMA, [fuse], fuse, "already fused"),
     "rotated per block": (LLAMA, [PER_BLOCK], rotate, "can't rotate", "rotated per block already", 16),
@@ -60,8 +71,33 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "embedding": (PHI, [], slicing(width=[8, 8, 16], slice_embedding=False), "first boundary whole", "give 16 there"),
     "no tie": (replace(PHI, tied=False), [], TIED(), "head='tied'", "this one's doesn't"),
     "kept, own": (PHI, [KEPT], slicing(head="own"), "keep_tie", "head='tied'"),
-    "long, sliced": (OPT, [], lambda model: slice_model(model, LONG), "65", "64 positions"),
-    "one token": (OPT, [], lambda model: perplexity(model, IDS[:, :1]), "nothing to predict"),
+    "long, sliced": (OPT, [], calling(slice_model, LONG), "65", "64 positions"),
+    "one token": (OPT, [], calling(perplexity, IDS[:, :1]), "nothing to predict"),
+    "fused, verified": (PHI, [fuse], calling(verify, IDS), "can't verify this model: it is fused already"),
+    "sliced, verified": (PHI, [SLICED], calling(verify, IDS), "can't verify this model: it is sliced already"),
+    "all neurons": (LLAMA, [], slicing(neurons=1.0), "neurons must be a fraction, 0 <= neurons < 1", "got 1.0"),
+    "one number of neurons": (LLAMA, [], slicing(neurons=[8]), "got 1 numbers of neurons; this model has 2 MLPs"),
+    "too many neurons": (LLAMA, [], slicing(neurons=[41, 8]), "can't leave 41 neurons of 40"),
+    "first block": (LLAMA, [], slicing(drop=[0]), "block 0 can't be dropped: it has the attention"),
+    "no such block": (LLAMA, [], slicing(drop=[4]), "there is no block 4 to drop; this model's are 0 to 3"),
+    "fisher alone": (LLAMA, [], slicing(fisher=True), "give neurons as well"),
+    "reconstruct alone": (LLAMA, [], slicing(reconstruct=True), "give repair as well"),
+    "reconstruct alone, trained": (OPT, [], thinning(reconstruct=True), "give repair as well"),
+    "fused, neurons": (OPT, [fuse], thinning(), "this model is fused"),
+    "few neurons": (OPT, [], thinning(neurons=0.9), "leaves less than one multiple of 8"),
+    "neither layers nor size": (LLAMA, [], deleting(), "one of layers and size"),
+    "all layers": (LLAMA, [], deleting(layers=2), "from 0 to 1, got 2"),
+    "known layers": (LLAMA, [], deleting(layers=1, known=[3]), "numbers from 0 to 1, each once, got [3]"),
+    "few layers": (LLAMA, [], deleting(size=0.05), "5% of ", "parameters can't be reached: 2 layers of"),
+    "sliced, layers": (LLAMA, [SLICED], deleting(layers=1), "delete first, and slice"),
+    "NaN, layers": (LLAMA, [not_a_number], deleting(layers=1), "isn't a number"),
+    "small plan": (LLAMA, [], planning(EIGHT, size=0.01, widths=(1.0,)), "nothing that can be deleted leaves 1%"),
+    "few sequences": (LLAMA, [], planning(IDS[:2]), "give more, the last 4 measure costs"),
+    "padding alone": (LLAMA, [], planning(EIGHT, PADDED), "nothing to predict in the last 4 calibration sequences"),
+    "fused, planned": (LLAMA, [fuse], planning(EIGHT), "fused already"),
+    "long text": (OPT, [], calling(minislice.own_text, 1, 10**4), "10000 tokens", "64 positions"),
+    "NaN, text": (OPT, [not_a_number], calling(minislice.own_text, 1, 8), "NaN"),
+    "fused, text": (OPT, [fuse], calling(minislice.own_text, 1, 8), "sliced"),
 }
 
 
@@ -101,8 +137,7 @@ BAD_TOKENS = {
 def test_what_is_no_tokens_is_refused_by_one_clear_error(case):
     arguments, fragments = BAD_TOKENS[case]
     for measure in MEASURES.values():
-        action = lambda model, measure=measure: measure(model, *arguments)  # noqa: E731
-        assert_raises_and_leaves_alone(OPT.model(), action, *fragments)
+        assert_raises_and_leaves_alone(OPT.model(), calling(measure, *arguments), *fragments)
 
 
 CHOICES = "signal adapter basis orientation pca_dtype"
@@ -179,7 +214,7 @@ MODELS = {  # which configurations of the families are refused: test_propose
 @pytest.mark.parametrize("case", MODELS)
 def test_models_that_cannot_be_sliced_are_refused(case):
     build, *fragments = MODELS[case]
-    for action in (fuse, rotate, slicing(width=4), lambda model: verify(model, IDS)):
+    for action in (fuse, rotate, slicing(width=4), calling(verify, IDS)):
         with pytest.raises(ValueError) as error:
             action(build())
         assert all(fragment in str(error.value) for fragment in fragments), error

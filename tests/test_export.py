@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from family_models import FamilyRecipe
+from family_models import REPRESENTATIVES, FamilyRecipe, fixed
 from models import Recipe
 from streamed import logits
 from transformers import AutoModelForCausalLM
@@ -42,32 +42,35 @@ sys.modules["minislice"] = None  # importing it fails, installed or not
 import torch
 from transformers import AutoModelForCausalLM
 for folder in sys.argv[1:]:
-    tokens, expected, generated = torch.load(folder + ".pt")
-    for again in ("", "-again"):
-        model = AutoModelForCausalLM.from_pretrained(folder + again, trust_remote_code="stock" not in folder)
-        with torch.no_grad():
-            torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
-        assert torch.equal(model.generate(tokens[:2, :5], max_new_tokens=6, do_sample=False), generated)
-        print(type(model).__module__.split(".")[0])
-        model.save_pretrained(folder + "-again")
+    tokens, expected, generated = torch.load(folder.removesuffix("-again") + ".pt")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code="stock" not in folder)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.generate(tokens[:2, :5], max_new_tokens=6, do_sample=False), generated)
+    print(type(model).__module__.split(".")[0])
+    model.save_pretrained(folder + "-again")
 """
 
 
 def test_without_minislice_transformers_loads_what_was_saved_and_what_was_exported(tmp_path):
-    """Every family does what one of them does here: test_families."""
-    tokens = Recipe("opt").tokens()
-    saved = minislice.slice_model(Recipe("opt").model().float(), tokens, width=12, head="fitted")
-    models = {"stock": stock_ready(LLAMA), "saved": (saved, tokens)}
+    """What travels with a saved model describes every family; also where it is saved again."""
+    recipes = {"saved": Recipe("opt")} | {family: fixed(family, variant) for family, variant in REPRESENTATIVES}
+    models = {"stock": stock_ready(LLAMA)}
+    for name, recipe in recipes.items():
+        head = "fitted" if name == "saved" else None
+        sliced = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=8, head=head)
+        models[name] = sliced, recipe.tokens()
     for name, (model, tokens) in models.items():
         save = minislice.export if name == "stock" else minislice.save
         save(model, tmp_path / name)
         generated = model.generate(tokens[:2, :5], max_new_tokens=6, do_sample=False)
         torch.save([tokens, logits(model, tokens), generated], tmp_path / f"{name}.pt")
-    command = [sys.executable, "-c", SCRIPT, *(str(tmp_path / name) for name in models)]
+    places = ["stock", "stock-again", *recipes, "saved-again"]
+    command = [sys.executable, "-c", SCRIPT, *(str(tmp_path / name) for name in places)]
     variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path)}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["transformers"] * 2 + ["transformers_modules"] * 2
+    assert result.stdout.split() == ["transformers"] * 2 + ["transformers_modules"] * (len(recipes) + 1)
 
 
 ACCURACY = {torch.float64: 1e-6, torch.float16: 2e-2, torch.bfloat16: 0.16}  # rotary angles are float32

@@ -69,7 +69,7 @@ def command(*arguments: str, before: Callable = lambda: None) -> int:
 
 def run_together(count: int, function: Callable, *arguments) -> None:
     group = group_of(count, function, *arguments)
-    assert [process.status for process in group] == [0] * count, group
+    assert [process.returncode for process in group] == [0] * count, group
 
 
 @pytest.mark.parametrize(("count", "options"), [(3, ["--stream"]), (2, ["--eval-samples", "2"])])
@@ -98,8 +98,8 @@ def test_a_process_that_dies_takes_the_run_down_and_the_run_resumes(alone, tmp_p
     out = tmp_path / "out"
     arguments = ["--stream", "--out", str(out)]
     first, second = group_of(2, partial(command, before=second_dies_after_part_3), *arguments)
-    assert (first.status, second.status) == (1, -signal.SIGKILL) and not out.exists()
-    assert "process 0 of 2 lost another process" in first.said and "Traceback" not in first.said
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL) and not out.exists()
+    assert "process 0 of 2 lost another process" in first.stdout and "Traceback" not in first.stdout
     assert parts_done(out) >= 3
     run_together(2, command, *arguments)
     agree(alone, out)

@@ -10,9 +10,20 @@ from pathlib import Path
 import mistakes as wrong
 import pytest
 from forked import Forked
-from killed_runs import slice_and_die
 from models import Recipe
-from streamed import LLAMA, after_part, edit, file_of, parts_done, run_to, same_weights, saved, snapshot, stopped
+from streamed import (
+    LLAMA,
+    after_part,
+    edit,
+    file_of,
+    parts_done,
+    run_to,
+    same_weights,
+    saved,
+    slice_and_die,
+    snapshot,
+    stopped,
+)
 
 from minislice.large import streaming
 from minislice.large.streaming import StreamedSlicer, slice_streamed
@@ -26,7 +37,7 @@ def test_a_run_killed_at_any_step_ends_with_the_same_bytes(tmp_path, monkeypatch
     run["out"], step, reached = tmp_path / "runs" / "out", 0, set()
     sliced, save = [], StreamedSlicer.save
     monkeypatch.setattr(StreamedSlicer, "save", lambda *arguments: sliced.append(save(*arguments)))
-    while (status := Forked(slice_and_die, step := step + 1, run).ended().status) == -signal.SIGKILL:
+    while (status := Forked(slice_and_die, step := step + 1, run).ended().returncode) == -signal.SIGKILL:
         done = 3 if run["out"].exists() else parts_done(run["out"])
         try:
             slice_streamed(**run)
