@@ -9,7 +9,6 @@ from test_assignments import solution
 
 import minislice
 from minislice.teaching.assignments import c1
-from minislice.teaching.assignments.exercise import examine
 
 (QUESTION,) = c1.C1.questions
 WHOLE = {"width": [192] * 9, "neurons": [480] * 4, "drop": [], "adapter": "none", "repair": 0}
@@ -18,7 +17,7 @@ SLICEGPT = {**WHOLE, "width": [126] * 8 + [192], "adapter": "full"}
 
 @pytest.mark.slow
 def test_the_papers_method_reaches_its_own_goal_and_not_the_next():
-    failure = examine(QUESTION, {}, SLICEGPT, {})
+    failure = QUESTION.examine({}, SLICEGPT, {})
     assert failure.fine == ("neurons", "slicegpt") and failure.wrong == ("mixed",)
     assert QUESTION.share([failure]) == 15 / 25
 
@@ -47,7 +46,7 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
 def test_cheats_get_nothing_and_are_told_why(plan, says, monkeypatch):
     model = minislice.load(c1.MODEL, dtype="float32")[0]
     monkeypatch.setattr(c1, "frozen", lambda: (model, torch.zeros(1, 8, dtype=torch.int64), None, None))
-    failure = examine(QUESTION, {}, plan, {})
+    failure = QUESTION.examine({}, plan, {})
     assert says in "\n".join(failure.lines(values=False)) and QUESTION.share([failure]) == 0
 
 
@@ -62,7 +61,7 @@ def test_the_grader_runs_a_students_code_without_minislice_and_measures_the_plan
         "class P(dict):\n    pass\n\ndef plan():\n    return P(width=print)": "it must be made of",
     }.items():
         found = mark(c1.C1, QUESTION, Submission({"c1_plan": code}), [], sandbox, b"secret", {})
-        assert found.share == 0 and says in "\n".join(found.lines)
+        assert found.share == 0 and says in "\n".join(found.lines())
     assert plans == [WHOLE]
 
 

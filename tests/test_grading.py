@@ -17,7 +17,7 @@ from grading.submission import Submission
 import minislice
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
-from minislice.teaching.assignments.judging import Places
+from minislice.teaching.assignments.judging import Place, first_wrong
 
 LIMITS = Limits(memory=1 << 30, cpu=1, wall=20)
 SECRET = b"the secret of this course"
@@ -31,7 +31,7 @@ def _question(name, expected):
         points=5,
         cases=lambda rng: [Case({"n": n}, {"x": rng.standard_normal(n)}) for n in (2, 3)],
         returns=lambda x: Array("y", x.shape),
-        judge=lambda y, x: Places().add("y", expected(x), y).failure(),
+        judge=lambda y, x: first_wrong([Place("y", expected(x), y)]),
         **PLAIN,
     )
 
@@ -51,9 +51,8 @@ def thrice(x, mark="the mutant's own"):
 CHECK = QuickCheck(
     name="check",
     points=4,
-    takes={"x": "n"},
     reference=twice,
-    shown={"triples": thrice},
+    shown=(thrice,),
     hidden={"negative": lambda x: 2 * np.abs(x), "long": lambda x: 2 * x + (len(x) > 3)},
     **PLAIN,
 )
@@ -96,7 +95,7 @@ def answered(sandbox, code, *arguments):
 
 
 def test_a_slip_in_one_function_costs_its_own_points_alone(best):
-    assert marked(best, "%matplotlib inline\ndef double(x):\n    return x + x").lines == ("TOY.double  ok, 2 cases",)
+    assert marked(best, "%matplotlib inline\ndef double(x):\n    return x + x").lines() == ["ok, 2 cases"]
     slip = {"toy_double": "def half(x):\n    return x / 2\n\ndef double(x):\n    return 3 * x"}
     uses = "def square(x):\n    return double(x) * half(x)"
     assert marked(best, uses, "square", slip).share == 1
@@ -122,7 +121,7 @@ def test_a_slip_in_one_function_costs_its_own_points_alone(best):
 )
 def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best, code, status, words):
     found = marked(best, code)
-    told = "; ".join(found.lines)
+    told = "; ".join(found.lines(values=False))
     assert (found.share, found.status) == (0, status) and words in told
     assert not re.search(r"\d\.\d", told)
 
@@ -180,7 +179,7 @@ def check(candidate, rng):
 )
 def test_a_check_gets_points_for_what_it_rejects(best, code, share, words):
     found = marked(best, code, "check")
-    assert found.share == pytest.approx(share) and words in "; ".join(found.lines)
+    assert found.share == pytest.approx(share) and words in "; ".join(found.lines())
 
 
 # Cheats that need nothing but Python
@@ -270,7 +269,7 @@ def test_processor_time_and_time_by_the_clock_are_limited(best):
         (UNPROTECTED, DEAF_LOOP, "1 s of processor time"),
         (Sandbox(Limits(wall=1), best.isolated), "import time\ndef double(x):\n    time.sleep(60)", "1 s"),
     ):
-        assert marked(sandbox, code).lines[1] == f"stopped: it took more than {limit}"
+        assert marked(sandbox, code).lines()[1] == f"stopped: it took more than {limit}"
 
 
 REACH = """
@@ -310,7 +309,7 @@ def test_processes_memory_and_files_have_limits_and_nothing_is_left_from_a_call(
     for sandbox in (best, UNPROTECTED):
         assert answered(sandbox, REACH, COSTLY) == []
         found = marked(sandbox, "def double(x):\n    return [np.empty(10**7) for _ in range(1000)]")
-        assert (found.share, found.status) == (0, "failed") and "MemoryError" in found.lines[1]
+        assert (found.share, found.status) == (0, "failed") and "MemoryError" in found.lines()[1]
         assert answered(sandbox, LEAVING) == answered(sandbox, LEAVING) == []
 
 
@@ -343,4 +342,4 @@ def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
     assert answered(best, REACH, *arguments) == [ITSELF]
     assert {*OUTSIDE[:7]} <= {*answered(Sandbox(Limits(), isolated=False), REACH, *arguments)}
     opens = f"def double(x):\n    open({str(tmp_path / 'secret')!r}).read()\n    return 2 * x"
-    assert "FileNotFoundError" in marked(best, opens).lines[1]
+    assert "FileNotFoundError" in marked(best, opens).lines()[1]

@@ -24,7 +24,7 @@ WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return
 FORGOTTEN = RIGHT.replace('("b_out", "b_out2")', "()")
 # By student: the answer, what else is done to the notebook, the points, the status, and words of the comment.
 CLASSROOM = {
-    "ada": (f"{RIGHT}\n\nnp.linalg.qr?\ncheck(rotate)\ndisplay(3)", None, 15, "passed", "A3.rotate  ok, 5 cases"),
+    "ada": (f"{RIGHT}\n\nnp.linalg.qr?\ncheck(rotate)\ndisplay(3)", None, 15, "passed", "ok, 5 cases"),
     "fin": (FORGOTTEN, None, 13, "partial", "Hint: who writes the signal besides W_out?"),
     "hal": (WRONG, None, 0, "failed", "W_embd"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)')", None, 0, "failed", "IOError('<script>"),
@@ -185,8 +185,8 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
     ann, _, *rows = run(course)
     assert ann["points"] == 10 and [row["student"] for row in rows] == students
     assert {(row["points"], row["status"]) for row in rows} == {(0, "unreadable")}
-    assert rows[-2]["message"] == "A3.rotate  no a3.ipynb was handed in, but a3-final.ipynb"
-    assert rows[-1]["message"] == "A3.rotate  a3.ipynb is a link to another place"
+    assert rows[-2]["message"] == "no a3.ipynb was handed in, but a3-final.ipynb"
+    assert rows[-1]["message"] == "a3.ipynb is a link to another place"
 
 
 SPOILT = {  # words of the error: what is done to the course, and the arguments
@@ -236,7 +236,7 @@ def test_an_error_at_the_end_leaves_everything_as_it_was(course, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(csv.DictWriter, "writerows", fail)
-    monkeypatch.setattr(grading.marking, "mark", lambda *arguments: grading.marking.Mark(1.0, "passed", ("ok",)))
+    monkeypatch.setattr(grading, "mark", lambda *arguments: grading.Mark(1.0, "ok"))
     with pytest.raises(OSError, match="the disk is full"):
         run(course)
     assert scores(course) == {"ann": 7, "bob": 7} and not list(course.glob("a3.csv*"))

@@ -117,7 +117,7 @@ def _heading(question: Task) -> str:
     text = f"## {name}\n\n{question.text}"
     if isinstance(question, MutationQuestion):
         text += f"\n\nThe right function:\n\n{_code(question.reference)}\n\nThree mutants:\n\n"
-        text += "\n\n".join(map(_code, question.shown.values()))
+        text += "\n\n".join(map(_code, question.shown))
     return text
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from grading import marking
 from grading.book import opened
+from grading.marking import mark
 from grading.sandbox import Limits, Sandbox
 from grading.submission import given, submission
 from tqdm.auto import tqdm
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
 from minislice.teaching.assignments import assignment as assignment_of
-from minislice.teaching.assignments.exercise import MutationQuestion, Question
+from minislice.teaching.assignments.exercise import Mark, MutationQuestion, Question
 
 HELP = "grade the submissions of an assignment in an nbgrader course"
 CONSEQUENCE = "they can read files and use the network; on Linux as root, or with user namespaces, they can't"
@@ -63,19 +63,19 @@ def grade(
         handed_in = {student: submission(folder / book.source.name, folder) for student, folder in book.folders.items()}
         work = [(student, question) for student in handed_in for question in assignment.questions]
 
-        def marked(student: str, question: Question | MutationQuestion) -> marking.Mark:
-            return marking.mark(assignment, question, handed_in[student], cells, sandbox, secret, reference)
+        def marked(student: str, question: Question | MutationQuestion) -> Mark:
+            return mark(assignment, question, handed_in[student], cells, sandbox, secret, reference)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = pool.map(marked, *zip(*work, strict=True))
-            marks = list(tqdm(found, total=len(work), desc="grade", disable=not progress))
+            marks = pool.map(marked, *zip(*work, strict=True))
+            marks = list(tqdm(marks, total=len(work), desc="grade", disable=not progress))
         rows = []
-        for (student, question), mark in zip(work, marks, strict=True):
-            most = book.most[question.name]
-            points = round(mark.share * most, 2)
-            book.write(student, question, points, mark.lines)
+        for (student, question), found in zip(work, marks, strict=True):
+            most, lines = book.most[question.name], found.lines(values=False)
+            points = round(found.share * most, 2)
+            book.write(student, question, points, lines)
             row = {"student": student, "assignment": assignment.name, "question": question.name}
-            said = {"status": mark.status, "message": "; ".join(mark.lines)}
+            said = {"status": found.status, "message": "; ".join(lines)}
             rows.append({**row, "points": points, "max": most, **said})
         with open(unfinished, "w", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, rows[0])

@@ -41,7 +41,7 @@ def plans() -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    every, points = plans(), C1.question("plan").parts
+    every, points = plans(), C1.questions[0].parts
     lines = []
     for name, plan in every.items():
         print(name, plan)

@@ -1,14 +1,14 @@
 """A1: a network with LayerNorms becomes one whose norms only divide by a length (section 3.2)."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
-from .forms import Array, Form, Value
-from .judging import Places, Wanted, close, compared
+from .exercise import Case, Cases, Failure, Question
+from .forms import Array, Form
+from .judging import Place, Wanted, close, compared, first_wrong
 from .markdown import read
 
 
@@ -26,19 +26,20 @@ def _reader_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H}, {"W": W, "b": b, "alpha": scale, "beta": beta})
 
 
-def _reader(places: Places, which: str, layer: dict[str, Any], got: tuple, norm: str = "RMSNorm") -> Places:
-    """Add what a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
+def _reader(which: str, layer: Iterable, got: Sequence, norm: str = "RMSNorm") -> Iterator[Place]:
+    """What a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
 
     Args:
         which: the end of the places' names.
+        layer: W, b, alpha and beta.
         norm: behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free.
     """
-    W, b, alpha, beta = layer.values()
+    W, b, alpha, beta = layer
     before, shift = 0 * W[0] if b is None else b, 0 * W[:, 0] if beta is None else beta
     scaling = {"W is as it was: alpha is not in it.": W}
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
     alike = close if norm == "RMSNorm" else _alike_on_centred_rows
-    places.add(f"W{which}", np.diag(alpha) @ W, got[0], scaling, hint, alike)
+    yield Place(f"W{which}", np.diag(alpha) @ W, got[0], scaling, hint, alike)
     mistakes = {
         "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
@@ -46,7 +47,7 @@ def _reader(places: Places, which: str, layer: dict[str, Any], got: tuple, norm:
     }
     hint = "what comes out of the linear layer where the normalised row is zero?"
     got_b = 0 * before if got[1] is None else got[1]
-    return places.add(f"b{which}", before + shift @ W, got_b, {} if beta is None else mistakes, hint)
+    yield Place(f"b{which}", before + shift @ W, got_b, {} if beta is None else mistakes, hint)
 
 
 def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
@@ -58,30 +59,23 @@ def _writer_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H}, {"W": rng.standard_normal((H, D)), "b": rng.standard_normal(D)})
 
 
-def _writer(
-    places: Places,
-    which: str,
-    layer: dict[str, Any],
-    got: tuple,
-    norm: str,
-    hint: str = "what is written for one neuron is one row of W.",
-) -> Places:
-    """Add what W and b must write where the norms are of this kind."""
-    W, b = layer.values()
+def _writer(which: str, layer: Iterable, got: Sequence, norm: str, hint: str = "") -> Iterator[Place]:
+    """What W and b must write where the norms are of this kind."""
+    W, b = layer
     wrong = {
         "It is as it was: the LayerNorms would subtract its mean.": W,
         "The mean is taken over the wrong axis: its columns have mean zero, its rows should.": W - W.mean(0),
     }
     if norm == "RMSNorm":
         wrong["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
-    places.add(f"W{which}", toy.centred({"norm": norm}, W), got[0], wrong, hint)
+    hint = hint or "what is written for one neuron is one row of W."
+    yield Place(f"W{which}", toy.centred({"norm": norm}, W), got[0], wrong, hint)
     if b is not None or got[1] is not None:
         before = 0 * W[0] if b is None else b
         as_it_was = "It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean."
         got_b = 0 * before if got[1] is None else got[1]
         wanted, mistakes = toy.centred({"norm": norm}, before), {} if b is None else {as_it_was: b}
-        places.add(f"b{which}", wanted, got_b, mistakes, "who writes the signal besides W_out?")
-    return places
+        yield Place(f"b{which}", wanted, got_b, mistakes, "who writes the signal besides W_out?")
 
 
 def _fuse_cases(rng: np.random.Generator) -> Cases:
@@ -102,47 +96,50 @@ def _fuse_form(net: dict) -> Form:
     form = {name: None if net[name] is None else Array(name, net[name].shape) for name in weights}
     biases = {"b_in": (B, H), "b_out": (B, D), "b_head": (V,)}
     form |= {name: Array(name, shape, optional=True) for name, shape in biases.items()}
-    none = "None: a norm without weights has none"
-    gone = {name: Value(name, none, lambda weights: weights is None) for name in ("alpha", "beta")}
-    return form | {"W_head": Array("W_head", (D, V))} | gone
+    return form | {"W_head": Array("W_head", (D, V)), "alpha": None, "beta": None}
 
 
 def _judge_fuse(fused: dict, net: dict) -> Failure | None:
     """The logits decide; if they differ, the places say where to look."""
     if all(close(toy.logits(net, tokens), toy.logits(fused, tokens)) for tokens in toy.sequences(net)):
         return None
-    places, norm, tied = Places(), net["norm"], net["W_head"] is None
-    for name in ("_embd", "_pos"):
-        if net["W" + name] is not None:
-            hint = "who writes the signal before the first block, and which norm would subtract its mean?"
-            _writer(places, name, {"W": net["W" + name], "b": None}, (fused["W" + name], None), norm, hint)
-    for block in range(len(net["W_in"])):
-        layer = {name: toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")}
-        _reader(places, f"_in[{block}]", layer, [toy.part(fused, name, block) for name in ("W_in", "b_in")], norm)
-        layer = {name: toy.part(net, name, block) for name in ("W_out", "b_out")}
-        _writer(places, f"_out[{block}]", layer, [toy.part(fused, name, block) for name in layer], norm)
-    head = net["W_embd"].T if tied else net["W_head"]
-    layer = {"W": head, "b": net["b_head"], "alpha": net["alpha"][-1], "beta": toy.part(net, "beta", -1)}
-    _reader(places, "_head", layer, (fused["W_head"], fused["b_head"]), norm)
-    failure = places.failure()
+    failure, tied = first_wrong(_fuse_places(fused, net)), net["W_head"] is None
     if failure and tied and failure.where == "W_embd" and close(fused["W_head"], fused["W_embd"].T):
         sentence = "The embedding is scaled with the tied head: give the head a matrix of its own."
         return replace(failure, mistake=sentence)
     return failure
 
 
+def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
+    norm = net["norm"]
+    for name in ("_embd", "_pos"):
+        if net["W" + name] is not None:
+            hint = "who writes the signal before the first block, and which norm would subtract its mean?"
+            yield from _writer(name, (net["W" + name], None), (fused["W" + name], None), norm, hint)
+    for block in range(len(net["W_in"])):
+        layer, got = (
+            [toy.part(one, name, block) for name in ("W_in", "b_in", "alpha", "beta")] for one in (net, fused)
+        )
+        yield from _reader(f"_in[{block}]", layer, got, norm)
+        layer, got = ([toy.part(one, name, block) for name in ("W_out", "b_out")] for one in (net, fused))
+        yield from _writer(f"_out[{block}]", layer, got, norm)
+    head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
+    layer = head, net["b_head"], net["alpha"][-1], toy.part(net, "beta", -1)
+    yield from _reader("_head", layer, (fused["W_head"], fused["b_head"]), norm)
+
+
 A1, check = read(
     "a1",
-    center=(toy.widths, *compared(_center)),
-    fuse_reader=(
+    center=compared(toy.widths, _center),
+    fuse_reader=Question(
         _reader_cases,
         lambda W, b, alpha, beta: (Array("W", W.shape), Array("b", W.shape[1:], optional=b is None and beta is None)),
-        lambda result, **layer: _reader(Places(), "", layer, result).failure(),
+        lambda result, **layer: first_wrong(_reader("", layer.values(), result)),
     ),
-    fuse_writer=(
+    fuse_writer=Question(
         _writer_cases,
         lambda W, b: (Array("W", W.shape), Array("b", b.shape)),
-        lambda result, **layer: _writer(Places(), "", layer, result, "LayerNorm").failure(),
+        lambda result, **layer: first_wrong(_writer("", layer.values(), result, "LayerNorm")),
     ),
-    fuse=(_fuse_cases, _fuse_form, _judge_fuse),
+    fuse=Question(_fuse_cases, _fuse_form, _judge_fuse),
 )

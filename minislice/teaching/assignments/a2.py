@@ -3,7 +3,7 @@
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array
 from .judging import Wanted, close, compared, orthonormal
 from .markdown import read
@@ -92,7 +92,7 @@ def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Fail
 
 A2, check = read(
     "a2",
-    rms=(_rms_cases, *compared(_rms)),
-    haar=(_haar_cases, lambda G: Array("Q", G.shape), _judge_haar),
-    counterexample=(toy.widths, lambda D: (Array("x", ("N", D)), Array("Q", (D, D))), _judge_counterexample),
+    rms=compared(_rms_cases, _rms),
+    haar=Question(_haar_cases, lambda G: Array("Q", G.shape), _judge_haar),
+    counterexample=Question(toy.widths, lambda D: (Array("x", ("N", D)), Array("Q", (D, D))), _judge_counterexample),
 )

@@ -1,11 +1,13 @@
 """A3: every boundary of a network gets a rotation of its own (theorem 1, section 3.3)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array, Form
-from .judging import Places, close
+from .judging import Place, close, first_wrong
 from .markdown import read
 
 
@@ -26,39 +28,43 @@ def _form(weights: dict, Q: np.ndarray) -> Form:
 
 def _judge(result: tuple, weights: dict, Q: np.ndarray) -> Failure | None:
     """The signals and the logits decide; if they differ, the places say where to look."""
-    net, (rotated, S), places = weights, result, Places()
-    if all(_same(net, {**rotated, "S": S}, Q, tokens) for tokens in toy.sequences(net)):
+    rotated, S = result
+    if all(_same(weights, {**rotated, "S": S}, Q, tokens) for tokens in toy.sequences(weights)):
         return None
+    return first_wrong(_places(weights, rotated, S, Q))
+
+
+def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[Place]:
     for name in ("W_embd", "W_pos"):
         if net[name] is not None:
             hint = "who writes the signal before the first block?"
-            places.add(name, net[name] @ Q[0], rotated[name], _not_rotated(net[name], Q[0]), hint)
+            yield Place(name, net[name] @ Q[0], rotated[name], _not_rotated(net[name], Q[0]), hint)
     for block in range(len(S)):
         before, behind = Q[block], Q[block + 1]
-        _add_reader(places, f"_in[{block}]", net["W_in"][block], rotated["W_in"][block], before)
+        yield _reader(f"W_in[{block}]", net["W_in"][block], rotated["W_in"][block], before)
         hint = "it is added behind W, where the signal's basis is left behind."
-        places.add(f"b_in[{block}]", net["b_in"][block], rotated["b_in"][block], hint=hint)
+        yield Place(f"b_in[{block}]", net["b_in"][block], rotated["b_in"][block], hint=hint)
         for name in ("_out", "_out2"):
             if net["W" + name] is not None:
                 W, b = net["W" + name][block], net["b" + name][block]
                 wrong = _not_rotated(W, behind)
                 wrong["It is turned by the rotation of the boundary before the block, not behind it."] = W @ before
                 hint = "into which basis does this block write: the one it reads, or the next one?"
-                places.add(f"W{name}[{block}]", W @ behind, rotated["W" + name][block], wrong, hint)
+                yield Place(f"W{name}[{block}]", W @ behind, rotated["W" + name][block], wrong, hint)
                 hint = f"who writes the signal besides W{name}?"
                 got = rotated["b" + name][block]
-                places.add(f"b{name}[{block}]", b @ behind, got, _not_rotated(b, behind), hint)
+                yield Place(f"b{name}[{block}]", b @ behind, got, _not_rotated(b, behind), hint)
         wanted = before.T @ behind  # where a row of the rotated signal, taken back, must arrive
         wrong = {
             "It is transposed: the signal is a row, and S stands on its right.": wanted.T,
             "It is one block early: it leads from the boundary before to this block's.": Q[block - 1].T @ before,
             "It is the identity: without an adapter the residual stays in the old basis.": np.eye(len(wanted)),
         }
-        places.add(f"S[{block}]", wanted, S[block], wrong, f"X Q[{block}] comes in, X Q[{block + 1}] must go out.")
+        yield Place(f"S[{block}]", wanted, S[block], wrong, f"X Q[{block}] comes in, X Q[{block + 1}] must go out.")
     W = net["W_head"]
     wrong = {"It is turned back from the boundary before the last block, not the last boundary.": Q[-2].T @ W}
-    _add_reader(places, "_head", W, rotated["W_head"], Q[-1], wrong)
-    return places.add("b_head", net["b_head"], rotated["b_head"], hint="no basis is left behind the head.").failure()
+    yield _reader("W_head", W, rotated["W_head"], Q[-1], wrong)
+    yield Place("b_head", net["b_head"], rotated["b_head"], hint="no basis is left behind the head.")
 
 
 def _same(net: dict, rotated: dict, Q: np.ndarray, tokens: np.ndarray) -> bool:
@@ -72,14 +78,12 @@ def _not_rotated(W: np.ndarray, Q: np.ndarray) -> dict[str, np.ndarray]:
     return {"It is as it was.": W, "It is multiplied by Q^T.": W @ Q.T}
 
 
-def _add_reader(
-    places: Places, which: str, W: np.ndarray, got: np.ndarray, Q: np.ndarray, mistakes: dict | None = None
-) -> None:
-    """Add the weights of a reader that reads a row x Q as W read x."""
+def _reader(name: str, W: np.ndarray, got: np.ndarray, Q: np.ndarray, mistakes: dict | None = None) -> Place:
+    """The weights of a reader that reads a row x Q as W read x."""
     wrong = {"It is as it was.": W, "It is Q W: the transpose is missing.": Q @ W, **(mistakes or {})}
-    places.add(f"W{which}", Q.T @ W, got, wrong, "x Q comes in. What must W begin with, so that x W comes out?")
+    return Place(name, Q.T @ W, got, wrong, "x Q comes in. What must W begin with, so that x W comes out?")
 
 
 PARTS = {"W_embd": 2, "W_pos": 2, "W_in b_in": 2, "W_out W_out2": 2, "b_out b_out2": 2, "S": 3, "W_head b_head": 2}
 
-A3, check = read("a3", rotate=(_cases, _form, _judge, PARTS))
+A3, check = read("a3", rotate=Question(_cases, _form, _judge, PARTS))

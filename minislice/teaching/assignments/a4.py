@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array, Number
-from .judging import Places, close, orthonormal
+from .judging import Place, close, first_wrong, orthonormal
 from .markdown import read
 
 
@@ -34,7 +34,7 @@ def _judge_moment(C: np.ndarray, batches: list[np.ndarray], masks: list[np.ndarr
         ),
         "It is divided by the number of tokens: eq. 8 is a sum.": expected / len(tokens),
     }
-    failure = Places().add("C", expected, C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens.").failure()
+    failure = first_wrong([Place("C", expected, C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens.")])
     if failure and not failure.mistake and close(expected, C, 1e-5):
         return replace(failure, mistake="Seven digits are right: something is summed in float32.")
     return failure
@@ -110,7 +110,7 @@ def _judge_width(k: int, eigenvalues: np.ndarray, share: float) -> Failure | Non
 
 A4, check = read(
     "a4",
-    second_moment=(_moment_cases, lambda batches, masks: Array("C", (batches[0].shape[1],) * 2), _judge_moment),
-    pca=(_pca_cases, lambda C: (Array("lambda", (len(C),)), Array("Q", C.shape)), _judge_pca),
-    width=(_width_cases, lambda eigenvalues, share: Number("k", int), _judge_width),
+    second_moment=Question(_moment_cases, lambda batches, masks: Array("C", (batches[0].shape[1],) * 2), _judge_moment),
+    pca=Question(_pca_cases, lambda C: (Array("lambda", (len(C),)), Array("Q", C.shape)), _judge_pca),
+    width=Question(_width_cases, lambda eigenvalues, share: Number("k", int), _judge_width),
 )

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Places, close, named
+from .judging import Place, close, first_wrong, named
 from .markdown import read
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
@@ -35,7 +35,7 @@ def _judge_cosines(c: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | Non
         "These are the sines.": 1 - squares[::-1],
         "These are the cosines between single columns; principal angles do not depend on the bases.": columns**2,
     }
-    return Places().add("c^2", squares, np.square(c), mistakes, hint).failure()
+    return first_wrong([Place("c^2", squares, np.square(c), mistakes, hint)])
 
 
 def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | None:
@@ -107,7 +107,7 @@ def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Fail
         "It has the sines, 1 - c^2.": product(1 - np.square(cosines)),
     }
     hint = "I - P^T R' = U (1 - C) U^T. What is its root, and which of its columns aren't zero?"
-    failure = Places().add("A A^T", np.eye(k) - S, A @ A.T, mistakes, hint).failure()
+    failure = first_wrong([Place("A A^T", np.eye(k) - S, A @ A.T, mistakes, hint)])
     if failure:
         where = "I - A A^T" if k == k_next else f"I - A A^T against the first {k} columns of P^T R'"
         return replace(failure, where=where, what="it is not P^T R'\n" + failure.what)
@@ -119,7 +119,7 @@ def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Fail
 
 A5, check = read(
     "a5",
-    cosines=(lambda rng: _bases(rng, SIZES), lambda P, R: Array("c", P.shape[1:]), _judge_cosines),
-    align=(lambda rng: _bases(rng, SIZES + GROWING), lambda P, R: Array("R'", R.shape), _judge_align),
-    low_rank=(_low_rank_cases, lambda P, R_aligned: Array("A", (P.shape[1], "r")), _judge_low_rank),
+    cosines=Question(lambda rng: _bases(rng, SIZES), lambda P, R: Array("c", P.shape[1:]), _judge_cosines),
+    align=Question(lambda rng: _bases(rng, SIZES + GROWING), lambda P, R: Array("R'", R.shape), _judge_align),
+    low_rank=Question(_low_rank_cases, lambda P, R_aligned: Array("A", (P.shape[1], "r")), _judge_low_rank),
 )

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array, Form
-from .judging import Places, close, named, orthonormal
+from .judging import Place, close, first_wrong, named, orthonormal
 from .markdown import read
 
 BLOCK = ("W_in", "b_in", "W_out", "b_out")
@@ -60,12 +60,15 @@ def _judge_block(result: tuple, P: np.ndarray, P_next: np.ndarray, **dense: np.n
         writes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
         carries = {"It is transposed: the signal is a row, and S stands on its right.": S.T}
     cut = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
-    places = Places().add("W_in", P.T @ W_in, result[0], reads, "x P comes in, for x P P^T.")
-    places.add("b_in", b_in, result[1], hint="it is added behind W_in, where nothing is deleted.")
-    hint = "what is written for one neuron is a row of the signal."
-    places.add("W_out", W_out @ P_next, result[2], writes, hint)
-    places.add("b_out", b_out @ P_next, result[3], cut, "who writes the signal besides W_out?")
-    return places.add("S", S, result[4], carries, "x P comes in, and (x P P^T) P_next must go on.").failure()
+    neuron = "what is written for one neuron is a row of the signal."
+    places = [
+        Place("W_in", P.T @ W_in, result[0], reads, "x P comes in, for x P P^T."),
+        Place("b_in", b_in, result[1], hint="it is added behind W_in, where nothing is deleted."),
+        Place("W_out", W_out @ P_next, result[2], writes, neuron),
+        Place("b_out", b_out @ P_next, result[3], cut, "who writes the signal besides W_out?"),
+        Place("S", S, result[4], carries, "x P comes in, and (x P P^T) P_next must go on."),
+    ]
+    return first_wrong(places)
 
 
 def _interleave_cases(rng: np.random.Generator) -> Cases:
@@ -122,8 +125,8 @@ def _span(Y: np.ndarray, k: int) -> np.ndarray:
 
 A6, check = read(
     "a6",
-    slice_block=(_block_cases, _block_form, _judge_block),
-    interleave=(
+    slice_block=Question(_block_cases, _block_form, _judge_block),
+    interleave=Question(
         _interleave_cases,
         lambda net, X, widths: [Array(f"P[{l}]", (X.shape[1], k)) for l, k in enumerate(widths)],  # noqa: E741
         _judge_interleave,

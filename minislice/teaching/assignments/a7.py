@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Number
 from .judging import Wanted, close, compared
 from .markdown import read
@@ -122,8 +122,8 @@ def _judge_even(deleted: float, n: int) -> Failure | None:
 
 A7, check = read(
     "a7",
-    parameters=(_cost_cases, *compared(_parameters)),
-    flops=(_cost_cases, *compared(_flops)),
-    gib=(_gib_cases, *compared(_gib)),
-    break_even=(_even_cases, lambda n: Number("break_even", float), _judge_even),
+    parameters=compared(_cost_cases, _parameters),
+    flops=compared(_cost_cases, _flops),
+    gib=compared(_gib_cases, _gib),
+    break_even=Question(_even_cases, lambda n: Number("break_even", float), _judge_even),
 )

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure
+from .exercise import Case, Cases, Failure, Question
 from .forms import Array, Form
-from .judging import Places, Wanted, close, compared
+from .judging import Place, Wanted, close, compared, first_wrong
 from .markdown import read
 
 
@@ -136,18 +136,18 @@ def _thin_form(C: np.ndarray, W: np.ndarray, ridge: float, count: int) -> Form:
 def _judge_thin(result: tuple, **given: Any) -> Failure | None:
     kept, V = _thin(**given)
     hint = "who is the cheapest, when some are gone already?"
-    places = Places().add("kept", kept, result[0], _thin_mistakes(**given), hint)
+    places = [Place("kept", kept, result[0], _thin_mistakes(**given), hint)]
     if close(kept, result[0]):
         plain = given["W"][kept.astype(int)]
         mistakes = {"This is plain deletion: solve for the output matrix of the kept neurons.": plain}
-        places.add("W", V, result[1], mistakes, "which W does `solve` start from?")
-    return places.failure()
+        places.append(Place("W", V, result[1], mistakes, "which W does `solve` start from?"))
+    return first_wrong(places)
 
 
 A8, check = read(
     "a8",
-    second_moment=(_moment_cases, *compared(_second_moment)),
-    scores=(_solved_cases, *compared(_all_scores)),
-    solve=(_solve_cases, *compared(_solved)),
-    thin=(_thin_cases, _thin_form, _judge_thin),
+    second_moment=compared(_moment_cases, _second_moment),
+    scores=compared(_solved_cases, _all_scores),
+    solve=compared(_solve_cases, _solved),
+    thin=Question(_thin_cases, _thin_form, _judge_thin),
 )

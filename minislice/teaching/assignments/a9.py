@@ -116,7 +116,7 @@ def _unchanged(theta: np.ndarray, **changes: np.ndarray) -> Wanted:
 
 A9, check = read(
     "a9",
-    value_output=(_value_cases, *compared(_value)),
-    rotary_pair=(_rotary_cases, *compared(_rotary)),
-    unchanged=(_unchanged_cases, *compared(_unchanged)),
+    value_output=compared(_value_cases, _value),
+    rotary_pair=compared(_rotary_cases, _rotary),
+    unchanged=compared(_unchanged_cases, _unchanged),
 )

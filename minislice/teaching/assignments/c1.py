@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .exercise import Case, Failure
+from .exercise import Case, Failure, Question
 from .forms import Value
 from .markdown import read
 
@@ -89,4 +89,6 @@ FORM = {
 }
 ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
 
-C1, check = read("c1", plan=(lambda rng: ONE, lambda: FORM, _judge, {"neurons": 5, "slicegpt": 10, "mixed": 10}))
+PARTS = {"neurons": 5, "slicegpt": 10, "mixed": 10}
+
+C1, check = read("c1", plan=Question(lambda rng: ONE, lambda: FORM, _judge, PARTS))

@@ -1,9 +1,9 @@
 """What a question is, and how an answer is judged: the contract between the assignments and whoever runs them.
 
-`feedback.check` in the student's notebook and the grader both call the student's function with each case's arguments,
-the smallest case first, give the result to `examine`, and show the first `Failure`; the grader leaves out its `values`,
-which would tell the hidden cases. Arguments and results are plain values: None, bool, int, float, str, arrays of
-float64, int64 or bool, and lists and dictionaries of these; a result may be a tuple.
+`feedback.check` in the student's notebook and the grader both give a question's `mark` a way to call the student's
+function, and show the `Mark`; the grader leaves out its numbers, which would tell the hidden cases. Arguments and
+results are plain values: None, bool, int, float, str, arrays of float64, int64 or bool, and lists and dictionaries of
+these; a result may be a tuple.
 
 A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
 one particular solution. `judging` has tools for judges.
@@ -18,6 +18,8 @@ import numpy as np
 
 from .forms import Form, Misfit, conform, described, same
 
+SIDE, NUMBERS = 1_000, 10_000  # of an array that a candidate takes
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -28,7 +30,7 @@ class Failure:
     mistake: str = ""  # the likely mistake, if the judge knows it
     hint: str = ""  # a question that leads on
     wrong: tuple[str, ...] = ()  # names of the results that are wrong, if the judge looked at every result
-    status: str = ""  # "missing" if nothing is written yet, "stopped" if a limit was reached
+    status: str = "failed"  # "unanswered" if nothing is written yet, "stopped" if a limit was reached
 
     def lines(self, values: bool = True) -> list[str]:
         """The failure in words, line by line, with or without the numbers of the case."""
@@ -37,6 +39,30 @@ class Failure:
         lines = ": ".join(part for part in parts if part).split("\n")
         lines += [self.mistake, fine and f"{fine}.", self.hint and f"Hint: {self.hint}"]
         return [line for line in lines if line]
+
+
+# Calls a student's function with arguments by name, and returns its result and the arguments afterwards, or how it
+# failed. A check is called with a candidate, and with a random generator of a seed.
+Call = Callable[[Mapping[str, Any], Callable | None, int | None], tuple[Any, Mapping[str, Any]] | Failure]
+
+
+@dataclass(frozen=True)
+class Mark:
+    share: float  # of the question's points, 0 to 1
+    heading: str
+    failure: Failure | None = None
+
+    @property
+    def status(self) -> str:
+        """In one word: "passed", "partial", or what the failure says."""
+        if self.failure and not self.share:
+            return self.failure.status
+        return "passed" if self.share == 1 else "partial"
+
+    def lines(self, values: bool = True) -> list[str]:
+        """The mark in words, line by line, with or without the numbers of the case."""
+        details = self.failure.lines(values) if self.failure else []
+        return details if self.status == "unanswered" else [self.heading, *details]
 
 
 @dataclass(frozen=True)
@@ -51,34 +77,64 @@ class Case:
 Cases = Iterator[Case]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """A question that students answer in words, graded by hand; and what all questions have."""
+    """A question that students answer in words, graded by hand; and what all questions have, from `texts/`."""
 
-    name: str  # of the function or question: the answer is under this name in `notebooks/assignments/answers`
-    text: str  # minutes, difficulty, importance and points; then what to do, and the equation, in Markdown
-    minutes: int
-    points: int
+    name: str = ""  # of the function or question: the answer is under this name in `notebooks/assignments/answers`
+    text: str = ""  # minutes, difficulty, importance and points; then what to do, and the equation, in Markdown
+    minutes: int = 0
+    points: int = 0
+    hints: Sequence[str] = ()  # each says more than the one before
 
 
 @dataclass(frozen=True)
 class Question(Task):
     """A function to write. Without `parts`, it gets all of its points or none."""
 
-    hints: Sequence[str]  # each says more than the one before
     cases: Callable[[np.random.Generator], Iterable[Case]]  # the smallest first
     returns: Callable[..., Form]  # takes the arguments by name
     judge: Callable[..., Failure | None]  # takes a result of this form with finite numbers, and the arguments by name
     parts: Mapping[str, int] = field(default_factory=dict)  # points by names of results, separated by spaces
 
-    def share(self, failures: Sequence[Failure | None]) -> float:
+    def mark(self, call: Call, rng: np.random.Generator) -> Mark:
+        """Try a function on all cases, or up to the first that fails if no part has points of its own."""
+        cases, failed = list(self.cases(rng)), []
+        for number, case in enumerate(cases, 1):
+            answer = call(case.arguments, None, None)
+            failure = answer if isinstance(answer, Failure) else self.examine(case.arguments, *answer)
+            if failure:
+                failed.append((f"FAILED at case {number} of {len(cases)}  ({case})", failure))
+                if not self.parts:
+                    break
+        if not failed:
+            return Mark(1.0, f"ok, {len(cases)} cases")
+        return Mark(self.share([failure for _, failure in failed]), *failed[0])
+
+    def share(self, failures: Sequence[Failure]) -> float:
         """The share of the points: a part counts if it is right in every case."""
-        failures = [failure for failure in failures if failure]
         if not all(failure.wrong for failure in failures):
             return 0.0
         wrong = {name for failure in failures for name in failure.wrong}
-        right = sum(points for names, points in self.parts.items() if wrong.isdisjoint(names.split()))
-        return right / self.points if failures else 1.0
+        return sum(points for names, points in self.parts.items() if wrong.isdisjoint(names.split())) / self.points
+
+    def examine(self, arguments: Mapping[str, Any], result: Any, after: Mapping[str, Any]) -> Failure | None:
+        """What is wrong with a result, or None. The arguments afterwards, `after`, must be what they were."""
+        for name, value in arguments.items():
+            if not same(value, after[name]):
+                return Failure(name, "the function changes its argument: make a copy first")
+        misfits: list[Misfit] = []
+        try:
+            result = conform(self.returns(**arguments), result, "the result", misfits)
+            if misfits and not self.parts:
+                raise misfits[0]
+            with np.errstate(all="ignore"):
+                failure = self.judge(result, **arguments)
+            return replace(Failure(*misfits[0].args), fine=failure.fine, wrong=failure.wrong) if misfits else failure
+        except Misfit as misfit:
+            return Failure(*misfit.args)
+        except np.linalg.LinAlgError:
+            return Failure("", "the numbers are so large that they can't be examined")
 
 
 @dataclass(frozen=True)
@@ -89,58 +145,42 @@ class MutationQuestion(Task):
     The grader runs it in another process than the check.
     """
 
-    hints: Sequence[str]
-    takes: Mapping[str, str]  # the candidate's arguments, and a letter for each side of an array: "DH" for W_in [D, H]
     reference: Callable[..., Any]
-    shown: Mapping[str, Callable[..., Any]]  # the mutants that the student sees, by name
-    hidden: Mapping[str, Callable[..., Any]]
+    shown: Sequence[Callable[..., Any]]  # the mutants that the student sees
+    hidden: Mapping[str, Callable[..., Any]]  # the others, by what is wrong with them
 
-    largest = 1024  # a side of an argument's array
     reference_seeds = 20  # the check must accept the reference with each of these generators
     mutant_seeds = 3  # a mutant is killed if the check rejects it with each of these generators
 
-    def allowed(self, arguments: Sequence[Any]) -> Sequence[Any]:
-        """A call's arguments; a ValueError if NumPy, in the grader's process, could broadcast them to a huge result."""
-        sizes: dict[str, int] = {}
-        for (name, letters), value in zip(self.takes.items(), arguments, strict=False):
-            if isinstance(value, np.ndarray):
-                sides = list(zip(letters, value.shape, strict=False))
-                fits = value.ndim == len(letters) and all(sizes.setdefault(side, n) == n for side, n in sides)
-            else:
-                fits = value is None or not letters
-            if not fits or max(sizes.values(), default=0) > self.largest:
-                form = f"an array [{', '.join(letters)}]" if letters else "a number"
-                bound = f"with sides of at most {self.largest}, got {described(value)}; {sizes}"
-                raise ValueError(f"{name} must be {form} {bound}")
-        return copy.deepcopy(arguments)
-
-    def try_out(
-        self, rejects: Callable[[Callable, int, bool], Failure | None], order: np.random.Generator
-    ) -> tuple[float, Failure | None, str]:
-        """Run a check on all candidates, in random order: a check that counts its trials learns nothing.
-
-        Args:
-            rejects: runs the student's check on a candidate with the generator of the trial's number, and is told if it
-                is the right one; returns None if the check accepts it, otherwise how it raised (see `raised`).
-            order: draws the order of the trials.
-
-        Returns the share of the points, what is wrong, and a heading.
-        """
-        mutants = {**self.shown, **self.hidden}
-        trials = ["the right function"] * self.reference_seeds + list(mutants) * self.mutant_seeds
+    def mark(self, call: Call, rng: np.random.Generator) -> Mark:
+        """Run a check on all candidates, in random order: a check that counts its trials learns nothing."""
+        shown = {function.__name__: function for function in self.shown}
+        mutants = {**shown, **self.hidden}
+        trials = [""] * self.reference_seeds + list(mutants) * self.mutant_seeds
+        rng.shuffle(trials)
         alive = set()
-        for trial, index in enumerate(order.permutation(len(trials))):
-            name = trials[index]
+        for name in trials:
             function = mutants.get(name, self.reference)
-            rejected = rejects(lambda *given, run=function: run(*self.allowed(given)), trial, name not in mutants)
-            if rejected and name not in mutants:
-                return 0.0, rejected, "FAILED  it raises on the right function"
-            if not rejected and name in mutants:
+            answer = call({}, lambda *given, run=function: run(*allowed(given)), int(rng.integers(1 << 62)))
+            rejected = isinstance(answer, Failure)
+            if rejected and not name:
+                return Mark(0.0, "FAILED  it raises on the right function", answer)
+            if name and (not rejected or answer.status == "stopped"):  # a check that was stopped hasn't raised
                 alive.add(name)
-        shown = [name for name in self.shown if name in alive]
-        failure = Failure("", f"still alive: {', '.join(shown)}") if shown else None
-        kills = [f"{sum(n not in alive for n in some)} of {len(some)}" for some in (self.shown, self.hidden)]
-        return 1 - len(alive) / len(mutants), failure, f"kills {kills[0]} shown and {kills[1]} hidden mutants"
+        seen = [name for name in shown if name in alive]
+        failure = Failure("", f"still alive: {', '.join(seen)}") if seen else None
+        kills = [f"{sum(name not in alive for name in some)} of {len(some)}" for some in (shown, self.hidden)]
+        return Mark(1 - len(alive) / len(mutants), f"kills {kills[0]} shown and {kills[1]} hidden mutants", failure)
+
+
+def allowed(arguments: Sequence[Any]) -> Sequence[Any]:
+    """A candidate's arguments; a ValueError if NumPy, in the grader's process, could make gigabytes of them."""
+    for value in arguments:
+        small = isinstance(value, np.ndarray) and value.ndim <= 2 and value.size <= NUMBERS
+        if not (value is None or np.isscalar(value) or (small and max(value.shape, default=0) <= SIDE)):
+            form = f"numbers, and arrays of one or two sides up to {SIDE}, with up to {NUMBERS} numbers in all"
+            raise ValueError(f"a candidate takes None, {form}; not {described(value)}")
+    return copy.deepcopy(arguments)
 
 
 @dataclass(frozen=True)
@@ -181,25 +221,6 @@ class Assignment:
 def raised(name: str, message: str, line: int | None = None, code: str = "") -> Failure:
     """The failure of a function that raised the exception `name` in `line`, whose text is `code`."""
     if name == "NotImplementedError":
-        return Failure("", "not written yet", status="missing")
+        return Failure("", "not written yet", status="unanswered")
     where = "" if line is None else f"line {line}" + (f", `{code.strip()}`" if code else "")
     return Failure(where, name, message)
-
-
-def examine(question: Question, arguments: Mapping[str, Any], result: Any, after: Mapping[str, Any]) -> Failure | None:
-    """What is wrong with a result, or None; `after` are the arguments after the call, which must not change them."""
-    for name, value in arguments.items():
-        if not same(value, after[name]):
-            return Failure(name, "the function changes its argument: make a copy first")
-    misfits: list[Misfit] = []
-    try:
-        result = conform(question.returns(**arguments), result, "the result", misfits)
-        if misfits and not question.parts:
-            raise misfits[0]
-        with np.errstate(all="ignore"):
-            failure = question.judge(result, **arguments)
-        return replace(Failure(*misfits[0].args), fine=failure.fine, wrong=failure.wrong) if misfits else failure
-    except Misfit as misfit:
-        return Failure(*misfit.args)
-    except np.linalg.LinAlgError:
-        return Failure("", "the numbers are so large that they can't be examined")

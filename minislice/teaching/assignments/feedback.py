@@ -7,12 +7,13 @@ import copy
 import linecache
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from .exercise import Assignment, Case, Failure, MutationQuestion, Question, examine, raised
+from .exercise import Assignment, Failure, raised
 from .forms import described
 
 
@@ -28,15 +29,13 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
             print(f"{assignment.name} has no function {name}; it asks for {', '.join(questions)}")
             return False
         question = questions[name]
-        run = _mutants if isinstance(question, MutationQuestion) else _cases
-        share, failure, heading = run(question, function, seed)
-        if failure and failure.status == "missing":
-            heading, failure = failure.what, None
-        print(f"{assignment.name.upper()}.{name}  {heading}")
-        if share == 1:
+        mark = question.mark(partial(called, function), np.random.default_rng(seed))
+        heading, *details = mark.lines()
+        if mark.status not in ("passed", "unanswered"):
+            heading += f"  {mark.share * question.points:.0f} of {question.points} points"
+        print(f"{assignment.name.upper()}.{name}  {heading}", *details, sep="\n")
+        if mark.status == "passed":
             return True
-        if failure:
-            print(*failure.lines(), sep="\n")
         for layer, text in enumerate(question.hints[:hint], 1):
             print(f"Hint {layer}: {text}")
         if hint < len(question.hints):
@@ -46,44 +45,24 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
     return check
 
 
-def _cases(question: Question, function: Callable[..., Any], seed: int) -> tuple[float, Failure | None, str]:
-    cases = list(question.cases(np.random.default_rng(seed)))
-    failures = [try_case(question, function, case) for case in cases]
-    failed = [(case, failure) for case, failure in zip(cases, failures, strict=True) if failure]
-    if not failed:
-        return 1.0, None, f"ok, {len(cases)} cases"
-    (case, failure), share = failed[0], question.share(failures)
-    points = f"  {share * question.points:.0f} of {question.points} points" if question.parts else ""
-    return share, failure, f"FAILED {len(failed)} of {len(cases)}  (seed {seed}: {case}){points}"
-
-
-def try_case(question: Question, function: Callable[..., Any], case: Case) -> Failure | None:
-    """Call a function, in this process, with a copy of the case's arguments."""
-    after = copy.deepcopy(case.arguments)
+def called(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    candidate: Callable | None = None,
+    seed: int | None = None,
+) -> tuple[Any, Mapping[str, Any]] | Failure:
+    """Call a function in this process, with a copy of the arguments, as `exercise.Call` says."""
+    after = copy.deepcopy(arguments)
     try:
-        result = function(*after.values())
+        if candidate:
+            return function(candidate, np.random.default_rng(seed)), after
+        return function(*after.values()), after
     except (Exception, SystemExit) as error:
-        entries = [part.items() if isinstance(part, dict) else [(name, part)] for name, part in case.arguments.items()]
+        entries = [part.items() if isinstance(part, dict) else [(name, part)] for name, part in arguments.items()]
         shapes = ", ".join(f"{name} {described(value)}" for group in entries for name, value in group)
-        return _how_raised(error, function, f"called with {shapes}")
-    return examine(question, case.arguments, result, after)
-
-
-def _mutants(question: MutationQuestion, check: Callable[..., Any], seed: int) -> tuple[float, Failure | None, str]:
-    def rejects(candidate: Callable[..., Any], trial: int, right: bool) -> Failure | None:
-        try:
-            check(candidate, np.random.default_rng([seed, trial]))
-        except (Exception, SystemExit) as error:
-            return _how_raised(error, check)
-        return None
-
-    return question.try_out(rejects, np.random.default_rng(seed))
-
-
-def _how_raised(error: BaseException, function: Callable[..., Any], called: str = "") -> Failure:
-    """The exception, and the last line of the student's code before it."""
-    code = getattr(function, "__code__", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
-    line = frames[-1].lineno if frames else None
-    text = linecache.getline(frames[-1].filename, line) if frames else ""
-    return raised(type(error).__name__, f"{error}\n{called}".strip(), line, text)
+        message = f"{error}\ncalled with {shapes}" if shapes else str(error)
+        code = getattr(function, "__code__", None)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
+        line = frames[-1].lineno if frames else None  # the last line of the student's code
+        text = linecache.getline(frames[-1].filename, line) if frames else ""
+        return raised(type(error).__name__, message.strip(), line, text)

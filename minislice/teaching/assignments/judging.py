@@ -1,12 +1,12 @@
 """Tools for judges: equality up to rounding, place by place, and the words for a difference."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .exercise import Failure
+from .exercise import Case, Failure, Question
 from .forms import Array, Form, Number
 
 TOLERANCE = 1e-10  # relative to the largest value of an array, or absolute if that is below 1
@@ -35,50 +35,43 @@ def named(mistakes: Mapping[str, Any], got: Any) -> str:
     return next((sentence for sentence, value in mistakes.items() if close(value, got, 1e-7)), "")
 
 
-class Places:
-    """Values and what they must be, place by place: "W_in[0]", "b_out[1]", "k"."""
+@dataclass(frozen=True)
+class Place:
+    """A value in a result, and what it must be."""
 
-    def __init__(self) -> None:
-        self._wrong: list[Failure] = []
-        self._right: dict[str, bool] = {}  # by name, in order: every place of this name is right
+    name: str  # "W_in[0]", "b_out[1]", "k"
+    expected: Any
+    got: Any
+    mistakes: Mapping[str, Any] = field(default_factory=dict)  # wrong values, by the sentence that names the mistake
+    hint: str = ""  # a question that leads on
+    alike: Callable[[Any, Any], bool] = close  # compares the expected value, or a mistake's, with the given one
 
-    def add(
-        self,
-        place: str,
-        expected: Any,
-        got: Any,
-        mistakes: Mapping[str, Any] | None = None,
-        hint: str = "",
-        alike: Callable[[Any, Any], bool] = close,
-    ) -> "Places":
-        """Compare one place.
 
-        Args:
-            mistakes: values after well-known mistakes, by the sentence that names the mistake. The sentence is told if
-                only one mistake gives this value.
-            hint: a question that leads on.
-            alike: compares the expected value, or a mistake's, with the given one.
-        """
-        name, right = place.split("[")[0], alike(expected, got)
-        self._right[name] = right and self._right.get(name, True)
-        if not right:
-            what, values = difference(expected, got)
-            likely = [sentence for sentence, value in (mistakes or {}).items() if alike(value, got)]
-            self._wrong.append(Failure(place, what, values, (), likely[0] if len(likely) == 1 else "", hint))
-        return self
+def first_wrong(places: Iterable[Place]) -> Failure | None:
+    """The first place that is wrong, with the names of what is right and what is wrong; None if all are right.
 
-    def failure(self) -> Failure | None:
-        """The first place that is wrong, with the names of what is right and what is wrong, or None."""
-        fine = tuple(name for name, right in self._right.items() if right)
-        wrong = tuple(name for name, right in self._right.items() if not right)
-        return replace(self._wrong[0], fine=fine, wrong=wrong) if self._wrong else None
+    A mistake is named if it alone gives the value.
+    """
+    wrong, names = [], {}  # in order: every place of this name is right
+    for place in places:
+        name, right = place.name.split("[")[0], place.alike(place.expected, place.got)
+        names[name] = right and names.get(name, True)
+        wrong += [] if right else [place]
+    if not wrong:
+        return None
+    first = wrong[0]
+    fine, not_fine = (tuple(name for name in names if names[name] == right) for right in (True, False))
+    what, values = difference(first.expected, first.got)
+    likely = [sentence for sentence, value in first.mistakes.items() if first.alike(value, first.got)]
+    mistake = likely[0] if len(likely) == 1 else ""
+    return Failure(first.name, what, values, fine, mistake, first.hint, not_fine)
 
 
 Wanted = Iterator[tuple[str, Any, Mapping[str, Any], str]]  # place, right value, mistakes and hint of each part
 
 
-def compared(wanted: Callable[..., Wanted]) -> tuple[Callable[..., Form], Callable[..., Failure | None]]:
-    """The form and the judge of a question with one right result, which `wanted` gives for the arguments."""
+def compared(cases: Callable[[np.random.Generator], Iterable[Case]], wanted: Callable[..., Wanted]) -> Question:
+    """A question with one right result, which `wanted` gives for the arguments."""
 
     def returns(**arguments: Any) -> Form:
         parts = [(place, value) for place, value, *_ in wanted(**arguments)]
@@ -86,12 +79,14 @@ def compared(wanted: Callable[..., Wanted]) -> tuple[Callable[..., Form], Callab
         return forms[0] if len(forms) == 1 else tuple(forms)
 
     def judge(result: Any, **arguments: Any) -> Failure | None:
-        parts, places = list(wanted(**arguments)), Places()
-        for got, (place, *what) in zip([result] if len(parts) == 1 else result, parts, strict=True):
-            places.add(place, what[0], got, *what[1:])
-        return places.failure()
+        parts = list(wanted(**arguments))
+        results = [result] if len(parts) == 1 else result
+        return first_wrong(
+            Place(place, right, got, mistakes, hint)
+            for got, (place, right, mistakes, hint) in zip(results, parts, strict=True)
+        )
 
-    return returns, judge
+    return Question(cases, returns, judge)
 
 
 def difference(expected: Any, got: Any) -> tuple[str, str]:

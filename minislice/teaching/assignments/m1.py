@@ -1,5 +1,6 @@
 """M1: write the check that tells a right fusion from eight wrong ones."""
 
+from .exercise import MutationQuestion
 from .markdown import read
 
 
@@ -43,7 +44,6 @@ def _shift_lost(W_in, b_in, *others):
     return W, 0 * b if b_in is None else b, *writes
 
 
-TAKES = {"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "alpha": "D", "beta": "D"}
 SHOWN = (scale_forgotten, shift_through_scaled_weights, output_bias_keeps_its_mean)
 HIDDEN = {
     "mean of the wrong axis": lambda *block: _writes(block, block[2].mean(0)),
@@ -53,4 +53,4 @@ HIDDEN = {
     "done twice": lambda *block: fuse_block(*fuse_block(*block), *block[4:]),
 }
 
-M1, score = read("m1", check=(TAKES, fuse_block, SHOWN, HIDDEN))
+M1, score = read("m1", check=MutationQuestion(fuse_block, SHOWN, HIDDEN))

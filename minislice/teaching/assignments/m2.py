@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .exercise import MutationQuestion
 from .markdown import read
 
 
@@ -30,7 +31,6 @@ def _input_bias_rotated(W_in, b_in, *others):
     return rotate_block(W_in, b_in @ others[2] if len(W_in) == len(b_in) else b_in, *others)
 
 
-TAKES = {"W_in": "DH", "b_in": "H", "W_out": "HD", "b_out": "D", "Q": "DD", "Q_next": "DD"}
 SHOWN = (transposed, output_bias_not_rotated, adapter_transposed)
 HIDDEN = {
     "adapter missing": lambda *block: (*rotate_block(*block)[:4], np.eye(len(block[4]))),
@@ -40,4 +40,4 @@ HIDDEN = {
     "input bias of a square rotated": _input_bias_rotated,
 }
 
-M2, score = read("m2", check=(TAKES, rotate_block, SHOWN, HIDDEN))
+M2, score = read("m2", check=MutationQuestion(rotate_block, SHOWN, HIDDEN))

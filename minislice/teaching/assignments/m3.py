@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from .exercise import MutationQuestion
 from .markdown import read
 
 
@@ -52,7 +53,6 @@ def _products_in_float32(X, mask, k):
     return eigenvalues[::-1], Q[:, ::-1][:, :k]
 
 
-TAKES = {"X": "ND", "mask": "N", "k": ""}
 SHOWN = (ascending, only_eigenvalues_turned_round, centred)
 HIDDEN = {
     "columns of largest norm": _columns_of_largest_norm,
@@ -62,4 +62,4 @@ HIDDEN = {
     "products in float32": _products_in_float32,
 }
 
-M3, score = read("m3", check=(TAKES, components, SHOWN, HIDDEN))
+M3, score = read("m3", check=MutationQuestion(components, SHOWN, HIDDEN))

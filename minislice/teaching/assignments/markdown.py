@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from .exercise import Assignment, MutationQuestion, Question, Task
+from .exercise import Assignment, Task
 from .feedback import checker
 
 TEXTS = Path(__file__).parent / "texts"
@@ -12,12 +13,11 @@ HEAD = re.compile(r"# (.+)\n\n- difficulty: ([★☆]{3})\n- goal: (.+)\n- befor
 SECTION = re.compile(r"(\w+)\n\n((\d+) minutes, .+, (\d+) points\n\n(?s:.*?))(?:\n\nHints:\n\n((?s:.*)))?")
 
 
-def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]]:
+def read(name: str, **judged: Task) -> tuple[Assignment, Callable[..., bool]]:
     """The assignment of `texts/NAME.md`, and the function that its notebook calls.
 
     Args:
-        functions: what a question has besides its text: `cases`, `returns`, `judge` (and `parts`) of a `Question`,
-            or `takes`, `reference`, `shown` and `hidden` of a `MutationQuestion`. A question in words has nothing.
+        judged: the questions by name, without their text; a question in words is in the text alone.
     """
     text = (TEXTS / f"{name}.md").read_text(encoding="utf-8")
     head, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -25,16 +25,10 @@ def read(name: str, **functions: tuple) -> tuple[Assignment, Callable[..., bool]
     questions, written = [], []
     for section in sections:
         asked, task, minutes, points, hints = _parts(SECTION, section.strip(), name)
-        about = (asked, task, int(minutes), int(points))
-        hints = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
-        if asked not in functions:
-            written.append(Task(*about))
-        elif isinstance(functions[asked][0], dict):
-            takes, reference, shown, hidden = functions[asked]
-            shown = {function.__name__: function for function in shown}
-            questions.append(MutationQuestion(*about, hints, takes, reference, shown, hidden))
-        else:
-            questions.append(Question(*about, hints, *functions[asked]))
+        about = {"name": asked, "text": task, "minutes": int(minutes), "points": int(points)}
+        about["hints"] = re.findall(r"^\d\. (.+)$", hints or "", flags=re.MULTILINE)
+        question = replace(judged.get(asked, Task()), **about)
+        (questions if asked in judged else written).append(question)
     assignment = Assignment(name, title, difficulty, goal, before, notation.strip(), questions, written)
     return assignment, checker(assignment)
 
