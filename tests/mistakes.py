@@ -15,11 +15,12 @@ import depth_properties as d
 import inner_properties as n
 import properties as p
 import torch
-from family_models import FamilyRecipe
+from family_models import FamilyRecipe, fixed
 from models import Recipe
 from torch import nn
 
 from minislice.architecture.blocks import RMSNorm
+from minislice.architecture.families import FAMILIES
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
 from minislice.fusion import bare
@@ -107,6 +108,30 @@ def layers_keep_their_numbers(right, net, index):
         module.layer_idx = number
 
 
+# Of the table of families: each generalisation is needed, or a property of its family fails.
+
+
+def entry(**changes):
+    """Another entry for the family."""
+    return lambda right, config: replace(right(config), **changes)
+
+
+def norm(**changes):
+    return lambda right, config: replace(right(config), norm=replace(right(config).norm, **changes))
+
+
+def last_expert_stays(right, side, matrices):
+    right(side, torch.cat([matrices[:-1], side.matrices()[-1:]]))
+
+
+def one_layers_context_for_all(right, net, *given):
+    signal, contexts = right(net, *given)
+    return signal, contexts[:1] * len(contexts)
+
+
+FAMILY, EXPERTS = "architecture.network.find_family", "architecture.linears.Experts"
+PARALLEL = FAMILIES["gpt_neox"].blocks_of(fixed("gpt_neox").config(), 0)
+ATTENTION, MIXTURE = FAMILIES["gpt_oss"].blocks
 NORM = "architecture.blocks.RMSNorm.forward"
 LOW_RANK = {"adapter": "low-rank"}
 # fmt: off
@@ -116,18 +141,32 @@ TABLE: dict[Callable, list[tuple]] = {
     p.fusion_preserves_logits: [
         ("mean subtracted", LLAMA, NORM, lambda right, self, x: right(self, x - x.mean(-1, True))),
         ("eps forgotten", thin_eps, "fusion.bare", lambda right, norm, net: RMSNorm(net.trained_width, 0.0)),
-        ("mean left in the outputs", OPT, "fusion.subtract_mean_from_output", lambda right, linear: None)],
+        ("mean left in the outputs", OPT, "fusion.subtract_mean_from_output", lambda right, linear: None),
+        ("1 + w taken for w", fixed("gemma"), FAMILY, norm(offset=0.0)),
+        ("mean left in", fixed("cohere"), FAMILY, norm(subtracts_mean=False)),
+        ("the residual multiplier dropped", fixed("granite"), FAMILY, entry(branch_scale=None)),
+        ("the second norm of a parallel layer ignored", fixed("falcon", 1), "architecture.blocks.Block.norm_of",
+         lambda right, block, name: block.norm),
+        ("a sequential layer taken for a parallel one", fixed("gpt_neox", 1), FAMILY, entry(blocks=PARALLEL)),
+        ("the embedding's norm forgotten", fixed("bloom"), FAMILY, entry(embedding_norm=None)),
+        ("the residual added twice", fixed("bloom"), "architecture.blocks.torch.Tensor.new_zeros",
+         lambda right, x, *size, **named: x if size == ((),) else right(x, *size, **named)),
+        ("the router not folded", fixed("gpt_oss"), FAMILY,
+         entry(blocks=(ATTENTION, replace(MIXTURE, w_in=("mlp.experts",))))),
+        ("one expert forgotten", fixed("qwen3_moe"), f"{EXPERTS}Reader.store_matrices", last_expert_stays)],
     p.rotation_preserves_logits: [
         ("bias not rotated", OPT, "rotation.fold_writer",
          lambda right, linear, Q: set_weight(linear, Q.T @ linear.weight)),
         ("second output overlooked", PHI, "architecture.blocks.Block.w_out", lambda right, block: right(block)[:1]),
         ("adapter missing", LLAMA, "rotation.linear_map",
-         lambda right, S, like: nn.Identity(), {"per_block": True})],
+         lambda right, S, like: nn.Identity(), {"per_block": True}),
+        ("one expert not rotated", fixed("mixtral"), f"{EXPERTS}Writer.store_matrices", last_expert_stays)],
     p.random_orthogonal_is_haar_and_seeded: [
         ("QR without the sign fix", OPT, "properties.random_orthogonal",
          lambda right, D, seeded: torch.linalg.qr(torch.randn(D, D, generator=seeded).double()).Q)],
     p.full_width_preserves_logits: [("not folded", OPT, "slicing.fold_reader", lambda right, linear, P: None)],
     p.slicing_is_projection: [
+        ("one layer's mask for all", fixed("qwen2"), "architecture.network.Network.embed", one_layers_context_for_all),
         ("adapter transposed", OPT, "adapters.linear_map",
          lambda right, S, like: right(S.T, like), {"slice_head": True}),
         ("divided by the sliced width", PHI, NORM,
