@@ -202,12 +202,11 @@ def test_a_result_is_one_json_document_or_a_line_for_each_entry(capsys):
 
 
 OPTIONS = {
-    "--discard 0.1 --slice-embedding --slice-head --neurons 0.5 --repair": {
-        **{"discard": 0.1, "slice_embedding": True, "slice_head": True, "neurons": 0.5, "repair": True}
-    },
-    "--width 192,96 --keep-embedding --keep-head --neurons 8,16 --drop 3,2": {
-        **{"width": [192, 96], "slice_embedding": False, "slice_head": False, "neurons": [8, 16], "drop": [2, 3]}
-    },
+    "--discard 0.1 --slice-embedding --slice-head": {"discard": 0.1, "slice_embedding": True, "slice_head": True},
+    "--width 192,96 --keep-embedding": {"width": [192, 96], "slice_embedding": False},
+    "--width 96 --neurons 0.5 --repair": {"width": 96, "neurons": 0.5, "repair": True},
+    "--width 96 --keep-head --neurons 8,16": {"width": 96, "slice_head": False, "neurons": [8, 16]},
+    "--width 96 --drop 3,2": {"width": 96, "drop": [2, 3]},
 }
 
 

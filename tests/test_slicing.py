@@ -11,7 +11,7 @@ from models import Recipe, recipes
 
 from minislice import fuse, perplexity, rotate, slice_model
 from minislice.architecture.network import network
-from minislice.options import SlicingOptions, slice_width
+from minislice.options import slice_width
 from minislice.pca import covariance, width_keeping
 
 LLAMA = Recipe("llama")
@@ -32,11 +32,6 @@ def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(
         report = slice_model(model, recipe.tokens(), **{"width": 6, **options}).slicing
         assert (report.options.head, report.widths[0], report.widths[-1]) == (head, first, last), options
     assert not network(slice_model(recipe.model(), recipe.tokens(), slicing=0)).has_adapters
-
-
-def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own():
-    assert SlicingOptions.paper(width=8) == SlicingOptions(width=8, adapter="full", head="own", signal="normalized")
-    assert SlicingOptions.paper(adapter="none") == SlicingOptions(adapter="none", head="own")
 
 
 def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
