@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,14 @@ from typing import Any
 
 import results
 import torch
-from protocol import OF_SHAPES, Setting
+from protocol import OF_SHAPES, PRODUCTS, Setting
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import minislice
 from minislice.checks import require_package
 from minislice.corpus.text import SOURCES, halves, load_text, sample, tokenize, windows
-from minislice.measuring.provenance import commit, hash_of
+from minislice.measuring.provenance import hash_of
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.measuring.zero_shot import require_tasks
@@ -28,9 +29,6 @@ from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
 MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
-# Of table 12, with the names that a LLaMA has for its linears.
-PRODUCTS = {"down_proj": ("down_proj",), "up_or_gate_proj": ("up_proj", "gate_proj"), "k_or_v": ("k_proj", "v_proj")}
-PRODUCTS |= {"q": ("q_proj",), "out": ("o_proj",), "total": ("total",)}
 
 
 @dataclass
@@ -38,12 +36,13 @@ class Outcome:
     values: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)  # standard errors, by the name of the value
     facts: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # that each step took
 
     @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def timed(self, step: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.facts.setdefault("seconds", {})[what] = round(time.perf_counter() - began, 3)
+        self.seconds[step] = round(time.perf_counter() - began, 3)
 
 
 @dataclass
@@ -51,26 +50,38 @@ class Bench:
     """Where settings are measured; those that follow each other and share a sliced model share its slicing."""
 
     device: str
-    work: Path | None = None  # a folder for models that are sliced by streaming
+    work: Path  # a folder for models that are sliced by streaming
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
-    last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model and facts
+    last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model, and the outcome of making it
 
     def __post_init__(self):
-        if self.work is not None and self.work.exists() and not (self.work / MARK).is_file():
+        if self.work.exists() and not (self.work / MARK).is_file():
             raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
+    def let_go(self) -> None:
+        """Let the last model's memory go; what refers to itself, as models do, waits for the collector."""
+        self.last = None
+        gc.collect()
+
+    def forget(self) -> None:
+        """Let the last model go, from memory and disk."""
+        self.let_go()
+        if (self.work / MARK).is_file():
+            shutil.rmtree(self.work)
+
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
-        outcome = Outcome()
         if setting.measure in OF_SHAPES:
             cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
-            cost(setting, self.device, batch_size, outcome)
-            return outcome
+            self.let_go()  # the largest batch that fits is asked for
+            return cost(setting, self.device, batch_size)
+        outcome = Outcome(facts={"batch size": batch_size})
+        # What is needed only behind the slicing, which may take hours, is looked for before it.
+        load_config(locate(setting.source))
         tokenizer = load_tokenizer(locate(setting.source))
         if tokenizer is None:
             raise ValueError(f"{setting.source} has no tokenizer beside it")
-        # What is needed only behind the slicing, which may take hours, is looked for before it.
         if setting.measure == "zero-shot":
             require_tasks(setting.how.tasks.split(","), setting.how.tasks_from)
         if setting.recovered:
@@ -112,21 +123,19 @@ class Bench:
             self.streams[name] = stream if text in SOURCES else halves(stream)[split != "calibration"]
         return self.streams[name]
 
-    def forget(self) -> None:
-        """Let the model of the last setting go, from memory and disk."""
-        self.last = None
-        if self.work is not None and (self.work / MARK).is_file():
-            shutil.rmtree(self.work)
-
     def _model(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
         """The dense or sliced model."""
         if self.last is None or self.last[0] != made:
-            self.last = None
-            make = self._in_memory if tokens is None or not self.stream else self._streamed
-            making = Outcome()
-            self.last = (made, make(made, tokens, tokenizer, batch_size, making), making.facts)
-        _, model, facts = self.last
-        outcome.facts |= copy.deepcopy(facts)
+            self.let_go()
+            making, make = Outcome(), self._streamed if self.stream and made.percent else self._in_memory
+            try:
+                self.last = (made, make(made, tokens, tokenizer, batch_size, making), making)
+            except torch.OutOfMemoryError:
+                self.forget()  # what is on the disk was begun with this batch size
+                raise
+        _, model, making = self.last
+        outcome.facts |= making.facts
+        outcome.seconds |= making.seconds
         return model
 
     def _in_memory(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
@@ -134,7 +143,7 @@ class Bench:
             place = "auto" if self.stream else self.device
             model, _ = minislice.load(made.source, dtype=made.how.dtype, device=place)
         outcome.facts["dense parameters"] = minislice.parameters(model)
-        if tokens is not None:
+        if made.percent:
             with outcome.timed("slice"):
                 minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
             outcome.facts["widths"] = model.slicing.widths
@@ -142,7 +151,7 @@ class Bench:
 
     def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int, outcome: Outcome):
         outcome.facts["streamed by"] = self.processes
-        out = self.work / results.key_of(made, results.revision_of(made), commit())
+        out = self.work / results.key_of(made, results.revision_of(made))
         with outcome.timed("slice"):
             if not out.is_dir():  # else a run was killed between slicing and measuring
                 for other in self.work.glob("[!.]*/"):
@@ -163,8 +172,11 @@ class Bench:
 
 
 def options(setting: Setting) -> dict[str, Any]:
-    changes = {"signal": setting.signal, "adapter": setting.how.adapter, "seed": setting.seed}
-    return vars(SlicingOptions.paper(slicing=setting.percent / 100, **changes))
+    signal = {"signal": setting.signal} if setting.signal else {}
+    paper = SlicingOptions.paper(
+        slicing=setting.percent / 100, adapter=setting.how.adapter, seed=setting.seed, **signal
+    )
+    return vars(paper)
 
 
 def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> list[str]:
@@ -192,9 +204,8 @@ def run_processes(command: list[str]) -> None:
 
 def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome) -> None:
     """Recovery fine-tuning, in place, with as many sequences a step as `recover` takes: memory must not change that."""
-    steps = {} if setting.how.recovery_steps is None else {"steps": setting.how.recovery_steps}
     with outcome.timed("recover"):
-        report = minislice.recover(model, tokens, seed=setting.seed, **steps)
+        report = minislice.recover(model, tokens, seed=setting.seed, steps=setting.how.recovery_steps)
     outcome.facts["recovery steps"] = report.steps
 
 
@@ -204,61 +215,57 @@ def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outc
     measured = minislice.zero_shot(model, tokenizer, how.tasks.split(","), **asked)
     for score in measured.scores:
         outcome.values[score.task], outcome.errors[score.task] = score.accuracy, score.stderr
-        outcome.facts.setdefault("metrics", {})[score.task] = f"{score.metric}, {score.count} items"
     outcome.values["average"], outcome.errors["average"] = measured.mean, measured.stderr
+    outcome.facts["metrics"] = {score.task: f"{score.metric}, {score.count} items" for score in measured.scores}
 
 
 # The cost of a shape, with random weights
-
-
-def pair(setting: Setting, device: str, layers: int | None = None) -> dict[str, PreTrainedModel]:
-    """A dense model and a sliced one, of so many layers."""
-    config = copy.deepcopy(config_of(setting))
-    config.num_hidden_layers = layers or config.num_hidden_layers
-    chosen = SlicingOptions.paper(slicing=setting.percent / 100, adapter=setting.how.adapter)
-    configs = {"dense": config, "sliced": sliced_config(config, **vars(chosen))}
-    dtype = getattr(torch, setting.how.dtype)
-    return {name: random_model(config, dtype=dtype, device=device) for name, config in configs.items()}
 
 
 def config_of(setting: Setting) -> PreTrainedConfig:
     return SHAPES.get(setting.source) or load_config(locate(setting.source))
 
 
-def inference(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
+def pair(setting: Setting, device: str, layers: int | None = None) -> dict[str, PreTrainedModel]:
+    """A dense model and a sliced one, of so many layers."""
+    config = copy.deepcopy(config_of(setting))
+    config.num_hidden_layers = layers or config.num_hidden_layers
+    configs = {"dense": config, "sliced": sliced_config(config, **options(setting))}
+    dtype = getattr(torch, setting.how.dtype)
+    return {name: random_model(config, dtype=dtype, device=device) for name, config in configs.items()}
+
+
+def inference(setting: Setting, device: str, batch_size: int) -> Outcome:
     """Tables 2 and 11, of both models in one run."""
-    models, how = pair(setting, device), setting.how
-    with outcome.timed("inference"):
-        costs = inference_cost(**models, length=how.length, prompt=how.length, rounds=how.rounds)
+    how, values = setting.how, {}
+    costs = inference_cost(**pair(setting, device), length=how.length, prompt=how.length, rounds=how.rounds)
     names = {"ms_per_token": "decoding, ms a token", "tokens_per_second": "tokens a second", "batch_size": "batch"}
     for name, quantity in names.items():
         both = costs[quantity]
-        outcome.values |= {f"dense_{name}": both.dense, name: both.sliced, f"{name}_ratio": both.ratio}
-    outcome.facts |= {"dense parameters": costs["parameters"].dense, "parameters": costs["parameters"].sliced}
+        values |= {f"dense_{name}": both.dense, name: both.sliced, f"{name}_ratio": both.ratio}
+    sizes = costs["parameters"]
+    return Outcome(values, facts={"dense parameters": sizes.dense, "parameters": sizes.sliced})
 
 
-def products(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
+def products(setting: Setting, device: str, batch_size: int) -> Outcome:
     """Table 12; the middle one of three layers is like any other of the model, and needs no room for all."""
-    models = pair(setting, device, layers=3)
-    with outcome.timed("products"):
-        times = product_milliseconds(models, tokens=2048, repeats=setting.how.repeats)
+    times, values = product_milliseconds(pair(setting, device, 3), tokens=2048, repeats=setting.how.repeats), {}
     for prefix, milliseconds in (("dense_", times["dense"]), ("", times["sliced"])):
         for column, names in PRODUCTS.items():
             if measured := [milliseconds[name] for name in names if name in milliseconds]:
-                outcome.values[f"{prefix}{column}"] = sum(measured) / len(measured)
-    outcome.values["total_ratio"] = outcome.values["total"] / outcome.values["dense_total"]
+                values[f"{prefix}{column}"] = sum(measured) / len(measured)
+    return Outcome(values | {"total_ratio": values["total"] / values["dense_total"]})
 
 
-def slicing_and_recovery(setting: Setting, device: str, batch_size: int, outcome: Outcome) -> None:
+def slicing_and_recovery(setting: Setting, device: str, batch_size: int) -> Outcome:
     """Table 3: slicing, then recovery fine-tuning, of random weights on random tokens."""
     require_package("peft", "recovery fine-tuning", "recover")
-    config = config_of(setting)
-    model = random_model(config, dtype=getattr(torch, setting.how.dtype), device=device)
-    generator = torch.Generator().manual_seed(setting.seed)
-    tokens = torch.randint(config.vocab_size, (setting.how.samples, setting.how.seqlen), generator=generator)
+    how, config, outcome = setting.how, config_of(setting), Outcome()
+    model = random_model(config, dtype=getattr(torch, how.dtype), device=device)
+    calibration = torch.randint(config.vocab_size, (how.samples, how.seqlen))
+    training = torch.randint(config.vocab_size, (how.recovery_samples, how.recovery_seqlen))
     with outcome.timed("slice"):
-        minislice.slice_model(model, tokens, batch_size=batch_size, **options(setting))
-    shape = (setting.how.recovery_samples, setting.how.recovery_seqlen)
-    recover(model, torch.randint(config.vocab_size, shape, generator=generator), setting, outcome)
-    seconds = outcome.facts["seconds"]
-    outcome.values = {"slicing_minutes": seconds["slice"] / 60, "rft_minutes": seconds["recover"] / 60}
+        minislice.slice_model(model, calibration, batch_size=batch_size, **options(setting))
+    recover(model, training, setting, outcome)
+    outcome.values = {"slicing_minutes": outcome.seconds["slice"] / 60, "rft_minutes": outcome.seconds["recover"] / 60}
+    return outcome

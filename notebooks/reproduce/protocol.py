@@ -17,51 +17,49 @@ from minislice.corpus.embedded import SEQLEN, paper_table
 from minislice.measuring.zero_shot import TASKS
 from minislice.pca import SIGNALS
 
-OF_SHAPES = ("inference", "products", "time")  # measures that are costs, which random weights have too
+DECIDES = {  # by measure, in the order in which a model is measured: the fields of a profile that decide what it gives
+    "perplexity": ("wikitext2", "seqlen", "eval_samples"),
+    "zero-shot": ("tasks", "tasks_from", "limit"),
+    "products": ("adapter", "repeats"),
+    "inference": ("adapter", "length", "rounds"),
+    "time": (),
+}
+SLICING = ("adapter", "samples", "seqlen")  # fields that decide more for a sliced model
+RECOVERY = ("recovery_samples", "recovery_seqlen", "recovery_steps")  # and for a recovered one
+PAIRED = ("products", "inference")  # costs: the dense model's are measured beside the sliced one's, in one run
+OF_SHAPES = (*PAIRED, "time")  # what random weights of the same shapes give as well
 
 
 @dataclass(frozen=True)
 class Table:
     """What one of the paper's tables measures; where nothing else is said, of models sliced by 1024 x 2048 tokens."""
 
-    measure: str  # perplexity, zero-shot, inference, products or time
+    measure: str  # one of DECIDES
     title: str
-    metrics: tuple[str, ...]  # its columns; "..._ratio" is sliced over dense, of the column before
+    metrics: tuple[str, ...]  # its columns; "..._ratio" is sliced over dense
     text: str = "wikitext2"  # that calibrates
     samples: int = 1024
     recovered: bool = False  # by fine-tuning on the same text
 
-    @property
-    def compared(self) -> str | None:
-        """The cost that is given as a ratio too."""
-        return self.metrics[-1].removesuffix("_ratio") if self.metrics[-1].endswith("_ratio") else None
 
-
-ACCURACY, ACCURACIES = "zero-shot accuracy in percent", (*TASKS, "average")
-PRODUCTS = ("down_proj", "up_or_gate_proj", "k_or_v", "q", "out", "total", "total_ratio")
+PERPLEXITY, ACCURACIES, MINUTES = ("perplexity",), (*TASKS, "average"), ("slicing_minutes", "rft_minutes")
+LATENCY = ("ms_per_token", "ms_per_token_ratio")
+THROUGHPUT = ("tokens_per_second", "batch_size", "tokens_per_second_ratio")
+# Table 12's columns, each the mean of the linears that a LLaMA calls so.
+PRODUCTS = {"down_proj": ("down_proj",), "up_or_gate_proj": ("up_proj", "gate_proj"), "k_or_v": ("k_proj", "v_proj")}
+PRODUCTS |= {"q": ("q_proj",), "out": ("o_proj",), "total": ("total",)}
+ACCURACY = "zero-shot accuracy in percent"
 TABLES = {
-    1: Table("perplexity", "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2", ("perplexity",)),
-    2: Table("inference", "milliseconds a token, 128 generated one by one", ("ms_per_token", "ms_per_token_ratio")),
-    3: Table(
-        "time",
-        "minutes of slicing at 30% and of recovery fine-tuning, Alpaca",
-        ("slicing_minutes", "rft_minutes"),
-        "alpaca",
-        recovered=True,
-    ),
-    5: Table(
-        "perplexity", "WikiText-2 perplexity, calibrated on 128 x 2048 tokens of it", ("perplexity",), samples=128
-    ),
+    1: Table("perplexity", "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2", PERPLEXITY),
+    2: Table("inference", "milliseconds a token, 128 generated one by one", LATENCY),
+    3: Table("time", "minutes of slicing at 30% and of recovery, Alpaca", MINUTES, "alpaca", recovered=True),
+    5: Table("perplexity", "WikiText-2 perplexity, calibrated on 128 x 2048 tokens of it", PERPLEXITY, samples=128),
     7: Table("zero-shot", f"{ACCURACY}, calibrated on WikiText-2", ACCURACIES),
     8: Table("zero-shot", f"{ACCURACY}, calibrated on Alpaca", ACCURACIES, "alpaca"),
     9: Table("zero-shot", f"{ACCURACY}, WikiText-2, after recovery fine-tuning", ACCURACIES, recovered=True),
     10: Table("zero-shot", f"{ACCURACY}, Alpaca, after recovery fine-tuning", ACCURACIES, "alpaca", recovered=True),
-    11: Table(
-        "inference",
-        "tokens a second, 128 tokens generated, the largest batch that fits",
-        ("tokens_per_second", "batch_size", "tokens_per_second_ratio"),
-    ),
-    12: Table("products", "milliseconds of each matrix product of one layer, 2048 tokens", PRODUCTS),
+    11: Table("inference", "tokens a second, 128 tokens generated, the largest batch that fits", THROUGHPUT),
+    12: Table("products", "milliseconds of each matrix product of one layer, 2048 tokens", (*PRODUCTS, "total_ratio")),
 }
 SLIPS = {  # in print: (table, model, slicing, column)
     (8, "Phi-2", 30, "average"): "slip in print: the five tasks average 59.23",
@@ -69,7 +67,6 @@ SLIPS = {  # in print: (table, model, slicing, column)
 }
 GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
-ORDER = ("perplexity", "zero-shot", "products", "inference", "time")  # of measures, for one model
 
 
 @dataclass(frozen=True)
@@ -79,27 +76,18 @@ class Family:
     title: str
     sources: dict[str, str]  # the paper's name: where its weights are on the hub
     stand_in: str  # the embedded model of the same architecture
-    licence: str
 
     def tables(self) -> list[int]:
-        return [number for number in TABLES if any(row["model"] in self.sources for row in paper_table(number))]
+        return [number for number in TABLES if any(line["model"] in self.sources for line in paper_table(number))]
 
 
 OPT_SIZES, LLAMA_SIZES = ("125M", "1.3B", "2.7B", "6.7B", "13B", "30B", "66B"), ("7B", "13B", "70B")
 FAMILIES = {
-    "opt": Family(
-        "OPT",
-        {f"OPT-{size}": f"facebook/opt-{size.lower()}" for size in OPT_SIZES},
-        "mini-opt",
-        "OPT's licence allows research, not commerce",
-    ),
+    "opt": Family("OPT", {f"OPT-{size}": f"facebook/opt-{size.lower()}" for size in OPT_SIZES}, "mini-opt"),
     "llama-2": Family(
-        "LLaMA-2",
-        {f"LLAMA-2-{size}": f"meta-llama/Llama-2-{size.lower()}-hf" for size in LLAMA_SIZES},
-        "mini-llama",
-        "Meta's licence must be accepted on the hub, with the account whose token HF_TOKEN is",
+        "LLaMA-2", {f"LLAMA-2-{size}": f"meta-llama/Llama-2-{size.lower()}-hf" for size in LLAMA_SIZES}, "mini-llama"
     ),
-    "phi-2": Family("Phi-2", {"Phi-2": "microsoft/phi-2"}, "mini-phi", "MIT"),
+    "phi-2": Family("Phi-2", {"Phi-2": "microsoft/phi-2"}, "mini-phi"),
 }
 
 
@@ -115,9 +103,7 @@ class Profile:
     family: str
     name: str = "paper"
     model: str | None = option(None, "in place of the paper's models, without its values: embedded, a folder, a name")
-    wikitext2: str = option(
-        "wikitext2", "in place of that text, a file: its first half calibrates, its second is measured on"
-    )
+    wikitext2: str = option("wikitext2", "in its place, a file: the first half calibrates, the second is measured on")
     alpaca: str = option("alpaca", "the same")
     samples: int = option(1024, "calibration sequences for the paper's 1024; an eighth for its 128")
     seqlen: int = option(2048, "tokens of a sequence")
@@ -180,15 +166,6 @@ PROFILES = {  # how they differ from the paper
         "repeats": 3,
     },
 }
-DECIDES = {  # by measure: the fields of a profile that decide what it gives, for a dense model
-    "perplexity": ("wikitext2", "seqlen", "eval_samples"),
-    "zero-shot": ("tasks", "tasks_from", "limit"),
-    "inference": ("adapter", "length", "rounds"),
-    "products": ("adapter", "repeats"),
-    "time": (),
-}
-SLICING = ("adapter", "samples", "seqlen")  # fields that decide more for a sliced model
-RECOVERY = ("recovery_samples", "recovery_seqlen", "recovery_steps")  # and for a recovered one
 
 
 @dataclass(frozen=True)
@@ -203,6 +180,12 @@ class Setting:
     signal: str | None = None  # None where nothing is sliced by it
     text: str | None = None  # that calibrates, and trains
     recovered: bool = False
+
+    def __str__(self) -> str:
+        sliced = f", {Path(self.text).name} {self.how.samples} x {self.how.seqlen}" if self.text else ""
+        sliced += f", {self.signal}, seed {self.seed}" if self.signal else ""
+        recovered = f", recovered on {self.how.recovery_samples}" if self.recovered else ""
+        return f"{self.model} {f'{self.percent}%' if self.percent else 'dense'}{sliced}{recovered}"
 
     @property
     def source(self) -> str:
@@ -224,8 +207,7 @@ class Row:
     table: int
     model: str
     percent: int
-    metrics: tuple[str, ...]  # the table's columns that it has
-    paper: dict[str, float]  # metric: printed
+    paper: dict[str, float | None]  # what is printed, by column of the table; of a stand-in's row None
     label: str = ""  # what tells it from another row of the same model and level
     settings: tuple[Setting, ...] = ()  # none: the row is another method's, printed only
     dense: bool = False  # of a table of costs: its values are the dense model's, measured beside the sliced one
@@ -251,14 +233,17 @@ def rows(profile: Profile, tables: Iterable[int] | None = None, models: Iterable
     if missing := [number for number in tables if number not in family.tables()]:
         numbers = ", ".join(map(str, family.tables()))
         raise ValueError(f"{family.title} isn't in table {missing[0]}; minislice runs its rows of tables {numbers}")
-    names = list(family.sources) if models is None else [_full_name(family, name) for name in models]
-    names = names if profile.is_papers else [profile.stand_in]
+    known = {word.lower(): name for name in family.sources for word in (name, name.split("-")[-1])}
+    models = list(family.sources) if models is None else list(models)
+    if missing := [model for model in models if model.lower() not in known]:
+        names = ", ".join(family.sources)
+        raise ValueError(f"no model {missing[0]!r} in the paper's {family.title}; there are {names}")
+    names = [known[model.lower()] for model in models] if profile.is_papers else [profile.stand_in]
 
     def place(row: Row) -> tuple:
-        return names.index(row.model), ORDER.index(TABLES[row.table].measure), row.percent, row.table
+        return names.index(row.model), list(DECIDES).index(TABLES[row.table].measure), row.percent, row.table
 
-    every = (row for number in tables for row in _rows_of(profile, number))
-    return sorted((row for row in every if row.model in names), key=place)
+    return sorted((row for number in tables for row in _rows_of(profile, number) if row.model in names), key=place)
 
 
 def settings_of(rows: Iterable[Row]) -> list[Setting]:
@@ -269,63 +254,56 @@ def settings_of(rows: Iterable[Row]) -> list[Setting]:
     return [setting for settings in by_slicing.values() for setting in settings]
 
 
-def _full_name(family: Family, name: str) -> str:
-    for full in family.sources:
-        if name.lower() in (full.lower(), full.split("-")[-1].lower()):
-            return full
-    raise ValueError(f"no model {name!r} in the paper's {family.title}; there are {', '.join(family.sources)}")
-
-
 def _rows_of(profile: Profile, number: int) -> Iterator[Row]:
-    family, table = FAMILIES[profile.family], TABLES[number]
-    printed = [line for line in paper_table(number) if line["model"] in family.sources]
+    table, sources = TABLES[number], FAMILIES[profile.family].sources
+    lines = [line for line in paper_table(number) if line["model"] in sources]
     if not profile.is_papers:  # the levels of one model on one GPU
-        one = printed[0]["model"], "A100-40GB"
-        printed = [line for line in printed if (line["model"], line.get("gpu", one[1])) == one]
+        lines = [line for line in lines if all(line.get(name) == lines[0].get(name) for name in ("model", "gpu"))]
     asked = {*profile.tasks.split(",")} if table.measure == "zero-shot" else {*table.metrics}
     if asked >= {*TASKS} or not profile.is_papers:
         asked.add("average")  # the mean of other tasks isn't the paper's
-    dense = None  # the line that those behind it are compared with
-    for line in printed:
-        label, percent = _label_and_percent(number, line)
+    for line in lines:
+        percent, label = _percent(line), _label(number, line)
+        printed = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
         is_others = label.startswith("sparsegpt")  # another method's row: printed only
-        is_dense = table.compared is not None and percent == 0 and not is_others
-        paper = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
+        is_dense = table.measure in PAIRED and percent == 0 and not is_others
         if is_dense:
-            dense = line
-        elif table.compared and not is_others:
-            paper[f"{table.compared}_ratio"] = line[table.compared] / dense[table.compared]
-        metrics = tuple(metric for metric in table.metrics if metric in asked & paper.keys())
-        model = line["model"] if profile.is_papers else profile.stand_in
-        settings = () if is_others else tuple(_settings(profile, table, model, percent))
+            dense = printed  # which the lines behind it are compared with
+        elif table.measure in PAIRED and not is_others:
+            cost = table.metrics[-1].removesuffix("_ratio")
+            printed[f"{cost}_ratio"] = printed[cost] / dense[cost]
+        paper = {metric: printed[metric] for metric in table.metrics if metric in asked & printed.keys()}
         if profile.is_papers:
-            paper = {metric: paper[metric] for metric in metrics}
-        elif settings:
-            paper, label = {}, ""
-        else:
-            continue  # another method's row has nothing but the paper's values
-        yield Row(number, model, percent, metrics, paper, label, settings, is_dense)
+            settings = () if is_others else tuple(_settings(profile, table, line["model"], percent))
+            yield Row(number, line["model"], percent, paper, label, settings, is_dense)
+        elif not is_others:
+            settings = tuple(_settings(profile, table, profile.stand_in, percent))
+            yield Row(number, profile.stand_in, percent, dict.fromkeys(paper), "", settings, is_dense)
 
 
-def _label_and_percent(number: int, line: dict) -> tuple[str, int]:
-    percent = int(line.get("slicing_percent", 30))  # table 3 is at 30%
+def _percent(line: dict) -> int:
+    """A line's slicing; table 3 is at 30%, table 12 says it in the method."""
+    in_method = str(line.get("method", "slicegpt_30")).partition("slicegpt_")[2] or 0
+    return int(line.get("slicing_percent", in_method))
+
+
+def _label(number: int, line: dict) -> str:
+    """What tells a line from another of the same model and level; of a cost, its GPUs."""
     if number == 3:
-        return f"{line['slicing_gpus']}, {line['rft_gpus']}", percent
-    if number == 12:
-        return line["method"], int(line["method"].partition("slicegpt_")[2] or 0)
-    return "" if TABLES[number].measure == "zero-shot" else line.get("method") or line.get("gpu", "H100-80GB"), percent
+        return f"{line['slicing_gpus']}, {line['rft_gpus']}"
+    if TABLES[number].measure == "inference":
+        return f"{line['gpus']:.0f}x{line.get('gpu', 'H100-80GB')}"
+    return line.get("method", "")
 
 
 def _settings(profile: Profile, table: Table, model: str, percent: int) -> Iterator[Setting]:
-    papers = 2048 if (model, table.text) == ("Phi-2", "alpaca") else table.samples  # as table 3 says
+    samples = 2048 if (model, table.text) == ("Phi-2", "alpaca") else table.samples  # as table 3 says
     recovery = profile.recovery_samples * (5 if table.text == "alpaca" else 1)
-    profile = replace(profile, samples=max(1, profile.samples * papers // 1024), recovery_samples=recovery)
+    profile = replace(profile, samples=max(1, profile.samples * samples // 1024), recovery_samples=recovery)
     fields, signals = DECIDES[table.measure], profile.signals.split(",")
-    if table.measure in ("inference", "products"):  # a dense model's are measured beside a sliced one's
-        yield Setting(model, table.measure, percent or 25, profile.only(*fields))
-        return
-    if percent == 0:
-        yield Setting(model, table.measure, 0, profile.only(*fields))
+    if table.measure in PAIRED or percent == 0:
+        beside = 25 if table.measure in PAIRED else 0  # the sliced model beside which a dense one's cost is measured
+        yield Setting(model, table.measure, percent or beside, profile.only(*fields))
         return
     fields += SLICING + (RECOVERY if table.recovered else ())
     text = None if table.measure == "time" else getattr(profile, table.text)

@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol import FAMILIES, SLIPS, TABLES, Profile, Row, rows, settings_of
+from protocol import FAMILIES, SLIPS, TABLES, Profile, Row, rows
 from results import read, setting_of
 
 from minislice.architecture.folder import require_file, whole_file
@@ -27,7 +27,6 @@ from minislice.version import __version__
 HELP = "write the report of a results file: Markdown, and a CSV beside it"
 TITLE = "# Reproduction of SliceGPT's tables"
 NOT_RUN, PRINTED = "not run", "printed only"
-SHOWN_IN_ROWS = ("seeds", "signals")  # fields of a profile
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ def cells(profile: Profile, records: list[dict]) -> list[Cell]:
     for row in sorted(rows(profile), key=lambda row: row.table):
         for signal in dict.fromkeys(setting.signal for setting in row.settings) or [None]:
             asked = [setting for setting in row.settings if setting.signal == signal]
-            own = [by_setting[setting] for setting in asked if setting in by_setting]
-            every += [_cell(profile.name, row, signal, metric, own, len(asked)) for metric in row.metrics]
+            found = [by_setting[setting] for setting in asked if setting in by_setting]
+            every += [_cell(profile.name, row, signal, metric, found, len(asked)) for metric in row.paper]
     return every
 
 
 def _cell(profile: str, row: Row, signal: str | None, metric: str, records: list[dict], asked: int) -> Cell:
-    paper = row.paper.get(metric)
+    paper = row.paper[metric]
     name = f"dense_{metric}" if row.dense else metric  # a dense model's costs are measured beside the sliced one's
     done = [record for record in records if name in record["values"]]
     values = [record["values"][name] for record in done]
@@ -113,13 +112,6 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
     return {"report": out, "csv": beside}
 
 
-def _runs(records: list[dict]) -> dict[Profile, list[dict]]:
-    """The profiles in a file, each with the records of its settings: they share what was measured once."""
-    profiles = dict.fromkeys(Profile(**record["profile"]) for record in records)
-    asked = {profile: {*settings_of(rows(profile))} for profile in profiles}
-    return {profile: [r for r in records if setting_of(r) in asked[profile]] for profile in profiles}
-
-
 def markdown(records: list[dict]) -> str:
     lines = [
         TITLE,
@@ -127,22 +119,26 @@ def markdown(records: list[dict]) -> str:
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
         "accuracy, its standard error (the CSV has both). ! is a slip in print.",
     ]
-    for profile, own in _runs(records).items():
-        title = FAMILIES[profile.family].title
+    for profile in profiles_of(records):
+        title, every = FAMILIES[profile.family].title, cells(profile, records)
         if profile.is_papers:
-            ours, papers = vars(profile), vars(Profile(profile.family, dtype="float16"))
-            changed = [f"{n} {ours[n]!r}" for n in ours if n not in SHOWN_IN_ROWS and ours[n] != papers[n]]
+            # Seeds and signals are seen in the rows.
+            papers = Profile(profile.family, dtype="float16", seeds=profile.seeds, signals=profile.signals)
+            changed = [f"{name} {value!r}" for name, value in vars(profile).items() if value != vars(papers)[name]]
             lines += [f"## {title}", f"Not as in the paper: {', '.join(changed) or 'nothing'}."]
         else:
             lines += [f"## {profile.stand_in}, in {title}'s place"]
             lines += [f"A stand-in ({profile.name} profile): not the paper's models, and none of its values."]
-        every = cells(profile, own)
         for number in dict.fromkeys(cell.table for cell in every):
             lines += [f"### {title_of(number, profile)}", _table(table_rows(number, every))]
             slips = [cell for cell in every if cell.table == number and cell.slip]
             lines += [f"- {cell.model}, {cell.slicing_percent}%, {cell.metric}: {cell.slip}" for cell in slips]
-        lines += ["### How each was measured", _table([how(record) for record in own])]
+    lines += ["## How each was measured", _table([how(record) for record in records])]
     return "\n\n".join(lines) + "\n"
+
+
+def profiles_of(records: list[dict]) -> list[Profile]:
+    return list(dict.fromkeys(Profile(**record["profile"]) for record in records))
 
 
 def title_of(number: int, profile: Profile) -> str:
@@ -185,13 +181,12 @@ def _number(value: float) -> str:
 
 def how(record: dict) -> dict[str, str]:
     """How a setting was measured, by column; the rest is in the results file, under the record's key."""
-    facts, setting = record["facts"], record["setting"]
+    facts, setting = record["facts"], setting_of(record)
     dense, sliced = facts.get("dense parameters"), facts.get("parameters")
     result = "" if record["status"] == "done" else f" **{record['status']}**: {record['reason']}"
-    what = f"{setting['model']} {record['revision']}, {setting['percent']}%, seed {setting['seed']}"
     return {
         "key": record["key"],
-        "what": f"{what}, {setting['measure']} in {setting['how']['dtype']}{result}",
+        "what": f"{setting.measure} of {setting}, in {setting.how.dtype}, revision {record['revision']}{result}",
         "of parameters": f"{sliced / dense:.3f}" if sliced and dense else "-",
         **{name: facts.get(name, "-") for name in ("calibration", "evaluation")},
         "seconds": f"{facts['seconds']['all']:.0f}",
@@ -208,8 +203,8 @@ def as_csv(records: list[dict]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    for run in _runs(records).items():
-        writer.writerows(map(dataclasses.asdict, cells(*run)))
+    for profile in profiles_of(records):
+        writer.writerows(map(dataclasses.asdict, cells(profile, records)))
     return text.getvalue()
 
 

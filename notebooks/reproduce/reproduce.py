@@ -9,33 +9,109 @@ goes on behind the last row that was finished.
 import argparse
 import dataclasses
 import datetime
-import gc
+import functools
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import results
 import torch
 from bench import Bench, Outcome
-from preflight import Machine, overview, why_not
-from protocol import FAMILIES, GATES, PROFILES, TABLES, Profile, Row, Setting, profile_for, rows, settings_of
+from protocol import FAMILIES, GATES, OF_SHAPES, PROFILES, TABLES, Profile, Row, Setting, profile_for, rows, settings_of
 
+from minislice.architecture.modeling import without_memory
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read, given
 from minislice.command.output import print_result
 from minislice.command.parser import add_options, names, positive, several
 from minislice.command.parser import given as word
 from minislice.corpus.batches import with_what_fits
-from minislice.measuring import provenance
-from minislice.measuring.records import Records, require_results
+from minislice.measuring import provenance, records
+from minislice.measuring.cost import parameters
+from minislice.measuring.shapes import SHAPES
 from minislice.measuring.timing import peak_memory
 
 HELP = "run the paper's tables again; finished rows are skipped"
+# Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
+MARGIN = 1.3
+
+
+# Preflight: what each model needs, what this machine has
+
+
+def room(device: str, folder: Path) -> dict[str, int]:
+    """Bytes that this machine has, by place; on a CPU the device's memory is the host's."""
+    host, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
+    count = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
+    devices = [torch.cuda.get_device_properties(index).total_memory for index in range(count)] or [host]
+    one = devices[torch.device(device).index or 0]
+    return {"the device": one, "all devices": sum(devices), "the host's memory": host, "the disk": disk}
+
+
+def why_not(setting: Setting, room: dict[str, int], stream: bool) -> str | None:
+    """The reason why a setting can't run here; None where it can, as far as can be told before."""
+    weights, signal = needs(setting)
+    if setting.measure == "products":  # of three layers alone
+        wanted = []
+    elif setting.measure == "inference":
+        wanted = [("the dense and the sliced model", 2 * weights, "the device")]
+    elif stream and setting.measure != "time":
+        wanted = [("the model, to measure it,", weights, "all devices")]
+        if setting.percent:
+            wanted += [("the sliced model and the signal", weights + 3 * signal, "the disk")]
+    elif setting.percent:  # the signal twice: sliced, and of full width
+        in_memory = "slicing in memory" if setting.measure == "time" else "slicing without --stream"
+        wanted = [(in_memory, weights * MARGIN, "the device"), ("the signal", 2 * signal, "the host's memory")]
+    else:
+        wanted = [("the dense model without --stream", weights, "the device")]
+    for what, size, place in wanted:
+        if size > room[place]:
+            return f"{what} takes about {size / 1e9:.0f} GB, and {place} has {room[place] / 1e9:.0f}"
+    return None
+
+
+def needs(setting: Setting) -> tuple[int, int]:
+    """Bytes of a model's weights and of its calibration set's signal; zeros for a stand-in, which was chosen to fit."""
+    shape = setting.model.lower()
+    if shape not in SHAPES:
+        return 0, 0
+    item = getattr(torch, setting.how.dtype).itemsize
+    tokens = setting.how.samples * setting.how.seqlen if setting.signal else 0
+    return parameters_of(shape) * item, tokens * SHAPES[shape].hidden_size * item
+
+
+@functools.cache
+def parameters_of(shape: str) -> int:
+    return parameters(without_memory(SHAPES[shape]))
+
+
+def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool = False) -> list[dict[str, str]]:
+    """A line for each model and measure: what it needs, how many of its settings can run here, why others can't."""
+    here, lines = room(device, Path(out).resolve().parent), []
+    by_measure: dict[tuple[str, str], list[Setting]] = {}
+    for setting in settings_of(rows):
+        by_measure.setdefault((setting.model, setting.measure), []).append(setting)
+    for (model, measure), settings in by_measure.items():
+        reasons = [reason for setting in settings if (reason := why_not(setting, here, stream))]
+        sizes = (max(size) / 1e9 for size in zip(*map(needs, settings), strict=True))
+        weights, signal = (f"{size:.1f}" if size else "-" for size in sizes)
+        try:
+            fetched = "not needed" if measure in OF_SHAPES else results.revision(settings[0].source)[:12]
+        except ValueError as error:
+            fetched = f"no: {' '.join(str(error).split())[:80]}"
+        line = {"model": model, "measure": measure, "weights, GB": weights, "signal, GB": signal}
+        line |= {"can run": f"{len(settings) - len(reasons)} of {len(settings)}", "fetched": fetched}
+        lines.append(line | {"why not": reasons[0] if reasons else ""})
+    return lines
+
+
+# The loop
 
 
 class ProtocolDiffers(ValueError):
@@ -52,16 +128,15 @@ def reproduce(
     stream: bool = False,
     process_count: int = 1,
     limit: int | None = None,
-    say: Callable[[str], None] = print,
+    quiet: bool = False,
 ) -> dict[str, int]:
-    """Measure what isn't in the file yet, and append it.
+    """Measure what isn't in the file yet, append it, and print a line for each setting.
 
     Args:
         rows: of `protocol.rows`, for this profile.
         stream: slice from disk, one layer in memory, and measure on all devices together.
         process_count: with `stream`, processes that share the calibration set, each on a GPU of its own.
         limit: stop behind so many settings that weren't finished yet.
-        say: is given a line for each setting.
 
     Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
     here, or are "left" beyond the limit.
@@ -72,32 +147,26 @@ def reproduce(
     out, settings = Path(out), settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
     about = {"profile": dataclasses.asdict(profile), "command": shlex.join(sys.argv)}
-    with results.opened(out) as file:
+    with records.opened(out, results.faults) as file:
         bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
-        machine = Machine.here(device, out.resolve().parent)
+        here = room(device, out.resolve().parent)
         for index, setting in enumerate(settings, 1):
-            record = finished(file, setting)
+            revision = results.revision_of(setting)
+            record = file.finished.get(results.key_of(setting, revision))
             if record:
                 count["finished before"] += 1
             elif limit is not None and count["done"] + count["failed"] >= limit:
                 count["left"] += 1
                 continue
             else:
-                record = measure(bench, machine, setting, batch_size) | about
+                record = measure(bench, here, setting, revision, batch_size) | about
                 file.append(record)
                 count[record["status"]] += 1
-                say(f"[{index}/{len(settings)}] {_line(setting, record)}")
+                if not quiet:
+                    print(f"[{index}/{len(settings)}] {_line(setting, record)}", flush=True)
             check_gate(rows, setting, record)
         bench.forget()  # not after an error: what was sliced by streaming is there to go on with
     return dict(count)
-
-
-def finished(file: Records, setting: Setting) -> dict | None:
-    """The record of a setting that needn't be measured again."""
-    try:
-        return file.finished.get(results.key_of(setting, results.revision_of(setting), provenance.commit()))
-    except ValueError:  # no such model: running it will say so
-        return None
 
 
 def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
@@ -109,46 +178,34 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
     metric, tolerance = GATES[setting.measure]
     ours = record["values"][metric]
     for row in rows:
-        if setting in row.settings and abs(ours - row.paper.get(metric, ours)) > tolerance + 1e-9:
+        printed = row.paper.get(metric) if setting in row.settings else None
+        if printed is not None and abs(ours - printed) > tolerance + 1e-9:
             raise ProtocolDiffers(
                 f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
-                f"{row.paper[metric]:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing "
+                f"{printed:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing "
                 f"sliced from it could be compared; look at the record's versions and text ({record['facts']})"
             )
 
 
-def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -> dict:
-    outcome, reason, revision = Outcome(), why_not(setting, machine, bench.stream), "unknown"
-    status = "skipped" if reason else "done"
-    when, began, tried = datetime.datetime.now(datetime.timezone.utc), time.perf_counter(), []
-
-    def attempt(size: int) -> Outcome:
-        tried.append(size)
+def measure(bench: Bench, room: dict[str, int], setting: Setting, revision: str, batch_size: int) -> dict:
+    """The record of a setting, measured now if this machine can."""
+    when, began = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
+    outcome, status, reason = Outcome(), "skipped", why_not(setting, room, bench.stream)
+    if reason is None:
         try:
-            return bench.measure(setting, size)
-        except torch.OutOfMemoryError:
-            if bench.last is None:  # else the model is whole, and isn't sliced again
-                bench.forget()
-            raise
-
-    if not reason:
-        try:
-            revision = results.revision_of(setting)
             with peak_memory(torch.device(bench.device)) as peak:
-                outcome = with_what_fits(attempt, batch_size)
+                outcome = with_what_fits(functools.partial(bench.measure, setting), batch_size)
             outcome.facts["peak memory, bytes"] = peak.most
             if bad := [name for name, value in outcome.values.items() if not math.isfinite(value)]:
                 raise ValueError(f"{', '.join(bad)} is no finite number")
+            status = "done"
         except Exception as error:  # of any library, on any row: the others don't depend on it
             outcome, status = Outcome(), "failed"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             bench.forget()
-            gc.collect()
-    outcome.facts["batch sizes"] = tried
-    outcome.facts.setdefault("seconds", {})["all"] = round(time.perf_counter() - began, 3)
     return {
         "schema": results.SCHEMA,
-        "key": results.key_of(setting, revision, provenance.commit()),
+        "key": results.key_of(setting, revision),
         "status": status,
         "reason": reason,
         "setting": dataclasses.asdict(setting),
@@ -156,7 +213,7 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
         "commit": provenance.commit(),
         "values": outcome.values,
         "errors": {name: error for name, error in outcome.errors.items() if math.isfinite(error)},
-        "facts": outcome.facts,
+        "facts": outcome.facts | {"seconds": outcome.seconds | {"all": round(time.perf_counter() - began, 3)}},
         "versions": provenance.versions(),
         "hardware": provenance.hardware(bench.device),
         "when": when.isoformat(timespec="seconds"),
@@ -164,13 +221,14 @@ def measure(bench: Bench, machine: Machine, setting: Setting, batch_size: int) -
 
 
 def _line(setting: Setting, record: dict) -> str:
-    level = f"{setting.percent}%, seed {setting.seed}" if setting.percent else "dense"
-    what = ", ".join(filter(None, (level, setting.signal, setting.recovered and "recovered")))
-    if record["status"] != "done":
-        return f"{setting.model} {what}: {setting.measure} {record['status']}: {record['reason']}"
     values = record["values"]
+    if not values:
+        return f"{setting}: {setting.measure} {record['status']}: {record['reason']}"
     shown = next(name for name in ("perplexity", "average", "ms_per_token", "total", *values) if name in values)
-    return f"{setting.model} {what}: {shown} {values[shown]:.2f}"
+    return f"{setting}: {shown} {values[shown]:.2f}"
+
+
+# The command
 
 
 OPTIONS = {
@@ -207,22 +265,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
     profile = profile_for(**given(arguments, Profile), name=arguments.profile, device=arguments.device)
     chosen = rows(profile, arguments.tables, arguments.models)
-    require_results(arguments.out, files_read(arguments))
+    records.require_results(arguments.out, files_read(arguments))
     if arguments.preflight:
-        machine = Machine.here(arguments.device, Path(arguments.out).resolve().parent)
-        lines = overview(chosen, machine, arguments.stream)
+        lines = preflight(chosen, arguments.out, arguments.device, arguments.stream)
         text = "\n".join("; ".join(f"{name}: {value}" for name, value in line.items() if value) for line in lines)
         print_result(arguments, {"models": lines}, text)
         return
-    same = ("device", "batch_size", "stream", "process_count")
-    count = reproduce(
-        chosen,
-        arguments.out,
-        profile,
-        **{name: getattr(arguments, name) for name in same},
-        limit=arguments.rows,
-        say=(lambda line: None) if arguments.quiet or arguments.json else (lambda line: print(line, flush=True)),
-    )
+    same = {name: getattr(arguments, name) for name in ("device", "batch_size", "stream", "process_count")}
+    quiet = arguments.quiet or arguments.json
+    count = reproduce(chosen, arguments.out, profile, limit=arguments.rows, quiet=quiet, **same)
     print_result(arguments, {**count, "results": arguments.out})
 
 

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,17 @@ from typing import Any
 from protocol import OF_SHAPES, Profile, Setting
 
 from minislice.checks import is_number
-from minislice.measuring import records
+from minislice.measuring import provenance, records
 from minislice.storage.checkpoint import load_config, locate
 
 SCHEMA = 1
 STATUSES = ("done", "failed", "skipped")  # "skipped": this machine can't run it, so it wasn't tried
 
 
-def key_of(setting: Setting, revision: str, commit: str) -> str:
+def key_of(setting: Setting, revision: str) -> str:
     """What makes two results the same: every setting, the files it names, the model's revision, minislice's commit."""
-    text = json.dumps([asdict(setting), *checksums(setting), revision, commit], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    parts = [asdict(setting), *checksums(setting), revision, provenance.commit()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksums(setting: Setting) -> list[str]:
@@ -48,8 +47,13 @@ def checksum(path: Path) -> str:
 
 
 def revision_of(setting: Setting) -> str:
-    """The revision of a setting's model; costs are measured on random weights."""
-    return "random weights" if setting.measure in OF_SHAPES else revision(setting.source)
+    """The revision of a setting's model; "unknown" if there is no such model, which measuring it will say."""
+    if setting.measure in OF_SHAPES:
+        return "random weights"
+    try:
+        return revision(setting.source)
+    except ValueError:
+        return "unknown"
 
 
 @functools.cache
@@ -70,10 +74,6 @@ def revision(source: str) -> str:
 def setting_of(record: dict[str, Any]) -> Setting:
     fields = record["setting"]
     return Setting(**fields | {"how": Profile(**fields["how"])})
-
-
-def opened(path: str | os.PathLike) -> AbstractContextManager[records.Records]:
-    return records.opened(path, faults)
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
