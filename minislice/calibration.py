@@ -39,8 +39,8 @@ class Signal:
 class Calibration:
     """The batches of the calibration set, and for each batch what each layer needs besides the signal.
 
-    All of it is in memory, in this process. `large.shared.SharedCalibration` keeps signals in files and shares the set
-    among processes.
+    All of it is in memory, in this process. In `large.shared`, `SharedCalibration` shares the set among processes, and
+    `StoredCalibration` keeps its signals in files, too.
     """
 
     def __init__(self, batches: list[Batch]):
@@ -58,11 +58,11 @@ class Calibration:
             self.contexts.append(alike)
         return signal
 
-    def forward(self, block: Block, layer: int, Z: Signal) -> Signal:
+    def forward(self, block: Block, Z: Signal) -> Signal:
         """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out, [tokens, D]; W_out has all its D columns."""
         wide = self.room(block.w_out[0].out_features, Z[0].dtype)
         for index, z in enumerate(Z):
-            x = block.branch(z, **self.contexts[index][layer])
+            x = block.branch(z, **self.contexts[index][block.layer])
             x[..., : z.shape[-1]] += z
             wide[index] = x
         return wide

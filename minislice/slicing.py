@@ -54,7 +54,6 @@ class Slicer:
         self.norms = [bare(norm, net) for norm in (*(block.norm for block in self.blocks), net.final_norm)]
         self.whole = self.options.whole_boundaries(widths)
         self.adapter_forms = self.options.adapter_forms(widths)
-        self.numbers = [number for number, block in enumerate(net.blocks) if block in self.blocks]  # in the dense model
         self.generator = torch.Generator().manual_seed(int(self.options.seed))
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
@@ -84,18 +83,18 @@ class Slicer:
                 fold_embedding(embedding, self.P)  # W_embd <- W_embd P             [vocabulary, k]
         self.Z = self.calibration.project(X, self.P)  # Z = X P                     [tokens, k]
 
-    def slice_layer(self, layer: BlockLayer, index: int) -> None:
+    def slice_layer(self, layer: BlockLayer) -> None:
         for block in layer.blocks:
-            self.slice_block(block, index)
+            self.slice_block(block)
 
-    def slice_block(self, block: Block, layer: int) -> None:
+    def slice_block(self, block: Block) -> None:
         """From one boundary to the next: the block reads the first and writes the second."""
         Q, P, Z = self.Q, self.P, self.Z  # [D, D], [D, k], [tokens, k]
         for linear in block.w_in:
             fold_reader(linear, P)  # W_in <- P^T W_in                              [k, inner]
-        self.solve(block, layer)
+        self.solve(block)
         with folded(block.w_out, Q):  # all D columns, for the next principal components
-            X = self.calibration.forward(block, layer, Z)  # X Q                    [tokens, D]
+            X = self.calibration.forward(block, Z)  # X Q                           [tokens, D]
         Q_next, k_next, *spectrum = self.find_basis(X, self.boundary + 1)
         form, like = self.adapter_forms[self.boundary], next(block.parameters())
         P_next, block.adapter, lost = make_adapter(P, Q_next, k_next, form, self.options.tolerance, like)  # S = P^T P'
@@ -108,7 +107,7 @@ class Slicer:
         self.report.ranks.append(rank(block.adapter))
         self.report.add_boundary(k_next, *spectrum)  # the pass is at the next boundary: P = P'
 
-    def solve(self, block: Block, layer: int) -> None:
+    def solve(self, block: Block) -> None:
         """Empty here: `beyond.slicing` overrides it, to change the block before it runs."""
 
     def slice_head(self) -> None:
@@ -126,7 +125,7 @@ class Slicer:
         """
         options = self.options
         norm = self.norms[boundary] if options.signal == "normalized" else nn.Identity()
-        where = f"block {self.numbers[boundary - 1]}" if boundary else "the embeddings"
+        where = f"block {self.blocks[boundary - 1].number}" if boundary else "the embeddings"
         C = self.calibration.covariance(X, norm, where)  # eq. 8
         if self.Q is not None:
             C = self.Q @ C @ self.Q.T
@@ -184,8 +183,8 @@ def slice_model(
     steps = slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
     with inference(model):
         steps.slice_embeddings()
-        for index, layer in enumerate(tqdm(net.layers, desc="slicing", disable=not progress, leave=False)):
-            steps.slice_layer(layer, index)
+        for layer in tqdm(net.layers, desc="slicing", disable=not progress, leave=False):
+            steps.slice_layer(layer)
         require_finite(model.named_parameters())
         steps.slice_head()
     steps.report.warn_of_too_few_tokens()

@@ -16,6 +16,7 @@ from minislice.beyond.budget import Prices
 from minislice.beyond.neurons import solve_block
 from minislice.beyond.predictions import divergences, log_probabilities, predictions
 from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
+from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
 from minislice.likelihood import prediction_losses
@@ -89,9 +90,8 @@ def without_neurons(model, number: int, delete: int, calibration: list):
     with inference(model):
         Z = held.embed(net)
         for index, block in enumerate(net.blocks):
-            layer = index // net.blocks_per_layer
-            solve_block(held, block, layer, Z, None, None, delete if index == number else 0)
-            Z = held.forward(block, layer, Z)
+            solve_block(Walk(held, Z), block, delete if index == number else 0)
+            Z = held.forward(block, Z)
     return model
 
 

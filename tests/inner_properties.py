@@ -11,12 +11,14 @@ from properties import EXACT, assert_same_logits, fused, relative_error, sliced
 from torch import Tensor
 
 from minislice import fuse
+from minislice.architecture.blocks import Block
 from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
 from minislice.beyond import experts, fisher, reconstruction
 from minislice.beyond.inner import block_moments, moments, refit
 from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_block, solve_output
 from minislice.beyond.predictions import divergences, log_probabilities, logits_behind
+from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 from minislice.rotation import fold_reader
@@ -133,9 +135,9 @@ def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
     held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), 4))
     with inference(net.model):
         Z = held.embed(net)
-        Z = held.forward(net.blocks[0], 0, Z)
+        Z = held.forward(net.blocks[0], Z)
         block, context, [batch] = net.blocks[1], held.contexts[0][0], held.batches
-        C, _ = experts.block_moments(held, block, 0, Z)
+        C, _ = experts.block_moments(Walk(held, Z), block)
         y = block.branch(Z[0], **context) + Z[0]
         weight = y.square().mean(-1).rsqrt()
         weight = weight if batch.mask is None else weight * batch.mask
@@ -178,27 +180,27 @@ def nothing_lost_is_nothing_repaired(recipe: Recipe, **options) -> None:
 
 
 @torch.no_grad()
-def cut_signal(recipe: Recipe, width: int, place: int, batch_size: int) -> tuple:
-    """The calibration set, a block of the first layer, the cut signal Z that it reads, P, and the dense one behind."""
+def cut_signal(recipe: Recipe, width: int, place: int, batch_size: int) -> tuple[Walk, Block]:
+    """A walk that has reached a block of the first layer with a cut signal, and the block."""
     net, P = network(fused(recipe)), torch.eye(recipe.width).double()[:, :width]
     held = Calibration(token_batches(net.model, recipe.tokens(), recipe.mask(), batch_size))
     blocks = [block for block in net.layers[0].blocks if not block.is_mixture]
     *before, block = blocks[: place % len(blocks) + 1]
     X = held.embed(net)
     for earlier in before:
-        X = held.forward(earlier, 0, X)
-    wanted = held.forward(block, 0, X)
+        X = held.forward(earlier, X)
+    wanted = held.forward(block, X)
     for linear in block.w_in:
         fold_reader(linear, P)
-    return held, block, held.project(X, P), P, wanted
+    return Walk(held, held.project(X, P), P, wanted), block
 
 
 @torch.no_grad()
-def missing(held, block, Z, P, wanted) -> list[float]:
+def missing(walk: Walk, block: Block) -> list[float]:
     """Of each batch, the share of the wanted signal that is missing, summed over its tokens but padding."""
-    shares = []
-    for z, x, batch, contexts in zip(Z, wanted, held.batches, held.contexts, strict=True):
-        share = (x - z @ P.T - block.branch(z, **contexts[0])).square().mean(-1) / x.square().mean(-1)
+    shares, held = [], walk.calibration
+    for z, x, batch, contexts in zip(walk.Z, walk.dense, held.batches, held.contexts, strict=True):
+        share = (x - z @ walk.P.T - block.branch(z, **contexts[0])).square().mean(-1) / x.square().mean(-1)
         shares.append((share if batch.mask is None else share[batch.mask]).sum().item())
     return shares
 
@@ -206,10 +208,10 @@ def missing(held, block, Z, P, wanted) -> list[float]:
 @torch.no_grad()
 def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None:
     """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
-    case = held, block, Z, P, wanted = cut_signal(recipe, width or max(1, recipe.width // 2), place, 3)
-    before = sum(missing(*case))
-    keep_inner(block, *solve_output(block, *block_moments(held, block, 0, Z, P, wanted), 0, True))
-    assert sum(missing(*case)) < before or P.shape[1] == recipe.width
+    walk, block = cut_signal(recipe, width or max(1, recipe.width // 2), place, 3)
+    before = sum(missing(walk, block))
+    keep_inner(block, *solve_output(block, *block_moments(walk, block), 0, True))
+    assert sum(missing(walk, block)) < before or walk.P.shape[1] == recipe.width
 
 
 def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
@@ -217,14 +219,11 @@ def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
 
     Padding doesn't count; the last of four batches is held out.
     """
-    case = held, block, Z, P, wanted = cut_signal(recipe, recipe.width // 2, 0, batch_size=1)
+    walk, block = cut_signal(recipe, recipe.width // 2, 0, batch_size=1)
     with torch.no_grad():
-        if reconstruct:
-            solve_block(held, block, 0, Z, P, wanted, block.neurons // 4, reconstruct=True)
-        else:
-            learned, _ = reconstruction.split(held, Z, wanted)
-            solve_block(learned[0], block, 0, learned[1], P, learned[2], block.neurons // 4)
-    *learned_from, held_out = missing(*case)
+        learned, _ = (walk, None) if reconstruct else walk.split(8)
+        solve_block(learned, block, block.neurons // 4, reconstruct)
+    *learned_from, held_out = missing(walk, block)
     return sum(learned_from), held_out
 
 
@@ -241,8 +240,8 @@ def held_out_error_never_grows(recipe: Recipe) -> None:
 
 def what_is_learned_comes_nearer(recipe: Recipe) -> None:
     """What is held out is learned from here: random text has nothing to learn for another."""
-    split = reconstruction.split
-    with patch.object(reconstruction, "split", lambda *signals: [split(*signals)[0]] * 2):
+    split = Walk.split
+    with patch.object(Walk, "split", lambda walk, each: [split(walk, each)[0]] * 2):
         assert errors(recipe, True)[0] < 0.9 * errors(recipe, False)[0]
 
 

@@ -239,15 +239,15 @@ TABLE: dict[Callable, list[tuple]] = {
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(0)))],
     n.nothing_lost_is_nothing_repaired: [
         ("one block late", OPT, "beyond.inner.block_moments",
-         lambda right, held, block, layer, Z, P=None, wanted=None: right(held, block, layer, Z, P, Z))],
+         lambda right, walk, block: right(replace(walk, dense=walk.Z), block))],
     n.repair_brings_the_signal_nearer: [
         ("the other sign", PHI, "beyond.neurons.refit", lambda right, *given: -right(*given))],
     n.held_out_error_never_grows: [
         ("the best pass chosen by what is learned", other, "beyond.reconstruction.reconstruct",
-         lambda right, *parts: right(*parts[:-1], parts[-2]))],
+         lambda right, block, learned, held_out: right(block, learned, learned))],
     n.what_is_learned_comes_nearer: [
         ("something else learned", LLAMA, "beyond.reconstruction.reconstruct",
-         lambda right, block, layer, P, *parts: right(block, layer, P.flip(0), *parts))],
+         lambda right, block, *walks: right(block, *(replace(walk, P=walk.P.flip(0)) for walk in walks)))],
     n.a_sum_of_outer_products: [
         ("summed before the product", LLAMA, "beyond.fisher.covariance",
          lambda right, g, mask, total: right(g.sum(1, True), None, total)),

@@ -78,7 +78,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "all neurons": (LLAMA, [], slicing(neurons=1.0), "neurons must be a fraction, 0 <= neurons < 1", "got 1.0"),
     "one number of neurons": (LLAMA, [], slicing(neurons=[8]), "got 1 numbers of neurons; this model has 2 MLPs"),
     "too many neurons": (LLAMA, [], slicing(neurons=[41, 8]), "can't leave 41 neurons of 40"),
-    "first block": (LLAMA, [], slicing(drop=[0]), "block 0 can't be dropped: it has the attention"),
+    "first block": (LLAMA, [], slicing(drop=[0]), "block 0 can't be dropped"),
     "no such block": (LLAMA, [], slicing(drop=[4]), "there is no block 4 to drop; this model's are 0 to 3"),
     "fisher alone": (LLAMA, [], slicing(fisher=True), "give neurons as well"),
     "reconstruct alone": (LLAMA, [], slicing(reconstruct=True), "give repair as well"),

@@ -15,6 +15,7 @@ from minislice.architecture.network import inference, network
 from minislice.beyond import fisher
 from minislice.beyond.inner import refit
 from minislice.beyond.neurons import least_harmful, solve_block
+from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
 
@@ -62,6 +63,19 @@ def test_reconstruction_keeps_shapes_and_dtype_and_moves_nothing_where_nothing_i
         properties.assert_same_logits(*models, LLAMA, exact)
 
 
+def test_a_block_keeps_its_number_when_others_are_dropped():
+    model = slice_model(LLAMA.model(), LLAMA.tokens(), slicing=0, head="own", drop=[1])
+    with pytest.raises(ValueError, match=r"no block 1 to drop; this model's are 0 to 5 without \[1\]"):
+        slice_model(model, LLAMA.tokens(), slicing=0, head="own", drop=[1])
+    assert network(slice_model(model, LLAMA.tokens(), slicing=0.25, head="own", drop=[2])).dropped == [1, 2]
+
+
+def test_every_eighth_batch_is_held_out():
+    for count, held_out in ((1, []), (2, [1]), (7, [6]), (17, [7, 15])):
+        learned, others = Walk(None, None, chosen=range(count)).split(8)
+        assert [*others.numbers] == held_out and sorted([*learned.numbers, *held_out]) == [*range(count)]
+
+
 def test_batches_and_processes_make_no_difference_to_fisher_and_the_first_sequences_suffice(monkeypatch):
     recipe = Recipe("llama", padding="left")
     model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
@@ -102,7 +116,7 @@ def test_all_processes_go_on_with_one_solution(monkeypatch):
     net = network(PHI.model())
     held, block = Calibration(token_batches(net.model, PHI.tokens(), None, 2)), net.layers[0].blocks[-1]
     with inference(net.model):
-        solve_block(held, block, 0, held.embed(net), None, None, delete=16)
+        solve_block(Walk(held, held.embed(net)), block, delete=16)
     assert block.neurons == 24 and not any(linear.weight.any() for linear in block.w_out)
 
 

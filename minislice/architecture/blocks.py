@@ -74,6 +74,8 @@ class Block(nn.Module):
 
     Before fusion a parallel layer may have a second norm for the mlp (`mlp_norm`), and a branch may be multiplied by a
     number (`scale`). `residual` names an argument that both modules add to their output; here they get 0.
+
+    `layer` and `number` are the block's layer and its own number in the trained model, both counted from 0.
     """
 
     def __init__(
@@ -87,8 +89,12 @@ class Block(nn.Module):
         scale: float = 1.0,
         residual: str | None = None,
         dropout: float = 0.0,
+        *,
+        layer: int,
+        number: int,
     ):
         super().__init__()
+        self.layer, self.number = layer, number
         self.norm, self.attention, self.mlp, self.mlp_norm = norm, attention, mlp, mlp_norm
         self.scale, self.residual = scale, residual
         self.dropout = nn.Dropout(dropout)
@@ -110,7 +116,7 @@ class Block(nn.Module):
 
     @property
     def linears(self) -> dict[str, Linear]:
-        """w_in and w_out, by their names inside the block; of experts, which are both, w_out."""
+        """w_in and w_out, by their names inside the block; of experts, which read and write, the writing side."""
         return self.readers | self.writers
 
     @property
@@ -180,20 +186,18 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple or the signal alone. A block's `place` is its number in the layer, before any block was dropped.
+    tuple or the signal alone.
     """
 
     def __init__(self, blocks: Sequence[Block], arguments: Sequence[str], returns_tuple: bool | None = None):
         super().__init__()
         self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
         self.returns_tuple = "output_attentions" in arguments if returns_tuple is None else returns_tuple
-        for place, block in enumerate(blocks):
-            block.place = place
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
         context = self.context(positional, context)
         for block in self.blocks:
-            hidden_states = hidden_states[..., : block.w_in[0].in_features]  # without `Padding`'s zeros
+            hidden_states = hidden_states[..., : block.w_in[0].in_features]  # `Padding` may have appended zeros
             hidden_states = block(hidden_states, **context)
         return self.result(hidden_states)
 

@@ -37,7 +37,7 @@ def build(config: SlicedConfig) -> PreTrainedModel:
         for linear in block.w_out:
             set_weight(linear, linear.weight[:k_next].clone())
         for name, linear in block.linears.items():
-            _set_bias(linear, name in config.biases[block.place])
+            _set_bias(linear, name in config.biases[block.number % net.blocks_per_layer])
         adapter, weight = config.adapters[index], block.w_out[0].weight
         if adapter == "full":
             block.adapter = nn.Linear(k, k_next, bias=False, device=weight.device, dtype=weight.dtype)
@@ -87,9 +87,10 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
     biases: list[list[str] | None] = [None] * net.blocks_per_layer
     for block in net.blocks:
         names = [name for name, linear in block.linears.items() if linear.bias is not None]
-        if biases[block.place] not in (None, names):
+        place = block.number % net.blocks_per_layer
+        if biases[place] not in (None, names):
             raise ValueError("can't save a model where a linear has a bias in some layers and none in others")
-        biases[block.place] = names
+        biases[place] = names
     return {
         "base": model.config,
         "family": registered_fields(model.config),

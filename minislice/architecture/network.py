@@ -41,9 +41,7 @@ class Network:
     @property
     def dropped(self) -> list[int]:
         """The numbers of the blocks that are left out; the trained model's blocks are counted from 0."""
-        count = self.blocks_per_layer
-        present = {index * count + block.place for index, layer in enumerate(self.layers) for block in layer.blocks}
-        return [number for number in range(count * len(self.layers)) if number not in present]
+        return sorted({*range(self.blocks_per_layer * len(self.layers))} - {block.number for block in self.blocks})
 
     def drop(self, numbers: Collection[int]) -> None:
         """Leave blocks out, in place, by their numbers; see `numbered`."""
@@ -52,13 +50,14 @@ class Network:
             layer.drop(blocks)
 
     def numbered(self, numbers: Collection[int]) -> list[Block]:
-        """The blocks with these numbers, in a network that has all of them; a ValueError if one can't be dropped."""
-        blocks = self.blocks
+        """The blocks with these numbers; a ValueError if one can't be dropped."""
+        blocks, dropped = {block.number: block for block in self.blocks}, self.dropped
         for number in numbers:
-            if not 0 <= number < len(blocks):
-                raise ValueError(f"there is no block {number} to drop; this model's are 0 to {len(blocks) - 1}")
+            if number not in blocks:
+                known = f"0 to {len(blocks) + len(dropped) - 1}{f' without {dropped}' if dropped else ''}"
+                raise ValueError(f"there is no block {number} to drop; this model's are {known}")
             if number in self.needed_by_cache:
-                raise ValueError(f"block {number} can't be dropped: it has the attention whose cache gives the length")
+                raise ValueError(f"block {number} can't be dropped: transformers asks its cache how long the text is")
         return [blocks[number] for number in numbers]
 
     @property
@@ -68,8 +67,7 @@ class Network:
         """
         kinds = getattr(self.model.config, "layer_types", None) or [None] * len(self.layers)
         first = {kinds.index(kind) for kind in kinds}
-        attentions = [number for number, block in enumerate(self.blocks) if block.attention is not None]
-        return {number for number in attentions if number // self.blocks_per_layer in first}
+        return {block.number for block in self.blocks if block.attention is not None and block.layer in first}
 
     def install(self) -> None:
         """Put the block layers in the place of transformers' layers; the model computes the same as before.
@@ -216,8 +214,8 @@ def network(model: PreTrainedModel) -> Network:
 
 
 def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTrainedConfig) -> BlockLayer:
-    blocks, described = [], set()
-    for spec in family.blocks_of(config, index):
+    blocks, described, specs = [], set(), family.blocks_of(config, index)
+    for place, spec in enumerate(specs):
         names = filter(None, (spec.norm, spec.mlp_norm, spec.attention, *spec.mlp))
         modules = {name: _module(layer, name, config) for name in names}
         described.update(parameter for module in modules.values() for parameter in module.parameters())
@@ -232,6 +230,8 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
             scale=getattr(config, family.branch_scale) if family.branch_scale else 1.0,
             residual=spec.residual,
             dropout=getattr(config, family.dropout) if family.dropout else 0.0,
+            layer=index,
+            number=index * len(specs) + place,
         )
         blocks.append(block.train(layer.training))
     if missing := [name for name, parameter in layer.named_parameters() if parameter not in described]:

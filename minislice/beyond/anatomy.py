@@ -34,12 +34,11 @@ ZERO = 1e-14  # of a derivative, as a fraction of the largest
 
 def attentions(net: Network) -> list[Attention]:
     """The attention of every block that has one."""
-    places = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks if block.attention]
-    runs = [_AttentionRun(block, net.model.config.num_attention_heads) for _, block in places]
+    runs = [_AttentionRun(block, net.model.config.num_attention_heads) for block in net.blocks if block.attention]
     with inference(net.model):
         sequences = max((max(run.heads, run.size) for run in runs), default=1)
         _, contexts = net.embed(torch.ones(sequences, 2, dtype=torch.long, device=net.model.device))
-        return [run.describe(contexts[index], sequences) for run, (index, _) in zip(runs, places, strict=True)]
+        return [run.describe(contexts[run.block.layer], sequences) for run in runs]
 
 
 def mlps(net: Network) -> list[Neurons]:

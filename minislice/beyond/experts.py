@@ -12,33 +12,27 @@ from ..architecture.blocks import Block
 from ..architecture.linears import ExpertsWriter, set_weight
 from ..architecture.mixtures import neurons_of
 from ..architecture.neurons import keep_experts_neurons
-from ..calibration import Calibration, Signal, not_finite
+from ..calibration import not_finite
 from ..pca import RUN
 from ..precision import without_tf32
 from .inner import inverse_rms
+from .walk import Walk
 
 
-def block_moments(
-    calibration: Calibration,
-    block: Block,
-    layer: int,
-    Z: Signal,
-    P: Float64[Tensor, "D k"] | None = None,
-    dense: Signal | None = None,
-) -> tuple[Float64[Tensor, "experts inner inner"], None]:
+def block_moments(walk: Walk, block: Block) -> tuple[Float64[Tensor, "experts inner inner"], None]:
     """C of each expert; arguments and errors as in `inner.block_moments`.
 
     There is no B: no single expert is to blame for what is missing behind a mixture. The C of all experts are in memory
     at once, 13 GB for a layer of Mixtral 8x7B.
     """
     experts, calls, ones = block.experts, [], block.experts.has_bias
-    total = Z[0].new_zeros(experts.num_experts, *[block.neurons + ones] * 2, dtype=torch.float64)
+    total = walk.Z[0].new_zeros(experts.num_experts, *[block.neurons + ones] * 2, dtype=torch.float64)
     hook = experts.register_forward_pre_hook(lambda module, args: calls.append(args))
     try:
-        for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
-            y = block.branch(z, **calibration.contexts[index][layer])
+        for index in walk.numbers:
+            y, wanted = walk.behind(block, index)
+            batch = walk.calibration.batches[index]
             x, chosen, weights = calls.pop()
-            wanted = y + (z if P is None else z @ P.T.to(z)) if dense is None else dense[index]
             weights = weights * inverse_rms(wanted.flatten(0, 1))
             if batch.mask is not None:
                 weights = weights * batch.mask.flatten()[:, None]
@@ -50,10 +44,10 @@ def block_moments(
                     for rows in h.split(RUN):
                         total[expert] += rows.T @ rows
             if not torch.isfinite(total.sum()):
-                raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
+                raise ValueError(not_finite(y, batch, f"block {block.number}"))
     finally:
         hook.remove()
-    return calibration.summed(total), None
+    return walk.calibration.summed(total), None
 
 
 def output_matrix(block: Block) -> Float64[Tensor, "experts inner D"]:

@@ -67,11 +67,10 @@ def gradients(net: Network, sequence: Batch) -> dict[Block, Float[Tensor, "1 tok
     outputs = {}
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        for layer, context in zip(net.layers, contexts, strict=True):
-            for block in layer.blocks:
-                x = block(x, **context)
-                if block.neurons:
-                    outputs[block] = x
+        for block in net.blocks:
+            x = block(x, **contexts[block.layer])
+            if block.neurons:
+                outputs[block] = x
         log_p = log_probabilities(net.logits(x, sequence.ids), sequence)
         if log_p.isnan().any():
             raise ValueError(not_finite(x, sequence, "the last block"))

@@ -31,9 +31,10 @@ from torch import Tensor
 from ..architecture.blocks import Block
 from ..architecture.linears import Linear, set_linear
 from ..architecture.neurons import keep_neurons
-from ..calibration import Calibration, Signal, not_finite
+from ..calibration import not_finite
 from ..pca import RUN
 from ..precision import without_tf32
+from .walk import Walk
 
 REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded models (notebooks/measure/ridges.py)
 
@@ -74,30 +75,18 @@ def moments(
     return total
 
 
-def block_moments(
-    calibration: Calibration,
-    block: Block,
-    layer: int,
-    Z: Signal,
-    P: Float64[Tensor, "D k"] | None = None,
-    dense: Signal | None = None,
-) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
-    """C and B of a block over the whole calibration set; its W_out has all D columns.
-
-    Args:
-        P: the basis of Z; without it, Z is in the trained basis.
-        dense: the dense network's signal behind the block; without it, the block's own output is wanted.
-    """
+def block_moments(walk: Walk, block: Block) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
+    """C and B of the block that a walk has reached, over its whole calibration set."""
     total = None
-    for index, (z, batch) in enumerate(zip(Z, calibration.batches, strict=True)):
+    for index in walk.numbers:
         with inputs_of(block.w_out) as inputs:
-            y = block.branch(z, **calibration.contexts[index][layer])
-        y = y + (z if P is None else z @ P.T.to(z))
+            y, wanted = walk.behind(block, index)
+        batch = walk.calibration.batches[index]
         h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
-        total = moments(h, y, y if dense is None else dense[index], batch.mask, total)
+        total = moments(h, y, wanted, batch.mask, total)
         if not torch.isfinite(total.sum()):
-            raise ValueError(not_finite(y, batch, f"a block of layer {layer}"))
-    total = calibration.summed(total)
+            raise ValueError(not_finite(y, batch, f"block {block.number}"))
+    total = walk.calibration.summed(total)
     return total[:, : len(total)], total[:, len(total) :]
 
 

@@ -24,13 +24,14 @@ from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
 from ..architecture.network import Network, inference, network
-from ..calibration import Calibration, Signal
+from ..calibration import Calibration
 from ..checks import require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import slice_width
 from . import experts, inner, reconstruction
 from .fisher import fisher_metrics
 from .inner import refit, with_ridge
+from .walk import Walk
 
 ROUNDS = 32  # at most so many, in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (notebooks/measure/ridges.py)
@@ -111,12 +112,8 @@ def solve_output(
 
 
 def solve_block(
-    calibration: Calibration,
+    walk: Walk,
     block: Block,
-    layer: int,
-    Z: Signal,
-    P: Float64[Tensor, "D k"] | None,
-    dense: Signal | None,
     delete: int,
     reconstruct: bool = False,
     metric: Float64[Tensor, "D D"] | None = None,
@@ -124,20 +121,19 @@ def solve_block(
     """Delete so many neurons of a block, or of each expert, and solve for W_out again, in place.
 
     Args:
-        calibration, block, layer, Z, P, dense: as in `inner.block_moments`. With `dense` the block is repaired too; a
-            mixture isn't, for an expert can't make up for what the other experts of a token lack.
-        reconstruct: then move all of the block's matrices (see `reconstruction`); needs `dense`.
+        walk: which has reached the block. With a dense signal the block is repaired too; a mixture isn't, for an expert
+            can't make up for what the other experts of a token lack.
+        reconstruct: then move all of the block's matrices (see `reconstruction`); needs the dense signal.
         metric: as in `least_harmful`.
     """
     if reconstruct:
-        learned, held_out = reconstruction.split(calibration, Z, dense)
-        part, Z_learned, dense_learned = learned
-        solve_block(part, block, layer, Z_learned, P, dense_learned, delete, metric=metric)
-        return reconstruction.reconstruct(block, layer, P, learned, held_out)
-    repair = dense is not None and not block.is_mixture
+        learned, held_out = walk.split(reconstruction.HELD_OUT)
+        solve_block(learned, block, delete, metric=metric)
+        return reconstruction.reconstruct(block, learned, held_out)
+    repair = walk.dense is not None and not block.is_mixture
     if delete or repair:
-        C, B = side_of(block).block_moments(calibration, block, layer, Z, P, dense)
-        keep_inner(block, *calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
+        C, B = side_of(block).block_moments(walk, block)
+        keep_inner(block, *walk.calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
 
 
 def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
@@ -162,13 +158,14 @@ def delete_neurons(
 ) -> PreTrainedModel:
     """Delete a fraction of every MLP's and expert's neurons in a trained model, in place; it keeps its class.
 
-    Nothing else changes: no norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary
-    folder. To slice the signal too, give `neurons` to `slice_model`.
+    No norm is fused, a tied head stays tied, and ``model.save_pretrained`` writes an ordinary folder. To slice the
+    signal too, give `neurons` to `slice_model`.
 
     Args:
         tokens, attention_mask, batch_size, progress, calibration: as in `slice_model`.
         neurons: the fraction to delete, 0 <= neurons < 1; the number left is rounded down to a multiple of `multiple`.
-        repair: aim each W_out at the dense network's signal behind it (see `inner`), not at its own block's output.
+        repair: aim each W_out, attention's too, at the dense network's signal behind it (see `inner`), not at its own
+            block's output.
         reconstruct: with repair, move all matrices of each block (see `reconstruction`).
         fisher: score neurons by what they mean to the loss (see `fisher`).
 
@@ -205,13 +202,12 @@ def delete_neurons(
         metrics = fisher_metrics(net, held) if fisher else {}
         Z = held.embed(net)
         dense = held.embed(net) if repair else None
-        for index, layer in enumerate(tqdm(net.layers, desc="neurons", disable=not progress, leave=False)):
-            for block in layer.blocks:
-                if repair:
-                    dense = held.forward(block, index, dense)
-                delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
-                solve_block(held, block, index, Z, None, dense, delete, reconstruct, metrics.get(block))
-                Z = held.forward(block, index, Z)
+        for block in tqdm(net.blocks, desc="neurons", disable=not progress, leave=False):
+            if repair:
+                dense = held.forward(block, dense)
+            delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
+            solve_block(Walk(held, Z, None, dense), block, delete, reconstruct, metrics.get(block))
+            Z = held.forward(block, Z)
     for of_experts, count in left.items():
         setattr(net.model.config, net.family.neurons_in(of_experts), count)
     return model

@@ -36,7 +36,6 @@ def logits_behind(
     Args:
         contexts: of each layer, from `Network.embed`.
     """
-    blocks = [(block, context) for layer, context in zip(net.layers, contexts, strict=True) for block in layer.blocks]
-    for block, context in blocks[boundary:]:
-        x = block(x, **context)
+    for block in net.blocks[boundary:]:
+        x = block(x, **contexts[block.layer])
     return net.logits(x, batch.ids)

@@ -9,21 +9,20 @@ the block's parameters:
 There are no labels and there is no loss of the language model: every gradient stays inside one block. Adam takes the
 steps; a step changes a matrix by at most about `RATE` of its rms, and less and less, as a cosine does.
 
-So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out,
-already when W_out is solved for, and the block gets the parameters with the least error there. The solved ones compete
-too: on the batches that are held out, the block can't become worse.
+So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out. W_out
+isn't solved for on these batches either. The block gets the parameters with the least error there, and the solved ones
+compete too: on the batches that are held out, the block can't become worse.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ..architecture.blocks import Block
-from ..calibration import Calibration, Signal
 from .inner import inverse_rms
+from .walk import Walk
 
 PASSES, STEPS = 4, 120  # over the batches that are learned from; at least so many steps
 RATE = 0.02  # of each matrix's rms
@@ -31,67 +30,34 @@ HELD_OUT = 8  # every eighth batch
 NOTHING = 1e-9  # of the signal's energy: a smaller error is rounding
 
 
-class Part(Signal):
-    """Some batches of a signal."""
-
-    def __init__(self, signal: Signal, numbers: Sequence[int]):
-        self.signal, self.numbers = signal, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.signal[self.numbers[index]]
-
-
-def split(calibration: Calibration, *signals: Signal | None) -> list[tuple]:
-    """The part of a calibration set that is learned from, and the part that is held out, each with its signals.
-
-    With a single batch nothing is held out.
-    """
-    numbers = range(len(calibration.batches))
-    held_out = numbers[HELD_OUT - 1 :: HELD_OUT] or numbers[1:][-1:]
-    parts = []
-    for of_part in ([number for number in numbers if number not in held_out], held_out):
-        part = copy.copy(calibration)
-        part.batches, part.contexts = (
-            [every[n] for n in of_part] for every in (calibration.batches, calibration.contexts)
-        )
-        parts.append((part, *(signal and Part(signal, of_part) for signal in signals)))
-    return parts
-
-
-def reconstruct(block: Block, layer: int, P: Tensor | None, learned: tuple, held_out: tuple) -> None:
-    """Move all parameters of a block, in place; its W_out has all D columns.
+def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
+    """Move all parameters of a block, in place.
 
     If several processes share the calibration set, the first one's share decides.
 
     Args:
-        P: as in `inner.block_moments`.
-        learned, held_out: parts of a calibration set, each with Z and the dense network's signal behind the block.
+        learned, held_out: the two parts of a walk that has reached the block, with the dense signal behind it.
     """
     parameters = [parameter for parameter in block.parameters() if parameter.numel()]
 
-    def error(part: tuple, index: int) -> Tensor:
+    def error(walk: Walk, index: int) -> Tensor:
         """Of a batch: the mean over its tokens of what is missing, as a share of the signal's energy."""
-        calibration, Z, dense = part
-        z, x, mask = Z[index], dense[index], calibration.batches[index].mask
-        y = block.branch(z, **calibration.contexts[index][layer]) + (z if P is None else z @ P.T.to(z))
+        (y, x), mask = walk.behind(block, index), walk.calibration.batches[index].mask
         share = ((x - y) * inverse_rms(x.flatten(0, 1)).view(*x.shape[:2], 1)).square().mean(-1)
         return (share if mask is None else share[mask]).mean()
 
     def held_out_error() -> float:
-        return sum(error(held_out, index).item() for index in range(len(held_out[1])))
+        return sum(error(held_out, index).item() for index in held_out.numbers)
 
     least = held_out_error()
-    if least > NOTHING * len(held_out[1]):
+    if least > NOTHING * len(held_out.numbers):
         best = [parameter.clone() for parameter in parameters]
-        for _ in descend(parameters, [lambda index=index: error(learned, index) for index in range(len(learned[1]))]):
+        for _ in descend(parameters, [lambda index=index: error(learned, index) for index in learned.numbers]):
             if (found := held_out_error()) < least:
                 least, best = found, [parameter.clone() for parameter in parameters]
         for parameter, values in zip(parameters, best, strict=True):
             parameter.copy_(values)
-    for parameter, values in zip(parameters, learned[0].agreed(*parameters), strict=True):
+    for parameter, values in zip(parameters, learned.calibration.agreed(*parameters), strict=True):
         parameter.copy_(values)
 
 

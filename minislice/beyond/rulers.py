@@ -32,6 +32,7 @@ from ..corpus.batches import Batch, count_tokens
 from .inner import has_bias
 from .neurons import keep_inner, least_harmful, side_of, solve_output
 from .predictions import divergences, log_probabilities, logits_behind
+from .walk import Walk
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 NOTHING = 1e-12  # of the signal's energy
@@ -68,7 +69,6 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
     """
     held, measured = Calibration(calibration), Calibration(held_out)
     tokens = count_tokens(calibration)
-    blocks = [(index, block) for index, layer in enumerate(net.layers) for block in layer.blocks]
     costs = []
     with inference(net.model):
         Z, X = held.embed(net), measured.embed(net)
@@ -79,22 +79,22 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
                 yield log_probabilities(logits_behind(net, boundary, x, contexts, batch), batch)
 
         dense = [*predicted(0, X)]
-        for number, (index, block) in enumerate(tqdm(blocks, desc="costs", disable=not progress, leave=False)):
-            dropped = divergence(dense, predicted(number + 1, X))
+        for boundary, block in enumerate(tqdm(net.blocks, desc="costs", disable=not progress, leave=False)):
+            dropped = divergence(dense, predicted(boundary + 1, X))
             cost = Cost(dropped)
             if count := block.neurons:
-                C, _ = side_of(block).block_moments(held, block, index, Z)
+                C, _ = side_of(block).block_moments(Walk(held, Z), block)
 
-                def without(delete: int, C=C, block=block, index=index, number=number, X=X) -> float:
+                def without(delete: int, C=C, block=block, boundary=boundary, X=X) -> float:
                     trial = copy.deepcopy(block)
                     keep_inner(trial, *solve_output(trial, C, None, delete))
-                    return divergence(dense, predicted(number + 1, measured.forward(trial, index, X)))
+                    return divergence(dense, predicted(boundary + 1, measured.forward(trial, X)))
 
                 anything_left = block.attention is not None or block.is_mixture or has_bias(block)
                 emptied = without(count) if anything_left else dropped
                 cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))
             costs.append(cost)
-            Z, X = held.forward(block, index, Z), measured.forward(block, index, X)
+            Z, X = held.forward(block, Z), measured.forward(block, X)
     return costs
 
 

@@ -17,6 +17,7 @@ from ..corpus.batches import Tokens
 from ..report import SlicingReport
 from .fisher import fisher_metrics
 from .neurons import solve_block
+from .walk import Walk
 
 
 class BeyondSlicer(slicing.Slicer):
@@ -47,22 +48,21 @@ class BeyondSlicer(slicing.Slicer):
             self.dense = self.calibration.embed(self.net)
         super().slice_embeddings()
 
-    def slice_layer(self, layer: BlockLayer, index: int) -> None:
-        super().slice_layer(layer, index)
+    def slice_layer(self, layer: BlockLayer) -> None:
+        super().slice_layer(layer)
         layer.drop(self.dropped)
 
-    def slice_block(self, block: Block, layer: int) -> None:
+    def slice_block(self, block: Block) -> None:
         """The dense signal passes every block; the sliced one passes those that aren't dropped."""
         if self.options.repair:
-            self.dense = self.calibration.forward(block, layer, self.dense)
+            self.dense = self.calibration.forward(block, self.dense)
         if block not in self.dropped:
-            super().slice_block(block, layer)
+            super().slice_block(block)
 
-    def solve(self, block: Block, layer: int) -> None:
+    def solve(self, block: Block) -> None:
         """Delete neurons, repair, reconstruct."""
-        asked = {"reconstruct": self.options.reconstruct, "metric": self.metrics.get(block)}
-        delete = self.delete.get(block, 0)
-        solve_block(self.calibration, block, layer, self.Z, self.P, self.dense, delete, **asked)
+        walk, delete = Walk(self.calibration, self.Z, self.P, self.dense), self.delete.get(block, 0)
+        solve_block(walk, block, delete, self.options.reconstruct, self.metrics.get(block))
 
 
 def slice_model(model: PreTrainedModel, tokens: Tokens, attention_mask=None, **keywords) -> PreTrainedModel:

@@ -153,7 +153,7 @@ class StreamedSlicer(BeyondSlicer):
             elif index <= len(self.net.layers):
                 layer = self.net.layers[index - 1]
                 fuse_blocks(self.net, layer.blocks)
-                self.slice_layer(layer, index - 1)
+                self.slice_layer(layer)
                 self.adapters += [form_of(block) for block in layer.blocks]
             else:
                 fuse_head(self.net, self.keep_tie)

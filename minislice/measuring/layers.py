@@ -20,9 +20,8 @@ def signals(
     with inference(model):
         x, contexts = net.embed(ids.to(model.device))
         boundaries = [x]
-        for layer, context in zip(net.layers, contexts, strict=True):
-            for block in layer.blocks:
-                boundaries.append(block(boundaries[-1], **context))
+        for block in net.blocks:
+            boundaries.append(block(boundaries[-1], **contexts[block.layer]))
     return boundaries
 
 
