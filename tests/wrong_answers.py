@@ -68,9 +68,9 @@ WRONG = {
     ],
     "a4.pca": [
         ("eigenvalues[::-1], Q[:, ::-1]", "eigenvalues, Q", "lambda:", "It is ascending", "Q ok"),
-        ("Q[:, ::-1]", "Q", "lambda, Q:", "opposite order"),
-        ("Q[:, ::-1]", "Q[:, ::-1].T", "lambda, Q:", "eigenvectors are the rows"),
-        ("eigenvalues[::-1]", "np.sqrt(np.abs(eigenvalues[::-1]))", "lambda, Q:", "singular values of the signal"),
+        ("Q[:, ::-1]", "Q", "C Q:", "opposite order"),
+        ("Q[:, ::-1]", "Q[:, ::-1].T", "C Q:", "eigenvectors are the rows"),
+        ("eigenvalues[::-1]", "np.sqrt(np.abs(eigenvalues[::-1]))", "C Q:", "singular values of the signal"),
     ],
     "a4.width": [
         ("held < share", "held <= share", "k:", "k - 1 would do"),
@@ -83,7 +83,7 @@ WRONG = {
     ],
     "a5.align": [
         ("@ turn\n", "@ (U @ Vt if P.shape == R.shape else turn)\n", "P^T R':", "turned the wrong way", "R' R'^T ok"),
-        ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R': R' R'^T is not R R^T", "what P spans"),
+        ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R' R'^T:", "what P spans"),
         ("R @ turn", "R.copy()", "P^T R':", "nothing is aligned"),
         ("@ U.T", "@ (U * np.append(np.ones(k - 1), -1.0)).T", "P^T R':", "negative eigenvalue"),
     ],

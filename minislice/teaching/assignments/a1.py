@@ -1,6 +1,6 @@
 """A1: a network with LayerNorms becomes one whose norms only divide by a length (section 3.2)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -26,32 +26,17 @@ def _reader_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H}, {"W": W, "b": b, "alpha": scale, "beta": beta})
 
 
-def _reader(which: str, layer: Iterable, got: Sequence, norm: str = "RMSNorm") -> Iterator[Place]:
-    """What a fused W and b must do on every row that is normalised, but neither scaled nor shifted.
-
-    Args:
-        which: the end of the places' names.
-        layer: W, b, alpha and beta.
-        norm: behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free.
-    """
-    W, b, alpha, beta = layer
+def _reader(W: np.ndarray, b: np.ndarray | None, alpha: np.ndarray, beta: np.ndarray | None) -> Wanted:
     before, shift = 0 * W[0] if b is None else b, 0 * W[:, 0] if beta is None else beta
-    scaling = {"W is as it was: alpha is not in it.": W}
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
-    alike = close if norm == "RMSNorm" else _alike_on_centred_rows
-    yield Place(f"W{which}", np.diag(alpha) @ W, got[0], scaling, hint, alike)
+    yield "W", np.diag(alpha) @ W, {"W is as it was: alpha is not in it.": W}, hint
     mistakes = {
         "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
         "b itself is lost.": shift @ W,
     }
     hint = "what comes out of the linear layer where the normalised row is zero?"
-    got_b = 0 * before if got[1] is None else got[1]
-    yield Place(f"b{which}", before + shift @ W, got_b, {} if beta is None else mistakes, hint)
-
-
-def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
-    return close(expected - expected.mean(0), got - got.mean(0))
+    yield "b", before + shift @ W, {} if beta is None else mistakes, hint
 
 
 def _writer_cases(rng: np.random.Generator) -> Cases:
@@ -59,23 +44,19 @@ def _writer_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H}, {"W": rng.standard_normal((H, D)), "b": rng.standard_normal(D)})
 
 
-def _writer(which: str, layer: Iterable, got: Sequence, norm: str, hint: str = "") -> Iterator[Place]:
-    """What W and b must write where the norms are of this kind."""
-    W, b = layer
-    wrong = {
+def _writer(W: np.ndarray, b: np.ndarray | None, norm: str = "LayerNorm", hint: str = "") -> Wanted:
+    """What W and b must be where the norms are of this kind."""
+    mistakes = {
         "It is as it was: the LayerNorms would subtract its mean.": W,
         "The mean is taken over the wrong axis: its columns have mean zero, its rows should.": W - W.mean(0),
     }
     if norm == "RMSNorm":
-        wrong["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
+        mistakes["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
     hint = hint or "what is written for one neuron is one row of W."
-    yield Place(f"W{which}", toy.centred({"norm": norm}, W), got[0], wrong, hint)
-    if b is not None or got[1] is not None:
-        before = 0 * W[0] if b is None else b
-        as_it_was = "It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean."
-        got_b = 0 * before if got[1] is None else got[1]
-        wanted, mistakes = toy.centred({"norm": norm}, before), {} if b is None else {as_it_was: b}
-        yield Place(f"b{which}", wanted, got_b, mistakes, "who writes the signal besides W_out?")
+    yield "W", toy.centred({"norm": norm}, W), mistakes, hint
+    as_it_was = "It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean."
+    before, mistakes = (0 * W[0], {}) if b is None else (b, {as_it_was: b})
+    yield "b", toy.centred({"norm": norm}, before), mistakes, "who writes the signal besides W_out?"
 
 
 def _fuse_cases(rng: np.random.Generator) -> Cases:
@@ -112,34 +93,39 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
 
 def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
     norm = net["norm"]
-    for name in ("_embd", "_pos"):
-        if net["W" + name] is not None:
+    alike = _alike_on_centred_rows if norm == "LayerNorm" else close
+
+    def places(which: str, wanted: Iterable, block: int | None = None, alike: Callable = close) -> Iterator[Place]:
+        for name, right, mistakes, hint in wanted:
+            got, place = fused[name + which], name + which
+            if block is not None:
+                got, place = toy.part(fused, place, block), f"{place}[{block}]"
+            yield Place(place, right, 0 * right if got is None else got, mistakes, hint, alike)
+
+    for which in ("_embd", "_pos"):
+        if net["W" + which] is not None:
             hint = "who writes the signal before the first block, and which norm would subtract its mean?"
-            yield from _writer(name, (net["W" + name], None), (fused["W" + name], None), norm, hint)
+            W, _ = _writer(net["W" + which], None, norm, hint)
+            yield from places(which, [W])
     for block in range(len(net["W_in"])):
-        layer, got = (
-            [toy.part(one, name, block) for name in ("W_in", "b_in", "alpha", "beta")] for one in (net, fused)
-        )
-        yield from _reader(f"_in[{block}]", layer, got, norm)
-        layer, got = ([toy.part(one, name, block) for name in ("W_out", "b_out")] for one in (net, fused))
-        yield from _writer(f"_out[{block}]", layer, got, norm)
-    head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
-    layer = head, net["b_head"], net["alpha"][-1], toy.part(net, "beta", -1)
-    yield from _reader("_head", layer, (fused["W_head"], fused["b_head"]), norm)
+        reader = [toy.part(net, name, block) for name in ("W_in", "b_in", "alpha", "beta")]
+        yield from places("_in", _reader(*reader), block, alike)
+        writer = [toy.part(net, name, block) for name in ("W_out", "b_out")]
+        yield from places("_out", _writer(*writer, norm), block)
+    W_head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
+    head = _reader(W_head, net["b_head"], net["alpha"][-1], toy.part(net, "beta", -1))
+    yield from places("_head", head, None, alike)
+
+
+def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
+    """Behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free."""
+    return close(expected - expected.mean(0), got - got.mean(0))
 
 
 A1, check = read(
     "a1",
     center=compared(toy.widths, _center),
-    fuse_reader=Question(
-        _reader_cases,
-        lambda W, b, alpha, beta: (Array("W", W.shape), Array("b", W.shape[1:], optional=b is None and beta is None)),
-        lambda result, **layer: first_wrong(_reader("", layer.values(), result)),
-    ),
-    fuse_writer=Question(
-        _writer_cases,
-        lambda W, b: (Array("W", W.shape), Array("b", b.shape)),
-        lambda result, **layer: first_wrong(_writer("", layer.values(), result, "LayerNorm")),
-    ),
+    fuse_reader=compared(_reader_cases, _reader),
+    fuse_writer=compared(_writer_cases, _writer),
     fuse=Question(_fuse_cases, _fuse_form, _judge_fuse),
 )

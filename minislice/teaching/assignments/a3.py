@@ -27,11 +27,15 @@ def _form(weights: dict, Q: np.ndarray) -> Form:
 
 
 def _judge(result: tuple, weights: dict, Q: np.ndarray) -> Failure | None:
-    """The signals and the logits decide; if they differ, the places say where to look."""
+    """The signals X Q and the logits decide; if they differ, the places say where to look."""
     rotated, S = result
-    if all(_same(weights, {**rotated, "S": S}, Q, tokens) for tokens in toy.sequences(weights)):
-        return None
-    return first_wrong(_places(weights, rotated, S, Q))
+    for tokens in toy.sequences(weights):
+        signals = toy.signals({**rotated, "S": S}, tokens)
+        pairs = [(x, z @ Q_l.T) for x, z, Q_l in zip(toy.signals(weights, tokens), signals, Q, strict=True)]
+        pairs.append((toy.logits(weights, tokens), toy.logits({**rotated, "S": S}, tokens)))
+        if not all(close(dense, given) for dense, given in pairs):
+            return first_wrong(_places(weights, rotated, S, Q))
+    return None
 
 
 def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[Place]:
@@ -65,13 +69,6 @@ def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[
     wrong = {"It is turned back from the boundary before the last block, not the last boundary.": Q[-2].T @ W}
     yield _reader("W_head", W, rotated["W_head"], Q[-1], wrong)
     yield Place("b_head", net["b_head"], rotated["b_head"], hint="no basis is left behind the head.")
-
-
-def _same(net: dict, rotated: dict, Q: np.ndarray, tokens: np.ndarray) -> bool:
-    """The rotated network has the signal X Q at every boundary, and the same logits."""
-    signals = zip(toy.signals(net, tokens), toy.signals(rotated, tokens), Q, strict=True)
-    same = all(close(x, z @ Q_l.T) for x, z, Q_l in signals)
-    return same and close(toy.logits(net, tokens), toy.logits(rotated, tokens))
 
 
 def _not_rotated(W: np.ndarray, Q: np.ndarray) -> dict[str, np.ndarray]:

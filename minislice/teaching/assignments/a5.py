@@ -8,7 +8,7 @@ import numpy as np
 from . import toy
 from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Place, close, first_wrong, named
+from .judging import Place, close, first_wrong, named, orthonormal
 from .markdown import read
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
@@ -40,14 +40,12 @@ def _judge_cosines(c: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | Non
 
 def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | None:
     k, k_next = P.shape[1], R.shape[1]
-    if not close(R @ R.T, aligned @ aligned.T, 1e-8):
-        mistake = ""
-        if close(P @ P.T, aligned @ aligned.T, 1e-8):
-            mistake = "It spans what P spans: the deleted directions would be other ones."
-        elif close(R @ R.T @ aligned, aligned, 1e-8):
-            mistake = "It lies in the span of R, but its columns are not orthonormal, or too few."
-        hint = "R' must be R times an orthogonal matrix."
-        return Failure("R'", "R' R'^T is not R R^T", mistake=mistake, hint=hint)
+    if failure := orthonormal("R'", aligned):
+        return failure
+    mistakes = {"It spans what P spans: the deleted directions would be other ones.": P @ P.T}
+    hint = "R' must be R times an orthogonal matrix."
+    if failure := first_wrong([Place("R' R'^T", R @ R.T, aligned @ aligned.T, mistakes, hint)]):
+        return failure
     square, rest = np.split(P.T @ aligned, [k], axis=1)
     if rest.size and not close(0.0, rest, 1e-8):
         what = "its last k_next - k columns are not zero"

@@ -1,13 +1,13 @@
 """A6: rows and columns are deleted, one block after the other (section 3.4, eq. 9)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure, Question
-from .forms import Array, Form
-from .judging import Place, close, first_wrong, named, orthonormal
+from .forms import Array
+from .judging import Wanted, close, compared, named, orthonormal
 from .markdown import read
 
 BLOCK = ("W_in", "b_in", "W_out", "b_out")
@@ -17,7 +17,7 @@ def _normalised(x: np.ndarray, width: int) -> np.ndarray:
     return x / np.sqrt(np.square(x).sum(1, keepdims=True) / width + toy.EPS)
 
 
-def _block(weights: Sequence[np.ndarray], x: np.ndarray, width: int) -> np.ndarray:
+def _block(weights: Iterable[np.ndarray], x: np.ndarray, width: int) -> np.ndarray:
     """What a block adds to the signal, its norm dividing by this width."""
     W_in, b_in, W_out, b_out = weights
     return np.tanh(_normalised(x, width) @ W_in + b_in) @ W_out + b_out
@@ -30,45 +30,36 @@ def _block_cases(rng: np.random.Generator) -> Cases:
         yield Case({"D": D, "H": H, "k": k, "k_next": k_next}, {name: net[name][0] for name in BLOCK} | bases)
 
 
-def _block_form(W_in: np.ndarray, P: np.ndarray, P_next: np.ndarray, **_: np.ndarray) -> Form:
-    H, k, k_next = (matrix.shape[1] for matrix in (W_in, P, P_next))
-    shapes = {"W_in": (k, H), "b_in": (H,), "W_out": (H, k_next), "b_out": (k_next,), "S": (k, k_next)}
-    return tuple(Array(name, shape) for name, shape in shapes.items())
-
-
-def _judge_block(result: tuple, P: np.ndarray, P_next: np.ndarray, **dense: np.ndarray) -> Failure | None:
-    """What the block computes decides; if it differs, the places say where to look."""
-    W_in, b_in, W_out, b_out = dense.values()
-    (D, k), k_next = P.shape, P_next.shape[1]
+def _computes_the_same(result: tuple, P: np.ndarray, P_next: np.ndarray, **dense: np.ndarray) -> bool:
+    D = len(P)
     x = np.random.default_rng(D).standard_normal((8 * D, D)) @ P @ P.T
     x *= np.linspace(0.03, 3, len(x))[:, None]  # some so short that eps counts
     sliced = x @ P @ result[4] + _block(result[:4], x @ P, D)
-    if close((x + _block((W_in, b_in, W_out, b_out), x, D)) @ P_next, sliced):
-        return None
-    S = P.T @ P_next
+    return close((x + _block(dense.values(), x, D)) @ P_next, sliced)
+
+
+def _sliced_block(
+    W_in: np.ndarray, b_in: np.ndarray, W_out: np.ndarray, b_out: np.ndarray, P: np.ndarray, P_next: np.ndarray
+) -> Wanted:
+    (D, k), k_next, S = P.shape, P_next.shape[1], P.T @ P_next
     by_k = {
         "It is scaled as if the norm divided by k; it divides by the width it was trained at, D.": (k / D) ** 0.5,
         "It makes up for a norm that divides by k; this norm divides by D.": (D / k) ** 0.5,
     }
-    reads = {sentence: factor * P.T @ W_in for sentence, factor in by_k.items()} | {
+    mistakes = {sentence: factor * P.T @ W_in for sentence, factor in by_k.items()} | {
         "Rows of W_in are deleted as they stand: first rotate, so that they are directions of P.": W_in[:k],
         "The last rows are kept as they stand: first rotate, so that they are directions of P.": W_in[D - k :],
     }
-    writes = {"Columns are deleted as they stand: first rotate.": W_out[:, :k_next]}
-    carries = {}
+    yield "W_in", P.T @ W_in, mistakes, "x P comes in, for x P P^T."
+    yield "b_in", b_in, {}, "it is added behind W_in, where nothing is deleted."
+    mistakes = {"Columns are deleted as they stand: first rotate.": W_out[:, :k_next]}
     if k == k_next:
-        writes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
-        carries = {"It is transposed: the signal is a row, and S stands on its right.": S.T}
-    cut = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
-    neuron = "what is written for one neuron is a row of the signal."
-    places = [
-        Place("W_in", P.T @ W_in, result[0], reads, "x P comes in, for x P P^T."),
-        Place("b_in", b_in, result[1], hint="it is added behind W_in, where nothing is deleted."),
-        Place("W_out", W_out @ P_next, result[2], writes, neuron),
-        Place("b_out", b_out @ P_next, result[3], cut, "who writes the signal besides W_out?"),
-        Place("S", S, result[4], carries, "x P comes in, and (x P P^T) P_next must go on."),
-    ]
-    return first_wrong(places)
+        mistakes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
+    yield "W_out", W_out @ P_next, mistakes, "what is written for one neuron is a row of the signal."
+    mistakes = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
+    yield "b_out", b_out @ P_next, mistakes, "who writes the signal besides W_out?"
+    mistakes = {"It is transposed: the signal is a row, and S stands on its right.": S.T} if k == k_next else {}
+    yield "S", S, mistakes, "x P comes in, and (x P P^T) P_next must go on."
 
 
 def _interleave_cases(rng: np.random.Generator) -> Cases:
@@ -125,7 +116,7 @@ def _span(Y: np.ndarray, k: int) -> np.ndarray:
 
 A6, check = read(
     "a6",
-    slice_block=Question(_block_cases, _block_form, _judge_block),
+    slice_block=compared(_block_cases, _sliced_block, _computes_the_same),
     interleave=Question(
         _interleave_cases,
         lambda net, X, widths: [Array(f"P[{l}]", (X.shape[1], k)) for l, k in enumerate(widths)],  # noqa: E741

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .exercise import Case, Cases, Failure, Question
-from .forms import Number
+from .forms import Array
 from .judging import Wanted, close, compared
 from .markdown import read
 
@@ -125,5 +125,5 @@ A7, check = read(
     parameters=compared(_cost_cases, _parameters),
     flops=compared(_cost_cases, _flops),
     gib=compared(_gib_cases, _gib),
-    break_even=Question(_even_cases, lambda n: Number("break_even", float), _judge_even),
+    break_even=Question(_even_cases, lambda n: Array("break_even"), _judge_even),
 )

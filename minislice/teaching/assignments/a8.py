@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from . import toy
-from .exercise import Case, Cases, Failure, Question
-from .forms import Array, Form
-from .judging import Place, Wanted, close, compared, first_wrong
+from .exercise import Case, Cases
+from .judging import Wanted, compared
 from .markdown import read
 
 
@@ -110,7 +109,7 @@ def _thin_mistakes(**given: Any) -> dict[str, np.ndarray]:
     """The neurons that are kept after each mistake."""
     once = _scores(given["C"], given["W"], given["ridge"]).argsort()[given["count"] :]
     return {
-        "They are scored once; after each deletion the others have other scores.": np.sort(once).astype(np.float64),
+        "They are scored once; after each deletion the others have other scores.": np.sort(once),
         "They are scored with the first W, not with the solved one.": _thin(**given, again=False)[0],
         "The scores are those without the inverse.": _thin(**given, score=_without_inverse)[0],
         "The most important neurons are deleted.": _thin(**given, score=lambda *problem: -_scores(*problem))[0],
@@ -126,22 +125,14 @@ def _thin(
         costs = score(C[np.ix_(kept, kept)], V if again else W[kept], ridge)
         kept = np.delete(kept, costs.argmin())
         V = _solve(C, W, ridge, kept)
-    return kept.astype(np.float64), V
+    return kept, V
 
 
-def _thin_form(C: np.ndarray, W: np.ndarray, ridge: float, count: int) -> Form:
-    return Array("kept", (len(C) - count,), numbers="int64"), Array("W", (len(C) - count, W.shape[1]))
-
-
-def _judge_thin(result: tuple, **given: Any) -> Failure | None:
+def _thinned(**given: Any) -> Wanted:
     kept, V = _thin(**given)
-    hint = "who is the cheapest, when some are gone already?"
-    places = [Place("kept", kept, result[0], _thin_mistakes(**given), hint)]
-    if close(kept, result[0]):
-        plain = given["W"][kept.astype(int)]
-        mistakes = {"This is plain deletion: solve for the output matrix of the kept neurons.": plain}
-        places.append(Place("W", V, result[1], mistakes, "which W does `solve` start from?"))
-    return first_wrong(places)
+    yield "kept", kept, _thin_mistakes(**given), "who is the cheapest, when some are gone already?"
+    plain = {"This is plain deletion: solve for the output matrix of the kept neurons.": given["W"][kept]}
+    yield "W", V, plain, "which W does `solve` start from?"
 
 
 A8, check = read(
@@ -149,5 +140,5 @@ A8, check = read(
     second_moment=compared(_moment_cases, _second_moment),
     scores=compared(_solved_cases, _all_scores),
     solve=compared(_solve_cases, _solved),
-    thin=Question(_thin_cases, _thin_form, _judge_thin),
+    thin=compared(_thin_cases, _thinned),
 )

@@ -71,17 +71,15 @@ def _judge(plan: Mapping[str, Any]) -> Failure | None:
     return Failure("plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, (int, np.integer))
-
-
 def _are_ints(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MOST and all(map(_is_int, value))
+    return isinstance(value, list) and len(value) <= MOST and all(isinstance(each, (int, np.integer)) for each in value)
 
 
 INTS = f"a list of at most {MOST} ints"
 FORM = {
-    "width": Value("width", f"an int or {INTS}", lambda value: _is_int(value) or _are_ints(value)),
+    "width": Value(
+        "width", f"an int or {INTS}", lambda value: isinstance(value, (int, np.integer)) or _are_ints(value)
+    ),
     "neurons": Value("neurons", INTS, _are_ints),
     "drop": Value("drop", INTS, _are_ints),
     "adapter": Value("adapter", f"one of {', '.join(ADAPTERS)}", lambda value: str(value) in ADAPTERS),

@@ -5,8 +5,7 @@ function, and show the `Mark`; the grader leaves out its numbers, which would te
 results are plain values: None, bool, int, float, str, arrays of float64, int64 or bool, and lists and dictionaries of
 these; a result may be a tuple.
 
-A judge asks for the properties of a right answer, and compares what networks compute (`toy`). It never compares with
-one particular solution. `judging` has tools for judges.
+A judge asks for the properties of a right answer, never for one particular solution; `judging` has its tools.
 """
 
 import copy

@@ -6,25 +6,15 @@ from typing import Any
 
 import numpy as np
 
-LARGEST = 2**62  # of a number that a function returns
-
 
 @dataclass(frozen=True)
 class Array:
-    """A float64 array of this shape, where whole numbers count as float64. A side given by a letter has any length."""
+    """An array of this shape, or one number if the shape is (). A side given by a letter has any length."""
 
     name: str
-    shape: tuple[int | str, ...]
+    shape: tuple[int | str, ...] = ()
     optional: bool = False  # None is right as well
-    numbers: str = "float64"  # what a message says is expected
-
-
-@dataclass(frozen=True)
-class Number:
-    """One number; `kind` is int or float."""
-
-    name: str
-    kind: type
+    numbers: str = "float64"  # or int64, where only whole numbers are right
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Value:
     fits: Callable[[Any], bool]
 
 
-# The form of a result: an Array, a Number, a Value, None, or a tuple, list or dictionary of forms.
+# The form of a result: an Array, a Value, None, or a tuple, list or dictionary of forms.
 Form = Any
 
 
@@ -45,7 +35,7 @@ class Misfit(Exception):
 
 
 def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
-    """The result in its form: tuples or lists as in the form, numbers as Python's, arrays as float64; or a Misfit.
+    """The result in its form: tuples or lists as in the form, arrays with its numbers; or a Misfit.
 
     `misfits` collects the misfits of arrays; NaN takes the place of such an array.
     """
@@ -59,8 +49,6 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
         except Misfit as misfit:
             misfits.append(misfit)
             return np.full([side if isinstance(side, int) else 1 for side in form.shape], np.nan)
-    if isinstance(form, Number):
-        return _number(form, result)
     if isinstance(form, Value):
         if not form.fits(result):
             raise Misfit(form.name, f"expected {form.wanted}, got {described(result)}")
@@ -69,36 +57,29 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
         if not isinstance(result, dict):
             raise Misfit(name, f"expected a dictionary, got {described(result)}")
         return {key: conform(part, result.get(key), key, misfits) for key, part in form.items()}
-    names = ["the dictionary" if type(p) is dict else getattr(p, "name", f"{name}[{i}]") for i, p in enumerate(form)]
+    names = [part.name if isinstance(part, Array) else "the dictionary" for part in form]
     if not isinstance(result, (tuple, list)) or len(result) != len(form):
         wanted = f"{len(form)} values, {', '.join(names)}"
         raise Misfit(name, f"expected {wanted}; got {described(result)}")
     return type(form)(conform(*each, misfits) for each in zip(form, result, names, strict=True))
 
 
-def _array(form: Array, result: Any) -> np.ndarray:
-    if isinstance(result, np.ndarray) and result.dtype.kind in "iu":
-        result = result.astype(np.float64)
-    fits = isinstance(result, np.ndarray) and result.dtype == np.float64 and result.ndim == len(form.shape)
-    if not fits or any(isinstance(side, int) and side != n for side, n in zip(form.shape, result.shape, strict=True)):
-        wanted = f"{form.numbers} [{', '.join(map(str, form.shape))}]"
+def _array(form: Array, result: Any) -> np.ndarray | np.number:
+    number = isinstance(result, (int, float, np.number)) and not isinstance(result, bool)
+    array = np.asarray(result) if number or isinstance(result, np.ndarray) else np.array(None)
+    whole = form.numbers == "int64"
+    fits = array.dtype.kind in "iu" or (array.dtype == np.float64 and not whole)
+    fits = fits and array.ndim == len(form.shape)
+    if not fits or any(side != n for side, n in zip(form.shape, array.shape, strict=True) if isinstance(side, int)):
+        wanted = "an int" if whole else "a float"
+        if form.shape:
+            wanted = f"{form.numbers} [{', '.join(map(str, form.shape))}]"
         raise Misfit(form.name, f"expected {wanted}, got {described(result)}")
-    if not np.isfinite(result).all():
-        first = np.argwhere(~np.isfinite(result))[0].tolist()
-        raise Misfit(form.name, f"{'NaN' if np.isnan(result[tuple(first)]) else 'infinity'} at {first}")
-    return np.asarray(result)
-
-
-def _number(form: Number, result: Any) -> int | float:
-    if isinstance(result, np.ndarray) and result.ndim == 0:
-        result = result[()]
-    allowed = (int, np.integer) if form.kind is int else (int, np.integer, float, np.floating)
-    if isinstance(result, bool) or not isinstance(result, allowed):
-        article = "an int" if form.kind is int else "a float"
-        raise Misfit(form.name, f"expected {article}, got {described(result)}")
-    if not abs(result) <= LARGEST:
-        raise Misfit(form.name, "NaN" if result != result else "far too large")
-    return form.kind(result)
+    if not np.isfinite(array).all():
+        first = tuple(np.argwhere(~np.isfinite(array))[0].tolist())
+        what = "NaN" if np.isnan(array[first]) else "infinity"
+        raise Misfit(form.name, f"{what} at {list(first)}" if first else what)
+    return array.astype(form.numbers)[()]
 
 
 def described(value: Any) -> str:
