@@ -274,12 +274,15 @@ def batches_do_not_matter(recipe: Recipe) -> None:
 
 
 def perplexity_is_exp_of_transformers_loss(recipe: Recipe) -> None:
-    """With padding on the right or none: transformers' loss leaves out what is labelled -100."""
+    """With padding on the right or none: transformers' loss leaves out what is labelled -100. Nothing is changed."""
     model, ids, mask = recipe.model(), recipe.tokens(), recipe.mask()
+    found = perplexity(model, ids, mask)
+    assert torch.equal(ids, recipe.tokens()) and (mask is None or torch.equal(mask, recipe.mask()))
+    assert_same_logits(model, recipe.model(), recipe, 0.0)
     labels = ids if mask is None else ids.masked_fill(mask == 0, -100)
     with torch.no_grad():
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-    assert math.isclose(perplexity(model, ids, mask), math.exp(loss.item()), rel_tol=1e-5)  # its loss is in float32
+    assert math.isclose(found, math.exp(loss.item()), rel_tol=1e-5)  # its loss is in float32
 
 
 def cached_generation_equals_uncached(

@@ -277,6 +277,7 @@ BAD = {
     "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
     "stream: own text": (["slice", "mini-opt", "--stream", "--calibration", "own", "--out", "x"], ["no whole model"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
+    "text: own": (["slice", "mini-opt", "--calibration", "own", "--evaluation", "own"], ["measure on another's text"]),
     "compress: no plan": (["compress", "mini-opt", "--stock", "--plan-only"], ["--stock has no plan"]),
     "picture: another's": (["demo", "--picture", "{place}/test.txt"], ["test.txt exists", "another file"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),

@@ -162,20 +162,6 @@ def test_what_is_measured_differently_has_another_key(tmp_path):
     assert len(keys) == 4 * len(benches) and Bench(model, A, [B], tasks["copy"]).key("a", 0.9) in keys
 
 
-def test_bad_input_is_one_error():
-    with pytest.raises(ValueError, match="'dense' is the dense model's row"):
-        tiny(variants={"dense": one_layer})
-    with pytest.raises(ValueError, match="a standard error needs at least two windows"):
-        tiny(evaluation=TINY.tokens(1)[:1])
-    for given in ({"evaluation": TINY.tokens(1).tolist()}, {"second": TINY.tokens(1)[0]}):
-        with pytest.raises(ValueError, match=r"must be tensors of ids, \[sequences, tokens\]"):
-            tiny(**given)
-    with pytest.raises(ValueError, match="causal language model, got tuple"):
-        compare(lambda: (TINY.model(), None), TINY.tokens(0), TINY.tokens(1))
-    with pytest.raises(ValueError, match="the dense model can't be measured: zero-shot tasks are texts"):
-        tiny(tasks=["piqa"])
-
-
 def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     out = tmp_path / "new" / "folder"
     texts = [tmp_path / "cats.json", tmp_path / "dogs.txt"]  # the second is one document

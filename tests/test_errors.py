@@ -52,7 +52,7 @@ def not_a_number(model):
 slicing, deleting, thinning = (
     partial(calling, function, IDS) for function in (slice_model, minislice.delete_layers, minislice.delete_neurons)
 )
-planning = partial(calling, minislice.plan_compression)
+planning, comparing = partial(calling, minislice.plan_compression), partial(calling, minislice.compare, IDS)
 SLICED = slicing(width=5, head="own")
 PER_BLOCK, KEPT, TIED = partial(rotate, per_block=True), partial(fuse, keep_tie=True), partial(slicing, head="tied")
 LONG, EIGHT = torch.ones(1, 65).long(), IDS.repeat(2, 1)
@@ -97,6 +97,12 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "fused, planned": (LLAMA, [fuse], planning(EIGHT), "fused already"),
     "long text": (OPT, [], calling(minislice.own_text, 1, 10**4), "10000 tokens", "64 positions"),
     "NaN, text": (OPT, [not_a_number], calling(minislice.own_text, 1, 8), "NaN"),
+    "not sliced": (LLAMA, [], calling(minislice.recover, IDS), "isn't sliced"),
+    "compare: dense": (LLAMA, [], comparing(IDS, variants={"dense": len}), "'dense' is the dense model's row"),
+    "compare: one window": (LLAMA, [], comparing(IDS[:1]), "a standard error needs at least two windows"),
+    "compare: rows": (LLAMA, [], comparing(IDS.tolist()), "must be tensors of ids, [sequences, tokens]"),
+    "compare: one row": (LLAMA, [], comparing(IDS, second=IDS[0]), "must be tensors of ids, [sequences, tokens]"),
+    "compare: tasks": (LLAMA, [], comparing(IDS, tasks=["piqa"]), "can't be measured: zero-shot tasks are texts"),
     "fused, text": (OPT, [fuse], calling(minislice.own_text, 1, 8), "sliced"),
 }
 

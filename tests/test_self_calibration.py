@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import assert_refused, document
+from commands import document
 from models import Recipe
 from transformers import GenerationConfig
 
@@ -90,7 +90,3 @@ def test_several_processes_calibrate_on_what_the_first_has_written(monkeypatch, 
     arguments = argparse.Namespace(samples=4, seed=0, quiet=True, processes=second)
     assert torch.equal(inputs._own_text(arguments, 32, model, range(100)), written)
     assert [(ids.shape, ids.dtype) for ids in sent] == [(written.shape, written.dtype)]
-
-
-def test_nothing_is_measured_on_it(run):
-    assert_refused(run("slice", "mini-opt", *OWN, "--evaluation", "own"), "measure on another's text")
