@@ -29,6 +29,18 @@ settings.register_profile(
 settings.load_profile("minislice")
 
 
+@pytest.hookimpl(trylast=True)  # of the tests that are left when others are deselected
+def pytest_collection_modifyitems(items):
+    """Every worker begins with a share of the notebooks, the longest tests, and takes its part of the others then."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    notebooks = [item for item in items if "notebook_runs" in item.name]
+    others = [item for item in items if "notebook_runs" not in item.name]
+    share = -(-len(others) // workers)  # rounded up
+    for worker in reversed(range(workers)):
+        others[worker * share : worker * share] = notebooks[worker::workers]
+    items[:] = others
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """Trained models and recorded results that are not part of the repository."""
