@@ -3,7 +3,7 @@
 .checkpoints.lock            held by the run that is at work
 settings.json                what is trained, on what, and how
 checkpoint-16/               as transformers' Trainer writes it
-checkpoint-16/seals.json     empty, written last: the checkpoint is whole (earlier versions wrote checksums into it)
+checkpoint-16/seals.json     the names of its files, written last: the checkpoint is whole
 """
 
 import json
@@ -46,30 +46,32 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
 
 
 def _last(folder: Path) -> Path | None:
-    """The last checkpoint that is whole."""
-    whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{WHOLE}")]
+    """The last checkpoint that is whole: the Trainer may have been killed while it deleted an older one."""
+    marks = folder.glob(f"checkpoint-*/{WHOLE}")
+    whole = [mark.parent for mark in marks if all((mark.parent / name).exists() for name in read_json(mark))]
     if not whole:
         return None
     last = max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
     best = read_json(last / "trainer_state.json")["best_model_checkpoint"]
     if best and Path(best) not in whole:
         raise ValueError(
-            f"{last} goes on from {best} too, which isn't there; put it back, or delete {folder} to start again"
+            f"{last} needs {best} too, the best one, which isn't whole; put it back, or delete {folder} to start again"
         )
     return last
 
 
 def call_whole(checkpoint: Path) -> None:
     """Say that a checkpoint is whole, when all of its files are on the disk."""
-    for path in checkpoint.iterdir():
+    paths = [path for path in checkpoint.iterdir() if path.name != WHOLE]
+    for path in paths:
         sync(path)
-    with whole_file(checkpoint / WHOLE):
-        pass
+    with whole_file(checkpoint / WHOLE) as new:
+        new.write_text(json.dumps(sorted(path.name for path in paths)), encoding="utf-8")
 
 
 def delete(folder: Path) -> None:
     """Delete what a recovery left in its folder, and the folder, unless something else is in it."""
-    for checkpoint in folder.glob("checkpoint-*/"):
+    for checkpoint in filter(Path.is_dir, folder.glob("checkpoint-*")):
         shutil.rmtree(checkpoint)
     (folder / SETTINGS).unlink()
     with suppress(OSError):

@@ -64,17 +64,19 @@ def train(
         task_type="CAUSAL_LM",
     )
     sequences_a_step = arguments["per_device_train_batch_size"] * chosen.accumulation
+    batch_size = next(size for size in range(batch_size, 0, -1) if sequences_a_step % size == 0)
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / sequences_a_step))
+    adapters = {block: block.adapter for block in network(wrapped).blocks}  # PEFT would leave trained copies
     callbacks = [Watch(progress)]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     with warnings.catch_warnings(), _as_it_was(wrapped, chosen.seed):
-        warnings.simplefilter("ignore", FutureWarning)  # of arguments that were renamed: the old names are right in all
+        warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
             per_device_eval_batch_size=batch_size,
-            gradient_accumulation_steps=math.ceil(sequences_a_step / batch_size),
+            gradient_accumulation_steps=sequences_a_step // batch_size,
             max_steps=steps,
             learning_rate=chosen.learning_rate,
             warmup_steps=round(0.05 * steps),
@@ -103,6 +105,8 @@ def train(
             trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         except BaseException:
             lora.unload()
+            for block, adapter in adapters.items():
+                block.adapter = adapter
             raise
         trained, _ = lora.get_nb_trainable_parameters()
         lora.merge_and_unload()
