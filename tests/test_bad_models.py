@@ -46,9 +46,9 @@ def edited(**changes):
     return lambda folder: edit_config(folder, **changes)
 
 
-def only(file: str, content: str):
-    """No other file is left."""
-    return lambda folder: [*(path.unlink() for path in folder.iterdir()), written(file, content)(folder)]
+def only(file: str, content: str, left: str = ""):
+    """No other file is left, or this one alone."""
+    return lambda folder: [*(p.unlink() for p in folder.iterdir() if p.name != left), written(file, content)(folder)]
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -64,6 +64,7 @@ DAMAGES = {  # what is done to the folder, and what the error says
     "quantized": (edited(quantization_config=GPTQ), CONFIG, "quantized", "gptq"),
     "config: half": (written(CONFIG, "{"), CONFIG),
     "no index": (lambda folder: (folder / WEIGHTS).rename(folder / SHARD), f"no {INDEX}", "get that file too"),
+    "an index of nothing": (only(INDEX, "[]", CONFIG), f"{INDEX} has no weight_map"),
     "another name": (lambda folder: (folder / WEIGHTS).rename(folder / "x.safetensors"), "rename it to model"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
     "a tensor too many": (with_one_more, "1 tensors are unexpected, such as x"),

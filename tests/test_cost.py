@@ -149,8 +149,9 @@ def test_the_command_measures_every_level_and_form(run):
 
 
 def test_the_command_takes_a_sliced_models_folder_without_its_weights(run, tmp_path):
-    model = small(adapter="low-rank")
+    model = small(adapter="low-rank", head="own")
     model.save_pretrained(tmp_path / "sliced")
     (tmp_path / "sliced" / "model.safetensors").unlink()
     (row,) = document(run("cost", tmp_path / "sliced", *SHORT, "--json")[1])["rows"]
     assert row["parameters"]["sliced"] == minislice.parameters(model)
+    assert row["parameters"]["dense"] == minislice.parameters(small())  # its head was tied

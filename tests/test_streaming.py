@@ -150,3 +150,9 @@ def test_a_model_that_is_sliced_already_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"sliced.* already|already sliced"):
         slice_streamed(**{**run, "source": run["out"], "out": tmp_path / "again"})
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(("options", "message"), [({"device": "auto"}, "one device"), ({"fisher": True}, "memory")])
+def test_what_a_part_of_a_model_can_not_do_is_refused(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        slice_streamed("mini-opt", LLAMA.tokens(), tmp_path / "sliced", neurons=0.5, **options)

@@ -101,6 +101,8 @@ def writing(target: Path) -> Iterator[None]:
 
 def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of files, is on the disk."""
+    if os.name == "nt":  # Windows opens no folder, and waits for no file that is only read
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """`minislice cost`: what inference costs by slicing level and form of adapter, dense beside sliced."""
 
 import argparse
+import copy
 import dataclasses
 
 import torch
@@ -43,7 +44,9 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
     """The dense config, and the sliced ones that are measured beside it."""
     config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model), arguments.trust_remote_code)
     if config.model_type == "minislice":
-        return config.base, {"as it is": config}
+        dense = copy.deepcopy(config.base)
+        dense.tie_word_embeddings = config.head_was_tied  # fusion has untied it
+        return dense, {"as it is": config}
     ends = {"slice_head": arguments.slice_head, "head": arguments.head}
     return config, {
         f"{level:.0%}, {form}": sliced_config(config, slicing=level, adapter=form, **ends)

@@ -56,6 +56,8 @@ def joined() -> Iterator[Processes]:
     processes = Processes(distributed.group.WORLD)
     try:
         yield processes
+    except torch.OutOfMemoryError:  # this process's own
+        raise
     except RuntimeError as error:
         raise Lost(
             f"process {processes.index} of {processes.count} lost another process, which has told why above or was "

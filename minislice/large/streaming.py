@@ -83,6 +83,8 @@ def slice_streamed(
     options, processes = SlicingOptions(**options), processes or Processes()
     if options.fisher:
         raise ValueError("fisher needs the whole network in memory for a gradient; slice in memory, or leave it out")
+    if device == "auto":
+        raise ValueError("a streamed model has one part in memory, on one device: give cpu or cuda:0, not auto")
     device, trained = torch.device(usable_device(device)), TrainedWeights(source, dtype, trust_remote_code)
     net = trained.net
     require_whole(net, "slice")

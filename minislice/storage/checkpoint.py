@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import has_file
 
 from ..architecture.card import USAGE_STOCK, model_card
 from ..architecture.configuration import SlicedConfig
@@ -182,9 +183,9 @@ def load_tokenizer(source: Path | str, trust_remote_code: bool = False) -> PreTr
     """The tokenizer in a folder or on the hub, if there is one."""
     if is_gguf(source):
         return read_gguf(AutoTokenizer, source)
-    if isinstance(source, Path) and not (source / "tokenizer_config.json").is_file():
-        return None
     try:
+        if not has_file(source, "tokenizer_config.json"):
+            return None
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises bare Exceptions, too, for what it can't read
         raise ValueError(f"can't load the tokenizer of {source}: {error}") from error

@@ -88,7 +88,7 @@ def usable_device(device: torch.device | str | None) -> torch.device | str | Non
     if device in (None, "auto"):
         return device
     try:
-        torch.ones(1, device=device).item()
+        torch.ones(1, dtype=torch.float64, device=device).item()  # Apple's GPUs have no float64
     except Exception as error:  # torch raises another kind for each device that it wasn't built for
         raise ValueError(f"can't use the device {str(device)!r}: {error}") from error
     return device

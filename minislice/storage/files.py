@@ -53,7 +53,10 @@ def require_fetched(path: Path) -> None:
 
 def _named_by(index: Path) -> list[Path]:
     """The files that an index names, which lie beside it."""
-    names = {*read_json(index)["weight_map"].values()}
+    try:
+        names = {*read_json(index)["weight_map"].values()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} has no weight_map, which names the files; get that file again") from error
     if missing := names - {path.name for path in index.parent.iterdir()}:
         raise ValueError(f"{index} names {missing.pop()!r}, which isn't in the same folder; get that file too")
     return [index.parent / name for name in sorted(names)]
