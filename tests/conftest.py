@@ -2,7 +2,6 @@
 
 import gc
 import os
-from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -39,15 +38,6 @@ def pytest_collection_modifyitems(items):
     for worker in reversed(range(workers)):
         others[worker * share : worker * share] = notebooks[worker::workers]
     items[:] = others
-
-
-@pytest.fixture(scope="session")
-def assets() -> Path:
-    """Trained models and recorded results that are not part of the repository."""
-    folder = os.environ.get("MINISLICE_TEST_ASSETS")
-    if not folder or not Path(folder).is_dir():
-        pytest.skip("needs MINISLICE_TEST_ASSETS, a folder with `models` and `oracle`")
-    return Path(folder)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 A wrong version gets the right function first, then what the right one gets. The table at the end says which property
 must fail with it, on which model, and in whose place it is planted: a function is replaced where it is used, for
-modules import by name. `test_mistakes.py` tries every row.
+modules import by name. `test_properties.py` tries every row.
 """
 
 import functools

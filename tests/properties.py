@@ -1,7 +1,7 @@
 """The facts that minislice stands on, each a function that asserts it on the model of one recipe.
 
-The property tests run them over random recipes; `test_mistakes.py` runs them against planted mistakes, where they must
-fail. Tolerances are relative, max |a - b| / max |b|, in float64.
+`test_properties.py` runs them over random recipes, and against planted mistakes, where they must fail. Tolerances are
+relative, max |a - b| / max |b|, in float64.
 """
 
 import math

@@ -1,7 +1,9 @@
 """Against recorded results: perplexities of the authors' released code, on trained models and the same batches."""
 
 import json
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +12,21 @@ from transformers import AutoModelForCausalLM
 
 from minislice import SlicingOptions, fuse, parameters, perplexity, slice_model
 
+ASSETS = Path(os.environ.get("MINISLICE_TEST_ASSETS", "absent"))  # they aren't part of the repository
+pytestmark = pytest.mark.skipif(not ASSETS.is_dir(), reason="MINISLICE_TEST_ASSETS names no folder of models")
 SMALL, SLOW = ("babyllama-tok361", "stories260K"), ("opt-dev", "phi-dev")
 
 
 @pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_parameters_and_perplexities_dense_fused_and_sliced_are_the_recorded_ones(name, assets):
-    folder = assets / "oracle" / name
+def test_parameters_and_perplexities_dense_fused_and_sliced_are_the_recorded_ones(name):
+    folder = ASSETS / "oracle" / name
     recorded = json.loads((folder / "expected.json").read_text())
     calibration, evaluation = (
         torch.from_numpy(np.load(folder / f"{part}.npy")).long() for part in ("calibration", "evaluation")
     )
 
     def load():
-        return AutoModelForCausalLM.from_pretrained(assets / "models" / name, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_pretrained(ASSETS / "models" / name, dtype=torch.float32).eval()
 
     assert parameters(load()) == recorded["dense_parameters"]
     assert parameters(fuse(load())) == recorded["fused_parameters"]

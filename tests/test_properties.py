@@ -1,10 +1,14 @@
 """Every fact that minislice stands on, over random small models: one line for each, with what is drawn besides.
 
-The facts are functions in `properties.py` and its neighbours; `mistakes.py` has a wrong implementation for each.
+The facts are functions in `properties.py` and its neighbours. Every one can fail: `mistakes.py` has a wrong
+implementation for it, with which it must.
 """
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 import budget_properties as b
 import depth_properties as d
@@ -14,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mistakes import TABLE, wrong
 from models import FAMILIES, Recipe, recipes
 
 
@@ -107,3 +112,28 @@ def test_over_random_models(fact, models, examples, options):
         fact(recipe, **drawn)
 
     holds()
+
+
+holds = functools.cache(lambda fact, recipe, options: fact(recipe, **dict(options)))
+CASES = [
+    pytest.param(fact, recipe, target, version, dict(*options), id=f"{fact.__name__}: {name}")
+    for fact, mistakes in TABLE.items()
+    for name, recipe, target, version, *options in mistakes
+]
+
+
+@pytest.mark.parametrize(("fact", "recipe", "target", "version", "options"), CASES)
+def test_property_fails_with(fact, recipe, target, version, options, monkeypatch):
+    holds(fact, recipe, tuple(options.items()))
+    target = target if target.split(".")[0].endswith("properties") else f"minislice.{target}"
+    monkeypatch.setattr(target, wrong(version)(resolve_name(target)))
+    with pytest.raises(AssertionError):
+        fact(recipe, **options)
+
+
+def test_every_property_has_a_mistake_on_which_it_fails():
+    for module in (p, n, b, d):
+        for name, fact in inspect.getmembers(module, inspect.isfunction):
+            parameters, result = inspect.signature(fact).parameters, inspect.signature(fact).return_annotation
+            if fact.__module__ == module.__name__ and next(iter(parameters)) == "recipe" and result is None:
+                assert fact in TABLE, name
