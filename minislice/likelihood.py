@@ -23,7 +23,7 @@ def perplexity(
     batch_size: int = 8,
     progress: bool = False,
 ) -> float:
-    """The exponential of the mean negative log-likelihood over all predicted tokens of all windows, the rows.
+    """The exponential of the mean negative log-likelihood over all predicted tokens; each row of `tokens` is a window.
 
     Args:
         tokens: ids, [sequences, tokens], or an iterable of such batches (see `corpus.batches.Tokens`).
@@ -42,8 +42,13 @@ def perplexity(
             total, count = total + losses.double().sum().item(), count + losses.numel()
     if count == 0:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
+    return exponential(total / count)
+
+
+def exponential(number: float) -> float:
+    """e^number; infinity where a float can't hold it."""
     try:
-        return math.exp(total / count)  # of NaN, NaN
+        return math.exp(number)
     except OverflowError:
         return math.inf
 

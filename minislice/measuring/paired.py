@@ -21,8 +21,9 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..architecture.network import inference
 from ..corpus.batches import Tokens, token_batches
-from ..likelihood import perplexity
+from ..likelihood import exponential, token_losses
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class WindowLosses:
     @property
     def perplexity(self) -> float:
         """Of all windows together: what `perplexity` computes."""
-        return math.exp(self.nll.sum().item() / self.tokens.sum().item())
+        return exponential(self.nll.sum().item() / self.tokens.sum().item())
 
     @property
     def perplexities(self) -> Float64[Tensor, " windows"]:
@@ -71,11 +72,12 @@ def window_losses(
         documents: the number of each window's document, if windows of one document are to count as related.
     """
     nll, counts, measured = [], [], []
-    for number, window in enumerate(token_batches(model, tokens, attention_mask, batch_size=1)):
-        if count := window.predictions:
-            nll.append(count * math.log(perplexity(model, window.ids, window.mask)))
-            counts.append(count)
-            measured.append(number)
+    with inference(model):
+        for number, window in enumerate(token_batches(model, tokens, attention_mask, batch_size=1)):
+            if count := window.predictions:
+                nll.append(token_losses(model, window).double().sum().item())
+                counts.append(count)
+                measured.append(number)
     if not counts:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
     documents = None if documents is None else documents[measured]
