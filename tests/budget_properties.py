@@ -66,12 +66,14 @@ def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
     """The partial passes of `block_costs`, against the whole pass of a model in which one block is another."""
     model = recipe.model()
     calibration, held_out = (token_batches(model, recipe.tokens(seed), recipe.mask(), 4) for seed in (0, 1))
-    costs = block_costs(network(model), calibration, held_out)
     [batch] = held_out
+    with inference(model):
+        dense = predictions(model, batch)
+    costs = block_costs(network(model), calibration, held_out, [dense])
 
     def cost_of(changed) -> float:
         with torch.no_grad():
-            return divergences(predictions(model, batch), predictions(changed, batch)).mean().item()
+            return divergences(dense, predictions(changed, batch)).mean().item()
 
     for number, cost in enumerate(costs):
         assert math.isclose(cost.dropped, cost_of(silenced(model, [number])), abs_tol=1e-6)

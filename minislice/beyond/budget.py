@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import NoneType
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..architecture.network import inference, network
@@ -94,11 +93,14 @@ def prices(
     calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
     D = net.trained_width
     costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in calibration]
+    with inference(model):
+        dense = [predictions(model, batch) for batch in held_out]
     for share in TRIALS if widths else ():
         k = rounded(share * D, multiple)
         sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
-        costs[k] = divergence(_predictions(model, held_out), _predictions(sliced, held_out))
-    return Prices(block_costs(net, calibration, held_out, progress), costs)
+        with inference(sliced):
+            costs[k] = divergence(dense, (predictions(sliced, batch) for batch in held_out))
+    return Prices(block_costs(net, calibration, held_out, dense, progress), costs)
 
 
 def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -119,11 +121,6 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
             f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
         )
     return parts
-
-
-def _predictions(model: PreTrainedModel, batches: list[Batch]) -> list[Tensor]:
-    with inference(model):
-        return [predictions(model, batch) for batch in batches]
 
 
 def plan_compression(
@@ -165,7 +162,7 @@ def plan_compression(
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = sizes_of(net, {**OPTIONS, "width": k})
-        # The last block leads to the head's full width; without it another block would, and get a larger adapter.
+        # Only the last block may lead to the head's full width: from the block before, the adapter would be larger.
         needed = {len(net.blocks) - 1} if k < D else set()
         if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - needed):
             choices.append((choice.cost + known.of_width(k), k, sizes.elsewhere + choice.size, choice))
@@ -188,7 +185,6 @@ def compress(
     tokens: Tokens,
     attention_mask=None,
     *,
-    size: float = 0.8,
     plan: Plan | None = None,
     reconstruct: bool = False,
     fisher: bool = False,
@@ -196,21 +192,22 @@ def compress(
     progress: bool = False,
     **options,
 ) -> PreTrainedModel:
-    """Delete what costs least until a share `size` of a model's parameters is left, in place.
+    """Delete what costs least until a share of a model's parameters is left, in place.
 
         minislice.compress(model, tokens, size=0.8)
 
     Args:
-        plan: what `plan_compression` returned; without one it is called with `options`.
+        plan: what `plan_compression` returned; without one it is called with `options`, such as `size`.
         reconstruct, fisher: as in `SlicingOptions`; the plan is the same.
 
     Returns the same model object, a sliced one.
     """
     require(isinstance(plan, (Plan, NoneType)), "plan", "what `plan_compression` returned", plan)
+    if plan and options:
+        raise ValueError(f"the plan has decided on these already: leave {', '.join(options)} out, or the plan")
     tokens = listed(tokens, "tokens")
     attention_mask = None if attention_mask is None else listed(attention_mask, "the attention mask")
-    if plan is None:
-        settings = {"size": size, "batch_size": batch_size, "progress": progress, **options}
-        plan = plan_compression(model, tokens, attention_mask, **settings)
-    settings = {"reconstruct": reconstruct, "fisher": fisher, "batch_size": batch_size, "progress": progress}
-    return slice_model(model, tokens, attention_mask, **settings, **plan.options)
+    settings = {"batch_size": batch_size, "progress": progress}
+    plan = plan or plan_compression(model, tokens, attention_mask, **settings, **options)
+    settings |= {"reconstruct": reconstruct, "fisher": fisher, **plan.options}
+    return slice_model(model, tokens, attention_mask, **settings)

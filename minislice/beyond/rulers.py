@@ -62,10 +62,13 @@ class Cost:
         return probed * (here / probe) ** power
 
 
-def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], progress: bool = False) -> list[Cost]:
+def block_costs(
+    net: Network, calibration: list[Batch], held_out: list[Batch], dense: list[Tensor], progress: bool = False
+) -> list[Cost]:
     """The cost of deleting each block of a dense network, which stays as it is.
 
-    W_out is solved for on the calibration batches; costs are measured on the ones that are held out.
+    W_out is solved for on the calibration batches; costs are measured on the ones that are held out. `dense` are the
+    dense network's `predictions` of these.
     """
     held, measured = Calibration(calibration), Calibration(held_out)
     tokens = count_tokens(calibration)
@@ -78,7 +81,6 @@ def block_costs(net: Network, calibration: list[Batch], held_out: list[Batch], p
             for x, contexts, batch in zip(X, measured.contexts, held_out, strict=True):
                 yield log_probabilities(logits_behind(net, boundary, x, contexts, batch), batch)
 
-        dense = [*predicted(0, X)]
         for boundary, block in enumerate(tqdm(net.blocks, desc="costs", disable=not progress, leave=False)):
             dropped = divergence(dense, predicted(boundary + 1, X))
             cost = Cost(dropped)
