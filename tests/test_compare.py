@@ -8,12 +8,14 @@ import torch
 from commands import document
 from models import Recipe
 from properties import assert_same_logits
+from transformers import LlamaConfig
 
 import minislice
+from minislice.architecture.modeling import without_memory
 from minislice.architecture.network import network
 from minislice.beyond.compare import Bench, compare, unchanged
-from minislice.beyond.rows import FIELDS, LATER, faults, losses_of, table
-from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, remembering
+from minislice.beyond.rows import FIELDS, MEASURED, faults, losses_of, table
+from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, width_of_size
 from minislice.corpus.documents import Windows
 from minislice.measuring.paired import perplexity_ratio, window_losses
 from minislice.measuring.records import read
@@ -30,7 +32,7 @@ def tiny(**options):
     return compare(TINY.model(), TINY.tokens(0), **{"evaluation": TINY.tokens(1), **options})
 
 
-def one_layer(model, tokens, size):
+def one_layer(model, tokens, size, known):
     """A variant that needs no time."""
     if size < 0.6:
         raise ValueError("no less than 60%")
@@ -50,6 +52,14 @@ def test_every_variant_reaches_the_size_as_nearly_as_it_can():
     assert rows[1]["variant"] == "slicegpt" and minislice.parameters(wider) > 0.9 * dense
 
 
+def test_the_whole_width_is_found_though_a_narrower_model_is_larger():
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=256, intermediate_size=64, num_hidden_layers=1, tie_word_embeddings=True
+    )
+    dense = minislice.parameters(without_memory(config))
+    assert width_of_size(config, dense, adapter="low-rank", head="tied") == 256
+
+
 def test_a_row_is_whole_and_what_one_measures_by_hand():
     evaluation = Windows(TINY.tokens(1), torch.tensor([0, 0, 1, 2]), 9)
     second = Windows(TINY.tokens(2), torch.arange(4), 4)
@@ -57,7 +67,7 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
     dense_row, row, failed = rows = tiny(**asked)
     for found in rows:
         again = json.loads(json.dumps(found, allow_nan=False))
-        assert faults(again) == [] and set(again) == {*FIELDS, *LATER}
+        assert faults(again) == [] and set(again) == {*FIELDS, *MEASURED}
     assert all(faults({key: value for key, value in row.items() if key != name}) for name in FIELDS)
     assert faults({**row, "schema": 2})
     assert failed["status"] == "failed" and "can't be reached" in failed["reason"]
@@ -80,22 +90,22 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
 
 
 @pytest.mark.parametrize("act", [fewer_layers, mixed])
-def test_what_is_kept_for_the_next_size_changes_no_row(act):
-    """Nor is it taken for another text's: of this model, each text has another layer go first."""
-    variant, recipe = remembering(act), Recipe("llama", layers=3, hidden=80, seed=3)  # 8 neurons: less than 1% of it
-    texts = [torch.cat([recipe.tokens(seed), recipe.tokens(seed + 1)]) for seed in (0, 2)]
-    variant(recipe.model(), texts[0], 0.9)
-    for case in ((texts[0], 0.7), (texts[1], 0.9)):
-        alone = remembering(act)(recipe.model(), *case)
-        assert_same_logits(variant(recipe.model(), *case), alone, recipe, 0.0)
+def test_what_is_known_at_the_next_size_changes_no_row(act):
+    recipe, known = Recipe("llama", layers=3, hidden=80, seed=3), {}  # 8 neurons: less than 1% of it
+    tokens = torch.cat([recipe.tokens(0), recipe.tokens(1)])
+    act(recipe.model(), tokens, 0.9, known)
+    assert known
+    assert_same_logits(act(recipe.model(), tokens, 0.7, known), act(recipe.model(), tokens, 0.7, {}), recipe, 0.0)
 
 
 def test_every_variant_gets_the_dense_model_as_it_was():
     seen = []
 
-    def look(model, tokens, size):
+    def look(model, tokens, size, known):
+        assert known == ({} if size == 0.9 else {"before": 0.9})
+        known["before"] = size
         seen.append(minislice.perplexity(model, tokens))
-        return one_layer(model, tokens, size)
+        return one_layer(model, tokens, size, known)
 
     model = TINY.model()
     for given in (model, TINY.model):
@@ -104,14 +114,20 @@ def test_every_variant_gets_the_dense_model_as_it_was():
     assert minislice.perplexity(model, TINY.tokens(0)) == seen[0]
 
 
-def without_numbers(model, tokens, size):
+def without_numbers(model, tokens, size, known):
     model.lm_head.weight.data.fill_(torch.nan)
-    return one_layer(model, tokens, size)
+    return one_layer(model, tokens, size, known)
+
+
+def without_bounds(model, tokens, size, known):
+    model.lm_head.weight.data *= 1e6
+    return one_layer(model, tokens, size, known)
 
 
 FAILURES = {
-    "an error": (lambda model, tokens, size: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
+    "an error": (lambda model, tokens, size, known: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
     "no numbers": (without_numbers, "the perplexity isn't a finite number"),
+    "a number too large": (without_bounds, "the perplexity isn't a finite number"),
     "too large": (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
 }
 
@@ -128,9 +144,9 @@ def test_a_failed_row_says_why_and_the_others_go_on():
 def test_what_is_finished_is_not_measured_again(tmp_path):
     asked = []
 
-    def counted(model, tokens, size):
+    def counted(model, tokens, size, known):
         asked.append(size)
-        return one_layer(model, tokens, size)
+        return one_layer(model, tokens, size, known)
 
     out, variants = tmp_path / "results.jsonl", {"one": counted}
     first = tiny(variants=variants, sizes=[0.9, 0.5], out=out)
@@ -138,9 +154,12 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert asked == [0.9, 0.5, 0.5, 0.8], "the failed one again, and the new one"
     assert again[0] == first[0] and again[3] == first[1]
     assert read(out, faults) == [again[0], again[3], again[1], again[2]]
+    earlier = [{name: row[name] for name in row if name not in ("second", "peak", "documents")} for row in again]
+    out.write_text("".join(json.dumps(row) + "\n" for row in earlier))
+    assert [row["status"] for row in tiny(variants=variants, sizes=[0.9, 0.7], out=out)] == ["done"] * 3
     whole = out.read_bytes()
     out.write_bytes(whole + whole[:100])  # as a killed run of an earlier version left it
-    with pytest.raises(ValueError, match=r"line 5: .*; if only this line is wrong, delete it"):
+    with pytest.raises(ValueError, match=r"line 6: .*; if only this line is wrong, delete it"):
         tiny(variants=variants, sizes=[0.8], out=out)
     assert out.read_bytes() == whole + whole[:100]
 

@@ -32,15 +32,11 @@ from ..measuring.paired import perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
 from ..measuring.timing import peak_memory
 from ..measuring.zero_shot import ZeroShot, require_tasks, zero_shot
-from .rows import SCHEMA, faults, in_words, losses_of
+from .rows import SCHEMA, faults, filled, in_words, losses_of
 from .variants import VARIANTS, Variant
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)
-NOT_MEASURED = {  # fields of a row that failed
-    **dict.fromkeys(("parameters", "perplexity", "ratio", "ratio_error", "seconds", "peak", "widths", "second")),
-    **{"nll": [], "predicted": [], "documents": [], "tasks": {}},
-}
 
 
 def compare(
@@ -74,7 +70,7 @@ def compare(
         tasks, tokenizer, tasks_from, limit: see `zero_shot`; without tasks no accuracy is measured.
         say: called with a line for each row.
 
-    Returns the rows, the dense one first, each with the fields of `rows.FIELDS`.
+    Returns the rows, the dense one first, each with the fields of `rows.FIELDS` and `rows.MEASURED`.
     """
     are_variants = isinstance(variants, Mapping) and len(variants) > 0 and all(map(callable, variants.values()))
     require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
@@ -90,16 +86,17 @@ def compare(
     load = (lambda: copy.deepcopy(model)) if isinstance(model, PreTrainedModel) else model
     bench = Bench(load, calibration, [evaluation, *([] if second is None else [second])], asked if tasks else None)
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
-    rows = []
+    rows, known = [], {name: {} for name in (DENSE, *variants)}
     with nullcontext(Records()) if out is None else opened(out, faults) as records:
         for index, (variant, size) in enumerate(cells, 1):
             key = bench.key(variant, size)
             row = records.finished.get(key)
             if row is None:
                 row = {"schema": SCHEMA, "key": key, "model": name, "variant": variant, "size": float(size)}
-                row |= bench.measure({DENSE: unchanged, **variants}[variant], size, rows[0] if rows else None)
+                act, dense = {DENSE: unchanged, **variants}[variant], rows[0] if rows else None
+                row |= bench.measure(act, size, known[variant], dense)
                 records.append(row)
-            rows.append(row)
+            rows.append(filled(row))
             say(f"[{index}/{len(cells)}] {in_words(row)}")
             if rows[0]["status"] == "failed":
                 raise ValueError(f"the dense model can't be measured: {rows[0]['reason']}")
@@ -129,14 +126,13 @@ class Bench:
         measured = [variant, float(size), self.fingerprint, [provenance.hash_of(ids) for ids in tensors], tasks]
         return hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
 
-    def measure(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
+    def measure(self, variant: Variant, size: float, known: dict, dense: dict | None) -> dict[str, Any]:
         """The row of one variant at one size, without its names; `dense` is the dense model's row."""
         when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        row = {"status": "done", "reason": None, "dense_parameters": self.dense_parameters}
-        row |= copy.deepcopy(NOT_MEASURED)
+        row = filled({"status": "done", "reason": None, "dense_parameters": self.dense_parameters})
         row |= {"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0])}
         try:
-            row |= self._values(variant, size, dense)
+            row |= self._values(variant, size, known, dense)
         except Exception as error:  # whatever fails in one variant, the others are measured
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             row |= {"status": "failed", "reason": " ".join(f"{kind}{error}".split())[:500]}
@@ -144,11 +140,11 @@ class Bench:
         about = {"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware}
         return {**row, **about, "when": when}
 
-    def _values(self, variant: Variant, size: float, dense: dict | None) -> dict[str, Any]:
+    def _values(self, variant: Variant, size: float, known: dict, dense: dict | None) -> dict[str, Any]:
         model = self.load()
         began = time.process_time()
         with peak_memory(model.device) as peak:
-            model = variant(model, self.calibration, size)
+            model = variant(model, self.calibration, size, known)
         seconds = time.process_time() - began
         if (left := parameters(model)) > size * self.dense_parameters + 1e-6:
             raise ValueError(f"{left:,} parameters are left, more than {size:.1%} of {self.dense_parameters:,}")
@@ -168,7 +164,7 @@ class Bench:
 def _perplexity(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, dense: dict | None) -> dict[str, Any]:
     """What a row says of one text, with what the dense model's row says of it."""
     losses = window_losses(model, ids, documents=documents)
-    if not losses.nll.isfinite().all():
+    if not math.isfinite(losses.perplexity):
         raise ValueError("the perplexity isn't a finite number")
     ratio = perplexity_ratio(losses, losses if dense is None else losses_of(dense))
     return {
@@ -182,7 +178,7 @@ def _perplexity(model: PreTrainedModel, ids: Tensor, documents: Tensor | None, d
     }
 
 
-def unchanged(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+def unchanged(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
     """The dense model's variant."""
     return model
 

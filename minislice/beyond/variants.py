@@ -1,8 +1,9 @@
 """Ways to make a model smaller, which `compare` compares at equal sizes.
 
-A variant is a function of a trained model, calibration tokens, [sequences, tokens], and a size: the fraction of the
-model's parameters that may be left (`cost.parameters` counts them). It changes the model in place and returns it, with
-at most so many parameters, as near to the size as it can:
+A variant is a function of a trained model, calibration tokens, [sequences, tokens], a size and a dict. The size is the
+fraction of the model's parameters that may be left (`cost.parameters` counts them). What a variant puts into the dict,
+which is empty at first, it gets again for the next size of this model. It changes the model in place and returns it,
+with at most so many parameters, as near to the size as it can:
 
 - slicing has one width, a multiple of 8. It is chosen for the highest ranks that low-rank adapters can have
 - every MLP keeps the same number of neurons, a multiple of 8
@@ -16,14 +17,12 @@ A size that can't be reached is a ValueError. To add a variant, add an entry to 
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..architecture.modeling import without_memory
 from ..measuring.cost import parameters
-from ..measuring.provenance import fingerprint, hash_of
 from ..measuring.shapes import sliced_config
 from .allocation import neurons_for
 from .budget import compress, plan_compression, prices
@@ -31,7 +30,7 @@ from .depth import delete_layers
 from .neurons import delete_neurons
 from .slicing import slice_model
 
-Variant = Callable[[PreTrainedModel, Tensor, float], PreTrainedModel]
+Variant = Callable[[PreTrainedModel, Tensor, float, dict], PreTrainedModel]
 MULTIPLE = 8  # of the widths
 DEPTH_TOKENS = 2048
 
@@ -39,7 +38,7 @@ DEPTH_TOKENS = 2048
 def sliced(**options) -> Variant:
     """Slicing with these options; all boundaries that aren't whole have one width."""
 
-    def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+    def variant(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
         width = width_of_size(model.config, size * parameters(model), **options)
         return slice_model(model, tokens, width=width, **options)
 
@@ -52,7 +51,10 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     def size(width: int) -> int:
         return parameters(without_memory(sliced_config(config, width=width, **options)))
 
-    widths = range(MULTIPLE, config.hidden_size + 1, MULTIPLE)
+    D = config.hidden_size
+    if size(D) <= most:  # beside a tied head D needs no adapters; a narrower model has two full ones, and may be larger
+        return D
+    widths = range(MULTIPLE, D, MULTIPLE)
     fitting = bisect_right(widths, most, key=size)
     if fitting == 0:
         raise ValueError(
@@ -61,35 +63,25 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     return widths[fitting - 1]
 
 
-def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
+def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
     """The same number of neurons deleted from every MLP; the architecture stays the same."""
     return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
 
 
-def remembering(act: Callable[[PreTrainedModel, Tensor, float, Any], Any]) -> Variant:
-    """A variant that hands what it measured to its next size, if model and text are the same; before that, None."""
-    about, known = None, None
-
-    def variant(model: PreTrainedModel, tokens: Tensor, size: float) -> PreTrainedModel:
-        nonlocal about, known
-        before, about = about, (fingerprint(model), hash_of(tokens))
-        known = act(model, tokens, size, known if about == before else None)
-        return model
-
-    return variant
+def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
+    """Layers deleted; the longest order in which they were deleted so far is known."""
+    order = known.get("order", [])
+    delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size, known=order)
+    known["order"] = max(order, model.deleted_layers, key=len)
+    return model
 
 
-def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: list[int] | None) -> list[int]:
-    """Layers deleted; returns their order, or the longer one that is known."""
-    delete_layers(model, tokens[: -(-DEPTH_TOKENS // tokens.shape[1])], size=size, known=known or ())
-    return max(known or [], model.deleted_layers, key=len)
-
-
-def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known, **options):
-    """What `compress` chooses, with its other options; returns the prices, which serve every size."""
-    known = known or prices(model, tokens)
-    compress(model, tokens, plan=plan_compression(model, tokens, size=size, known=known), **options)
-    return known
+def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known: dict, **options) -> PreTrainedModel:
+    """What `compress` chooses, with its other options; the prices are known, which serve every size."""
+    if "prices" not in known:
+        known["prices"] = prices(model, tokens)
+    plan = plan_compression(model, tokens, size=size, known=known["prices"])
+    return compress(model, tokens, plan=plan, **options)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -98,8 +90,8 @@ VARIANTS: dict[str, Variant] = {
     "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
     "repaired": sliced(adapter="none", repair=True),  # no adapters; W_out makes up for what is lost; tied where it was
     "neurons": fewer_neurons,  # the inner width alone
-    "depth": remembering(fewer_layers),
-    "mixed": remembering(mixed),  # width, neurons and blocks, by what each costs
-    "fisher": remembering(partial(mixed, fisher=True)),  # and neurons are scored by what they mean to the loss
-    "reconstructed": remembering(partial(mixed, reconstruct=True)),  # and all matrices of a block move
+    "depth": fewer_layers,
+    "mixed": mixed,  # width, neurons and blocks, by what each costs
+    "fisher": partial(mixed, fisher=True),  # and neurons are scored by what they mean to the loss
+    "reconstructed": partial(mixed, reconstruct=True),  # and all matrices of a block move
 }
