@@ -1,6 +1,7 @@
 """What a model costs: FLOPs against torch's own counter, bytes against the file, the clock against itself; shapes."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,6 +52,13 @@ def test_it_is_said_why_a_model_is_not_smaller():
         r"not smaller.* because residual adapters take [0-9,]+\.$": {"width": 191},  # beside the tied head
     }.items():
         assert re.search(said, size_in_words(small(**options), minislice.parameters(small())))
+
+
+def test_a_head_that_can_not_stay_tied_is_not_advised_to():
+    model, advice = small(), 'head="tied"'
+    assert advice in size_in_words(minislice.fuse(small()), 0)
+    model.model.decoder.embed_tokens.__class__ = type("Scaled", (torch.nn.Embedding,), {})
+    assert advice not in size_in_words(minislice.fuse(model), 0)
 
 
 def test_bytes_are_those_of_the_saved_file(tmp_path):
@@ -109,7 +117,7 @@ def test_everyone_has_a_turn_in_every_round_the_first_does_not_count_and_a_ratio
     turns = []
     seconds = timing.in_turns({name: lambda name=name: turns.append(name) or len(turns) for name in "ab"}, 3)
     assert turns == ["a", "b"] * 4 and seconds == {"a": [3, 5, 7], "b": [4, 6, 8]}
-    assert timing.median_ratio([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 0.5
+    assert timing._milliseconds([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == timing.Pair(2000, 1000, 0.5)
 
 
 @pytest.mark.parametrize("room", [1, 3, 1000])
@@ -119,6 +127,17 @@ def test_the_largest_batch_fits_an_eighth_more_does_not_and_the_search_ends(room
     assert size <= room < size + max(1, size // 8) + 1 and len(tried) <= 16
     with pytest.raises(ValueError, match="not even one"):
         timing.largest_batch(lambda size: False)
+
+
+def test_a_model_that_made_room_comes_back_though_not_even_one_sequence_fits(monkeypatch):
+    def full(*given, **options):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(timing, "step_seconds", full)
+    other = SimpleNamespace(device="its device", to=(moves := []).append)
+    with pytest.raises(ValueError, match="not even one"):
+        timing._largest_throughput(None, other, 4, 1)
+    assert moves == ["cpu", "its device"]
 
 
 def test_peak_memory_sees_what_was_held_and_let_go():

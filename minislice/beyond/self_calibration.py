@@ -29,12 +29,13 @@ def own_text(
     batch_size: int = 32,
     progress: bool = False,
 ) -> Int64[Tensor, "sequences length"]:
-    """Token sequences that a trained model writes itself, on the CPU.
+    """Token sequences that a trained model writes itself. The result is on the CPU.
 
     Args:
         vocabulary: the tokenizer's number of tokens, if the embedding has more rows; the first token is one of these.
-        seed: the same on the same machine gives the same text; the caller's random numbers go on as they were.
-        batch_size: sequences written together; fewer where they don't fit into a GPU's memory.
+        seed: the same, with the same batch size, on the same machine gives the same text; the caller's random numbers
+            go on as they were.
+        batch_size: sequences written together; where they don't fit into a GPU's memory, half as many, again halved ...
     """
     rows, limit, device = model.get_input_embeddings().num_embeddings, position_limit(model), model.device
     vocabulary = rows if vocabulary is None else min(require_int("vocabulary", vocabulary), rows)

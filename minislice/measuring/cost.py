@@ -34,7 +34,9 @@ def size_in_words(model: PreTrainedModel, dense: int) -> str:
     if adapters := sum(parameters(block.adapter) for block in net.blocks if block.adapter is not None):
         causes.append(f"residual adapters take {adapters:,}")
     if net.head_was_tied and isinstance(net.head, nn.Linear):
-        can_tie = net.family.embedding_norm is None  # else fusion puts that norm into the matrix
+        # Fusion puts a norm of the embedding into its matrix; an embedding of another class can't subtract the mean.
+        keeps_mean = not net.subtracts_mean or type(net.embeddings[0]) is nn.Embedding
+        can_tie = net.family.embedding_norm is None and keeps_mean
         remedy = ' (head="tied", --head tied, keeps it shared)' if can_tie else ""
         causes.append(f"the head, which shared the embedding's matrix, has {parameters(net.head):,} of its own{remedy}")
     cause = " and ".join(causes) or "nothing was deleted"

@@ -1,7 +1,8 @@
-"""Models to be timed: the paper's shapes, dense and as slicing would leave them, with random weights.
+"""What slicing will leave, foretold from a config; and the paper's shapes, with random weights, to be timed.
 
-Times and memory depend on shapes alone. The low-rank adapters have the highest rank there can be; trained models reach
-it too, unless a tolerance drops some of it.
+The low-rank adapters have the highest rank there can be; trained models reach it too, unless a tolerance drops some of
+it. In a LayerNorm model it can be one more if the calibration set spans fewer dimensions than are kept: then the
+direction of the mean is mixed with others that carry no signal.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """What inference costs, dense beside sliced: time, memory and the largest batch.
 
-Both models take a turn in every round, so that whatever disturbs the machine disturbs both. A ratio is taken within
-its round, and the median of the rounds counts. On a GPU, short work is timed by CUDA events, and memory is what torch's
-allocator reports; on Linux, memory is the resident set of the process.
+Both models take a turn in every round, so that whatever disturbs the machine disturbs both. For prefill and decoding a
+ratio is taken within its round, and the median of the rounds counts; a throughput is that of the median round or, with
+the largest batch on a GPU, of the fastest, one model after the other. On a GPU, a prefill is timed by CUDA events, and
+memory is what torch's allocator reports; on Linux, memory is the resident set of the process.
 """
 
 import statistics
@@ -111,14 +112,9 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def median_ratio(seconds: list[float], reference: list[float]) -> float:
-    """The median over rounds of seconds / reference."""
-    return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
-
-
 def _milliseconds(dense: list[float], sliced: list[float]) -> Pair:
     medians = (1000 * statistics.median(seconds) for seconds in (dense, sliced))
-    return Pair(*medians, median_ratio(sliced, dense))
+    return Pair(*medians, statistics.median(b / a for a, b in zip(dense, sliced, strict=True)))
 
 
 def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: int, rounds: int) -> tuple[int, float]:
@@ -134,11 +130,12 @@ def _largest_throughput(model: PreTrainedModel, other: PreTrainedModel, length: 
 
     device = other.device
     other.to("cpu")
-    size = largest_batch(fits)
-    torch.cuda.empty_cache()
-    seconds = min(step_seconds(model, batch_size=size, length=length) for _ in range(rounds))
-    other.to(device)
-    return size, size / seconds
+    try:
+        size = largest_batch(fits)
+        torch.cuda.empty_cache()
+        return size, size / min(step_seconds(model, batch_size=size, length=length) for _ in range(rounds))
+    finally:
+        other.to(device)
 
 
 def largest_batch(fits: Callable[[int], bool]) -> int:
