@@ -97,8 +97,8 @@ def verify(
 ) -> invariance.Verification | Findings:
     """`minislice.invariance.verify`; with `symmetries` try all symmetries in place of the steps of SliceGPT.
 
-    Symmetries are tried on a fused copy in float64, on the CPU, which is then cast; a sliced model may be tried, too.
-    Arguments and errors are those of `invariance.verify`; for a model in no table the message has `propose`'s answer.
+    Symmetries are tried on a fused copy in float64, on the CPU, which is then cast; a sliced model may be tried, too,
+    and for a model in no table the error has `propose`'s answer. Other arguments and errors as in `invariance.verify`.
     """
     require_flag("symmetries", symmetries)
     if not symmetries:
@@ -109,14 +109,13 @@ def verify(
     require_known(model)
     net = network(model)
     batches = token_batches(model, tokens, attention_mask, batch_size)
-    ids = [batch.ids for batch in batches]
-    masks = [torch.ones_like(batch.ids) if batch.mask is None else batch.mask for batch in batches]
+    tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
     exact = copy.deepcopy(model).to("cpu", torch.float64)
     exact = exact if net.is_fused else fuse(exact)
     tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
     if any(attention.rounds for attention in attentions(network(exact))):
         tolerances["float64"] = invariance.FLOAT32_NORM_TOLERANCE
-    logits = invariance.logits_of(exact, ids, masks, batch_size)
+    logits = invariance.logits_of(exact, tokens, batch_size=batch_size)
     findings = []
     for symmetry in tqdm(SYMMETRIES, desc="symmetries", disable=not progress, leave=False):
         changed, errors = copy.deepcopy(exact), {}
@@ -124,8 +123,8 @@ def verify(
         of = (lambda x: x) if symmetry.of_logits else (lambda x: x.double().log_softmax(-1))
         for dtype in () if isinstance(freedom, str) else dtypes:
             cast = changed if dtype == "float64" else copy.deepcopy(changed).to(getattr(torch, dtype))
-            batches = map(of, invariance.batch_logits(cast, ids, masks, batch_size))
-            errors[dtype] = invariance.relative_error(batches, map(of, logits))
+            changed_logits = invariance.batch_logits(cast, tokens, batch_size=batch_size)
+            errors[dtype] = invariance.relative_error(map(of, changed_logits), map(of, logits))
         compared = "logits" if symmetry.of_logits else "log-probabilities"
         described = (symmetry.name, symmetry.group, symmetry.use)
         findings.append(Finding(*described, freedom, compared, errors, tolerances))
