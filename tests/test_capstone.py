@@ -3,8 +3,7 @@
 import pytest
 import torch
 from grading.marking import mark
-from grading.sandbox import Limits, Sandbox
-from grading.submission import Submission
+from grading.sandbox import Sandbox
 from test_assignments import solution
 
 import minislice
@@ -52,7 +51,7 @@ def test_cheats_get_nothing_and_are_told_why(plan, says, monkeypatch):
 
 def test_the_grader_runs_a_students_code_without_minislice_and_measures_the_plan_itself(monkeypatch):
     """A plan's other entries, such as another basis, don't arrive."""
-    plans, sandbox = [], Sandbox.best(Limits())
+    plans, sandbox = [], Sandbox().best()
     monkeypatch.setattr(c1, "measure", lambda plan: plans.append(plan) or (1.0, None))
     plan = f"{WHOLE | {'basis': 'random', 'batch_size': 10**9}}"
     for code, says in {
@@ -60,7 +59,7 @@ def test_the_grader_runs_a_students_code_without_minislice_and_measures_the_plan
         "import minislice\n\ndef plan():\n    return {}": "ModuleNotFoundError",
         "class P(dict):\n    pass\n\ndef plan():\n    return P(width=print)": "it must be made of",
     }.items():
-        found = mark(c1.C1, QUESTION, Submission({"c1_plan": code}), [], sandbox, b"secret", {})
+        found = mark(c1.C1, QUESTION, {"c1_plan": code}, [], {}, sandbox, b"secret")
         assert found.share == 0 and says in "\n".join(found.lines())
     assert plans == [WHOLE]
 

@@ -4,6 +4,7 @@ import re
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,14 @@ import pytest
 from grading import sandbox as sandboxes
 from grading import wire
 from grading.marking import mark
-from grading.sandbox import Limits, Sandbox
-from grading.submission import Submission
+from grading.sandbox import Sandbox
 
 import minislice
 from minislice.teaching.assignments.exercise import Assignment, Case, MutationQuestion, Question
 from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Place, first_wrong
 
-LIMITS = Limits(memory=1 << 30, cpu=1, wall=20)
+LIMITED = Sandbox(memory=1 << 30, cpu=1, wall=20)
 SECRET = b"the secret of this course"
 GIVEN = [("given", "import numpy as np")]
 PLAIN = {"text": "", "minutes": 1, "hints": ()}
@@ -71,17 +71,17 @@ WRONG = "\ndef double(x):\n    return x"
 @pytest.fixture(scope="module")
 def best():
     """With all the isolation there is here."""
-    return Sandbox.best(LIMITS)
+    return LIMITED.best()
 
 
-UNPROTECTED = Sandbox(LIMITS, isolated=False)  # but for limits: whoever judges doesn't rely on isolation
+UNPROTECTED = replace(LIMITED, isolated=False)  # but for limits: whoever judges doesn't rely on isolation
 
 
 def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
     """The mark of one answer in a submission whose other answers are right."""
     answers = {**others, f"toy_{name}": textwrap.dedent(code)}
     toy = CHECKS if name == "check" else TOY
-    return mark(toy, QUESTIONS[name], Submission(answers), GIVEN, sandbox, SECRET, reference)
+    return mark(toy, QUESTIONS[name], answers, GIVEN, reference, sandbox, SECRET)
 
 
 def answered(sandbox, code, *arguments):
@@ -135,7 +135,7 @@ def test_hidden_cases_and_the_order_of_candidates_depend_on_the_secret_and_the_q
     tried = set()
     for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), ("check", b"a"), ("check", b"b")):
         seen = []
-        mark(TOY, QUESTIONS[name], Submission({**RIGHT, "toy_check": ""}), GIVEN, Seeing(LIMITS), secret, RIGHT)
+        mark(TOY, QUESTIONS[name], {**RIGHT, "toy_check": ""}, GIVEN, RIGHT, Seeing(), secret)
         tried.add(str(seen))
     assert len(tried) == 5
 
@@ -261,13 +261,13 @@ def test_what_never_ends_is_stopped(best, body):
     before = time.monotonic()
     found = marked(best, f"import os\ndef double(x):\n    {body}")
     assert found.share == 0 and found.status in ("stopped", "failed")
-    assert time.monotonic() - before < LIMITS.wall
+    assert time.monotonic() - before < LIMITED.wall
 
 
 def test_processor_time_and_time_by_the_clock_are_limited(best):
     for sandbox, code, limit in (
         (UNPROTECTED, DEAF_LOOP, "1 s of processor time"),
-        (Sandbox(Limits(wall=1), best.isolated), "import time\ndef double(x):\n    time.sleep(60)", "1 s"),
+        (replace(best, wall=1), "import time\ndef double(x):\n    time.sleep(60)", "1 s"),
     ):
         assert marked(sandbox, code).lines()[1] == f"stopped: it took more than {limit}"
 
@@ -340,6 +340,6 @@ def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
     places = [str(Path(minislice.__file__).parents[1]), str(sandboxes.PACKAGES), str(Path(sandboxes.__file__).parent)]
     arguments = list(OUTSIDE), str(tmp_path), [*places, *sys.path]
     assert answered(best, REACH, *arguments) == [ITSELF]
-    assert {*OUTSIDE[:7]} <= {*answered(Sandbox(Limits(), isolated=False), REACH, *arguments)}
+    assert {*OUTSIDE[:7]} <= {*answered(Sandbox(isolated=False), REACH, *arguments)}
     opens = f"def double(x):\n    open({str(tmp_path / 'secret')!r}).read()\n    return 2 * x"
     assert "FileNotFoundError" in marked(best, opens).lines()[1]

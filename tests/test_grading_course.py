@@ -13,12 +13,12 @@ from pathlib import Path
 import assignment
 import grade as grading
 import pytest
-from grading.sandbox import Limits, Sandbox
+from grading.sandbox import Sandbox
 
 from minislice.command.cli import run_script
 
 api = pytest.importorskip("nbgrader.api", reason="needs nbgrader")
-LIMITS = Limits(cpu=2)
+SANDBOX = Sandbox(cpu=2)
 RIGHT = assignment.function_source("a3", "rotate")
 WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return weights, Q[1:]"
 FORGOTTEN = RIGHT.replace('("b_out", "b_out2")', "()")
@@ -82,7 +82,7 @@ def begun(course):
 
 
 @pytest.mark.slow
-def test_nbgraders_commands_and_ours_give_every_student_what_the_answer_is_worth(tmp_path, monkeypatch):
+def test_nbgraders_commands_and_ours_give_every_student_what_the_answer_is_worth(tmp_path):
     program = shutil.which("nbgrader", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     environment = {**os.environ, "HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path / "jupyter")}
 
@@ -91,7 +91,6 @@ def test_nbgraders_commands_and_ours_give_every_student_what_the_answer_is_worth
         assert done.returncode == status, done.stderr[-2000:]
         return done.stderr
 
-    monkeypatch.setattr(grading, "Limits", lambda: LIMITS)
     course = begun(tmp_path)
     with opened(course) as gradebook:
         for student in (*CLASSROOM, "bad"):
@@ -154,7 +153,7 @@ def course(prepared, tmp_path):
 
 def run(course, **named):
     arguments = {"name": "a3", "seed_file": course / "secret", "table": course / "a3.csv", "course": course}
-    return grading.grade(**{**arguments, "limits": LIMITS, "progress": False, **named})
+    return grading.grade(**{**arguments, "sandbox": SANDBOX, "progress": False, **named})
 
 
 def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again(course):
@@ -185,7 +184,7 @@ def test_a_file_that_is_no_notebook_costs_only_its_student(course):
     ann, _, *rows = run(course)
     assert ann["points"] == 10 and [row["student"] for row in rows] == students
     assert {(row["points"], row["status"]) for row in rows} == {(0, "unreadable")}
-    assert rows[-2]["message"] == "no a3.ipynb was handed in, but a3-final.ipynb"
+    assert rows[-2]["message"] == "there is no a3.ipynb, but a3-final.ipynb"
     assert rows[-1]["message"] == "a3.ipynb is a link to another place"
 
 
@@ -194,10 +193,13 @@ SPOILT = {  # words of the error: what is done to the course, and the arguments
     "the gradebook has no assignment a4: run `nbgrader generate_assignment a4 --force`": ({}, {"name": "a4"}),
     "is no course: there is no nbgrader_config.py": ({"nbgrader_config.py": None}, {}),
     "there is no gradebook": ({"gradebook.db": None}, {}),
-    "the source .*a3.ipynb can't be read": ({"source/a3/a3.ipynb": None}, {}),
+    "the source .*a3.ipynb can't be used: there is no a3.ipynb": ({"source/a3/a3.ipynb": None}, {}),
     "No such file or directory: .*secret": ({"secret": None}, {}),
     "the seed file .*secret is empty": ({"secret": " \n"}, {}),
-    "has no cell a3_rotate: make it again": ({"source/a3/a3.ipynb": '{"cells": []}'}, {}),
+    "this answer is not there .grade_id a3_rotate.; make it again": (
+        {"source/a3/a3.ipynb": '{"cells": []}'},
+        {},
+    ),
     "a3.csv exists; write to another file": ({"a3.csv": "old"}, {}),
     "not in the gradebook: eve; run `nbgrader autograde a3": ({"submitted/eve/a3/a3.ipynb": "{}"}, {}),
 }

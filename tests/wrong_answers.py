@@ -6,7 +6,8 @@ A line is the right answer's text, what is written in its place, and pieces of t
 HAAR = "Q * np.sign(np.diag(R))"
 ROTATED = "return rotated, Q[:-1].transpose(0, 2, 1) @ Q[1:]"
 IDENTITIES = "np.stack([np.eye(len(q)) for q in Q[1:]])"
-PAIRS = "for W, factors in ((W_Q, scales), (W_K, 1 / scales)):"
+TURNED = "return turned(W_Q, scales), turned(W_K, 1 / scales)"
+USED = "return 2 * used"
 COSINES = "np.linalg.svd(P.T @ R, compute_uv=False)"
 LOW_RANK = "U[:, :r] * np.sqrt(deficits[:r])"
 SOLVED = "np.linalg.inv(C_KK + ridge * np.eye(k)) @ C_KM @ W[gone]"
@@ -116,10 +117,10 @@ WRONG = {
         ('if shapes["biases"]', "if False", "parameters", "The biases are left out"),
     ],
     "a7.flops": [
-        ("return total", "return total // 2", "flops", "A multiply-add is two operations"),
-        ("total += 4 *", "total += 2 *", "flops", "two products: x A, then that times A^T"),
-        ('total = 2 * D * shapes["V"]', "total = 0", "flops", "The head is left out"),
-        ("return total", 'return total + 2 * k * (shapes["V"] + shapes["T"])', "flops", "no product"),
+        (USED, "return used", "flops", "A multiply-add is two operations"),
+        ('if form == "low-rank"', "if False", "flops", "two products: x A, then that times A^T"),
+        (USED, 'return 2 * (used - shapes["D"] * shapes["V"])', "flops", "The head is left out"),
+        (USED, 'return 2 * used + 2 * k * (shapes["V"] + shapes["T"])', "flops", "no product"),
     ],
     "a7.gib": [("2**30", "10**9", "gib", "This is GB"), (" / 8", "", "gib", "a byte has 8 bits")],
     "a7.break_even": [
@@ -152,9 +153,9 @@ WRONG = {
     ],
     "a9.rotary_pair": [
         ("(W_K, 1 / scales)", "(W_K, scales)", "W_K:", "as the queries are"),
-        ("return tuple(turned)", "return turned[0], W_K", "W_K:", "It is as it was"),
-        ("a, b = W[:, 0::2], W[:, 1::2]", "a, b = np.split(W, 2, axis=1)", "W_Q:"),
-        (PAIRS, f"angles = -angles\n    {PAIRS}", "W_Q:", "the other way"),
+        (TURNED, "return turned(W_Q, scales), W_K", "W_K:", "It is as it was"),
+        ("axis=2", "axis=1", "W_Q:"),
+        ("np.exp(1j", "np.exp(-1j", "W_Q:", "the other way"),
     ],
     "a9.unchanged": [
         ("values and scores", "values", "unchanged:"),

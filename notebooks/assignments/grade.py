@@ -15,8 +15,8 @@ from typing import Any
 
 from grading.book import opened
 from grading.marking import mark
-from grading.sandbox import Limits, Sandbox
-from grading.submission import given, submission
+from grading.sandbox import Sandbox
+from grading.submission import source, submitted
 from tqdm.auto import tqdm
 
 from minislice.architecture.folder import require_file, whole_file
@@ -34,7 +34,7 @@ def grade(
     table: Path,
     course: Path = Path("."),
     strict: bool = False,
-    limits: Limits | None = None,
+    sandbox: Sandbox | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Grade an assignment of an nbgrader course: every score is overwritten, or none. Returns the table's rows.
@@ -51,20 +51,20 @@ def grade(
     if not secret:
         raise ValueError(f"the seed file {seed_file} is empty: write something into it that nobody guesses")
     with whole_file(require_file(table)) as unfinished, opened(course, assignment) as book:
-        cells = given(book.source, assignment)
-        source = book.source.resolve()
-        reference = submission(source, source.parent).answers
-        sandbox = Sandbox.best(limits or Limits())
+        given, reference = source(book.source, assignment)
+        sandbox = (sandbox or Sandbox()).best()
         if not sandbox.isolated:
             warning = f"this computer can't isolate submissions ({sandbox.refused}): {CONSEQUENCE}"
             if strict:
                 raise ValueError(warning)
             print(f"minislice: {warning}", file=sys.stderr)
-        handed_in = {student: submission(folder / book.source.name, folder) for student, folder in book.folders.items()}
+        handed_in = {
+            student: submitted(folder / book.source.name, folder, reference) for student, folder in book.folders.items()
+        }
         work = [(student, question) for student in handed_in for question in assignment.questions]
 
         def marked(student: str, question: Question | MutationQuestion) -> Mark:
-            return mark(assignment, question, handed_in[student], cells, sandbox, secret, reference)
+            return mark(assignment, question, handed_in[student], given, reference, sandbox, secret)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             marks = pool.map(marked, *zip(*work, strict=True))

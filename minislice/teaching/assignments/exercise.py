@@ -61,7 +61,8 @@ class Mark:
     def lines(self, values: bool = True) -> list[str]:
         """The mark in words, line by line, with or without the numbers of the case."""
         details = self.failure.lines(values) if self.failure else []
-        return details if self.status == "unanswered" else [self.heading, *details]
+        tried = self.status in ("passed", "partial", "failed", "stopped")
+        return [self.heading, *details] if tried else details
 
 
 @dataclass(frozen=True)

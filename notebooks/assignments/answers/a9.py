@@ -14,14 +14,13 @@ def rotary_pair(W_Q, W_K, angles, scales):
     W_Q, W_K [D, d]; angles, scales [d / 2].
     """
     ### BEGIN SOLUTION
-    turned = []
-    for W, factors in ((W_Q, scales), (W_K, 1 / scales)):
-        a, b = W[:, 0::2], W[:, 1::2]
-        pairs = np.empty_like(W)
-        pairs[:, 0::2] = factors * (np.cos(angles) * a - np.sin(angles) * b)
-        pairs[:, 1::2] = factors * (np.sin(angles) * a + np.cos(angles) * b)
-        turned.append(pairs)
-    return tuple(turned)
+    turns = np.exp(1j * angles)  # a pair is a complex number
+
+    def turned(W, factors):
+        pairs = (W[:, 0::2] + 1j * W[:, 1::2]) * factors * turns
+        return np.stack([pairs.real, pairs.imag], axis=2).reshape(W.shape)
+
+    return turned(W_Q, scales), turned(W_K, 1 / scales)
     ### END SOLUTION
 
 
@@ -31,19 +30,12 @@ def unchanged(A, B, F, G, beta, theta):
     A, B, F, G [6, d, d], beta [6, d], theta [d / 2].
     """
     ### BEGIN SOLUTION
-    d = A.shape[1]
-
-    def positions(n):
-        R = np.zeros((d, d))
-        for j, angle in enumerate(n * theta):
-            c, s = np.cos(angle), np.sin(angle)
-            R[2 * j : 2 * j + 2, 2 * j : 2 * j + 2] = [[c, s], [-s, c]]
-        return R
-
+    same, ones = np.eye(A.shape[1]), np.ones(len(theta))
+    positions = [rotary_pair(same, same, n * theta, ones)[0] for n in range(3)]
     answers = []
     for a, b, f, g, constant in zip(A, B, F, G, beta, strict=True):
-        values = np.allclose(f @ g, np.eye(d), atol=1e-9)
-        scores = all(np.allclose(a @ positions(n) @ b.T, positions(n), atol=1e-9) for n in range(3))
+        values = np.allclose(f @ g, same, atol=1e-9)
+        scores = all(np.allclose(a @ R @ b.T, R, atol=1e-9) for R in positions)
         answers.append(float(values and scores and not constant.any()))
     return np.array(answers)
     ### END SOLUTION

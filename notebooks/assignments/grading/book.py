@@ -70,14 +70,8 @@ def opened(course: Path, assignment: Assignment) -> Iterator[Book]:
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         raise ValueError(f"there is no gradebook {url}: run `nbgrader generate_assignment {assignment.name}` first")
     try:
-        gradebook = Gradebook(url, directory.course_id)
-    except SQLAlchemyError as error:
-        raise ValueError(f"the gradebook {url} can't be read: {error}") from None
-    try:
-        yield Book(gradebook, directory, assignment)
-        gradebook.db.commit()
+        with Gradebook(url, directory.course_id) as gradebook:  # what isn't committed is forgotten
+            yield Book(gradebook, directory, assignment)
+            gradebook.db.commit()
     except SQLAlchemyError as error:
         raise ValueError(f"nothing was written, the gradebook {url} said: {error}") from None
-    finally:
-        gradebook.db.rollback()  # no effect after a commit
-        gradebook.close()

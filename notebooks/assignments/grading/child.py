@@ -18,6 +18,7 @@ import builtins
 import os
 import re
 import sys
+import traceback
 import types
 
 
@@ -100,11 +101,9 @@ def _compiled(name: str, source: str):
 def _raised(error: BaseException, cell: str) -> tuple:
     """Which exception, and the line of the cell in which it was: the innermost one, 0 where there is none."""
     line = error.lineno or 0 if isinstance(error, SyntaxError) else 0
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == f"<{cell}>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_filename == f"<{cell}>":
+            line = number
     return ("raised", type(error).__name__, line)
 
 

@@ -76,24 +76,18 @@ def _build(folder: str, visible: list[str]) -> None:
 
 
 def _fork(pipes: tuple[BinaryIO, ...], wall: int) -> None:
-    def kill(*_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-
-    signals = {signal.SIGTERM, signal.SIGALRM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # none may come between the fork and the handler
+    signals = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # one that comes early waits for sigtimedwait
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return
     for pipe in pipes:  # the grader reads until every copy is closed
         pipe.close()
-    for number in signals:
-        signal.signal(number, kill)
-    signal.alarm(wall)  # the grader is quicker, unless it was itself killed
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    _, status = os.waitpid(child, 0)
-    os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+    signal.sigtimedwait(signals, wall)  # the grader is quicker, unless it was itself killed
+    os.kill(child, signal.SIGKILL)  # nothing happens if it has ended
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
 
 
 def _become_nobody() -> None:

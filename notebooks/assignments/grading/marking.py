@@ -11,7 +11,6 @@ import numpy as np
 from minislice.teaching.assignments.exercise import Assignment, Failure, Mark, MutationQuestion, Question, raised
 
 from .sandbox import Sandbox
-from .submission import Submission
 
 NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
 PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers, and tuples, lists and dictionaries"
@@ -24,11 +23,11 @@ REASONS = {  # what is different from the student's notebook
 def mark(
     assignment: Assignment,
     question: Question | MutationQuestion,
-    submission: Submission,
+    answers: Mapping[str, str | Failure],
     given: Sequence[tuple[str, str]],
+    reference: Mapping[str, str],
     sandbox: Sandbox,
     secret: bytes,
-    reference: Mapping[str, str],
 ) -> Mark:
     """Mark one question of a submission.
 
@@ -36,21 +35,17 @@ def mark(
     again after right ones: a slip in one function costs its own points alone.
 
     Args:
+        answers: the student's, by grade_id.
         given: the source's own cells, which are executed before the student's.
-        secret: what the hidden cases are drawn from.
         reference: right answers by grade_id.
+        secret: what the hidden cases are drawn from.
     """
-    name, answers = assignment.answer_id(question), submission.answers
-    for status, wrong, what in (
-        ("unreadable", submission.unreadable, submission.unreadable),
-        ("duplicate", name in submission.duplicates, f"there is more than one cell for this answer (grade_id {name})"),
-        ("missing", name not in answers, f"the cell for this answer is not there (grade_id {name})"),
-    ):
-        if wrong:
-            return Mark(0.0, what, Failure("", "", status=status))
+    name = assignment.answer_id(question)
+    if isinstance(answers[name], Failure):
+        return Mark(0.0, "", answers[name])
     names = [assignment.answer_id(other) for other in assignment.questions]
     earlier = names[: names.index(name)]
-    student = [(other, answers[other]) for other in earlier if other in answers]
+    student = [(other, answers[other]) for other in earlier if isinstance(answers[other], str)]
     right = [(f"right {other}", reference[other]) for other in earlier]
     drawn = [*hashlib.sha256(b"\0".join([secret, name.encode()])).digest()]
     marks = []

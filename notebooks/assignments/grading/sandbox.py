@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,22 @@ KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environm
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What one call may take: bytes of memory, seconds of processor time, seconds by the clock."""
-
-    memory: int = 2 << 30
-    cpu: int = 10
-    wall: int = 60  # much more than cpu: a busy machine is no reason for a student to lose points
-
-
-@dataclass(frozen=True)
 class Sandbox:
     """Where students' functions are called, `isolated` in namespaces of its own unless the system `refused` them."""
 
-    limits: Limits
+    memory: int = 2 << 30  # bytes that one call may take
+    cpu: int = 10  # seconds of processor time
+    wall: int = 60  # seconds; many more than cpu: a busy machine is no reason for a student to lose points
     isolated: bool = True
     refused: str = ""
 
-    @classmethod
-    def best(cls, limits: Limits) -> "Sandbox":
-        """The best that this computer allows, tried out."""
-        sandbox = cls(limits)
+    def best(self) -> "Sandbox":
+        """The sandbox, as well isolated as the computer allows, tried out."""
+        sandbox = self
         try:
             answer = sandbox.call(*TRIAL)
         except OSError as error:
-            sandbox = cls(limits, isolated=False, refused=str(error))
+            sandbox = replace(self, isolated=False, refused=str(error))
             answer = sandbox.call(*TRIAL)
         if answer[0] != "returned":
             raise ValueError(f"a process for the students' code doesn't work here: {answer}")
@@ -81,7 +73,7 @@ class Sandbox:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="minislice-", ignore_cleanup_errors=True) as folder:
             process = self._start(folder)
-            clock = threading.Timer(self.limits.wall, self._kill, [process])
+            clock = threading.Timer(self.wall, self._kill, [process])
             clock.start()
             try:
                 return _converse(process, request, candidate)
@@ -98,7 +90,7 @@ class Sandbox:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             with contextlib.suppress(OSError):  # see isolation: nobody may not exist
                 os.chown(folder, NOBODY, NOBODY)
-        settings = (PACKAGES, folder, self.isolated, self.limits.memory, self.limits.cpu, self.limits.wall + 10)
+        settings = (PACKAGES, folder, self.isolated, self.memory, self.cpu, self.wall + 10)
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(CHILD), *map(str, settings)],
             stdin=subprocess.PIPE,
@@ -115,7 +107,6 @@ class Sandbox:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
-                return
         if hasattr(os, "killpg") and process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -126,10 +117,10 @@ class Sandbox:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)  # a moment passes between the last of the pipe and the end
         status = process.returncode or 0
-        if lasted >= self.limits.wall:
-            return f"stopped: it took more than {self.limits.wall} s"
-        if status in (-9, 128 + 9) and lasted >= self.limits.cpu:  # SIGKILL, here or inside the namespaces
-            return f"stopped: it took more than {self.limits.cpu} s of processor time"
+        if lasted >= self.wall:
+            return f"stopped: it took more than {self.wall} s"
+        if status in (-9, 128 + 9) and lasted >= self.cpu:  # SIGKILL, here or inside the namespaces
+            return f"stopped: it took more than {self.cpu} s of processor time"
         if status < 0 or status > 128:
             return "stopped: the process crashed"
         return "stopped: the process ended before the function returned"
