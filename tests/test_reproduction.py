@@ -13,7 +13,7 @@ import sys
 import uuid
 import weakref
 from pathlib import Path
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import bench
 import pytest
@@ -42,7 +42,7 @@ class Fake:
     """Stands in for the measuring: what was asked for, and what it answers."""
 
     def __init__(self):
-        self.asked, self.batches, self.answers, self.dense = [], [], {}, DENSE
+        self.asked, self.batches, self.answers, self.dense, self.commit = [], [], {}, DENSE, "commit"
 
     def __call__(self, bench, setting, batch_size):
         self.asked.append(setting)
@@ -57,7 +57,7 @@ def fake(monkeypatch):
     fake = Fake()
     monkeypatch.setattr(Bench, "measure", lambda *arguments: fake(*arguments))
     monkeypatch.setattr(results, "revision_of", lambda setting: "revision")
-    monkeypatch.setattr(provenance, "commit", lambda: "commit")
+    monkeypatch.setattr(provenance, "commit", lambda: fake.commit)
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2"})  # looked up on the disk for every record
     monkeypatch.setattr(reproduce, "why_not", lambda *arguments: None)
     return fake
@@ -126,8 +126,7 @@ def an_interrupted_run_goes_on_behind_its_last_record(fake, folder):
     count = run(folder)
     assert fake.asked == [*SETTINGS[:4], *SETTINGS[3:]] and count["finished before"] == 3
     assert (folder / "results.jsonl").read_bytes().startswith(whole)
-    count = run(folder)
-    assert (count["finished before"], count["done"]) == (len(SETTINGS), 0)
+    assert run(folder)["finished before"] == len(SETTINGS)
 
 
 def another_setting_revision_or_commit_is_another_result(fake, folder):
@@ -138,10 +137,11 @@ def another_setting_revision_or_commit_is_another_result(fake, folder):
     keys = [results.key_of(dataclasses.replace(setting, **change), "revision") for change in changes]
     text.write_text("b")
     keys.append(results.key_of(dataclasses.replace(setting, text=str(text)), "revision"))
+    assert results.key_of(setting, "revision") in keys
     keys.append(results.key_of(setting, "newer"))
-    with patch.object(provenance, "commit", lambda: "newer"):
-        keys.append(results.key_of(setting, "revision"))
-    assert len(set(keys)) == len(keys) and results.key_of(setting, "revision") in keys
+    fake.commit = "newer"
+    keys.append(results.key_of(setting, "revision"))
+    assert len(set(keys)) == len(keys)
 
 
 def a_failed_row_is_told_and_the_rest_goes_on(fake, folder):
@@ -207,11 +207,10 @@ def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
     assert "| not run *paper 34.53* | not run |" in text and "Not as in the paper: nothing." in text
 
 
-def test_the_report_has_what_an_earlier_run_measured_and_no_later_failure_hides_it(fake, tmp_path, monkeypatch):
+def test_the_report_has_what_an_earlier_run_measured_and_no_later_failure_hides_it(fake, tmp_path):
     for profile in (dataclasses.replace(PAPER, seeds=1, adapter="none"), PAPER):
         run(tmp_path, [row for row in rows(profile, [1], ["125M"]) if row.percent <= 10], profile)
-    monkeypatch.setattr(results, "revision_of", lambda setting: "unknown")
-    fake.answers = {len(fake.asked) + number: ValueError("no hub") for number in (1, 2)}
+    fake.commit, fake.dense = "newer", float("nan")
     assert run(tmp_path, limit=2)["failed"] == 2
     text = report.markdown(recorded(tmp_path))
     for signal, value in itertools.product(PAPER.signals.split(","), ("37.64", "37.77 ± 0.12")):
@@ -301,6 +300,8 @@ def test_streamed_and_in_memory_are_the_same_and_leave_nothing_behind(in_memory,
     streamed = really(tmp_path, [1], (0, 30), stream=True)
     found = [[record["values"]["perplexity"] for record in records] for records in (in_memory, streamed)]
     assert found[0] == pytest.approx(found[1], rel=1e-6) and found[0][0] < found[0][1]
+    sizes = [report.how(record)["of parameters"] for record in (*in_memory, *streamed)]
+    assert sizes[:2] == sizes[2:] and "-" not in sizes
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
 
 
@@ -316,12 +317,16 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     assert record["revision"] == results.revision("mini-llama") and facts["batch size"] == 8
 
 
-def test_memory_that_is_short_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
+def test_what_fails_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
     monkeypatch.setattr(minislice, "slice_model", slicing := Mock(wraps=minislice.slice_model))
     monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[torch.OutOfMemoryError("CUDA"), 20.0]))
-    (record,) = really(tmp_path, [1], (30,))
+    for name in ("zero_shot", "recover"):
+        monkeypatch.setattr(minislice, name, Mock(side_effect=ValueError("no hub")))
+    for name in ("require_tasks", "require_package"):
+        monkeypatch.setattr(bench, name, Mock())
+    record, *failed = really(tmp_path, [1, 7, 9], (30,))
     assert record["values"] == {"perplexity": 20.0} and record["facts"]["batch size"] == 4
-    assert slicing.call_count == 1
+    assert [record["reason"] for record in failed] == ["ValueError: no hub"] * 2 and slicing.call_count == 1
 
 
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
@@ -336,10 +341,8 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
 
 
 def test_no_other_model_takes_the_memory_that_a_cost_is_measured_in(monkeypatch, tmp_path):
-    place, model = Bench("cpu", tmp_path / "work"), torch.nn.Linear(1, 1)
-    model.itself = [model]
-    place.last, last = model, weakref.ref(model)
-    del model
+    place = Bench("cpu", tmp_path / "work", last=torch.nn.Linear(1, 1))
+    place.last.itself, last = [place.last], weakref.ref(place.last)
     monkeypatch.setattr(bench, "inference", lambda *arguments: last())
     assert place.measure(settings_of(rows(SMALL, [11]))[0], 1) is None
 

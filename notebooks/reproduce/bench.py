@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import minislice
+from minislice.architecture.modeling import without_memory
 from minislice.checks import require_package
 from minislice.corpus.text import SOURCES, halves, load_text, sample, tokenize, windows
 from minislice.measuring.provenance import hash_of
@@ -76,9 +77,9 @@ class Bench:
             cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
             self.let_go()  # the largest batch that fits is asked for
             return cost(setting, self.device, batch_size)
-        outcome = Outcome(facts={"batch size": batch_size})
+        dense = without_memory(load_config(locate(setting.source)))
+        outcome = Outcome(facts={"batch size": batch_size, "dense parameters": minislice.parameters(dense)})
         # What is needed only behind the slicing, which may take hours, is looked for before it.
-        load_config(locate(setting.source))
         tokenizer = load_tokenizer(locate(setting.source))
         if tokenizer is None:
             raise ValueError(f"{setting.source} has no tokenizer beside it")
@@ -142,7 +143,6 @@ class Bench:
         with outcome.timed("load"):
             place = "auto" if self.stream else self.device
             model, _ = minislice.load(made.source, dtype=made.how.dtype, device=place)
-        outcome.facts["dense parameters"] = minislice.parameters(model)
         if made.percent:
             with outcome.timed("slice"):
                 minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))

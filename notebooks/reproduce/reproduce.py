@@ -202,7 +202,8 @@ def measure(bench: Bench, room: dict[str, int], setting: Setting, revision: str,
         except Exception as error:  # of any library, on any row: the others don't depend on it
             outcome, status = Outcome(), "failed"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            bench.forget()
+            if bench.last is None:  # else its model is whole, and the next setting may want it
+                bench.forget()
     return {
         "schema": results.SCHEMA,
         "key": results.key_of(setting, revision),
