@@ -86,9 +86,8 @@ def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
 
 def answered(sandbox, code, *arguments):
     """What the function f of some code returned in the sandbox."""
-    answer = sandbox.call([*GIVEN, ("cell", textwrap.dedent(code))], "f", arguments)
-    assert answer[0] == "returned", answer
-    return answer[1]
+    result, _ = sandbox.call([*GIVEN, ("cell", textwrap.dedent(code))], "f", dict(zip("abc", arguments, strict=False)))
+    return result
 
 
 # Right and wrong answers
@@ -128,9 +127,9 @@ def test_a_wrong_answer_is_told_where_but_no_number_of_the_case(best, code, stat
 
 def test_hidden_cases_and_the_order_of_candidates_depend_on_the_secret_and_the_question():
     class Seeing(Sandbox):
-        def call(self, cells, function, arguments=(), candidate=None, seed=None):
-            seen.append(candidate(np.ones(4)) if candidate else arguments[0])
-            return ("returned", None, [])
+        def call(self, cells, function, arguments, candidate=None, seed=None):
+            seen.append(candidate(np.ones(4)) if candidate else arguments["x"])
+            return None, arguments
 
     tried = set()
     for name, secret in (("double", b"a"), ("square", b"a"), ("double", b"b"), ("check", b"a"), ("check", b"b")):
@@ -200,7 +199,8 @@ TO_ALL = """
             except OSError:
                 pass"""
 FORGED = {  # written to every descriptor in place of a result
-    "the grader's own words": wire.encode(("returned", True, [])),
+    "the grader's own words": wire.encode(("returned", True, {"x": np.ones(2)})),
+    "no arguments": wire.encode(("returned", np.ones(2), {})),
     "an array as a word": wire.encode((np.ones(3), np.ones(3), np.ones(3))),
     "a candidate's answer": wire.encode(("call", (np.ones(2),))),
     "a number as the line": b'["raised", "ValueError", 31415926535]',
@@ -233,7 +233,7 @@ import base64, os
 def array(x):
     return '{"ndarray": ["<f8", [%d], "%s"]}' % (len(x), base64.b64encode(x.tobytes()).decode())
 def double(x):
-        message = '["returned", %s, [%s]]\\n' % (array(2 * x), array(x))"""
+        message = '["returned", %s, {"x": %s}]\\n' % (array(2 * x), array(x))"""
     assert marked(UNPROTECTED, code + TO_ALL.format("message.encode()") + "\n        os._exit(0)").status == "passed"
 
 

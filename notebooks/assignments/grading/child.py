@@ -60,7 +60,7 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
         return tuple(answer) if isinstance(answer, list) else answer  # a tuple, as in the student's notebook
 
     if request["seed"] is not None:
-        request["arguments"] = [candidate, numpy.random.default_rng(request["seed"])]
+        request["arguments"] = {"candidate": candidate, "rng": numpy.random.default_rng(request["seed"])}
     try:
         wire.send(outbox, run(**request))
     except wire.WireError:
@@ -68,7 +68,7 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
     os._exit(0)  # at once: nothing of the student's runs any more
 
 
-def run(cells: list, function: str, arguments: list, seed: int | None) -> tuple:
+def run(cells: list, function: str, arguments: dict, seed: int | None) -> tuple:
     """Execute the cells, the last of which must succeed, and call the function. Returns the last message."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
@@ -83,10 +83,10 @@ def run(cells: list, function: str, arguments: list, seed: int | None) -> tuple:
     if not callable(call):
         return ("missing",)
     try:
-        result = call(*arguments)
+        result = call(*arguments.values())
     except BaseException as error:
         return _raised(error, last)
-    return ("returned", result, arguments) if seed is None else ("returned", None, [])
+    return ("returned", result, arguments) if seed is None else ("returned", None, {})
 
 
 def _compiled(name: str, source: str):

@@ -1,23 +1,14 @@
-"""Mark one answer: call the student's function on hidden cases, judge what comes back, say what is wrong with it."""
+"""Mark one answer: have the student's function called on hidden cases, and judge what comes back."""
 
 import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
-from minislice.teaching.assignments.exercise import Assignment, Failure, Mark, MutationQuestion, Question, raised
+from minislice.teaching.assignments.exercise import Assignment, Failure, Mark, MutationQuestion, Question
 
 from .sandbox import Sandbox
-
-NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
-PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers, and tuples, lists and dictionaries"
-REASONS = {  # what is different from the student's notebook
-    "NameError": "Only the cells of this answer and of those above it are read, from top to bottom.",
-    "ModuleNotFoundError": "Only NumPy and Python's standard library are there.",
-}
 
 
 def mark(
@@ -50,7 +41,7 @@ def mark(
     drawn = [*hashlib.sha256(b"\0".join([secret, name.encode()])).digest()]
     marks = []
     for before in (student, [*student, *right], right) if earlier else ([],):
-        call = _caller(sandbox, [*given, *before, (name, answers[name])], question.name)
+        call = partial(sandbox.call, [*given, *before, (name, answers[name])], question.name)
         try:
             marks.append(question.mark(call, np.random.default_rng(drawn)))
         except OSError:  # of this computer
@@ -60,31 +51,3 @@ def mark(
         if marks[-1].share == 1:
             break
     return max(marks, key=lambda mark: mark.share)
-
-
-def _caller(sandbox: Sandbox, cells: Sequence[tuple[str, str]], function: str) -> Callable:
-    """What calls a function that the last of some cells defines, as `exercise.Call` says."""
-
-    def call(arguments: Mapping[str, Any], candidate: Callable | None, seed: int | None) -> tuple | Failure:
-        match sandbox.call(cells, function, list(arguments.values()), candidate, seed):
-            case "returned", result, after:
-                return result, dict(zip(arguments, after, strict=True))
-            case "raised", name, line:
-                return _raised(name, line, re.split(r"\r\n|\r|\n", cells[-1][1]))
-            case ("missing",):
-                return Failure("", f"the cell defines no function {function}", status="unanswered")
-            case ("unsendable",):
-                return Failure("the result", PLAIN)
-            case _, why:
-                return Failure("", why, status="stopped")
-
-    return call
-
-
-def _raised(name: str, number: int, lines: Sequence[str]) -> Failure:
-    """The failure of an answer that claims to have raised an exception in one of its lines."""
-    line = number if 0 < number <= len(lines) else None
-    code = lines[line - 1][:100] if line else ""
-    code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
-    name = name if NAMEABLE.fullmatch(name) else "an exception"
-    return replace(raised(name, "", line, code), mistake=REASONS.get(name, ""))

@@ -6,26 +6,35 @@ call, would be quicker and would have to be protected from its children.) What i
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minislice.teaching.assignments.exercise import Failure, raised
+
 from . import wire
 from .isolation import NOBODY
 
 CHILD = Path(__file__).parent / "child.py"
 PACKAGES = Path(np.__file__).parents[1]
-TRIAL = [("trial", "def trial():\n    return 1")], "trial"
+TRIAL = [("trial", "def trial():\n    return 1")], "trial", {}
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment: what Python may need to start
+NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
+PLAIN = "it must be made of None, bool, int, float, str, NumPy arrays of numbers, and tuples, lists and dictionaries"
+REASONS = {  # what is different from the student's notebook
+    "NameError": "Only the cells of this answer and of those above it are read, from top to bottom.",
+    "ModuleNotFoundError": "Only NumPy and Python's standard library are there.",
+}
 
 
 @dataclass(frozen=True)
@@ -46,30 +55,24 @@ class Sandbox:
         except OSError as error:
             sandbox = replace(self, isolated=False, refused=str(error))
             answer = sandbox.call(*TRIAL)
-        if answer[0] != "returned":
-            raise ValueError(f"a process for the students' code doesn't work here: {answer}")
+        if isinstance(answer, Failure):
+            raise ValueError(f"a process for the students' code doesn't work here: {answer.what}")
         return sandbox
 
     def call(
         self,
         cells: Sequence[tuple[str, str]],
         function: str,
-        arguments: Sequence[Any] = (),
+        arguments: Mapping[str, Any],
         candidate: Callable[..., Any] | None = None,
         seed: int | None = None,
-    ) -> Sequence:
-        """Execute cells, the last of which must succeed, and call a function that they define.
+    ) -> tuple[Any, Mapping[str, Any]] | Failure:
+        """Execute cells, names and sources, and call a function that they define, as `exercise.Call` says.
 
-        Returns ("returned", result, arguments after the call), ("raised", name of the exception, line of the last cell
-        or 0), ("missing",) for no such function, ("unsendable",) for a result that is not plain, or ("stopped", why).
-        An OSError says that the process can't be set up as asked, before it saw anything of the student's.
-
-        Args:
-            cells: names and sources.
-            candidate: call the function with this instead of arguments, and with a random generator of this seed. It is
-                computed here, and only questions to it and its answers cross.
+        The last cell must succeed. A candidate is computed here: only questions to it and its answers cross. An OSError
+        says that the process can't be set up as asked, before it saw anything of the student's.
         """
-        request = {"cells": list(cells), "function": function, "arguments": list(arguments), "seed": seed}
+        request = {"cells": list(cells), "function": function, "arguments": dict(arguments), "seed": seed}
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="minislice-", ignore_cleanup_errors=True) as folder:
             process = self._start(folder)
@@ -78,7 +81,7 @@ class Sandbox:
             try:
                 return _converse(process, request, candidate)
             except (EOFError, BrokenPipeError):
-                return "stopped", self._why(process, time.monotonic() - started)
+                return Failure("", self._why(process, time.monotonic() - started), status="stopped")
             finally:
                 clock.cancel()
                 self._kill(process)
@@ -126,7 +129,7 @@ class Sandbox:
         return "stopped: the process ended before the function returned"
 
 
-def _converse(process: subprocess.Popen, request: dict, candidate: Callable[..., Any] | None) -> Sequence:
+def _converse(process: subprocess.Popen, request: dict, candidate: Callable | None) -> tuple | Failure:
     """Hand a request over and listen until there is an answer."""
     try:
         ready = wire.receive(process.stdout)
@@ -137,19 +140,35 @@ def _converse(process: subprocess.Popen, request: dict, candidate: Callable[...,
     try:
         wire.send(process.stdin, request)
     except wire.WireError:
-        return "stopped", "the cells are too large"
-    try:
-        while True:
+        return Failure("", "the cells are too large", status="stopped")
+    while True:
+        try:
             message = wire.receive(process.stdout)
-            match message:  # str(...) looks at the type before it compares: a message may be anything
-                case (str("call"), list(arguments)) if candidate:
-                    wire.send(process.stdin, _asked(candidate, arguments))
-                case (str("returned"), _, list()) | (str("raised"), str(), int()) | (str("missing" | "unsendable"),):
-                    return message
-                case _:
-                    raise wire.WireError("not one of the messages in `child`")
-    except wire.WireError:
-        return "stopped", "stopped: it wrote to the pipe for the result what is no result"
+        except wire.WireError:
+            message = None
+        match message:  # str(...) looks at the type before it compares: a message may be anything
+            case (str("call"), list(arguments)) if candidate:
+                wire.send(process.stdin, _asked(candidate, arguments))
+            case (str("returned"), result, dict(after)) if after.keys() == request["arguments"].keys():
+                return result, after
+            case (str("raised"), str(name), int(line)):
+                return _raised(name, line, re.split(r"\r\n|\r|\n", request["cells"][-1][1]))
+            case (str("missing"),):
+                return Failure("", f"the cell defines no function {request['function']}", status="unanswered")
+            case (str("unsendable"),):
+                return Failure("the result", PLAIN)
+            case _:
+                what = "stopped: it wrote to the pipe for the result what is no result"
+                return Failure("", what, status="stopped")
+
+
+def _raised(name: str, number: int, lines: Sequence[str]) -> Failure:
+    """The failure of an answer that claims to have raised an exception in one of its lines."""
+    line = number if 0 < number <= len(lines) else None
+    code = lines[line - 1][:100] if line else ""
+    code = "".join(character if character.isprintable() else " " for character in code)  # no line of its own
+    name = name if NAMEABLE.fullmatch(name) else "an exception"
+    return replace(raised(name, "", line, code), mistake=REASONS.get(name, ""))
 
 
 def _asked(candidate: Callable[..., Any], arguments: list) -> tuple:
