@@ -88,8 +88,8 @@ def cheapest(
     The neurons left in an MLP are a multiple of `multiple`; `may_drop` has the blocks that may be dropped.
     """
     tables = [
-        _parts(cost, size, each, multiple, number in may_drop)
-        for number, (cost, size, each) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True))
+        _parts(cost, size, per_neuron, multiple, number in may_drop)
+        for number, (cost, size, per_neuron) in enumerate(zip(costs, sizes.blocks, sizes.per_neuron, strict=True))
     ]
     room = target - sizes.elsewhere
 

@@ -77,12 +77,12 @@ def prices(
     tokens: Tokens,
     attention_mask=None,
     *,
-    widths: bool = True,
+    narrower: bool = True,
     multiple: int = 8,
     batch_size: int = 8,
     progress: bool = False,
 ) -> Prices:
-    """Measure what deleting costs in a dense model, which stays as it is; with `widths` also a narrower signal's cost.
+    """Measure what deletions cost in a dense model, which stays as it is; if `narrower`, a narrower signal's cost too.
 
     A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
     The dense model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
@@ -95,7 +95,7 @@ def prices(
     costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in calibration]
     with inference(model):
         dense = [predictions(model, batch) for batch in held_out]
-    for share in TRIALS if widths else ():
+    for share in TRIALS if narrower else ():
         k = rounded(share * D, multiple)
         sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
         with inference(sliced):
@@ -155,24 +155,24 @@ def plan_compression(
         require_number("widths", share, above=0, most=1)
     require(isinstance(known, (Prices, NoneType)), "known", "the `prices` of an earlier plan", known)
     if known is None:
-        asked = {"widths": min(widths) < 1, "multiple": multiple, "batch_size": batch_size, "progress": progress}
-        known = prices(model, tokens, attention_mask, **asked)
+        settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
+        known = prices(model, tokens, attention_mask, narrower=min(widths) < 1, **settings)
     net, dense = network(model), parameters(model)
-    D, choices = net.trained_width, []
+    D, plans = net.trained_width, []
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
         sizes = sizes_of(net, {**OPTIONS, "width": k})
         # Only the last block may lead to the head's full width: from the block before, the adapter would be larger.
         needed = {len(net.blocks) - 1} if k < D else set()
         if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - needed):
-            choices.append((choice.cost + known.of_width(k), k, sizes.elsewhere + choice.size, choice))
-    if not choices:
+            options = {**OPTIONS, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
+            cost = choice.cost + known.of_width(k)
+            plans.append(Plan(options, sizes.elsewhere + choice.size, dense, cost, known))
+    if not plans:
         raise ValueError(
             f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
         )
-    cost, k, left, choice = min(choices, key=lambda found: found[:2])
-    options = {**OPTIONS, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
-    return Plan(options, left, dense, cost, known)
+    return min(plans, key=lambda plan: (plan.cost, plan.options["width"]))
 
 
 def rounded(width: float, multiple: int) -> int:

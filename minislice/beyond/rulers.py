@@ -55,7 +55,7 @@ class Cost:
             return 0.0
         shares = np.array([1 - left / self.neurons, PROBE, 1.0])
         lost = np.interp(shares, np.linspace(0, 1, len(self.lost) + 1), [0.0, *self.lost])
-        # A little more than is lost: where neurons write nothing, that is zero, and zero has no power.
+        # Where neurons write nothing, the energy lost is zero, and zero has no power: a little is added.
         here, probe, whole = (lost + NOTHING * shares).tolist()
         probed, emptied = max(self.probed, LEAST), max(self.emptied, 2 * LEAST)
         power = math.log(max(emptied / probed, 1.01)) / math.log(whole / probe)
@@ -105,14 +105,14 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
 
     `dense` and `changed` are the two models' `predictions` of each batch.
     """
-    each = zip(dense, changed, strict=True)
-    return torch.cat([divergences(log_p, log_q) for log_p, log_q in each]).double().mean().item()
+    of_batches = [divergences(log_p, log_q) for log_p, log_q in zip(dense, changed, strict=True)]
+    return torch.cat(of_batches).double().mean().item()
 
 
 def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
     """The energy lost as more and more of a block's neurons go, as a share of the energy of the signal behind it."""
     rounds = []
-    for own, W, places in side_of(block).sides(block, C):
-        least_harmful(own, W, block.neurons, places, lost=(lost := []))
+    for C_side, W, places in side_of(block).sides(block, C):
+        least_harmful(C_side, W, block.neurons, places, lost=(lost := []))
         rounds.append(lost)
     return tuple((torch.tensor(rounds).sum(0).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())

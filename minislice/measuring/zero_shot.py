@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,7 +84,9 @@ def zero_shot(
     tasks = require_tasks([tasks] if isinstance(tasks, str) else tasks, tasks_from)
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"give each task once, and at least one, got {tasks}")
-    with tempfile.TemporaryDirectory() as folder, _quiet(progress), inference(model):
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    bars = contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO())  # the harness's
+    with tempfile.TemporaryDirectory() as folder, bars, inference(model):
         if tasks_from is not None:
             write_tasks(tasks, Path(tasks_from), Path(folder))
         place = None if tasks_from is None else folder
@@ -140,11 +142,3 @@ def _score(task: str, results: dict) -> Score:
     error = numbers[f"{metric}_stderr,none"]  # a text if there is none
     error = 100 * error if isinstance(error, float) else math.nan
     return Score(task, metric, 100 * numbers[f"{metric},none"], error, len(correct), correct)
-
-
-@contextlib.contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Without the harness's log and, unless progress is wanted, without its bars: all of it goes to stderr."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-        yield
