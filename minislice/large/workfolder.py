@@ -1,13 +1,12 @@
 """The folder of an unfinished run, beside the folder NAME that the run makes.
 
 .NAME.partial/.model.lock         held while a run is at work
-.NAME.partial/state.pt            settings, what is reached, sizes and times of change; replaced whole after each part
+.NAME.partial/settings.json       what is sliced, on what, and how
+.NAME.partial/state.pt            what is reached, sizes and times of change; replaced whole after each part
 .NAME.partial/signal-5e0c81b2-0   the calibration set's signal, the share of process 0
 .NAME.partial/model/              the new model's files
 """
 
-import hashlib
-import io
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from ..architecture.folder import make, place_for, unmake, whole_file
 from ..measuring.lock import alone
-from ..storage.unfinished import in_words, require_settings
+from ..storage.unfinished import SETTINGS, begin
 from .processes import Processes
 
 
@@ -35,17 +34,11 @@ class WorkFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out; a ValueError if one is at work, or the folder is not a run's. An empty one vanishes."""
+        """Keep other runs out; a ValueError if one is at work. An empty folder vanishes."""
         if not self.processes.is_first:
             self.processes.wait()
             yield
             return
-        of_a_run = self.state_file.exists() or (self.path / ".model.lock").exists()
-        if self.path.exists() and not of_a_run and any(self.path.iterdir()):
-            raise ValueError(
-                f"{self.path} isn't of an unfinished run: it has no {self.state_file.name}; move it away, or save to "
-                "another folder"
-            )
         made = make(self.path) or [self.path]
         try:
             with alone(self.model):
@@ -58,36 +51,30 @@ class WorkFolder:
 
     def begin(self, settings: dict[str, Any]) -> None:
         """Begin a run, or continue the folder's, which must have the same settings."""
-        self.settings = in_words(settings)
-        if not self.state_file.exists():
-            self.write({})
-        state = self.read()
-        require_settings(self.path, state["settings"], self.settings)
+        begin(self.path, settings)
         self.model.mkdir(exist_ok=True)
-        self._delete_all_but([name for signals in state.get("signals", ()) for name in signals])
+        self._delete_all_but([name for signals in self.read().get("signals", ()) for name in signals])
 
     def read(self) -> dict[str, Any]:
         """The state, {} where there is none; a ValueError if the file is damaged."""
         if not self.state_file.exists():
             return {}
-        content = memoryview(self.state_file.read_bytes())
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
+        try:
+            return torch.load(self.state_file, weights_only=True)
+        except Exception as error:  # a damaged file can fail in any way
             raise ValueError(
                 f"{self.state_file} is damaged, or of another version of minislice; delete {self.path} to start again"
-            )
-        return torch.load(io.BytesIO(content[32:]), weights_only=True)
+            ) from error
 
     def write(self, state: dict[str, Any]) -> None:
-        """Replace the state whole. Its checksum stands before it in the file."""
-        content = io.BytesIO()
-        torch.save({"settings": self.settings, **state}, content)
-        with whole_file(self.state_file) as new, open(new, "wb") as file:
-            file.write(hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
+        """Replace the state whole."""
+        with whole_file(self.state_file) as new:
+            torch.save(state, new)
 
     def remove(self) -> None:
-        """Delete what a run has written, when its model is in place; the state last: it tells whose folder it is."""
+        """Delete what a run has written, when its model is in place; the state last: it tells that the run is done."""
         self._delete_all_but(())
+        (self.path / SETTINGS).unlink(missing_ok=True)
         self.state_file.unlink()
 
     def _delete_all_but(self, needed: Collection[str]) -> None:

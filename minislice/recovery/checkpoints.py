@@ -16,9 +16,9 @@ from typing import Any
 from ..architecture.folder import sync, whole_file
 from ..measuring.lock import alone
 from ..storage.files import read_json
-from ..storage.unfinished import in_words, require_settings
+from ..storage.unfinished import SETTINGS, begin
 
-SETTINGS, WHOLE = "settings.json", "seals.json"
+WHOLE = "seals.json"
 
 
 @contextmanager
@@ -26,22 +26,11 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
     """The last checkpoint of this run, None where it has none yet; meanwhile no other run gets the folder.
 
     Raises:
-        ValueError: the folder holds files and no recovery, or a recovery with other settings; another run is at work
-            in it.
+        ValueError: as in `unfinished.begin`; or another run is at work in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = folder / SETTINGS
     with alone(folder / "checkpoints"):
-        files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if not files:
-            with whole_file(record) as new:
-                new.write_text(json.dumps(in_words(settings)), encoding="utf-8")
-        elif not record.exists():
-            raise ValueError(
-                f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of a recovery; give another folder, "
-                "or delete it to start again"
-            )
-        require_settings(folder, read_json(record), in_words(settings))
+        begin(folder, settings)
         yield _last(folder)
 
 

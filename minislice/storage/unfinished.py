@@ -3,22 +3,37 @@
 A run that continues has the same settings, and finds the files that it reads as they were left.
 """
 
+import json
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..architecture.folder import whole_file
+from .files import read_json
 
-def in_words(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings in the form that is stored: in Python's words, and in place of many words a checksum."""
-    words = {name: repr(value) for name, value in settings.items()}
-    return {name: text if len(text) < 80 else sha256(text.encode()).hexdigest()[:16] for name, text in words.items()}
+SETTINGS = "settings.json"
 
 
-def require_settings(folder: Path, before: dict[str, str], settings: dict[str, str]) -> None:
-    """Raise a ValueError where the folder's unfinished run had other settings, and say which."""
-    differing = [name for name in settings if before.get(name) != settings[name]]
-    if differing:
-        described = "; ".join(f"{name} {before.get(name)} there, {settings[name]} here" for name in differing)
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Begin a run in a folder, or continue the folder's; its settings are stored in Python's words, or as checksums.
+
+    Raises:
+        ValueError: the folder holds files and no run, or a run that had other settings; the message says which.
+    """
+    record, words = folder / SETTINGS, {name: repr(value) for name, value in settings.items()}
+    words = {name: text if len(text) < 80 else sha256(text.encode()).hexdigest()[:16] for name, text in words.items()}
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if not files:
+        with whole_file(record) as new:
+            new.write_text(json.dumps(words), encoding="utf-8")
+    elif not record.exists():
+        raise ValueError(
+            f"{folder} has files in it ({', '.join(files)}) and no {SETTINGS} of an unfinished run; move it away, or "
+            "use another folder"
+        )
+    before = read_json(record)
+    if differing := [name for name in words if before.get(name) != words[name]]:
+        described = "; ".join(f"{name} {before.get(name)} there, {words[name]} here" for name in differing)
         raise ValueError(
             f"{folder} holds an unfinished run with other settings ({described}); give the same settings to go on with "
             "it, use another folder, or delete it to start again"
