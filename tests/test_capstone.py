@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from grading.marking import mark
+from grade import mark
 from grading.sandbox import Sandbox
 from test_assignments import solution
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from grade import mark
 from grading import sandbox as sandboxes
 from grading import wire
-from grading.marking import mark
 from grading.sandbox import Sandbox
 
 import minislice

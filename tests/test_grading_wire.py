@@ -46,7 +46,7 @@ def test_what_is_damaged_is_an_error_or_another_value(index, data):
 
 def test_hostile_bytes_are_an_error():
     for body in (
-        *(b"", b"x", b"1 2", b"[" * 90_000, b"[" + b"0," * 200_000 + b"0]", b"1" * 5000, b'"' + b"x" * wire.CAP + b'"'),
+        *(b"", b"x", b"1 2", b"[" * 90_000, b"1" * 5000, b'"' + b"x" * wire.CAP + b'"'),
         *(b'{"ndarray": 1}', b'{"ndarray": []}', b'{"ndarray": ["<f8", [9], "AAAA"]}', pickle.dumps([1])),
         b'{"ndarray": ["<f8", [0, 4194304, 4194304, 4194304], ""]}',
         *(b'{"ndarray": ["O", [1], "AAAAAAAAAAA="]}', b'{"ndarray": [["f8", "i8"], [], ""]}'),
@@ -60,7 +60,7 @@ def test_hostile_bytes_are_an_error():
 
 def test_what_is_not_plain_is_not_sent():
     for value in (
-        *(object(), {(1,): 2}, {1, 2}, b"bytes", 10**5000, [0] * 200_000, "x" * (5 << 20)),
+        *(object(), {(1,): 2}, {1, 2}, b"bytes", 10**5000, [0] * 400_000, "x" * (5 << 20)),
         *(np.zeros(2, dtype) for dtype in ("O", "U3", "M8[s]", "f8,i8")),
         *(np.broadcast_to(np.zeros(1), (1 << 20,)), (ring := []).append(ring) or ring),
     ):

@@ -89,6 +89,9 @@ def _title(given: Assignment) -> str:
 
 {_HOW_TO[given.tool]}
 
+Only the cells for your answers are read: write helpers and imports into the cell that uses them. Import nothing but
+NumPy and Python's standard library, since the grader has nothing else.
+
 {given.notation}""".rstrip()
 
 
@@ -96,19 +99,13 @@ _HOW_TO = {
     "check": """\
 Replace every `raise NotImplementedError()` and run the cell below it: `check` tries your function on small random
 cases and says what is wrong in the smallest one where it fails. `check(..., hint=1)` gives a first hint,
-`check(..., seed=1)` takes other random numbers. Your functions may call each other. After a restart of the kernel, run
-the cells again from the first.
-
-Your grade comes from other random numbers. Only the cells for your answers are read: write helpers and imports into
-the cell that uses them. Import nothing but NumPy and Python's standard library, since the grader has nothing else.""",
+`check(..., seed=1)` takes other random numbers, as your grade does. Your functions may call each other. After a restart
+of the kernel, run the cells again from the first.""",
     "score": """\
 Replace `raise NotImplementedError()` and run the cell below it: `score` runs your check on the right function and on
 all mutants, the three that you see and five that you don't. `score(check, hint=1)` gives a first hint. A check that
 rejects the right function, with any of 20 random generators, gets no points; a mutant counts as killed if it is
-rejected every time. To try your check by hand, copy a function from the text below into a cell of your own.
-
-Only the cell for your answer is read: write helpers and imports into it. Import nothing but NumPy and Python's standard
-library, since the grader has nothing else.""",
+rejected every time. To try your check by hand, copy a function from the text below into a cell of your own.""",
 }
 
 

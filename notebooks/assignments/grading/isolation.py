@@ -26,16 +26,10 @@ SET_PDEATHSIG, SET_NO_NEW_PRIVS, CAPABILITY_VERSION_3 = 1, 38, 0x20080522
 
 
 def enter(folder: str, visible: list[str], pipes: tuple[BinaryIO, ...], wall: int) -> None:
-    """Move into namespaces; returns in a new process, the first one there.
+    """Move into namespaces, with a file system built in an empty `folder`; returns in a new process, the first there.
 
-    The calling process stays outside. It kills the new one at SIGTERM or when the time is up, and ends as that ended.
-    After an OSError, where the system doesn't allow it, this process has to be given up.
-
-    Args:
-        folder: an empty folder, from which the new file system is built.
-        visible: the folders that it shows, at the paths they have.
-        pipes: for the new process alone.
-        wall: seconds.
+    The calling process stays outside. It closes its `pipes`, kills the new one at SIGTERM or after `wall` seconds, and
+    ends as that ended. After an OSError, where the system doesn't allow it, it has to be given up.
     """
     if not sys.platform.startswith("linux"):
         raise OSError("namespaces need Linux")
@@ -58,7 +52,7 @@ def enter(folder: str, visible: list[str], pipes: tuple[BinaryIO, ...], wall: in
 
 
 def _build(folder: str, visible: list[str]) -> None:
-    """Mount a file system in memory at `folder`, and the visible folders in it."""
+    """Mount a file system in memory at `folder`, and in it the visible folders, at the paths that they have."""
     os.umask(0o022)  # whoever the process becomes must be able to walk through the folders made here
     _mount(None, "/", None, RECURSIVE | PRIVATE)  # nothing below is seen outside
     _mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, f"size={FILES},mode=755")
