@@ -8,7 +8,7 @@ from models import FAMILIES, Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.network import network
-from minislice.beyond.budget import Plan, Prices, prices, split_off
+from minislice.beyond.budget import Prices, prices, split_off
 from minislice.beyond.predictions import predictions
 from minislice.beyond.rulers import LEAST, Cost, block_costs, divergence
 from minislice.corpus.batches import Batch, token_batches
@@ -62,11 +62,6 @@ def test_sequences_measure_the_same_one_by_one_and_only_those_held_out_do():
     assert together.blocks == block_costs(network(model), calibration, held_out, dense)
     whole = plan_compression(model, *text, size=0.9, widths=(1.0,), known=together)
     assert whole.options["width"] == 20  # though widths are rounded to a multiple of 8
-
-
-def test_a_plan_stands_alone():
-    with pytest.raises(ValueError, match="decided on these already: leave size, typo out"):
-        compress(Recipe("llama").model(), Recipe("llama").tokens(), plan=Plan({}, 0, 0, 0.0, None), size=0.5, typo=1)
 
 
 @pytest.mark.parametrize(("count", "measure"), [(5, 4), (100, 6), (999, 16)])

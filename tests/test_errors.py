@@ -14,6 +14,8 @@ from torch import nn
 
 import minislice
 from minislice import fuse, perplexity, rotate, slice_model, verify
+from minislice.beyond.budget import Plan, Prices
+from minislice.beyond.rulers import Cost
 from minislice.measuring.timing import inference_cost
 from minislice.options import SlicingOptions
 from minislice.recovery.options import RecoveryOptions
@@ -56,6 +58,7 @@ planning, comparing = partial(calling, minislice.plan_compression), partial(call
 SLICED = slicing(width=5, head="own")
 PER_BLOCK, KEPT, TIED = partial(rotate, per_block=True), partial(fuse, keep_tie=True), partial(slicing, head="tied")
 LONG, EIGHT = torch.ones(1, 65).long(), IDS.repeat(2, 1)
+PLAN = Plan({}, 0, 0, 0.0, Prices([], {}))
 PADDED = torch.ones_like(EIGHT).index_fill(0, torch.arange(4, 8), 0)
 REFUSED = {  # a model, what was done to it before, what is done now, and what the error says
     "fused": (LLAMA, [fuse], fuse, "already fused"),
@@ -94,6 +97,8 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "small plan": (LLAMA, [], planning(EIGHT, size=0.01, widths=(1.0,)), "nothing that can be deleted leaves 1%"),
     "few sequences": (LLAMA, [], planning(IDS[:2]), "give more, the last 4 measure costs"),
     "padding alone": (LLAMA, [], planning(EIGHT, PADDED), "nothing to predict in the last 4 calibration sequences"),
+    "prices of another model": (LLAMA, [], planning(IDS, known=Prices([Cost(0.1)], {16: 0.0})), "another model's"),
+    "plan and options": (LLAMA, [], calling(minislice.compress, IDS, plan=PLAN, size=0.5, typo=1), "size, typo out"),
     "fused, planned": (LLAMA, [fuse], planning(EIGHT), "fused already"),
     "long text": (OPT, [], calling(minislice.own_text, 1, 10**4), "10000 tokens", "64 positions"),
     "NaN, text": (OPT, [not_a_number], calling(minislice.own_text, 1, 8), "NaN"),

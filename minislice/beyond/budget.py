@@ -158,6 +158,8 @@ def plan_compression(
         settings = {"multiple": multiple, "batch_size": batch_size, "progress": progress}
         known = prices(model, tokens, attention_mask, narrower=min(widths) < 1, **settings)
     net, dense = network(model), parameters(model)
+    if [cost.neurons for cost in known.blocks] != [block.neurons for block in net.blocks]:
+        raise ValueError("these prices are another model's: its blocks differ; leave `known` out")
     D, plans = net.trained_width, []
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):

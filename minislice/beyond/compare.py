@@ -64,6 +64,7 @@ def compare(
         model: a function that loads the dense model; or the model, and every variant gets a copy.
         evaluation: windows from other text than the calibration set; their documents make the standard error honest.
         second: windows of another kind of text, to measure on as well.
+        variants: functions by name; the docstring of `beyond.variants` says what each of them gets and returns.
         sizes: fractions of the dense model's parameters.
         out: a file with a row on each line. Its rows are not measured again, unless they failed.
         name: the model's, for the rows.
