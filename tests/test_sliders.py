@@ -1,5 +1,7 @@
 """A slider's figure follows its value, and where nobody can drag, one static figure is drawn."""
 
+import sys
+
 import pytest
 import torch
 
@@ -19,6 +21,10 @@ def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged
     assert drawn == [2]
     ipywidgets = pytest.importorskip("ipywidgets", reason="comes with Jupyter")
     monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ipywidgets", None)  # as where it isn't installed
+        sliders.slide(drawn.append, [1, 2, 3], 1, "k")
+    assert drawn.pop() == 1
     monkeypatch.setattr(ipywidgets, "interact", lambda draw, value: made.append((draw, value)))
     sliders.slide(drawn.append, [1, 2, 3], 2, "k")
     (draw, slider) = made[0]

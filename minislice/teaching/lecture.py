@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..corpus.text import disjoint_streams, sample
 from ..measuring.layers import signals as signals  # `lecture.signals`, of the notebooks
+from ..measuring.tables import table
 from ..version import __version__
 from . import plots
 
@@ -67,13 +68,10 @@ def token_sets(
 
 def show(rows: list[dict]) -> None:
     """Print a table with numbers on the right of their columns."""
-    cells = [[_cell(row[name]) for name in rows[0]] for row in rows]
-    widths = [max(map(len, column)) for column in zip(list(rows[0]), *cells, strict=True)]
-    for line in ([*rows[0]], *cells):
-        print(line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)))
+    print(table([[*rows[0]], *([_cell(row[name]) for name in rows[0]] for row in rows)]))
 
 
 def _cell(value) -> str:
-    if isinstance(value, int):
+    if type(value) is int:  # and not True
         return f"{value:,}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ what a committed notebook holds, so GitHub shows it.
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 
 import matplotlib.pyplot as plt
 import torch
@@ -27,11 +28,11 @@ FRONT_ENDS = ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG", "VSCODE_PID")  # each set
 
 
 def slide(draw: Callable[[float], object], values: Sequence[float], start: float, label: str) -> None:
-    """Show `draw(value)` below a slider over the values; without a front end, `draw(start)` alone.
+    """Show `draw(value)` below a slider over the values; without a front end or ipywidgets, `draw(start)` alone.
 
     The figure is drawn again when the slider is let go.
     """
-    if not any(name in os.environ for name in FRONT_ENDS):
+    if not any(name in os.environ for name in FRONT_ENDS) or find_spec("ipywidgets") is None:
         draw(start)
         return
     import ipywidgets
