@@ -17,6 +17,7 @@ from typing import Any
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
+from minislice.command.output import print_result
 from minislice.teaching.assignments import NAMES, assignment
 from minislice.teaching.assignments.exercise import Assignment, MutationQuestion, Task
 
@@ -147,12 +148,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.what == "build":
         build(options.name, options.to, options.release, options.force)
-        print(f"wrote {options.to}")
-        return
+        return print_result(options, {"wrote": str(options.to)})
+    rows, names = [], ("name", "title", "difficulty", "minutes", "points")
     for given in map(assignment, NAMES):
-        functions = ", ".join(question.name for question in given.questions)
-        facts = f"{given.difficulty}  {given.minutes:3d} min  {given.points:2d} points"
-        print(f"{given.name}  {given.title:28s} {facts}  {functions}")
+        rows.append({name: getattr(given, name) for name in names} | {"questions": [q.name for q in given.questions]})
+    line = "{name}  {title:28s} {difficulty}  {minutes:3d} min  {points:2d} points  {questions}"
+    text = "\n".join(line.format(**row | {"questions": ", ".join(row["questions"])}) for row in rows)
+    print_result(options, rows, text)
 
 
 if __name__ == "__main__":
