@@ -3,7 +3,7 @@
 Series differ by marker and line as well as by colour (Okabe and Ito's colours, ordered by lightness). Measured values
 are solid; the paper's values are hollow markers with a label that begins with "paper".
 
-Every figure needs labels with units for both axes, and takes a `title`, `log_y`, and `ax`, to draw into what is there.
+Every figure has labels with units on both axes. `ax` are axes to draw into, instead of a new figure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -199,7 +199,7 @@ def _hollow(ax: Axes, index: int, label: str, x: Values, y: Values, **line) -> N
 
 
 def _legend(ax: Axes) -> None:
-    """The legend is inside the axes; beside them if there are many bars."""
+    """The legend is inside the axes; beside them if there are many groups of bars or of error bars."""
     ax.legend(**({"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if len(ax.containers) > 2 else {}))
 
 

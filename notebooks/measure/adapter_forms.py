@@ -1,4 +1,4 @@
-"""What each form of residual adapter costs and reaches, on every trained model at hand: the tables of the README.
+"""What each form of residual adapter costs and reaches, on every trained model at hand: two tables of data/results.
 
     python notebooks/measure/adapter_forms.py
 

@@ -1,9 +1,10 @@
-"""Rewrites zero-shot items in the form that the LM Evaluation Harness had in 2021 with the fields they have on the hub.
+"""Rewrites zero-shot items from the LM Evaluation Harness's form of 2021 to today's form on the hub.
 
     python notebooks/measure/tasks_of_2021.py OLD NEW
 
 Several published copies have the old form: `query`, `choices` and `gold`, the index of the right choice; for
-WinoGrande `context_options`, `continuation` and `gold`. NEW/TASK.jsonl is written for each of the paper's tasks.
+WinoGrande `context_options`, `continuation` and `gold`. NEW/TASK.jsonl is written for those of the
+paper's tasks that OLD has.
 """
 
 import argparse
@@ -31,7 +32,6 @@ def rewritten(task: str, item: dict) -> dict:
 
 
 def rewrite(old: Path, new: Path) -> None:
-    """Write NEW/TASK.jsonl for every task that OLD has."""
     new.mkdir(parents=True, exist_ok=True)
     for task in LOCAL:
         if (old / f"{task}.jsonl").is_file():
