@@ -6,7 +6,9 @@ import pydoc_data.topics
 import re
 import signal
 from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -114,6 +116,7 @@ def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(sa
     status, out, err = run("eval", saved / "sliced", *asked)
     assert status == 0 and "perplexity" in err and not err.rpartition("\r")[2].strip()  # the progress bar is gone
     measured = document(out)
+    assert measured["calibration"] == report["calibration"], "which may be among what is measured on"
     assert measured["perplexity"] == pytest.approx(report["sliced perplexity"], rel=1e-6)
     assert measured["evaluation"] == report["evaluation"] == "test.txt, 5 x 48 tokens"
     record = json.loads((saved / "sliced" / "config.json").read_text())["slicing"]
@@ -213,12 +216,23 @@ def test_an_option_of_slice_is_what_it_is_in_python():
         assert SlicingOptions(**inputs.given(asked, SlicingOptions)) == SlicingOptions(**fields)
 
 
+def test_few_tokens_are_enough_where_few_or_all_columns_are_kept(run, place):
+    command = ["slice", place / "small", *texts(place), "--samples", 1, "--seqlen", 20, *FEW, "--quiet"]
+    assert run(*command, "--slicing", 0, "--neurons", 0.25)[0] == run(*command, "--width", 8)[0] == 0
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert inputs.device_of("auto") == inputs.device_of(None) == "cpu", "whose dtype is float32"
+
+
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
 def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp_path, monkeypatch):
     for name in ("before_and_after", "slice_streamed"):  # hours, on a large model
         monkeypatch.setattr(f"minislice.command.slice.{name}", None)
     command = ["slice", place / "small", *texts(place), *SIZES, *stream, "--quiet", "--out", tmp_path / "out"]
     assert_refused(run(*command, "--width", "33"), "33", "32")
+    assert_refused(run(*command, "--width", "24", "--samples", "1", "--seqlen", "20"), "20 ", "24 dimensions")
     assert_refused(run(*command, "--width", "16,16", "--keep-head"), "a width for each boundary", "leave --keep-")
 
 
@@ -226,11 +240,15 @@ def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp
     ("width", "said"),
     [(30, "refuses a hidden size of 30"), (16, "it can be one, LlamaForCausalLM with a hidden size of 16")],
 )
-def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(width, said, run, place, tmp_path):
+def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
+    width, said, run, place, tmp_path, monkeypatch
+):
     command = ["slice", place / "small", *texts(place), *SIZES, *FEW, "--adapter", "none", "--quiet"]
     status, out, err = run(*command, "--slice-head", "--width", width, "--out", tmp_path / "sliced")
     first, *_ = out.splitlines()
     assert (status, err) == (0, "") and first.startswith("Export to a stock architecture: ") and said in first
+    if "refuses" in said:
+        monkeypatch.setattr("minislice.command.inputs.load", lambda *_, **__: pytest.fail("it is loaded"))
     status, _, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock")
     assert (status, err) == (0, "") if "can be" in said else status == 2 and said in err
 
@@ -280,7 +298,6 @@ BAD = {
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
-    "cost: several devices": (["cost", "opt-125m", "--device", "auto"], ["one device"]),
     "compare: occupied": (["compare", "mini-opt", "--out", "{saved}"], ["isn't empty and has no results.jsonl"]),
 }
 
@@ -290,16 +307,23 @@ BAD = {
     [
         ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
         ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
+        ("slice mini-opt --stream --calibration {place}/latin1.txt --out x", "save it as UTF-8"),
         ("compress mini-opt --size 80", "--size must be a number, 0 < --size < 1"),
         ("zeroshot mini-opt --tasks piqa --tasks-from {place}", "piqa.jsonl doesn't exist"),
         ("verify mini-opt --dtypes fp16", "--dtypes must be one of float64"),
         ("compress mini-opt --plan-only --out x", "leave it or --out out"),
         ("recover mini-opt --out x", "mini-opt isn't sliced"),
+        ("recover {place}/recovered --out x", "recovered before"),
         ("export mini-opt --out x", "minislice slice --adapter none --slice-head --out DIR"),
     ],
 )
-def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("minislice.command.inputs.load", lambda *_, **__: pytest.fail("it is loaded"))
+def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, saved, tmp_path, monkeypatch):
+    for loads in ("inputs.load", "slice.TrainedWeights"):
+        monkeypatch.setattr(f"minislice.command.{loads}", lambda *_, **__: pytest.fail("it is loaded"))
+    config = json.loads((saved / "sliced" / "config.json").read_text())
+    config["slicing"]["recovery"] = {}
+    (tmp_path / "recovered").mkdir()
+    (tmp_path / "recovered" / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     (tmp_path / "latin1.txt").write_bytes(b"na\xefve")
     assert_refused(run(*line.format(place=tmp_path).split()), message)
@@ -325,12 +349,27 @@ def test_an_error_of_many_lines_is_told_in_one_and_an_interrupt_too(fault, run, 
         assert_refused(result, "the first line, and the second")
 
 
+def test_an_error_without_words_is_told_by_its_kind(run, monkeypatch):
+    monkeypatch.setattr("minislice.command.inputs.load", Mock(side_effect=MemoryError))
+    assert_refused(run("eval", "mini-opt"), "MemoryError")
+
+
+def test_only_slice_shares_its_work_among_processes(run, monkeypatch):
+    two = nullcontext(Namespace(count=2, index=1))
+    monkeypatch.setattr("minislice.large.processes.joined", lambda: two)
+    assert_refused(run("families"), "only 'minislice slice'", "torchrun")
+
+
 def test_an_interrupt_while_torch_is_imported_is_one_line_too(run, monkeypatch):
     monkeypatch.setattr(cli, "import_module", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert run("families") == (130, "", "minislice: interrupted\n")
 
 
-@pytest.mark.parametrize("line", ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"])
+NO_SENSE = ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"]
+NO_SENSE += ["slice m --device auto", "zeroshot m --tasks-from="]
+
+
+@pytest.mark.parametrize("line", NO_SENSE)
 def test_a_command_line_that_makes_no_sense_is_exit_status_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(line.split())

@@ -105,7 +105,7 @@ def test_what_is_printed_registers_the_family(monkeypatch):
 
 def test_the_commands(tmp_path, run):
     for model_type in ("mistral", "gemma2"):
-        small_model(model_type).float().save_pretrained(tmp_path / model_type)
+        small_model(model_type).config.save_pretrained(tmp_path / model_type)  # weights don't matter
     status, printed, _ = run("propose", tmp_path / "mistral")
     assert status == 0 and "post_attention_layernorm" in printed
     status, printed, _ = run("propose", tmp_path / "gemma2", "--json")

@@ -18,7 +18,11 @@ SCRIPTS = {  # of the repository, beside their notebooks: not in an installed mi
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 1 where `verify` finds a failure, 2 for bad input."""
+    """Run one command. Returns its exit status.
+
+    0: done. 1: the model hasn't the invariance (`verify`), no entry describes it (`propose`), or another process was
+    lost. 2: bad input. 130: interrupted. 141: nobody reads the output any more.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in SCRIPTS:
         return _refused(f"{argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help")
@@ -51,6 +55,8 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
         with processes.joined() as arguments.processes:
+            if arguments.processes.count > 1 and getattr(arguments, "command", None) != "slice":
+                raise ValueError("only 'minislice slice' shares its work among processes; leave torchrun out")
             if "device" in arguments:
                 arguments.device = device_of(arguments.device)
             arguments.quiet |= arguments.processes.index > 0
@@ -66,7 +72,8 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
         out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if isinstance(error, RuntimeError) and not out_of_memory:  # a fault of minislice
             raise
-        return _refused(str(error).replace("trust_remote_code=True", "--trust-remote-code"))
+        message = str(error) or type(error).__name__  # Python's own MemoryError says nothing
+        return _refused(message.replace("trust_remote_code=True", "--trust-remote-code"))
     except KeyboardInterrupt:
         return _refused("interrupted", status=130)
 

@@ -19,8 +19,6 @@ PRODUCT_TOKENS = 2048  # table 12
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.device == "auto":
-        raise ValueError("cost measures one device: give cpu or cuda:0, not auto")
     dense_config, variants = _variants(arguments)
     default = torch.float32 if arguments.device == "cpu" else dense_config.dtype or torch.float16
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else default

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def measured_steps(name: str, calibration: Tensor, evaluation: Tensor, arguments: argparse.Namespace) -> list[dict]:
     """Fuse, rotate and slice an embedded model, and measure what each step makes of it."""
-    dtype = getattr(torch, arguments.dtype or "float32")
+    dtype = getattr(torch, arguments.dtype)
     model, tokenizer = load(name, dtype=dtype, device=arguments.device)
     dense_logits = logits_of(model, evaluation[:2])
     prompt, rows = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device), []

@@ -3,15 +3,17 @@
 import argparse
 
 from ..architecture.folder import require_free
+from ..architecture.network import network
 from ..storage.checkpoint import export
-from .inputs import files_read, load_both, require_sliced
+from ..storage.stock import stock_network
+from .inputs import files_read, load_both, sliced_shapes
 from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> None:
     require_free(arguments.out, arguments.force, files_read(arguments))
     arguments.dtype = arguments.dtype or "auto"
-    require_sliced(arguments, " --adapter none --slice-head")
+    stock_network(network(sliced_shapes(arguments, " --adapter none --slice-head")))  # told before it is loaded
     model, tokenizer = load_both(arguments)
     export(model, arguments.out, tokenizer=tokenizer, force=arguments.force)
     print_result(arguments, {"model": arguments.model, "saved to": arguments.out})

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..architecture.configuration import SlicedConfig
+from ..architecture.modeling import without_memory
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, SPLITS, disjoint_streams, is_one_file, load_text, sample, windows
@@ -25,9 +26,9 @@ from .parser import OWN
 
 def device_of(name: str | None) -> str:
     """The device to compute on; a ValueError where it isn't there or can't compute."""
-    if name is None:
-        return f"cuda:{processes.local_index()}" if torch.cuda.is_available() else "cpu"
-    return usable_device(name)
+    if not torch.cuda.is_available() and name in (None, "auto"):
+        return "cpu"
+    return f"cuda:{processes.local_index()}" if name is None else usable_device(name)
 
 
 def load_both(arguments: argparse.Namespace):
@@ -36,10 +37,12 @@ def load_both(arguments: argparse.Namespace):
     return model, require_tokenizer(arguments, tokenizer)
 
 
-def require_sliced(arguments: argparse.Namespace, how: str = "") -> None:
-    """Raise a ValueError, before a large model is loaded, unless it is sliced; `how` has options to slice with."""
-    if load_config(locate(arguments.model), arguments.trust_remote_code).model_type != SlicedConfig.model_type:
+def sliced_shapes(arguments: argparse.Namespace, how: str = "") -> PreTrainedModel:
+    """The model without weights; a ValueError if it isn't sliced. `how` has options to slice with."""
+    config = load_config(locate(arguments.model), arguments.trust_remote_code)
+    if config.model_type != SlicedConfig.model_type:
         raise ValueError(f"{arguments.model} isn't sliced; give a folder that 'minislice slice{how} --out DIR' wrote")
+    return without_memory(config)
 
 
 def load_model(arguments: argparse.Namespace):

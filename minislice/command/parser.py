@@ -1,6 +1,6 @@
 """The parser of the command line: every command and option. It imports neither torch nor transformers.
 
-An option whose default is None here has its default in the function that takes it; that function checks the value.
+Where a default is None here, the command's file or the function that it calls decides, and checks the value.
 """
 
 import argparse
@@ -16,6 +16,12 @@ def given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
+
+
+def one_device(text: str) -> str:
+    if text == "auto":
+        raise argparse.ArgumentTypeError("give one device, such as cuda:0; auto is for eval, zeroshot and generate")
+    return given(text)
 
 
 def positive(text: str) -> int:
@@ -54,9 +60,9 @@ DTYPES = ["float32", "bfloat16", "float16", "float64"]
 LISTED = "comma-separated"
 TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
 DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
-HEAD = "what becomes of a tied head: tied (default where both ends are whole), own (the paper's) or fitted"
+HEAD = "what becomes of a tied head: tied (default, unless an option narrows an end), own (the paper's) or fitted"
 FORMS = "full (the paper's), low-rank (computes the same) or none"
-METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]"}
+METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]", "--products": "N"}
 METAVARS |= dict.fromkeys(["--neurons", "--drop"], "N[,N...]")
 
 MODEL: Options = {
@@ -76,7 +82,7 @@ EVAL: Options = EVALUATION | {"--evaluation": (given, None, f"to measure on: {TE
 TEXTS = {"texts": CALIBRATION | EVALUATION}
 TASKS: Options = {
     "--tasks": (names, None, f"names of the harness's tasks, {LISTED} (default: the paper's five)"),
-    "--tasks-from": (str, None, "a folder with TASK.jsonl for each task, an item a line; else they come from the hub"),
+    "--tasks-from": (given, None, "a folder with TASK.jsonl for each task; else they come from the hub"),
     "--limit": (positive, None, "only the first so many items of each task"),
 }
 OUT: Options = {
@@ -86,12 +92,15 @@ OUT: Options = {
 MUST_SAVE = OUT | {"--out": (given, ..., "folder to save the model to")}
 SEED: Options = {"--seed": (int, 0, "of everything random")}
 COMPUTED: Options = {
-    "--device": (str, None, "cpu, cuda:1 ...; in eval and generate also auto: all GPUs (default: cuda if there is)"),
+    "--device": (one_device, None, "cpu, cuda:1 ... (default: cuda if there is)"),
     "--dtype": (DTYPES, None, "of weights and signal (default: float32 on a CPU, else as saved; export: as saved)"),
 }
 BATCH: Options = {"--batch-size": (positive, 8, "sequences computed together")}
+ALL_DEVICES: Options = {"--device": (given, None, "cpu, cuda:1 ...; or auto: all GPUs (default: cuda if there is)")}
 MACHINE = {"how it is computed": COMPUTED}
+SPREAD = {"how it is computed": COMPUTED | ALL_DEVICES}
 SEEDED = {"how it is computed": SEED | COMPUTED}
+IN_FLOAT32 = {"how it is computed": SEED | COMPUTED | {"--dtype": (DTYPES, "float32", "of weights and signal")}}
 BATCHES = {"how it is computed": BATCH | SEED | COMPUTED}
 PRINTED: Options = {
     "--json": (bool, False, "print one JSON document instead of text"),
@@ -102,7 +111,7 @@ DEMO: Options = {
     "--picture": (given, PICTURE, "new PNG file of the picture; only the default one is replaced"),
 }
 VERIFY: Options = {
-    "--calibration": (given, None, f"{TEXT}; or {OWN} (default: embedded, or random tokens if it can't be read)"),
+    "--calibration": (given, None, f"{TEXT}; or {OWN} (default: embedded; random tokens if no tokenizer fits)"),
     "--samples": (positive, 4, "calibration sequences"),
     "--seqlen": (positive, None, f"tokens a sequence (default: {SEQLEN}, or the model's limit)"),
     "--dtypes": (names, None, f"{LISTED} (default: float64, float32, bfloat16, float16)"),
@@ -119,15 +128,15 @@ PAPER: Options = {
     "--head": (str, None, HEAD),
     "--keep-embedding": ({"slice_embedding": False}, None, "leave the first boundary whole"),
     "--slice-embedding": ({"slice_embedding": True}, None, "slice it (default, unless the head stays tied)"),
-    "--keep-head": ({"slice_head": False}, None, "leave the last boundary whole (default)"),
+    "--keep-head": ({"slice_head": False}, None, "keep all columns of the last boundary (default)"),
     "--slice-head": ({"slice_head": True}, None, "slice it too"),
 }
 BEYOND: Options = {
     "--neurons": (one_or_each(float), None, "fraction of every MLP's neurons to delete; or how many are left in each"),
     "--drop": (several(int), None, "blocks to leave out whole"),
     "--repair": (bool, False, "solve for each W_out again, to make up for what slicing loses"),
-    "--reconstruct": (bool, False, "after --repair, move all matrices of each block for that purpose"),
-    "--fisher": (bool, False, "choose the neurons to delete by what they mean to the loss"),
+    "--reconstruct": (bool, False, "with --repair: afterwards adjust all matrices of each block, too"),
+    "--fisher": (bool, False, "choose the neurons to delete by their estimated effect on the loss"),
 }
 BASES: Options = {
     "--basis": (str, None, "what to keep: pca, random or column-norm (default: pca)"),
@@ -138,8 +147,8 @@ COMPRESS: Options = OUT | {
     "--size": (float, 0.8, "share of the parameters to keep"),
     "--plan-only": (bool, False, "print what would be deleted, and delete nothing"),
     "--stock": (bool, False, "delete nothing but neurons, as many in every MLP: the result is an ordinary model"),
-    "--reconstruct": (bool, False, "move all matrices of each block, to make up for what is lost"),
-    "--fisher": (bool, False, "choose each MLP's neurons by what they mean to the loss"),
+    "--reconstruct": (bool, False, "adjust all matrices of each block, to make up for what is lost"),
+    "--fisher": (bool, False, "choose each MLP's neurons by their estimated effect on the loss"),
     "--keep-blocks": (bool, False, "leave no whole block out"),
     "--keep-width": (bool, False, "leave the signal's width as it is"),
 }
@@ -164,7 +173,7 @@ COST: Options = {
     "--length": (positive, 128, "tokens generated"),
     "--rounds": (positive, 5, "turns of each model"),
     "--batch-size": (positive, None, "sequences generated together (default: on a GPU the largest that fits, else 8)"),
-    "--products": (positive, None, "table 12 as well: a layer's matrix products, so many times (the paper: 1000)"),
+    "--products": (positive, None, "also time each matrix product of one layer, N times (table 12; the paper: 1000)"),
 }
 COMPARE: Options = {
     **CALIBRATION,
@@ -197,14 +206,14 @@ TRAINING: Options = {
 
 # What each command does, its options, and others by the title in its help; `cli` runs the file of the command's name.
 COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
-    "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", DEMO, SEEDED),
+    "demo": ("fuse, rotate and slice three small models and show what changes; takes half a minute", DEMO, IN_FLOAT32),
     "verify": ("measure whether a model has the invariance; exit status 1 if it has not", MODEL | VERIFY, SEEDED),
     "slice": ("slice a model and measure what it costs; save it with --out", MODEL | OUT | STREAM, SLICING | BATCHES),
     "compress": ("delete the width, neurons and blocks that cost least", MODEL | COMPRESS, TEXTS | BATCHES),
-    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVAL, MACHINE),
-    "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, MACHINE),
+    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVAL, SPREAD),
+    "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, SPREAD),
     "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | SEEDED),
-    "generate": ("continue a prompt", MODEL | GENERATE, SEEDED),
+    "generate": ("continue a prompt", MODEL | GENERATE | SEED, SPREAD),
     "export": ("write a sliced model as a stock architecture that needs no minislice", MODEL | MUST_SAVE, MACHINE),
     "cost": ("time inference, dense beside sliced: latency, throughput, memory, FLOPs", MODEL | COST, MACHINE),
     "compare": ("compare ways to make a model smaller, at equal numbers of parameters", MODEL | COMPARE, SEEDED),
@@ -213,7 +222,8 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
 }
 EPILOGS = {
     "cost": "Only the model's config is read: times depend on shapes alone, so the weights and the bases are random. "
-    "MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b.",
+    "MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b. On a GPU, a config without a "
+    "dtype is taken as float16.",
     "compare": "Variants: slicegpt is the paper's method; aligned has no adapters; tied keeps a tied head tied; "
     "repaired has no adapters and solves for W_out again; neurons deletes neurons alone, depth whole layers; mixed "
     "does what 'minislice compress' does; fisher and reconstructed do it with the option of that name.",

@@ -2,13 +2,18 @@
 
 import argparse
 
+import torch
+from transformers import AutoModelForCausalLM
+
 from ..measuring.propose import entry, propose
-from ..storage.checkpoint import load
+from ..storage.checkpoint import load_config, locate
 from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> int:
-    model, _ = load(arguments.model, dtype="float32", trust_remote_code=arguments.trust_remote_code)
+    trusted = arguments.trust_remote_code
+    config = load_config(locate(arguments.model), trusted)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trusted)  # any weights do
     proposal = propose(model, seed=arguments.seed)
     result = {
         "model_type": proposal.model_type,

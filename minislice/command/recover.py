@@ -6,8 +6,8 @@ from ..architecture.folder import require_free
 from ..measuring.cost import parameters
 from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
-from ..recovery.recover import recover
-from .inputs import files_read, given, load_both, require_sliced, seqlen_of, texts_of, token_sets
+from ..recovery.recover import recover, require_sliced
+from .inputs import files_read, given, load_both, seqlen_of, sliced_shapes, texts_of, token_sets
 from .output import print_result
 
 SEQLEN, SEQUENCES, FROM_ALPACA = 1024, 1000, 5000  # the paper's
@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = given(arguments, RecoveryOptions)
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
     target = require_free(arguments.out, arguments.force, files_read(arguments))
-    require_sliced(arguments)
+    require_sliced(sliced_shapes(arguments))  # this too
     texts = texts_of(arguments)
     model, tokenizer = load_both(arguments)
     arguments.seqlen = seqlen_of(arguments, model, default=SEQLEN)

@@ -80,7 +80,7 @@ def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, sett
     """As `_slice_in_memory`, but nothing is measured."""
     return_freed_memory()
     dtype, trust = dtype_of(arguments), arguments.trust_remote_code
-    trained, texts = TrainedWeights(arguments.model, dtype, trust), texts_of(arguments)
+    texts, trained = texts_of(arguments), TrainedWeights(arguments.model, dtype, trust)
     model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder, trust))
     _look_ahead(arguments, trained.net, options)
     tokens = token_sets(arguments, texts, model, tokenizer)
@@ -97,12 +97,13 @@ def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, sett
 
 def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
     """Refuse too few tokens and widths that don't fit; say of one width without adapters whether it can be exported."""
-    count, D = arguments.samples * seqlen_of(arguments, net.model), net.trained_width
-    if count < D:
-        told = f"{count} calibration tokens can't span the {D} dimensions of this model's signal"
-        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
     options = options.resolved(net)
     widths = options.fit(net)
+    count = arguments.samples * seqlen_of(arguments, net.model)
+    kept = max((k for k in widths if k not in (None, net.trained_width)), default=0)
+    if count < kept and options.basis == "pca":
+        told = f"{count} calibration tokens can't span the {kept} dimensions that are to be kept"
+        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
     if None in widths or len(set(widths)) > 1:
         return
     sliced = network(without_memory(sliced_config(net.model.config, **vars(options))))
