@@ -318,8 +318,8 @@ BAD = {
     ],
 )
 def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, saved, tmp_path, monkeypatch):
-    for loads in ("inputs.load", "slice.TrainedWeights"):
-        monkeypatch.setattr(f"minislice.command.{loads}", lambda *_, **__: pytest.fail("it is loaded"))
+    for loads in ("load", "TrainedWeights"):
+        monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("it is loaded"))
     config = json.loads((saved / "sliced" / "config.json").read_text())
     config["slicing"]["recovery"] = {}
     (tmp_path / "recovered").mkdir()

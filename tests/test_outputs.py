@@ -21,9 +21,8 @@ from minislice.command.cli import run_script
 @pytest.fixture
 def no_work(monkeypatch):
     """No model is loaded before the output is found unusable."""
-    for command in ("slice", "compress", "export", "recover", "compare"):
-        monkeypatch.setattr(f"minislice.command.{command}.load_both", lambda *_, **__: pytest.fail("work has begun"))
-    monkeypatch.setattr("minislice.large.streaming.TrainedWeights", lambda *_: pytest.fail("work has begun"))
+    for loads in ("load", "TrainedWeights"):
+        monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("work has begun"))
 
 
 @pytest.mark.parametrize("line", ["slice", "slice --stream", "compare"])

@@ -12,7 +12,7 @@ from ..corpus.documents import evaluation_windows
 from ..corpus.text import is_one_file, load_text
 from ..measuring.zero_shot import require_tasks
 from ..teaching import plots
-from .inputs import files_read, load_both, load_model, texts_of, token_sets
+from .inputs import files_read, load_model, prepared
 from .output import picture, print_result
 
 RESULTS = "results.jsonl"
@@ -24,28 +24,26 @@ def run(arguments: argparse.Namespace) -> None:
     for size in arguments.sizes or ():
         require_number("--sizes", size, above=0, most=1)
     tasks = require_tasks(arguments.tasks or (), arguments.tasks_from)
-    texts, second_text = texts_of(arguments), arguments.second_evaluation
+    second_text = arguments.second_evaluation
     if second_text:
         load_text(second_text, "test")
-    if is_one_file(texts.calibration, second_text):
+    if is_one_file(arguments.calibration, second_text):
         raise ValueError("the second text calibrates, too; give --second-evaluation a text that nothing has seen")
     out = require_apart(arguments.out, files_read(arguments))
     if not out.is_dir():
         place_for(out)
     elif not (out / RESULTS).is_file() and not all(path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"{out} isn't empty and has no {RESULTS}; give another folder with --out")
-    model, tokenizer = load_both(arguments)
-    tokens = token_sets(arguments, texts, model, tokenizer)
-    seqlen, samples = tokens.evaluation.shape[1], arguments.eval_samples
+    tokenizer, calibration, windows, described = prepared(arguments)[1:]  # every variant loads the model again
+    seqlen, samples = windows.shape[1], arguments.eval_samples
     evaluation, second = (
-        text and evaluation_windows(text, tokenizer, seqlen, samples, is_one_file(texts.calibration, text))
-        for text in (texts.evaluation, second_text)
+        text and evaluation_windows(text, tokenizer, seqlen, samples, is_one_file(arguments.calibration, text))
+        for text in (arguments.evaluation, second_text)
     )
-    del model  # every variant loads it again
     out.mkdir(parents=True, exist_ok=True)
     rows = compare(
         lambda: load_model(arguments)[0],
-        tokens.calibration,
+        calibration,
         evaluation,
         second=second,
         variants={name: VARIANTS[name] for name in arguments.variants or VARIANTS},
@@ -63,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         new.write_text(text + "\n", encoding="utf-8")
     with picture(out / "plot.png"):
         plots.by_parameters(rows)
-    said = {"calibration": tokens.described["calibration"], "evaluation": f"{texts.evaluation}, {evaluation}"}
+    said = {"calibration": described["calibration"], "evaluation": f"{arguments.evaluation}, {evaluation}"}
     said["second evaluation"] = second and f"{second_text}, {second}"
     said["saved to"] = arguments.out
     lines = [f"{name}: {value}" for name, value in said.items() if value]

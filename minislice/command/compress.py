@@ -9,7 +9,7 @@ from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..checks import require_number
 from ..measuring.cost import parameters
-from .inputs import before_and_after, files_read, load_both, texts_of, token_sets
+from .inputs import before_and_after, files_read, prepared
 from .output import print_result, save_sliced
 
 
@@ -21,30 +21,29 @@ def run(arguments: argparse.Namespace) -> None:
     require_number("--size", arguments.size, above=0, below=1)
     if arguments.out:
         require_free(arguments.out, arguments.force, files_read(arguments))
-    texts = texts_of(arguments)
-    model, tokenizer = load_both(arguments)
-    tokens = token_sets(arguments, texts, model, tokenizer)
+    ready = prepared(arguments)
+    model, calibration = ready.model, ready.calibration
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
     solving = {"reconstruct": arguments.reconstruct, "fisher": arguments.fisher, **settings}
     if arguments.stock:
         fraction = neurons_for(model, arguments.size)
         planned = {"neurons deleted in each MLP": fraction}
         solving["repair"] = arguments.reconstruct
-        act = partial(delete_neurons, model, tokens.calibration, neurons=fraction, **solving)
+        act = partial(delete_neurons, model, calibration, neurons=fraction, **solving)
     else:
         choices = {"drop": not arguments.keep_blocks} | ({"widths": (1.0,)} if arguments.keep_width else {})
-        plan = plan_compression(model, tokens.calibration, size=arguments.size, **choices, **settings)
+        plan = plan_compression(model, calibration, size=arguments.size, **choices, **settings)
         if not arguments.json:
             print(f"{plan}\n", flush=True)
         planned = {"expected cost": plan.cost, **{name: plan.options[name] for name in ("width", "neurons", "drop")}}
-        act = partial(compress, model, tokens.calibration, plan=plan, **solving)
+        act = partial(compress, model, calibration, plan=plan, **solving)
     if arguments.plan_only:
         return print_result(arguments, {"model": arguments.model, "dense parameters": parameters(model), **planned})
-    result = before_and_after(arguments, "compressed", act, model, tokens) | planned
+    result = before_and_after(arguments, "compressed", act, ready) | planned
     if arguments.out and arguments.stock:
         with whole_folder(arguments.out, arguments.force) as folder:
             model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            ready.tokenizer.save_pretrained(folder)
     elif arguments.out:
-        save_sliced(arguments, model, tokenizer, "compressed", result)
+        save_sliced(arguments, model, ready.tokenizer, "compressed", result)
     print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}))

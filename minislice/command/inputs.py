@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.configuration import SlicedConfig
 from ..architecture.modeling import without_memory
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
-from ..corpus.text import SOURCES, SPLITS, disjoint_streams, is_one_file, load_text, sample, windows
+from ..corpus.text import SOURCES, disjoint_streams, is_one_file, load_text, sample, windows
 from ..large import processes
+from ..large.source import TrainedWeights
 from ..likelihood import perplexity
 from ..measuring.cost import length_limit, parameters
-from ..storage.checkpoint import load, load_config, locate
+from ..storage.checkpoint import load, load_config, load_tokenizer, locate
 from ..storage.checks import usable_device
 from .parser import OWN
+
+SPLIT_OF = {"calibration": "calibration", "evaluation": "test"}  # of a text, by the option that names it
 
 
 def device_of(name: str | None) -> str:
@@ -29,12 +32,6 @@ def device_of(name: str | None) -> str:
     if not torch.cuda.is_available() and name in (None, "auto"):
         return "cpu"
     return f"cuda:{processes.local_index()}" if name is None else usable_device(name)
-
-
-def load_both(arguments: argparse.Namespace):
-    """The model and its tokenizer."""
-    model, tokenizer = load_model(arguments)
-    return model, require_tokenizer(arguments, tokenizer)
 
 
 def sliced_shapes(arguments: argparse.Namespace, how: str = "") -> PreTrainedModel:
@@ -46,9 +43,20 @@ def sliced_shapes(arguments: argparse.Namespace, how: str = "") -> PreTrainedMod
 
 
 def load_model(arguments: argparse.Namespace):
-    """As `load_both`, with None for a tokenizer that isn't there."""
-    machine = {"dtype": dtype_of(arguments), "device": arguments.device}
-    return load(arguments.model, **machine, trust_remote_code=arguments.trust_remote_code)
+    """The model, and its tokenizer or None; with `--stream` its weights stay on the disk."""
+    dtype, trusted = dtype_of(arguments), arguments.trust_remote_code
+    if getattr(arguments, "stream", False):
+        trained = TrainedWeights(arguments.model, dtype, trusted)
+        return trained.net.model, load_tokenizer(trained.folder, trusted)
+    return load(arguments.model, dtype=dtype, device=arguments.device, trust_remote_code=trusted)
+
+
+def load_both(arguments: argparse.Namespace):
+    """The model and its tokenizer; a ValueError if it has none."""
+    model, tokenizer = load_model(arguments)
+    if tokenizer is None:
+        raise ValueError(f"{arguments.model} has no tokenizer beside it: it lacks tokenizer_config.json")
+    return model, tokenizer
 
 
 def given(arguments: argparse.Namespace, options: type) -> dict:
@@ -62,12 +70,6 @@ def dtype_of(arguments: argparse.Namespace) -> str:
     return arguments.dtype or ("float32" if arguments.device == "cpu" else "auto")
 
 
-def require_tokenizer(arguments: argparse.Namespace, tokenizer):
-    if tokenizer is None:
-        raise ValueError(f"{arguments.model} has no tokenizer beside it: it lacks tokenizer_config.json")
-    return tokenizer
-
-
 def files_read(arguments: argparse.Namespace) -> list[Path]:
     """The files and folders that the command line names to be read: what the command writes must be apart."""
     options = ("calibration", "evaluation", "second_evaluation", "wikitext2", "alpaca")
@@ -76,41 +78,34 @@ def files_read(arguments: argparse.Namespace) -> list[Path]:
     return [*map(Path, texts), *([model] if isinstance(model, Path) else [])]
 
 
-class Texts(NamedTuple):
-    """The sources of a command's texts; None for one that it doesn't need."""
+class Prepared(NamedTuple):
+    """A model, and the tokens of its texts, [sequences, tokens]; None for a text that the command doesn't need."""
 
-    calibration: str | None
-    evaluation: str | None
-
-
-class TokenSets(NamedTuple):
-    """The tokens of `Texts`, [sequences, tokens], and what to call them."""
-
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     calibration: torch.Tensor | None
     evaluation: torch.Tensor | None
-    described: dict[str, str]
+    described: dict[str, str]  # the texts in words
 
 
-def texts_of(arguments: argparse.Namespace) -> Texts:
-    """What is named; else the embedded text for an embedded model, WikiText-2 for another.
+def name_texts(arguments: argparse.Namespace) -> None:
+    """Where the command line names no text, put in the embedded one for an embedded model, WikiText-2 for another.
 
     A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
     A ValueError, before a large model is loaded, where there is no such model or a text can't be read.
     """
     load_config(locate(arguments.model), arguments.trust_remote_code)
     default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
-    calibration, evaluation = (getattr(arguments, option, None) for option in Texts._fields)
-    if evaluation is None:
-        evaluation = default if calibration in (None, OWN) else calibration
-    if "evaluation" not in arguments:
-        evaluation = None
-    if evaluation == OWN:
-        raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
-    texts = Texts(calibration or default if "calibration" in arguments else None, evaluation)
-    for source, split in zip(texts, SPLITS, strict=True):
-        if source not in (OWN, None, "embedded"):
+    calibration = getattr(arguments, "calibration", None)
+    if "evaluation" in arguments:
+        arguments.evaluation = arguments.evaluation or (default if calibration in (None, OWN) else calibration)
+        if arguments.evaluation == OWN:
+            raise ValueError(f"{OWN!r}, what the model writes itself, is to calibrate on; measure on another's text")
+    if "calibration" in arguments:
+        arguments.calibration = calibration or default
+    for name, split in SPLIT_OF.items():
+        if (source := getattr(arguments, name, None)) not in (OWN, None, "embedded"):
             load_text(source, split)
-    return texts
 
 
 def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: int = 2048) -> int:
@@ -119,23 +114,34 @@ def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: in
     return SEQLEN if arguments.model in EMBEDDED else min(default, length_limit(model) or default)
 
 
-def token_sets(arguments: argparse.Namespace, texts: Texts, model: PreTrainedModel, tokenizer) -> TokenSets:
-    seqlen = seqlen_of(arguments, model)
-    read = texts._replace(calibration=None) if texts.calibration == OWN else texts
-    calibration, evaluation = disjoint_streams(*read, tokenizer)
-    if texts.calibration == OWN:
+def prepared(
+    arguments: argparse.Namespace, look: Callable[[PreTrainedModel], None] = lambda model: None, seqlen: int = 2048
+) -> Prepared:
+    """Load the model, and cut the texts into tokens.
+
+    Args:
+        look: is called with the model before the texts are cut, and may refuse it.
+        seqlen: the most tokens of a sequence, where the command line doesn't say.
+    """
+    name_texts(arguments)
+    model, tokenizer = load_both(arguments)
+    look(model)
+    seqlen = seqlen_of(arguments, model, seqlen)
+    sources = {name: getattr(arguments, name, None) for name in SPLIT_OF}
+    calibration, evaluation = disjoint_streams(*(None if text == OWN else text for text in sources.values()), tokenizer)
+    if sources["calibration"] == OWN:
         calibration = _own_text(arguments, seqlen, model, tokenizer)
     elif calibration is not None:
         calibration = sample(calibration, arguments.samples, seqlen, arguments.seed)
     if evaluation is not None:
         evaluation = windows(evaluation, seqlen, arguments.eval_samples)
     described = {}
-    halves = (", first half", ", second half") if is_one_file(*texts) else ("", "")
-    for name, source, tokens, half in zip(Texts._fields, texts, (calibration, evaluation), halves, strict=True):
+    halves = (", first half", ", second half") if is_one_file(*sources.values()) else ("", "")
+    for (name, source), tokens, half in zip(sources.items(), (calibration, evaluation), halves, strict=True):
         if tokens is not None:
             text = "the model's own" if source == OWN else source if source in SOURCES else Path(source).name
             described[name] = f"{text}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
-    return TokenSets(calibration, evaluation, described)
+    return Prepared(model, tokenizer, calibration, evaluation, described)
 
 
 def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel, tokenizer) -> torch.Tensor:
@@ -147,22 +153,21 @@ def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel
     return arguments.processes.firsts([ids.to(model.device)])[0].cpu()
 
 
-def before_and_after(
-    arguments: argparse.Namespace, kind: str, act: Callable[[], object], model: PreTrainedModel, tokens: TokenSets
-) -> dict:
+def before_and_after(arguments: argparse.Namespace, kind: str, act: Callable[[], object], ready: Prepared) -> dict:
     """Measure a dense model, let `act` make it "sliced" or "compressed", measure again. Returns what is printed."""
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
-    size, before = parameters(model), measured(arguments.model, model, tokens.evaluation, **settings)
+    model, size = ready.model, parameters(ready.model)
+    before = measured(arguments.model, model, ready.evaluation, **settings)
     began = time.perf_counter()
     act()
     seconds = time.perf_counter() - began
     return {
         "model": arguments.model,
         "dense perplexity": before,
-        f"{kind} perplexity": measured(f"the {kind} model", model, tokens.evaluation, **settings),
+        f"{kind} perplexity": measured(f"the {kind} model", model, ready.evaluation, **settings),
         "dense parameters": size,
         f"{kind} parameters": parameters(model),
-        **tokens.described,
+        **ready.described,
         "seconds": seconds,
     }
 

@@ -7,7 +7,7 @@ from ..measuring.cost import parameters
 from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
-from .inputs import files_read, given, load_both, seqlen_of, sliced_shapes, texts_of, token_sets
+from .inputs import files_read, given, prepared, sliced_shapes
 from .output import print_result
 
 SEQLEN, SEQUENCES, FROM_ALPACA = 1024, 1000, 5000  # the paper's
@@ -19,15 +19,12 @@ def run(arguments: argparse.Namespace) -> None:
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
     target = require_free(arguments.out, arguments.force, files_read(arguments))
     require_sliced(sliced_shapes(arguments))  # this too
-    texts = texts_of(arguments)
-    model, tokenizer = load_both(arguments)
-    arguments.seqlen = seqlen_of(arguments, model, default=SEQLEN)
-    arguments.samples = arguments.samples or (FROM_ALPACA if texts.calibration == "alpaca" else SEQUENCES)
-    tokens = token_sets(arguments, texts, model, tokenizer)
+    arguments.samples = arguments.samples or (FROM_ALPACA if arguments.calibration == "alpaca" else SEQUENCES)
+    model, tokenizer, training, test, described = prepared(arguments, seqlen=SEQLEN)
     checkpoints = target.with_name(f".{target.name}.recovery")
     options |= {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
-    report = recover(model, tokens.calibration, evaluation=tokens.evaluation, folder=checkpoints, **options)
-    trained_on, evaluation = tokens.described["calibration"], tokens.described["evaluation"]
+    report = recover(model, training, evaluation=test, folder=checkpoints, **options)
+    trained_on, evaluation = described["calibration"], described["evaluation"]
     notes = {"perplexity": f"{report.after:.4f} ({evaluation}); {report.before:.4f} before recovery on {trained_on}"}
     model.save_pretrained(target, tokenizer=tokenizer, force=arguments.force, notes=notes)
     delete(checkpoints)

@@ -7,31 +7,22 @@ import time
 from functools import partial
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from ..architecture.folder import place_for, require_apart, require_free
 from ..architecture.modeling import without_memory
-from ..architecture.network import Network, network
+from ..architecture.network import network
 from ..beyond.slicing import slice_model
 from ..large.shared import SharedCalibration
-from ..large.source import TrainedWeights
 from ..large.streaming import slice_streamed
 from ..measuring.cost import parameters, size_in_words
 from ..measuring.shapes import sliced_config
 from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..rotation import require_whole
-from ..storage.checkpoint import load_config, load_tokenizer
+from ..storage.checkpoint import load_config
 from ..storage.stock import stock_network
-from .inputs import (
-    before_and_after,
-    dtype_of,
-    files_read,
-    given,
-    load_both,
-    require_tokenizer,
-    seqlen_of,
-    texts_of,
-    token_sets,
-)
+from .inputs import before_and_after, dtype_of, files_read, given, prepared, seqlen_of
 from .output import print_result, save_sliced
 from .parser import OWN
 
@@ -61,17 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
     """What to print, and a sentence about the size."""
-    texts = texts_of(arguments)
-    model, tokenizer = load_both(arguments)
-    net = network(model)
-    require_whole(net, "slice")
-    _look_ahead(arguments, net, options)  # before the dense model is measured for long
-    tokens = token_sets(arguments, texts, model, tokenizer)
-    shared = partial(SharedCalibration, processes=arguments.processes)
-    act = partial(slice_model, model, tokens.calibration, calibration=shared, **settings)
-    result = before_and_after(arguments, "sliced", act, model, tokens) | _describe_slicing(model.slicing)
+    ready = prepared(arguments, partial(_look_ahead, arguments, options))
+    model, shared = ready.model, partial(SharedCalibration, processes=arguments.processes)
+    act = partial(slice_model, model, ready.calibration, calibration=shared, **settings)
+    result = before_and_after(arguments, "sliced", act, ready) | _describe_slicing(model.slicing)
     if arguments.out and arguments.processes.is_first:
-        save_sliced(arguments, model, tokenizer, "sliced", result)
+        save_sliced(arguments, model, ready.tokenizer, "sliced", result)
     arguments.processes.wait()
     return result, size_in_words(model, result["dense parameters"])
 
@@ -79,34 +65,36 @@ def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, set
 def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
     """As `_slice_in_memory`, but nothing is measured."""
     return_freed_memory()
-    dtype, trust = dtype_of(arguments), arguments.trust_remote_code
-    texts, trained = texts_of(arguments), TrainedWeights(arguments.model, dtype, trust)
-    model, tokenizer = trained.net.model, require_tokenizer(arguments, load_tokenizer(trained.folder, trust))
-    _look_ahead(arguments, trained.net, options)
-    tokens = token_sets(arguments, texts, model, tokenizer)
-    dense, described, began = parameters(model), tokens.described["calibration"], time.perf_counter()
+    ready = prepared(arguments, partial(_look_ahead, arguments, options))
+    dense, described, began = parameters(ready.model), ready.described["calibration"], time.perf_counter()
     same = ("device", "force", "trust_remote_code", "processes")
-    settings |= {name: getattr(arguments, name) for name in same} | {"dtype": dtype, "tokenizer": tokenizer}
-    settings["notes"] = {"base_model": arguments.model, "calibration": described}
-    report = slice_streamed(arguments.model, tokens.calibration, arguments.out, **settings)
+    settings |= {name: getattr(arguments, name) for name in same} | {"dtype": dtype_of(arguments)}
+    notes = {"base_model": arguments.model, "calibration": described}
+    settings |= {"tokenizer": ready.tokenizer, "notes": notes}
+    report = slice_streamed(arguments.model, ready.calibration, arguments.out, **settings)
     sliced = without_memory(load_config(Path(arguments.out)))
     result = {"model": arguments.model, "dense parameters": dense, "sliced parameters": parameters(sliced)}
     result |= {**_describe_slicing(report), "calibration": described, "seconds": time.perf_counter() - began}
     return result, size_in_words(sliced, dense)
 
 
-def _look_ahead(arguments: argparse.Namespace, net: Network, options: SlicingOptions) -> None:
-    """Refuse too few tokens and widths that don't fit; say of one width without adapters whether it can be exported."""
+def _look_ahead(arguments: argparse.Namespace, options: SlicingOptions, model: PreTrainedModel) -> None:
+    """Refuse, before long work, too few tokens and widths that don't fit; say if the result can be exported.
+
+    That can only be where all widths are the same and there are no adapters; otherwise nothing is said.
+    """
+    net = network(model)
+    require_whole(net, "slice")
     options = options.resolved(net)
     widths = options.fit(net)
-    count = arguments.samples * seqlen_of(arguments, net.model)
+    count = arguments.samples * seqlen_of(arguments, model)
     kept = max((k for k in widths if k not in (None, net.trained_width)), default=0)
     if count < kept and options.basis == "pca":
         told = f"{count} calibration tokens can't span the {kept} dimensions that are to be kept"
         raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
     if None in widths or len(set(widths)) > 1:
         return
-    sliced = network(without_memory(sliced_config(net.model.config, **vars(options))))
+    sliced = network(without_memory(sliced_config(model.config, **vars(options))))
     if sliced.has_adapters:
         return
     try:

@@ -10,7 +10,7 @@ from ..checks import require_choice
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES
-from .inputs import load_model, require_tokenizer, seqlen_of, texts_of, token_sets
+from .inputs import load_model, prepared, seqlen_of
 from .output import print_result
 
 RANDOM_TOKENS = 1 << 20
@@ -19,12 +19,11 @@ RANDOM_TOKENS = 1 << 20
 def run(arguments: argparse.Namespace) -> int:
     for name in arguments.dtypes or ():
         require_choice("--dtypes", name, TOLERANCES)
-    texts = texts_of(arguments) if arguments.calibration else None
-    model, tokenizer = load_model(arguments)
-    if texts:
-        tokens, _, described = token_sets(arguments, texts, model, require_tokenizer(arguments, tokenizer))
+    if arguments.calibration:
+        model, _, tokens, _, described = prepared(arguments, seqlen=SEQLEN)
         described = described["calibration"]
     else:
+        model, tokenizer = load_model(arguments)
         stream, name = _default_stream(model, tokenizer, arguments.seed)
         tokens = sample(stream, arguments.samples, seqlen_of(arguments, model, SEQLEN), arguments.seed)
         described = f"{name}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
