@@ -3,13 +3,20 @@
 Each takes an option's name and its value. Numbers may be Python's or NumPy's; True and False are not numbers.
 """
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
+from typing import Any
 
 LARGEST = 2**63 - 1  # torch's integers end here
 LARGEST_SEED = 2**32 - 1  # NumPy's generators, which other libraries seed too, take no larger one
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a dataclass that is also an option of a command; the text is its help."""
+    return dataclasses.field(default=default, metadata={"help": text})
 
 
 def is_int(value: object) -> bool:

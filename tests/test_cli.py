@@ -23,7 +23,6 @@ from minislice.command.output import print_result
 from minislice.corpus import text
 from minislice.invariance import STEPS
 from minislice.options import SlicingOptions
-from minislice.recovery.options import RecoveryOptions
 from minislice.teaching.small import small_model
 
 SIZES = ["--samples", "6", "--seqlen", "48"]
@@ -174,8 +173,8 @@ def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, t
 
 def test_help_names_the_variants_and_the_defaults_that_the_functions_have():
     assert all(re.search(rf"\b{name}\b", parser.EPILOGS["compare"]) for name in VARIANTS)
-    defaults = vars(RecoveryOptions()) | vars(SlicingOptions()) | {"slicing": 0.25}
-    for name, (_, _, meaning) in (parser.PAPER | parser.BASES | parser.TRAINING).items():
+    defaults = vars(SlicingOptions()) | {"slicing": 0.25}
+    for name, (_, _, meaning) in (parser.PAPER | parser.BASES).items():
         if told := re.search(r"\(default: ([\d.]+|[a-z-]+)\)", meaning):
             default = defaults[name.strip("-").replace("-", "_")]
             assert type(default)(told[1]) == default
@@ -223,7 +222,8 @@ def test_few_tokens_are_enough_where_few_or_all_columns_are_kept(run, place):
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert inputs.device_of("auto") == inputs.device_of(None) == "cpu", "whose dtype is float32"
+    auto, none = (inputs.device_of(Namespace(command="eval", device=name)) for name in ("auto", None))
+    assert auto == none == "cpu", "whose dtype is float32"
 
 
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
@@ -298,6 +298,7 @@ BAD = {
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
+    "device: all": (["slice", "mini-opt", "--stream", "--out", "x", "--device", "auto"], ["one device"]),
     "compare: occupied": (["compare", "mini-opt", "--out", "{saved}"], ["isn't empty and has no results.jsonl"]),
 }
 
@@ -366,10 +367,9 @@ def test_an_interrupt_while_torch_is_imported_is_one_line_too(run, monkeypatch):
 
 
 NO_SENSE = ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"]
-NO_SENSE += ["slice m --device auto", "zeroshot m --tasks-from="]
 
 
-@pytest.mark.parametrize("line", NO_SENSE)
+@pytest.mark.parametrize("line", [*NO_SENSE, "zeroshot m --tasks-from="])
 def test_a_command_line_that_makes_no_sense_is_exit_status_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(line.split())

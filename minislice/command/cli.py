@@ -58,7 +58,7 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
             if arguments.processes.count > 1 and getattr(arguments, "command", None) != "slice":
                 raise ValueError("only 'minislice slice' shares its work among processes; leave torchrun out")
             if "device" in arguments:
-                arguments.device = device_of(arguments.device)
+                arguments.device = device_of(arguments)
             arguments.quiet |= arguments.processes.index > 0
             status = run(arguments) or 0
             print(end="", flush=True)
@@ -82,7 +82,3 @@ def _refused(message: object, status: int = 2) -> int:
     """Say why in one line, however many the message has."""
     print("minislice:", " ".join(str(message).split()), file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

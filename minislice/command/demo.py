@@ -2,7 +2,7 @@
 
 import argparse
 import copy
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,14 +29,13 @@ from .parser import PICTURE
 SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
 
 
-def slicing(form: str) -> Callable[..., PreTrainedModel]:
-    """A step like those of `STEPS`: slicing as in the paper, with adapters of this form."""
-    options = SlicingOptions.paper(slicing=SLICING, adapter=form)
-    return lambda model, tokens, mask, seed: slice_model(model, tokens, **vars(options) | {"seed": seed})
+def sliced(model: PreTrainedModel, tokens: Tensor, mask: None, seed: int, form: str) -> PreTrainedModel:
+    """A step like those of `STEPS`."""
+    return slice_model(model, tokens, **vars(SlicingOptions.paper(slicing=SLICING, adapter=form, seed=seed)))
 
 
 CHANGES = {("dense" if name == "loaded" else name): change for name, change in STEPS.items()}
-CHANGES |= {f"sliced {SLICING:.0%}, {form}": slicing(form) for form in FORMS}
+CHANGES |= {f"sliced {SLICING:.0%}, {form}": partial(sliced, form=form) for form in FORMS}
 WRITERS = ("dense", f"sliced {SLICING:.0%}, low-rank")
 COLUMNS = {"step": "", "width": "d", "error": ".1e", "perplexity": ".2f", "parameters": ","}
 EXPLANATION = f"""

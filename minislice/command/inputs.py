@@ -22,13 +22,16 @@ from ..likelihood import perplexity
 from ..measuring.cost import length_limit, parameters
 from ..storage.checkpoint import load, load_config, load_tokenizer, locate
 from ..storage.checks import usable_device
-from .parser import OWN
+from .parser import OWN, SPREAD
 
 SPLIT_OF = {"calibration": "calibration", "evaluation": "test"}  # of a text, by the option that names it
 
 
-def device_of(name: str | None) -> str:
-    """The device to compute on; a ValueError where it isn't there or can't compute."""
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device to compute on; a ValueError where it isn't there, can't compute, or would be several."""
+    name = arguments.device
+    if name == "auto" and getattr(arguments, "command", "") not in SPREAD:
+        raise ValueError(f"give one device, such as cpu or cuda:0; auto is for {', '.join(SPREAD)}")
     if not torch.cuda.is_available() and name in (None, "auto"):
         return "cpu"
     return f"cuda:{processes.local_index()}" if name is None else usable_device(name)
@@ -44,11 +47,12 @@ def sliced_shapes(arguments: argparse.Namespace, how: str = "") -> PreTrainedMod
 
 def load_model(arguments: argparse.Namespace):
     """The model, and its tokenizer or None; with `--stream` its weights stay on the disk."""
-    dtype, trusted = dtype_of(arguments), arguments.trust_remote_code
+    arguments.dtype = arguments.dtype or ("float32" if arguments.device == "cpu" else "auto")
+    trusted = arguments.trust_remote_code
     if getattr(arguments, "stream", False):
-        trained = TrainedWeights(arguments.model, dtype, trusted)
+        trained = TrainedWeights(arguments.model, arguments.dtype, trusted)
         return trained.net.model, load_tokenizer(trained.folder, trusted)
-    return load(arguments.model, dtype=dtype, device=arguments.device, trust_remote_code=trusted)
+    return load(arguments.model, dtype=arguments.dtype, device=arguments.device, trust_remote_code=trusted)
 
 
 def load_both(arguments: argparse.Namespace):
@@ -63,11 +67,6 @@ def given(arguments: argparse.Namespace, options: type) -> dict:
     """The fields of a dataclass of options that the command line gives."""
     values = {field.name: getattr(arguments, field.name, None) for field in dataclasses.fields(options)}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def dtype_of(arguments: argparse.Namespace) -> str:
-    """What `--dtype` says; else float32 on a CPU, and as the model was saved on a GPU."""
-    return arguments.dtype or ("float32" if arguments.device == "cpu" else "auto")
 
 
 def files_read(arguments: argparse.Namespace) -> list[Path]:

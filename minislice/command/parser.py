@@ -4,10 +4,12 @@ Where a default is None here, the command's file or the function that it calls d
 """
 
 import argparse
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 
 from ..corpus.embedded import EMBEDDED, SEQLEN
+from ..recovery.options import RecoveryOptions
 from ..version import __version__
 
 
@@ -16,12 +18,6 @@ def given(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return text
-
-
-def one_device(text: str) -> str:
-    if text == "auto":
-        raise argparse.ArgumentTypeError("give one device, such as cuda:0; auto is for eval, zeroshot and generate")
-    return given(text)
 
 
 def positive(text: str) -> int:
@@ -54,8 +50,22 @@ names = several(given)
 # Options by name: the kind of the value (bool: a switch), the default (...: it must be given), what it means
 
 Options = dict[str, tuple]
+
+
+def options_of(options: type) -> Options:
+    """The fields of a dataclass that have a help text; if one isn't given, the class knows its default."""
+    rows, kinds = {}, {"bool": bool, "int": positive, "float": float, "str": given}
+    for field in dataclasses.fields(options):
+        if text := field.metadata.get("help"):
+            kind = next(kind for name, kind in kinds.items() if name in str(field.type))
+            note = "" if kind is bool or field.default is None else f" (default: {field.default})"
+            rows["--" + field.name.replace("_", "-")] = (kind, None, text + note)
+    return rows
+
+
 OWN = "own"  # in place of a text: what the model writes itself
 PICTURE = "minislice-demo.png"
+SPREAD = ("eval", "zeroshot", "generate")  # the commands that can use several GPUs
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 LISTED = "comma-separated"
 TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
@@ -92,13 +102,11 @@ OUT: Options = {
 MUST_SAVE = OUT | {"--out": (given, ..., "folder to save the model to")}
 SEED: Options = {"--seed": (int, 0, "of everything random")}
 COMPUTED: Options = {
-    "--device": (one_device, None, "cpu, cuda:1 ... (default: cuda if there is)"),
+    "--device": (given, None, f"cpu, cuda:1 ...; {', '.join(SPREAD)}: or auto, all GPUs (default: cuda if there is)"),
     "--dtype": (DTYPES, None, "of weights and signal (default: float32 on a CPU, else as saved; export: as saved)"),
 }
 BATCH: Options = {"--batch-size": (positive, 8, "sequences computed together")}
-ALL_DEVICES: Options = {"--device": (given, None, "cpu, cuda:1 ...; or auto: all GPUs (default: cuda if there is)")}
 MACHINE = {"how it is computed": COMPUTED}
-SPREAD = {"how it is computed": COMPUTED | ALL_DEVICES}
 SEEDED = {"how it is computed": SEED | COMPUTED}
 IN_FLOAT32 = {"how it is computed": SEED | COMPUTED | {"--dtype": (DTYPES, "float32", "of weights and signal")}}
 BATCHES = {"how it is computed": BATCH | SEED | COMPUTED}
@@ -189,20 +197,7 @@ COMPARE: Options = {
 STREAM: Options = {
     "--stream": (bool, False, "one layer at a time in memory, from MODEL's safetensors files; see below"),
 }
-TRAINING: Options = {
-    "--rank": (positive, None, "of the LoRA matrices (default: 32)"),
-    "--alpha": (float, None, "their product is scaled by alpha / rank (default: 10)"),
-    "--dropout": (float, None, "of what the LoRA matrices read (default: 0)"),
-    "--learning-rate": (float, None, "AdamW's, at its highest (default: 0.0002)"),
-    "--epochs": (float, None, "passes over the sequences (default: 1)"),
-    "--steps": (positive, None, "instead of --epochs"),
-    "--accumulation": (positive, None, "forward passes a step (default: 4)"),
-    "--held-out": (float, None, "share of the sequences that is watched instead of trained on (default: 0.05)"),
-    "--every": (positive, None, "steps between two looks at that share, and between two checkpoints (default: 16)"),
-    "--patience": (positive, None, "looks without a lower loss before training stops (default: 5)"),
-    "--train-adapters": (bool, False, "train the residual adapters too"),
-    "--batch-size": (positive, 1, "sequences a forward pass"),
-}
+TRAINING = options_of(RecoveryOptions) | {"--batch-size": (positive, 1, "sequences a forward pass")}
 
 # What each command does, its options, and others by the title in its help; `cli` runs the file of the command's name.
 COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
@@ -210,10 +205,10 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "verify": ("measure whether a model has the invariance; exit status 1 if it has not", MODEL | VERIFY, SEEDED),
     "slice": ("slice a model and measure what it costs; save it with --out", MODEL | OUT | STREAM, SLICING | BATCHES),
     "compress": ("delete the width, neurons and blocks that cost least", MODEL | COMPRESS, TEXTS | BATCHES),
-    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVAL, SPREAD),
-    "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, SPREAD),
+    "eval": ("measure a model's perplexity and count its parameters", MODEL | EVAL, MACHINE),
+    "zeroshot": ("measure a model's accuracy on tasks of the LM Evaluation Harness", MODEL | TASKS | BATCH, MACHINE),
     "recover": ("fine-tune a sliced model with LoRA, and save it", MODEL | RECOVER, {"training": TRAINING} | SEEDED),
-    "generate": ("continue a prompt", MODEL | GENERATE | SEED, SPREAD),
+    "generate": ("continue a prompt", MODEL | GENERATE, SEEDED),
     "export": ("write a sliced model as a stock architecture that needs no minislice", MODEL | MUST_SAVE, MACHINE),
     "cost": ("time inference, dense beside sliced: latency, throughput, memory, FLOPs", MODEL | COST, MACHINE),
     "compare": ("compare ways to make a model smaller, at equal numbers of parameters", MODEL | COMPARE, SEEDED),

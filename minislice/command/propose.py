@@ -2,7 +2,6 @@
 
 import argparse
 
-import torch
 from transformers import AutoModelForCausalLM
 
 from ..measuring.propose import entry, propose
@@ -13,7 +12,7 @@ from .output import print_result
 def run(arguments: argparse.Namespace) -> int:
     trusted = arguments.trust_remote_code
     config = load_config(locate(arguments.model), trusted)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trusted)  # any weights do
+    model = AutoModelForCausalLM.from_config(config, dtype="float32", trust_remote_code=trusted)  # any weights do
     proposal = propose(model, seed=arguments.seed)
     result = {
         "model_type": proposal.model_type,

@@ -22,7 +22,7 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checkpoint import load_config
 from ..storage.stock import stock_network
-from .inputs import before_and_after, dtype_of, files_read, given, prepared, seqlen_of
+from .inputs import Prepared, before_and_after, files_read, given, prepared, seqlen_of
 from .output import print_result, save_sliced
 from .parser import OWN
 
@@ -43,39 +43,38 @@ def run(arguments: argparse.Namespace) -> None:
         place_for(require_apart(arguments.out, files_read(arguments)))
     elif arguments.out and first:
         require_free(arguments.out, arguments.force, files_read(arguments))
+    ready = prepared(arguments, partial(_look_ahead, arguments, checked))
     arguments.batch_size = -(-arguments.batch_size // arguments.processes.count)  # of all processes -> of this one
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
-    result, size = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, checked, settings)
+    result, sliced = (_slice_streamed if arguments.stream else _slice_in_memory)(arguments, ready, settings)
     if first:
+        size = size_in_words(sliced, result["dense parameters"])
         print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}), note=size)
 
 
-def _slice_in_memory(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
-    """What to print, and a sentence about the size."""
-    ready = prepared(arguments, partial(_look_ahead, arguments, options))
+def _slice_in_memory(arguments: argparse.Namespace, ready: Prepared, settings: dict) -> tuple[dict, PreTrainedModel]:
+    """What to print, and the sliced model."""
     model, shared = ready.model, partial(SharedCalibration, processes=arguments.processes)
     act = partial(slice_model, model, ready.calibration, calibration=shared, **settings)
     result = before_and_after(arguments, "sliced", act, ready) | _describe_slicing(model.slicing)
     if arguments.out and arguments.processes.is_first:
         save_sliced(arguments, model, ready.tokenizer, "sliced", result)
     arguments.processes.wait()
-    return result, size_in_words(model, result["dense parameters"])
+    return result, model
 
 
-def _slice_streamed(arguments: argparse.Namespace, options: SlicingOptions, settings: dict) -> tuple[dict, str]:
-    """As `_slice_in_memory`, but nothing is measured."""
+def _slice_streamed(arguments: argparse.Namespace, ready: Prepared, settings: dict) -> tuple[dict, PreTrainedModel]:
+    """As `_slice_in_memory`, but nothing is measured, and the model has no weights."""
     return_freed_memory()
-    ready = prepared(arguments, partial(_look_ahead, arguments, options))
-    dense, described, began = parameters(ready.model), ready.described["calibration"], time.perf_counter()
-    same = ("device", "force", "trust_remote_code", "processes")
-    settings |= {name: getattr(arguments, name) for name in same} | {"dtype": dtype_of(arguments)}
-    notes = {"base_model": arguments.model, "calibration": described}
+    result, began = {"model": arguments.model, "dense parameters": parameters(ready.model)}, time.perf_counter()
+    same = ("dtype", "device", "force", "trust_remote_code", "processes")
+    settings |= {name: getattr(arguments, name) for name in same}
+    notes = {"base_model": arguments.model, "calibration": ready.described["calibration"]}
     settings |= {"tokenizer": ready.tokenizer, "notes": notes}
     report = slice_streamed(arguments.model, ready.calibration, arguments.out, **settings)
     sliced = without_memory(load_config(Path(arguments.out)))
-    result = {"model": arguments.model, "dense parameters": dense, "sliced parameters": parameters(sliced)}
-    result |= {**_describe_slicing(report), "calibration": described, "seconds": time.perf_counter() - began}
-    return result, size_in_words(sliced, dense)
+    result |= {"sliced parameters": parameters(sliced), **_describe_slicing(report)}
+    return result | {"calibration": notes["calibration"], "seconds": time.perf_counter() - began}, sliced
 
 
 def _look_ahead(arguments: argparse.Namespace, options: SlicingOptions, model: PreTrainedModel) -> None:

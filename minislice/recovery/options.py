@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ..checks import require_flag, require_int, require_number, require_seed
+from ..checks import option, require_flag, require_int, require_number, require_seed
 
 
 @dataclass(frozen=True)
@@ -17,17 +17,17 @@ class RecoveryOptions:
         ValueError: an option out of its range.
     """
 
-    rank: int = 32  # r
-    alpha: float = 10.0  # the product B A is scaled by alpha / r
-    dropout: float = 0.0  # of what A reads
-    train_adapters: bool = False  # the residual adapters too, whole; else they stay what slicing made them
-    learning_rate: float = 2e-4  # AdamW's, at its highest: it rises over the first twentieth of the steps, then falls
-    epochs: float = 1.0  # passes over the sequences
-    steps: int | None = None  # instead of epochs
-    accumulation: int = 4  # forward passes whose gradients make one step
-    held_out: float = 0.05  # share of the sequences that is not trained on, but measured every so often
-    every: int = 16  # steps between two such measurements, and between two checkpoints
-    patience: int = 5  # measurements without a lower loss before training stops
+    rank: int = option(32, "r, of the LoRA matrices A and B")
+    alpha: float = option(10.0, "their product B A is scaled by alpha / rank")
+    dropout: float = option(0.0, "of what A reads")
+    train_adapters: bool = option(False, "train the residual adapters too; else they stay what slicing made them")
+    learning_rate: float = option(2e-4, "AdamW's, at its highest: it rises in the first 20th of the steps, then falls")
+    epochs: float = option(1.0, "passes over the sequences")
+    steps: int | None = option(None, "instead of epochs")
+    accumulation: int = option(4, "forward passes whose gradients make one step")
+    held_out: float = option(0.05, "share of the sequences that is not trained on, but measured every so often")
+    every: int = option(16, "steps between two such measurements, and between two checkpoints")
+    patience: int = option(5, "measurements without a lower loss before training stops")
     seed: int = 0
 
     def __post_init__(self):

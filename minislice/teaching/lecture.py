@@ -1,6 +1,5 @@
 """The beginning and the end of every notebook, and a few functions that several notebooks need."""
 
-import platform
 import time
 from dataclasses import dataclass, field
 
@@ -11,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..corpus.text import disjoint_streams, sample
+from ..measuring import provenance
 from ..measuring.layers import signals as signals  # `lecture.signals`, of the notebooks
 from ..measuring.tables import table
-from ..version import __version__
 from . import plots
 
 
@@ -27,13 +26,12 @@ class Lesson:
     worked: float = field(default_factory=time.process_time)
 
     def end(self) -> None:
-        """Print versions, seed, device, the seconds that passed and the CPU seconds ("of work")."""
-        device = torch.cuda.get_device_name() if self.device == "cuda" else f"{self.device} ({platform.machine()})"
+        """Print versions, seed, machine, the seconds that passed and the CPU seconds ("of work")."""
         seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
-        modules = {"minislice": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-        versions = {**modules, "Python": platform.python_version()}
-        print(", ".join(f"{name} {version}" for name, version in versions.items()))
-        print(f"seed {self.seed}, device {device}, {seconds:.0f} seconds, {worked:.0f} of work")
+        versions = provenance.versions()
+        print(", ".join(f"{name} {versions[name]}" for name in ("minislice", "torch", "transformers", "python")))
+        machine = provenance.hardware(self.device)
+        print(f"seed {self.seed}, {machine}, {seconds:.0f} seconds, {worked:.0f} of work")
 
 
 def begin(seed: int = 0) -> Lesson:

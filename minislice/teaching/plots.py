@@ -92,12 +92,11 @@ def by_parameters(rows: Sequence[Mapping], *, ax: Axes | None = None) -> Axes:
     """
     done = [row for row in rows if row["status"] == "done"]
     (dense,) = (row for row in rows if row["variant"] == "dense")
-    series = {row["variant"]: [] for row in done if row is not dense}
-    for row in sorted(done, key=lambda row: row["parameters"]):
-        if row is not dense:
-            point = row["parameters"] / 1e6, row["perplexity"], row["ratio_error"] * dense["perplexity"]
-            series[row["variant"]].append(point)
-    measured = {variant: tuple(zip(*points, strict=True)) for variant, points in series.items()}
+    series = {}
+    for row in done:
+        point = row["parameters"] / 1e6, row["perplexity"], row["ratio_error"] * dense["perplexity"]
+        series.setdefault(row["variant"], []).append(point)
+    measured = {name: tuple(zip(*sorted(points), strict=True)) for name, points in series.items() if name != "dense"}
     title = f"{dense['model']}, {dense['parameters'] / 1e6:.4g}M parameters dense"
     ax = lines(measured, "total parameters (millions)", "perplexity", title=title, log_y=True, ax=ax)
     shown = [row["perplexity"] for row in done]

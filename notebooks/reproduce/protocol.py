@@ -5,14 +5,13 @@ signals), and tables share some: the dense model is measured once for tables 1 a
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from minislice.adapters import FORMS
-from minislice.checks import require_choice, require_int
+from minislice.checks import option, require_choice, require_int
 from minislice.corpus.embedded import SEQLEN, paper_table
 from minislice.measuring.zero_shot import TASKS
 from minislice.pca import SIGNALS
@@ -89,11 +88,6 @@ FAMILIES = {
     ),
     "phi-2": Family("Phi-2", {"Phi-2": "microsoft/phi-2"}, "mini-phi"),
 }
-
-
-def option(default: Any, text: str) -> Any:
-    """A field of a profile that is also an option of `reproduce.py`."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from minislice.architecture.modeling import without_memory
 from minislice.command.cli import run_script
 from minislice.command.inputs import files_read, given
 from minislice.command.output import print_result
-from minislice.command.parser import add_options, names, positive, several
-from minislice.command.parser import given as word
+from minislice.command.parser import add_options, names, options_of, positive, several
 from minislice.corpus.batches import with_what_fits
 from minislice.measuring import provenance, records
 from minislice.measuring.cost import parameters
@@ -250,18 +249,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     text = "with --stream: torchrun's, that share the calibration set, each on a GPU of its own (default: 1)"
     parser.add_argument("--processes", dest="process_count", type=positive, default=1, help=text)
     add_options(parser, OPTIONS)
-    changes = {}
-    for field in dataclasses.fields(Profile):
-        if text := field.metadata.get("help"):
-            note = "" if field.default is None else f" (default: {field.default})"
-            kind = positive if "int" in str(field.type) else word
-            changes["--" + field.name.replace("_", "-")] = (kind, None, text + note)
-    add_options(parser.add_argument_group("how it differs from the paper"), changes)
+    add_options(parser.add_argument_group("how it differs from the paper"), options_of(Profile))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.device == "auto":
-        raise ValueError("give the device that computes, such as cuda:0; --stream spreads sliced models over all")
     if arguments.process_count > 1 and not arguments.stream:
         raise ValueError("--processes share a calibration set of a streamed slicing: give --stream as well")
     profile = profile_for(**given(arguments, Profile), name=arguments.profile, device=arguments.device)
