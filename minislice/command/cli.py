@@ -18,10 +18,8 @@ SCRIPTS = {  # of the repository, beside their notebooks: not in an installed mi
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns its exit status.
-
-    0: done. 1: the model hasn't the invariance (`verify`), no entry describes it (`propose`), or another process was
-    lost. 2: bad input. 130: interrupted. 141: nobody reads the output any more.
+    """Run one command. Returns the exit status: 0; 1 if `verify` or `propose` finds that the model doesn't fit, or if
+    another process was lost; 2 for bad input; 130 if interrupted; 141 if nobody reads the output any more.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in SCRIPTS:

@@ -10,8 +10,7 @@ from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> int:
-    trusted = arguments.trust_remote_code
-    config = load_config(locate(arguments.model), trusted)
+    config, trusted = load_config(locate(arguments.model), arguments.trust_remote_code), arguments.trust_remote_code
     model = AutoModelForCausalLM.from_config(config, dtype="float32", trust_remote_code=trusted)  # any weights do
     proposal = propose(model, seed=arguments.seed)
     result = {

@@ -58,9 +58,8 @@ def turn(model: PreTrainedModel, tokens: Int64[Tensor, "sequences tokens"]) -> C
         left, right = axes = plots.panels(2)
         pairs = {name: net.blocks[0].w_in[0].weight[:24, :2].detach().cpu() for name, net in rows.items()}
         plots.points(pairs, "row 1 of W_in", "row 2 of W_in", title="block 0: 24 columns of W_in", ax=left)
-        heights = {name: logits_of(net.model, tokens)[0].flatten()[:30].cpu() for name, net in rows.items()}
         error = relative_error(logits_of(rotated.model, tokens), logits)
-        curves = {name: (range(30), values) for name, values in heights.items()}
+        curves = {name: (range(30), logits_of(net.model, tokens)[0].flatten()[:30]) for name, net in rows.items()}
         plots.lines(curves, "vocabulary entry", "logit", title=f"largest error {error:.0e}", ax=right)
         return axes
 
