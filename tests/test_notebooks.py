@@ -132,7 +132,10 @@ def run_cells(path, folder, results) -> int:
     for number, cell in enumerate(code_cells(read(path)), 1):
         with redirect_stdout(io.StringIO()) as printed:
             exec(compile(cell.source, f"cell {number}", "exec"), names)
-        ran.append((printed.getvalue(), len(pyplot.get_fignums())))
+        figures = [pyplot.figure(index) for index in pyplot.get_fignums()]
+        empty = [ax for figure in figures for ax in figure.axes if not ax.has_data()]
+        assert not empty, f"cell {number} shows a figure before it is drawn"
+        ran.append((printed.getvalue(), len(figures)))
         pyplot.close("all")
     results.write_text(json.dumps(ran))
     return 0
