@@ -9,12 +9,8 @@ from types import ModuleType
 
 from .parser import PRINTED, add_options, in_full, make_parser
 
-SCRIPTS = {  # of the repository, beside their notebooks: not in an installed minislice
-    "assignment": "notebooks/assignments/assignment.py",
-    "grade": "notebooks/assignments/grade.py",
-    "reproduce": "notebooks/reproduce/reproduce.py",
-    "report": "notebooks/reproduce/report.py",
-}
+# Scripts of the repository by their folder in notebooks/, which an installed minislice doesn't have
+SCRIPTS = {"assignment": "assignments", "grade": "assignments", "reproduce": "reproduce", "report": "reproduce"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in SCRIPTS:
-        return _refused(f"{argv[0]} is a script of the repository: python {SCRIPTS[argv[0]]} --help")
+        script = f"notebooks/{SCRIPTS[argv[0]]}/{argv[0]}.py"
+        return _refused(f"{argv[0]} is a script of the repository: python {script} --help")
     arguments = make_parser().parse_args(argv)
     try:
         run = import_module(f".{arguments.command}", __package__).run  # after --help, for torch takes seconds

@@ -57,19 +57,6 @@ def cost_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def report(result: dict, as_json: bool, indent: str = "") -> None:
-    """Print a result: as one JSON document, or a line for each number, those of a group below the group's name."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        if isinstance(value, dict):
-            print(f"{indent}{name}:")
-            report(value, False, f"{indent}  ")
-        else:
-            print(f"{indent}{name}: {value:.4g}" if isinstance(value, float) else f"{indent}{name}: {value}")
-
-
 def read(results: Path) -> list[dict]:
     """The rows of a results file; none where there is no file."""
     return [json.loads(line) for line in results.read_text("utf-8").splitlines()] if results.is_file() else []

@@ -13,12 +13,13 @@ them. Slicing can't be faster than the sum of these without other mathematics.
 """
 
 import copy
+import json
 import statistics
 import time
 from collections import Counter
 
 import torch
-from common import SHAPES, WORK, cost_parser, report, timed
+from common import SHAPES, WORK, cost_parser, timed
 from transformers import AutoModelForCausalLM
 
 import minislice
@@ -122,7 +123,7 @@ def main() -> None:
         "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},
         "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * 4 / 2**20,
     }
-    report(result, arguments.json)
+    print(json.dumps(result, indent=None if arguments.json else 2))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import SHAPES, cost_parser, report, timed
+from common import SHAPES, cost_parser, timed
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
@@ -120,7 +120,7 @@ def main() -> None:
         "by phase": {name: seconds / bare for name, seconds in phases.items()}
         | {"reading, fusing, writing": (result["seconds"] - sum(phases.values())) / bare},
     }
-    report(result, arguments.json)
+    print(json.dumps(result, indent=None if arguments.json else 2))
 
 
 if __name__ == "__main__":
