@@ -44,11 +44,6 @@ def wrong(version: Callable) -> Callable:
     return instead_of
 
 
-@wrong
-def transposed(right, linear, Q):
-    right(linear, Q.T)
-
-
 # Streaming: one part in memory at a time, and a state on the disk; `test_streaming` and its neighbours plant these.
 
 

@@ -1,19 +1,18 @@
-"""Sections 3.1 to 3.3: what fusing and rotating leave behind; that logits stay the same, `properties` says."""
+"""Sections 3.1 to 3.3: what fusing, rotating and adapters leave behind; what they compute, `properties` says."""
 
 import copy
 import gc
 import weakref
-from pkgutil import resolve_name
 
-import mistakes
 import properties
 import pytest
 import torch
 from family_models import fixed
 from hypothesis import given
 from models import Recipe, recipes
+from torch import Tensor
 
-from minislice import fuse, rotate, slice_model
+from minislice import fuse, rotate, rotation, slice_model
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
 from minislice.fusion import subtract_mean
@@ -86,6 +85,52 @@ def test_a_changed_model_is_the_same_object_in_the_same_mode(action):
         assert parameter.requires_grad != name.startswith("lm_head")
 
 
+# Residual adapters at given angles between the bases
+
+
+def bases_at(cosines: list[float], D: int, k: int, k_next: int) -> tuple[Tensor, Tensor]:
+    """As `properties.random_bases`, with these cosines of the principal angles to the next basis; the others are 1.
+
+    Needs D - k >= len(cosines) + k_next - k.
+    """
+    generator = torch.Generator().manual_seed(0)
+    m, c = len(cosines), torch.tensor(cosines).double()
+    P, R = random_orthogonal(D, generator).split([k, D - k], dim=1)
+    s = (1 - c.square()).sqrt()
+    kept = torch.cat([P[:, :m] * c + R[:, :m] * s, P[:, m:], R[:, m : m + k_next - k]], dim=1)
+    deleted = torch.cat([R[:, :m] * c - P[:, :m] * s, R[:, m + k_next - k :]], dim=1)
+    mixed = [part @ random_orthogonal(part.shape[1], generator) for part in (P, kept, deleted)]
+    return mixed[0], torch.cat(mixed[1:], dim=1)
+
+
+@pytest.mark.parametrize("k_next", [8, 9])
+@pytest.mark.parametrize("cosines", [[0.5], [0.0, 0.3, 1e-5], [1 - 1e-9], [1.0]], ids=str)
+def test_alignment_is_exact_at_every_angle(cosines, k_next):
+    """Right angles leave the aligned basis undetermined, and angles near them nearly so."""
+    properties.alignment_makes_the_adapter_symmetric(
+        Recipe("llama"), k_next=k_next, bases=bases_at(cosines, 12, 8, k_next)
+    )
+
+
+def test_isometries_are_aligned():
+    """Hundreds of singular values of 1, to 5e-14: at such, LAPACK's decomposition of S has failed to converge."""
+    generator = torch.Generator().manual_seed(0)
+    P, R = random_orthogonal(576, generator).split([432, 144], dim=1)
+    Q_next = torch.cat([P @ random_orthogonal(432, generator), R], dim=1)
+    rounding = 5e-14 * torch.randn(576, 576, generator=generator, dtype=P.dtype)
+    bases = P, torch.linalg.qr(Q_next + rounding).Q
+    properties.alignment_makes_the_adapter_symmetric(Recipe("llama"), k_next=500, bases=bases)
+
+
+def test_alignment_does_without_a_decomposition_that_fails(monkeypatch):
+    def fails(*_, **__):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    bases = bases_at([0.0, 0.3, 1e-4], 12, 8, 9)
+    properties.alignment_makes_the_adapter_symmetric(Recipe("llama"), k_next=9, bases=bases, exact=1e-7)
+
+
 # `verify` measures the same on a user's own model
 
 
@@ -100,8 +145,8 @@ def test_every_step_passes_in_every_dtype_and_leaves_the_model_alone(family, pad
 
 
 def test_a_wrong_rotation_fails_at_the_steps_that_rotate(monkeypatch):
-    right = resolve_name("minislice.rotation.fold_reader")
-    monkeypatch.setattr("minislice.rotation.fold_reader", mistakes.transposed(right))
+    right = rotation.fold_reader
+    monkeypatch.setattr(rotation, "fold_reader", lambda linear, Q: right(linear, Q.T))
     result = verify(Recipe("llama").model(), Recipe("llama").tokens(), dtypes=["float64"])
     assert {m.step for m in result.measurements if not m.passed} == {"rotated", "rotated per block"}
     assert not result.passed and "does NOT have" in str(result)
