@@ -320,7 +320,7 @@ FILES = ("gradebook.db", "secret", "source/toy.ipynb", "submitted/ann/toy.ipynb"
 OUTSIDE = (
     *(f"open(course + '/{name}')" for name in FILES),
     *("os.listdir(course)", "open('/etc/passwd')", "os.stat('/proc/1')", "os.listdir('/proc')"),
-    *(f"importlib.import_module('{name}')" for name in ("minislice", "torch", "child", "marking")),
+    *(f"importlib.import_module('{name}')" for name in ("minislice", "torch", "child", "sandbox")),
     *(f"connect(socket.SOCK_{kind}, '{to}')" for kind in ("STREAM", "DGRAM") for to in ("127.0.0.1", "1.1.1.1")),
     *(f"open({path}, 'a')" for path in ("np.__file__", "os.__file__", "os.path.dirname(np.__file__) + '/planted.py'")),
     *("done(c.unshare(0x10000000))", "done(c.unshare(0x20000))", "done(c.setuid(0))", "done(c.chroot(b'.'))"),

@@ -93,7 +93,11 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
 
 def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
     norm = net["norm"]
-    alike = _alike_on_centred_rows if norm == "LayerNorm" else close
+
+    def alike(expected: np.ndarray, got: np.ndarray) -> bool:
+        if norm == "LayerNorm":  # all rows have mean zero behind it, so the mean of each column of W is free
+            return close(expected - expected.mean(0), got - got.mean(0))
+        return close(expected, got)
 
     def places(which: str, wanted: Iterable, block: int | None = None, alike: Callable = close) -> Iterator[Place]:
         for name, right, mistakes, hint in wanted:
@@ -115,11 +119,6 @@ def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
     W_head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
     head = _reader(W_head, net["b_head"], net["alpha"][-1], toy.part(net, "beta", -1))
     yield from places("_head", head, None, alike)
-
-
-def _alike_on_centred_rows(expected: np.ndarray, got: np.ndarray) -> bool:
-    """Behind a fused LayerNorm all rows have mean zero, so the mean of each column of W is free."""
-    return close(expected - expected.mean(0), got - got.mean(0))
 
 
 A1, check = read(

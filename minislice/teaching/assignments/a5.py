@@ -79,13 +79,10 @@ def _low_rank_cases(rng: np.random.Generator) -> Cases:
 
 
 def _aligned(P: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """A basis of R's span, the nearest to P, by iteration to the polar factor; the rest of it behind."""
-    k = P.shape[1]
-    inside = R @ (R.T @ P)  # P's columns, projected
-    values, vectors = np.linalg.eigh(inside.T @ inside)
-    first = inside @ (vectors / np.sqrt(values)) @ vectors.T
-    values, vectors = np.linalg.eigh(R @ R.T - first @ first.T)
-    return np.concatenate([first, vectors[:, len(P) - R.shape[1] + k :]], axis=1)
+    """A basis of R's span, the nearest to P: the polar factor of P's projection, and the rest of the span behind."""
+    U, _, Vt = np.linalg.svd(R @ R.T @ P, full_matrices=False)
+    rest = np.linalg.svd(R @ R.T - U @ U.T)[0][:, : R.shape[1] - P.shape[1]]
+    return np.concatenate([U @ Vt, rest], axis=1)
 
 
 def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Failure | None:

@@ -77,16 +77,12 @@ def _are_ints(value: Any) -> bool:
 
 INTS = f"a list of at most {MOST} ints"
 FORM = {
-    "width": Value(
-        "width", f"an int or {INTS}", lambda value: isinstance(value, (int, np.integer)) or _are_ints(value)
-    ),
-    "neurons": Value("neurons", INTS, _are_ints),
-    "drop": Value("drop", INTS, _are_ints),
-    "adapter": Value("adapter", f"one of {', '.join(ADAPTERS)}", lambda value: str(value) in ADAPTERS),
-    "repair": Value("repair", "True or False", lambda value: isinstance(value, (bool, np.bool_, int))),
+    "width": Value(f"an int or {INTS}", lambda value: isinstance(value, (int, np.integer)) or _are_ints(value)),
+    "neurons": Value(INTS, _are_ints),
+    "drop": Value(INTS, _are_ints),
+    "adapter": Value(f"one of {', '.join(ADAPTERS)}", lambda value: str(value) in ADAPTERS),
+    "repair": Value("True or False", lambda value: isinstance(value, (bool, np.bool_, int))),
 }
-ONE = [Case({"blocks": 8}, {})]  # always the same: the judge is frozen
-
 PARTS = {"neurons": 5, "slicegpt": 10, "mixed": 10}
 
-C1, check = read("c1", plan=Question(lambda rng: ONE, lambda: FORM, _judge, PARTS))
+C1, check = read("c1", plan=Question(lambda rng: [Case({"blocks": 8}, {})], lambda: FORM, _judge, PARTS))

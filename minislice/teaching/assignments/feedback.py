@@ -46,10 +46,7 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
 
 
 def called(
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    candidate: Callable | None = None,
-    seed: int | None = None,
+    function: Callable, arguments: Mapping[str, Any], candidate: Callable | None = None, seed: int | None = None
 ) -> tuple[Any, Mapping[str, Any]] | Failure:
     """Call a function in this process, with a copy of the arguments, as `exercise.Call` says."""
     after = copy.deepcopy(arguments)

@@ -19,9 +19,8 @@ class Array:
 
 @dataclass(frozen=True)
 class Value:
-    """A plain value that `fits`; `wanted` says in words which."""
+    """A plain value in a dictionary, that `fits`; `wanted` says in words which."""
 
-    name: str
     wanted: str
     fits: Callable[[Any], bool]
 
@@ -51,7 +50,7 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
             return np.full([side if isinstance(side, int) else 1 for side in form.shape], np.nan)
     if isinstance(form, Value):
         if not form.fits(result):
-            raise Misfit(form.name, f"expected {form.wanted}, got {described(result)}")
+            raise Misfit(name, f"expected {form.wanted}, got {described(result)}")
         return result
     if isinstance(form, dict):
         if not isinstance(result, dict):

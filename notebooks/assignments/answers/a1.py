@@ -40,18 +40,16 @@ def fuse(net):
     """
     ### BEGIN SOLUTION
     layernorm = net["norm"] == "LayerNorm"
+    B = len(net["W_in"])
     alpha = net["alpha"]
-    beta = [None] * len(alpha) if net["beta"] is None else net["beta"]
+    beta = [None] * (B + 1) if net["beta"] is None else net["beta"]
+    b_in = [None] * B if net["b_in"] is None else net["b_in"]
 
     def centred(x):
         return x - x.mean(axis=-1, keepdims=True) if layernorm and x is not None else x
 
-    W_in, b_in = [], []
-    for block in range(len(net["W_in"])):
-        b = None if net["b_in"] is None else net["b_in"][block]
-        W, b = fuse_reader(net["W_in"][block], b, alpha[block], beta[block])
-        W_in.append(W)
-        b_in.append(b)
+    fused = [fuse_reader(net["W_in"][i], b_in[i], alpha[i], beta[i]) for i in range(B)]
+    W_in, b_in = zip(*fused, strict=True)
     W_head = net["W_embd"].T if net["W_head"] is None else net["W_head"]
     W_head, b_head = fuse_reader(W_head, net["b_head"], alpha[-1], beta[-1])
     return {

@@ -117,10 +117,10 @@ def drop(memory: int, cpu: int) -> None:
         _call("prctl", SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         _call("prctl", SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         _call("capset", (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)())
-    limits = {"NPROC": (0, 0), "AS": (memory, memory), "CPU": (cpu, cpu), "FSIZE": (FILES, FILES)}
-    for name, values in {**limits, "NOFILE": (64, 64), "CORE": (0, 0)}.items():
+    limits = {"NPROC": 0, "AS": memory, "CPU": cpu, "FSIZE": FILES, "NOFILE": 64, "CORE": 0}
+    for name, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # a limit that this system doesn't know, or has lower
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), values)
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
