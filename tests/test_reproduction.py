@@ -256,7 +256,7 @@ def test_a_planted_mistake_is_found(mistake, fake, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
-    small, eight = (dict.fromkeys(reproduce.room("cpu", Path()), size << 30) for size in (16, 640))
+    small, eight = (dict.fromkeys(reproduce.space_here("cpu", Path()), size << 30) for size in (16, 640))
     eight["the device"] = 80 << 30
     own = settings_of(rows(LLAMA, [1, 2, 3, 12], ["70B"]))
     reasons = {setting.measure: reproduce.why_not(setting, small, stream=False) for setting in own}

@@ -44,7 +44,7 @@ MARGIN = 1.3
 # Preflight: what each model needs, what this machine has
 
 
-def room(device: str, folder: Path) -> dict[str, int]:
+def space_here(device: str, folder: Path) -> dict[str, int]:
     """Bytes that this machine has, by place; on a CPU the device's memory is the host's."""
     host, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
     count = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
@@ -53,7 +53,7 @@ def room(device: str, folder: Path) -> dict[str, int]:
     return {"the device": one, "all devices": sum(devices), "the host's memory": host, "the disk": disk}
 
 
-def why_not(setting: Setting, room: dict[str, int], stream: bool) -> str | None:
+def why_not(setting: Setting, space: dict[str, int], stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
     weights, signal = needs(setting)
     if setting.measure == "products":  # of three layers alone
@@ -70,8 +70,8 @@ def why_not(setting: Setting, room: dict[str, int], stream: bool) -> str | None:
     else:
         wanted = [("the dense model without --stream", weights, "the device")]
     for what, size, place in wanted:
-        if size > room[place]:
-            return f"{what} takes about {size / 1e9:.0f} GB, and {place} has {room[place] / 1e9:.0f}"
+        if size > space[place]:
+            return f"{what} takes about {size / 1e9:.0f} GB, and {place} has {space[place] / 1e9:.0f}"
     return None
 
 
@@ -92,12 +92,12 @@ def parameters_of(shape: str) -> int:
 
 def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool = False) -> list[dict[str, str]]:
     """A line for each model and measure: what it needs, how many of its settings can run here, why others can't."""
-    here, lines = room(device, Path(out).resolve().parent), []
+    space, lines = space_here(device, Path(out).resolve().parent), []
     by_measure: dict[tuple[str, str], list[Setting]] = {}
     for setting in settings_of(rows):
         by_measure.setdefault((setting.model, setting.measure), []).append(setting)
     for (model, measure), settings in by_measure.items():
-        reasons = [reason for setting in settings if (reason := why_not(setting, here, stream))]
+        reasons = [reason for setting in settings if (reason := why_not(setting, space, stream))]
         sizes = (max(size) / 1e9 for size in zip(*map(needs, settings), strict=True))
         weights, signal = (f"{size:.1f}" if size else "-" for size in sizes)
         try:
@@ -148,7 +148,7 @@ def reproduce(
     about = {"profile": dataclasses.asdict(profile), "command": shlex.join(sys.argv)}
     with records.opened(out, results.faults) as file:
         bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
-        here = room(device, out.resolve().parent)
+        space = space_here(device, out.resolve().parent)
         for index, setting in enumerate(settings, 1):
             revision = results.revision_of(setting)
             record = file.finished.get(results.key_of(setting, revision))
@@ -158,7 +158,7 @@ def reproduce(
                 count["left"] += 1
                 continue
             else:
-                record = measure(bench, here, setting, revision, batch_size) | about
+                record = measure(bench, space, setting, revision, batch_size) | about
                 file.append(record)
                 count[record["status"]] += 1
                 if not quiet:
@@ -186,10 +186,10 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
             )
 
 
-def measure(bench: Bench, room: dict[str, int], setting: Setting, revision: str, batch_size: int) -> dict:
+def measure(bench: Bench, space: dict[str, int], setting: Setting, revision: str, batch_size: int) -> dict:
     """The record of a setting, measured now if this machine can."""
     when, began = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    outcome, status, reason = Outcome(), "skipped", why_not(setting, room, bench.stream)
+    outcome, status, reason = Outcome(), "skipped", why_not(setting, space, bench.stream)
     if reason is None:
         try:
             with peak_memory(torch.device(bench.device)) as peak:
