@@ -138,7 +138,7 @@ def prepared(
     halves = (", first half", ", second half") if is_one_file(*sources.values()) else ("", "")
     for (name, source), tokens, half in zip(sources.items(), (calibration, evaluation), halves, strict=True):
         if tokens is not None:
-            text = "the model's own" if source == OWN else source if source in SOURCES else Path(source).name
+            text = "the model's own" if source == OWN else Path(source).name
             described[name] = f"{text}{half}, {tokens.shape[0]} x {tokens.shape[1]} tokens"
     return Prepared(model, tokenizer, calibration, evaluation, described)
 
