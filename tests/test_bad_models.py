@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from family_models import FamilyRecipe
 from models import Recipe
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from streamed import edit, edit_config
 
 import minislice
@@ -97,20 +96,6 @@ def test_a_bin_file_of_tensors_is_loaded_and_one_of_code_is_refused_and_not_run(
     torch.save({"a": Malicious()}, file)
     assert_refused(minislice.load, folder, file, "safetensors")
     assert capsys.readouterr().out == ""
-
-
-OLD = {"transformer.position_ids": torch.arange(8), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
-OLD |= {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8), "transformer.h.0.attn.rotary_emb.inv_freq": torch.ones(4)}
-
-
-def test_buffers_that_older_releases_saved_are_passed_over(tmp_path):
-    """And the base model's name before that of each tensor may be missing."""
-    model = FamilyRecipe("gpt2").model().float()
-    model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / WEIGHTS) | OLD
-    save_file({name.removeprefix("transformer."): x for name, x in tensors.items()}, tmp_path / WEIGHTS)
-    assert_same_weights(minislice.load(tmp_path)[0], model)
-    TrainedWeights(tmp_path, "auto")
 
 
 CODE = """

@@ -108,16 +108,22 @@ def under_the_heads_name(tensors: dict) -> None:
     tensors["lm_head.weight"] = tensors.pop("model.decoder.embed_tokens.weight")
 
 
+OLD = {"position_ids": torch.arange(8), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+OLD |= {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.0.attn.rotary_emb.inv_freq": torch.ones(4)}
+
+
 def as_base_model(tensors: dict) -> None:
     """As old checkpoints on the hub are: names without the first word, tensors that no module has any more."""
     for name in list(tensors):
-        tensors[name.removeprefix("model.")] = tensors.pop(name)
-    tensors["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+        tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+    tensors.update(OLD)
 
 
-@pytest.mark.parametrize("change", [a_head_of_its_own, under_the_heads_name, as_base_model])
-def test_files_are_read_as_transformers_reads_them(change):
-    streaming_equals_memory(Recipe("opt"), torch.float32, False, {"width": 9}, change)
+@pytest.mark.parametrize(
+    ("family", "change"), [("opt", a_head_of_its_own), ("opt", under_the_heads_name), ("gpt2", as_base_model)]
+)
+def test_files_are_read_as_transformers_reads_them(family, change):
+    streaming_equals_memory(FamilyRecipe(family), torch.float32, False, {"width": 9}, change)
 
 
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
