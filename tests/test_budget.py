@@ -4,7 +4,7 @@ import budget_properties as properties
 import pytest
 import torch
 from family_models import fixed
-from models import FAMILIES, Recipe
+from models import Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.network import network
@@ -24,12 +24,6 @@ def test_experts_are_counted_and_measured_alike(family):
     plan = plan_compression(recipe.model(), tokens, size=0.7, multiple=1, widths=(1.0,))
     model = compress(recipe.model(), tokens, plan=plan)
     assert parameters(model) == plan.parameters and model.slicing.neurons == plan.options["neurons"]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_plan_says_what_is_left_whatever_blocks_cost(family):
-    for tied in (False, True):
-        properties.plan_says_what_is_left(Recipe(family, layers=3, heads=4, tied=tied))
 
 
 def test_one_width_that_was_measured_prices_others_in_proportion_and_none_prices_none():

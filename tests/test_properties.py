@@ -44,6 +44,7 @@ approximate = {"width": a_width, "signal": signals, "slice_head": flags}
 low_rank = {"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])}
 tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
 seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
+three_layers = st.builds(Recipe, one_of(FAMILIES), layers=st.just(3), heads=st.just(4), tied=flags)
 padded = one_of(FAMILIES).map(lambda family: Recipe(family, heads=4, head_dim=4, padding="left", seed=7))
 
 
@@ -95,6 +96,7 @@ FACTS = [
     over(b.divergence_is_what_is_lost_of_the_log_likelihood),
     over(b.measured_costs_are_those_of_whole_models, examples=3),
     over(b.sizes_are_those_of_the_sliced_model, examples=4),
+    over(b.plan_says_what_is_left, three_layers, examples=6),
     over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
     over(d.each_deleted_layer_hurts_least, examples=5),
 ]
