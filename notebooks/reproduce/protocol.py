@@ -98,7 +98,7 @@ class Profile:
     name: str = "paper"
     model: str | None = option(None, "in place of the paper's models, without its values: embedded, a folder, a name")
     wikitext2: str = option("wikitext2", "in its place, a file: the first half calibrates, the second is measured on")
-    alpaca: str = option("alpaca", "the same")
+    alpaca: str = option("alpaca", "in its place, a file: the first half calibrates")
     samples: int = option(1024, "calibration sequences for the paper's 1024; an eighth for its 128")
     seqlen: int = option(2048, "tokens of a sequence")
     eval_samples: int | None = option(None, "windows to measure perplexity on (default: all)")

@@ -65,8 +65,9 @@ def why_not(setting: Setting, space: dict[str, int], stream: bool) -> str | None
         if setting.percent:
             wanted += [("the sliced model and the signal", weights + 3 * signal, "the disk")]
     elif setting.percent:  # the signal twice: sliced, and of full width
-        in_memory = "slicing in memory" if setting.measure == "time" else "slicing without --stream"
-        wanted = [(in_memory, weights * MARGIN, "the device"), ("the signal", 2 * signal, "the host's memory")]
+        how = "in memory" if setting.measure == "time" else "without --stream"
+        wanted = [(f"slicing {how}", weights * MARGIN, "the device")]
+        wanted += [(f"the signal {how}", 2 * signal, "the host's memory")]
     else:
         wanted = [("the dense model without --stream", weights, "the device")]
     for what, size, place in wanted:
@@ -103,7 +104,7 @@ def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool
         try:
             fetched = "not needed" if measure in OF_SHAPES else results.revision(settings[0].source)[:12]
         except ValueError as error:
-            fetched = f"no: {' '.join(str(error).split())[:80]}"
+            fetched = f"no: {' '.join(str(error.__cause__ or error).split())[:160]}"
         line = {"model": model, "measure": measure, "weights, GB": weights, "signal, GB": signal}
         line |= {"can run": f"{len(settings) - len(reasons)} of {len(settings)}", "fetched": fetched}
         lines.append(line | {"why not": reasons[0] if reasons else ""})
