@@ -154,7 +154,7 @@ class Bench:
         out = self.work / results.key_of(made, results.revision_of(made))
         with outcome.timed("slice"):
             if not out.is_dir():  # else a run was killed between slicing and measuring
-                for other in self.work.glob("[!.]*/"):
+                for other in filter(Path.is_dir, self.work.glob("[!.]*")):
                     shutil.rmtree(other)  # of the setting before
                 self.work.mkdir(exist_ok=True)
                 (self.work / MARK).touch()
