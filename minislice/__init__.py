@@ -27,7 +27,7 @@ PLACES = {
     "save": "storage.checkpoint",
     "slice_model": "beyond.slicing",
     "slice_streamed": "large.streaming",
-    "verify": "beyond.verification",
+    "verify": "symmetries.verification",
     "zero_shot": "measuring.zero_shot",
 }
 __all__ = ["__version__", *PLACES]

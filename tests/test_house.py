@@ -10,8 +10,9 @@ import minislice
 PACKAGE = Path(__file__).parents[1] / "minislice"
 # Lowest first: each may import those before it, and "paper" is the top level.
 ROOMS = ["architecture", "corpus", "paper", "measuring", "beyond"]
-ROOMS += ["storage", "recovery", "large", "teaching", "command"]
-NEIGHBOURS = {"corpus": {"architecture"}, "storage": {"measuring", "beyond"}}  # beside each other, not one on the other
+ROOMS += ["symmetries", "storage", "recovery", "large", "teaching", "command"]
+# Rooms beside each other, not one on the other.
+NEIGHBOURS = {"corpus": {"architecture"}, "storage": {"measuring", "beyond", "symmetries"}}
 SOURCES = {
     path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
     for path in PACKAGE.rglob("*.py")

@@ -16,9 +16,9 @@ from torch import nn
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond import anatomy, places
-from minislice.beyond import symmetries as s
-from minislice.beyond.verification import change
+from minislice.symmetries import anatomy, places
+from minislice.symmetries import kinds as s
+from minislice.symmetries.verification import change
 from minislice.teaching import quantization
 from minislice.teaching.quantization import hadamard, peak, rounded
 from minislice.teaching.small import small_model

@@ -5,11 +5,11 @@ import argparse
 import torch
 from transformers import PreTrainedModel
 
-from ..beyond.verification import verify
 from ..checks import require_choice
 from ..corpus.embedded import SEQLEN
 from ..corpus.text import load_text, sample, tokenize
 from ..invariance import TOLERANCES
+from ..symmetries.verification import verify
 from .inputs import load_model, prepared, seqlen_of
 from .output import print_result
 

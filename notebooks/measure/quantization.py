@@ -16,10 +16,10 @@ from common import ASSETS, RESULTS, WIKITEXT, measured_by, read, write
 
 import minislice
 from minislice.architecture.network import network
-from minislice.beyond.anatomy import attentions
-from minislice.beyond.symmetries import ValueOutput
 from minislice.corpus.text import load_text, tokenize, windows
 from minislice.measuring.paired import window_losses
+from minislice.symmetries.anatomy import attentions
+from minislice.symmetries.kinds import ValueOutput
 from minislice.teaching.quantization import (
     NEURONS,
     WHERE,

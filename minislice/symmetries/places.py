@@ -1,4 +1,4 @@
-"""Beyond the paper: the places at which a symmetry acts, as the parts of matrices that it changes there."""
+"""The places at which a symmetry acts, as the parts of matrices that it changes there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Beyond the paper: every symmetry of a transformer, the changes of its weights that leave what it computes unchanged.
+"""Every symmetry of a transformer, the changes of its weights that leave what it computes unchanged.
 
 Theorem 1 is the best known. Each class is one symmetry: its theorem, group and use, where it acts (`places`, which
 `anatomy` finds), its free parameters there, a random element, and what that does to the weights. All of them act on a

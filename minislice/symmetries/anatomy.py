@@ -1,4 +1,4 @@
-"""Beyond the paper: which rows of W_in make the query, key and value of a head, and which make a neuron.
+"""Which rows of W_in make the query, key and value of a head, and which make a neuron.
 
 The table of families says which linears read and write the signal. The rest is found by running the block's own
 modules, with made-up numbers in place of what W_in gives:
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..architecture.blocks import Block
 from ..architecture.linears import ExpertsReader, ExpertsWriter, Linear
 from ..architecture.network import Network, inference
-from .inner import inputs_of
+from ..beyond.inner import inputs_of
 from .places import Attention, Group, Head, Neurons, Part, Scalable, columns_of, rows_of
 
 SMALL, LOUD = 1e-4, 1e3  # made-up numbers: scores are nearly zero, and a bound would clip

@@ -1,4 +1,4 @@
-"""Beyond the paper: does a model have the symmetries of `symmetries`? Change a copy by each, and measure."""
+"""Does a model have the symmetries of `kinds`? Change a copy by each, and measure."""
 
 import copy
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from ..corpus.batches import Tokens, token_batches
 from ..fusion import fuse
 from ..measuring.propose import propose
 from .anatomy import attentions
-from .symmetries import SYMMETRIES, Symmetry
+from .kinds import SYMMETRIES, Symmetry
 
 
 @dataclass(frozen=True)
