@@ -122,9 +122,6 @@ def test_the_readme_lists_every_notebook_with_the_time_that_it_printed():
 
 def run_cells(path, folder, results) -> int:
     """Run a notebook's cells in order, as a kernel does, and write what each prints, and how many figures it draws."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     os.chdir(folder)
