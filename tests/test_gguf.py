@@ -86,7 +86,7 @@ def test_a_file_loads_as_the_model_it_was_written_from_and_is_saved_as_if_never_
 UP = "blk.1.ffn_up.weight"
 FAULTS = {
     "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as that of .*up_proj"),
-    "a block too few": (1, lambda tensors: None, "9 tensors have no place in the model .* such as blk.1"),
+    "a block too few": (1, lambda tensors: None, "and the model that it describes has a place for"),
     "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't read"),
 }
 
@@ -110,7 +110,8 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, run, monkeypatc
     for name, message in {"other": "rwkv7", "torn": "can't read", "none": "no such"}.items():
         result = run("eval", tmp_path / f"{name}.gguf", "--evaluation", "embedded", "--quiet")
         assert_refused(result, f"{name}.gguf", message)
-    streamed = run("slice", other, "--stream", "--out", tmp_path / "out", "--quiet")
+    good = written(tmp_path / "good.gguf", LLAMA.model().float(), blocks=2)
+    streamed = run("slice", good, "--stream", "--calibration", "embedded", "--out", tmp_path / "out", "--quiet")
     assert_refused(streamed, "load it and save it as a folder")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert_refused(run("eval", other, "--evaluation", "embedded", "--quiet"), 'pip install -e ".[gguf]"')
