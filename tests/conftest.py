@@ -14,8 +14,9 @@ if not os.environ.get("MINISLICE_TEST_GPU"):  # see test_cuda; everything else i
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # The method's annotations are checked in tests; the hook must be in place before anything imports minislice.
 METHOD = ["fusion", "rotation", "pca", "adapters", "calibration", "slicing", "heads", "precision", "likelihood"]
-BEYOND = [f"beyond.{name}" for name in ("inner", "experts", "neurons", "depth", "predictions", "self_calibration")]
-jaxtyping.install_import_hook([f"minislice.{name}" for name in METHOD + BEYOND], "annotations.typechecked")
+BEYOND = ["walk", "inner", "experts", "neurons", "depth", "predictions", "self_calibration"]
+CHECKED = [f"minislice.{name}" for name in (*METHOD, *(f"beyond.{name}" for name in BEYOND))]
+jaxtyping.install_import_hook(CHECKED, "annotations.typechecked")
 torch.set_num_threads(1)  # on matrices this small, two threads wait for each other twenty times as long as they work
 
 settings.register_profile(

@@ -70,7 +70,7 @@ def test_a_block_keeps_its_number_when_others_are_dropped():
     assert network(slice_model(model, LLAMA.tokens(), slicing=0.25, head="own", drop=[2])).dropped == [1, 2]
 
 
-def test_every_eighth_batch_is_held_out():
+def test_every_eighth_batch_is_held_out(unchecked):
     for count, held_out in ((1, []), (2, [1]), (7, [6]), (17, [7, 15])):
         learned, others = Walk(None, None, chosen=range(count)).split(8)
         assert [*others.numbers] == held_out and sorted([*learned.numbers, *held_out]) == [*range(count)]
