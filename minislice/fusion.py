@@ -11,7 +11,6 @@ LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (`blocks.RMSNorm` inclu
 layers two norms read one signal; without their scales they are the same RMSNorm.
 """
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .architecture.blocks import Block, RMSNorm
+from .architecture.configuration import own_config
 from .architecture.family import LAYERNORM, NormKind
 from .architecture.heads import CentredEmbedding
 from .architecture.linears import Linear, set_linear, set_weight
@@ -102,17 +102,14 @@ def fuse_head(net: Network, keep_tie: bool = False) -> None:
 
 
 def fuse_config(net: Network) -> None:
-    """Give the model a copy of its config that describes the fused model: another model may share the config."""
+    """Give the model a config of its own that describes the fused model."""
     model, scale = net.model, net.family.branch_scale
-    shared, copied = model.config, copy.deepcopy(model.config)
-    for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = copied
+    config = own_config(model)
     model.head_was_tied = net.head_was_tied
-    model.config.tie_word_embeddings = False
+    config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}  # transformers' record of the tied weights
     if scale is not None:
-        setattr(model.config, scale, 1.0)
+        setattr(config, scale, 1.0)
 
 
 def untie_head(net: Network) -> None:

@@ -6,6 +6,7 @@ import depth_properties as properties
 import pytest
 from family_models import REPRESENTATIVES_FIRST, fixed
 from models import Recipe
+from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import network
@@ -33,6 +34,14 @@ def test_every_other_family_stays_of_its_own_class(family, variant):
     recipe = fixed(family, variant, tied=variant % 2 == 0)
     properties.a_shorter_model_is_saved_by_its_own_class(recipe)
     properties.a_shorter_model_generates_the_same_with_a_cache(recipe)
+
+
+def test_another_model_with_the_same_config_stays_as_it_is():
+    config = LLAMA.config()
+    model, other = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    delete_layers(minislice.delete_neurons(model, LLAMA.tokens(), neurons=0.5), LLAMA.tokens(), layers=1)
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 16)
+    assert (other.config.num_hidden_layers, other.config.intermediate_size) == (3, 40)
 
 
 @pytest.mark.parametrize(("size", "layers"), [(1.0, 3), (0.99, 2), (0.6, 1)])

@@ -3,7 +3,7 @@
 import copy
 from typing import ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .families import find_family, register_fields
 
@@ -118,8 +118,17 @@ def _are_ints(values: object, least: int, most: int) -> bool:
     return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
 
 
+def own_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """Give a model, in place, a copy of its config that may be changed: another model may share the config."""
+    shared, own = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+    return own
+
+
 def shorten(config: PreTrainedConfig, index: int) -> None:
-    """Take a layer out of a config: of its number, and of every list with an entry for each layer."""
+    """Lower the number of layers by one, and take the layer's entry out of every list that has one for each layer."""
     layers = config.num_hidden_layers
     for name, value in list(vars(config).items()):
         if "layer" in name and isinstance(value, (list, tuple)) and len(value) == layers:  # layer_types and its like

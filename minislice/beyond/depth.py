@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..architecture.configuration import shorten
+from ..architecture.configuration import own_config, shorten
 from ..architecture.network import Network, inference, network
 from ..checks import are_ints, require, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
@@ -92,7 +92,7 @@ def delete_layers(
 
 def delete_layer(net: Network, index: int) -> None:
     """Delete one layer; the config, and the numbers under which layers find their cache, follow."""
-    shorten(net.model.config, index)
+    shorten(own_config(net.model), index)
     del net.their_layers[index]
     for number, layer in enumerate(net.their_layers):
         for module in layer.modules():

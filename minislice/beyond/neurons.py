@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
+from ..architecture.configuration import own_config
 from ..architecture.network import Network, inference, network
 from ..calibration import Calibration
 from ..checks import require_flag, require_int, require_number
@@ -208,8 +209,9 @@ def delete_neurons(
             delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
             solve_block(Walk(held, Z, None, dense), block, delete, reconstruct, metrics.get(block))
             Z = held.forward(block, Z)
+    config = own_config(model)
     for of_experts, count in left.items():
-        setattr(net.model.config, net.family.neurons_in(of_experts), count)
+        setattr(config, net.family.neurons_in(of_experts), count)
     return model
 
 
