@@ -27,20 +27,20 @@ HEADS = ("own", "tied", "fitted")
 def tie_obstacle(net: Network) -> str | None:
     """Why a network's head can't go on sharing the embedding's matrix exactly; None where it can."""
     if not net.head_was_tied:
-        return "is for models whose head shares the embedding's matrix; this one's doesn't"
+        return "it doesn't share the embedding's matrix"
     if net.is_fused and not isinstance(net.head, TiedHead):
-        return "needs the trained model: fusion has given this one's head weights of its own"
+        return "fusion has given it weights of its own; start again from the trained model"
     if net.embedding_norm is not None:
-        return "can't be: a norm stands behind the embedding, and fusion puts it into the matrix"
+        return "a norm stands behind the embedding, and fusion puts it into the matrix"
     if net.subtracts_mean and type(net.embeddings[0]) not in (nn.Embedding, CentredEmbedding):
-        return f"can't be: the embedding, a {type(net.embeddings[0]).__name__}, can't subtract the mean as well"
+        return f"the embedding, a {type(net.embeddings[0]).__name__}, can't subtract the mean as well"
     return None
 
 
 def require_tie(net: Network) -> None:
     """Raise a ValueError for a network whose head can't go on sharing the embedding's matrix exactly."""
     if obstacle := tie_obstacle(net):
-        raise ValueError(f"head='tied' {obstacle}")
+        raise ValueError(f"this model's head can't stay tied: {obstacle}")
 
 
 def tie_embedding(net: Network) -> None:

@@ -72,7 +72,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "shrinks": (PHI, [], slicing(width=[8, 8, 4], adapter="none"), "never shrinks"),
     "spectrum": (PHI, [], slicing(discard=0.1, adapter="none"), "adapter='none'", "width"),
     "embedding": (PHI, [], slicing(width=[8, 8, 16], slice_embedding=False), "first boundary whole", "give 16 there"),
-    "no tie": (replace(PHI, tied=False), [], TIED(), "head='tied'", "this one's doesn't"),
+    "no tie": (replace(PHI, tied=False), [], TIED(), "can't stay tied", "doesn't share"),
     "kept, own": (PHI, [KEPT], slicing(head="own"), "keep_tie", "head='tied'"),
     "long, sliced": (OPT, [], calling(slice_model, LONG), "65", "64 positions"),
     "one token": (OPT, [], calling(perplexity, IDS[:, :1]), "nothing to predict"),
