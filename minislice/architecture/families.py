@@ -1,8 +1,22 @@
 """The one table that knows model families: which modules of a transformers layer are norm, W_in, W_out.
 
-Everything else in minislice is written over blocks. To add a family, say where its norms and linears are:
+Everything else in minislice is written over blocks. To add a family, say where its norms and linears are, as here
+LLaMA's (`family` explains each name; `minislice propose MODEL` finds them):
 
-    minislice.families.register("my-type", Family(...))
+    from minislice.architecture.families import BlockSpec, Family, NormKind, StockNorm, register
+
+    qkv, gate_up = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj")
+    register("llama", Family(
+        decoder="model",
+        embeddings=("embed_tokens",),
+        final_norm="norm",
+        blocks=(
+            BlockSpec(norm="input_layernorm", attention="self_attn", w_in=qkv, w_out=("self_attn.o_proj",)),
+            BlockSpec(norm="post_attention_layernorm", mlp=("mlp",), w_in=gate_up, w_out=("mlp.down_proj",)),
+        ),
+        norm=NormKind(subtracts_mean=False, eps="variance_epsilon"),
+        stock_norm=StockNorm(eps="rms_norm_eps"),
+    ))
 """
 
 from collections.abc import Callable
