@@ -106,7 +106,7 @@ class SlicingOptions:
 
     @property
     def beyond(self) -> str:
-        """The names of the options given here that the paper doesn't have."""
+        """The names of the options given here that `beyond.slicing` alone carries out."""
         return ", ".join(name for name in ("neurons", "drop", "repair", "reconstruct", "fisher") if getattr(self, name))
 
     def resolved(self, net: Network) -> "SlicingOptions":

@@ -75,7 +75,7 @@ def dimensions_spanned(eigenvalues: Float64[Tensor, " D"]) -> int:
 def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
     """M C M, which removes rounding from the covariance of a signal whose rows have mean zero (section 3.2).
 
-    Returns C itself if M C M would remove more than rounding: the network was rotated after it was fused.
+    If the network was rotated after it was fused, the mean lies in another direction; then C is returned unchanged.
     """
     centred = subtract_mean(subtract_mean(C).T)
     return centred if centred.trace() > (1 - 1e-6) * C.trace() else C
