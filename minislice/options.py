@@ -126,7 +126,8 @@ class SlicingOptions:
             require_tie(net)
         elif isinstance(net.head, TiedHead):
             raise ValueError("this model was fused with keep_tie: give head='tied', and slice neither end")
-        blocks = [block for block in net.blocks if block not in net.numbered(self.drop)]
+        dropped = net.numbered(self.drop)
+        blocks = [block for block in net.blocks if block not in dropped]
         self.neurons_of([block.neurons for block in blocks if block.neurons])
         return self.boundary_widths(net.trained_width, len(blocks) + 1)
 
@@ -178,7 +179,8 @@ class SlicingOptions:
 
     def adapter_forms(self, widths: Sequence[int | None]) -> list[str]:
         """The form of each block's adapter: "full" from the model's own basis to another one, and back."""
-        is_whole = [boundary in self.whole_boundaries(widths) for boundary in range(len(widths))]
+        whole = self.whole_boundaries(widths)
+        is_whole = [boundary in whole for boundary in range(len(widths))]
         return [self.adapter if here == there else "full" for here, there in pairwise(is_whole)]
 
     def largest_adapters(self, dimensions: int, widths: list[int]) -> list[str | int | None]:
