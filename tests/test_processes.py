@@ -42,7 +42,7 @@ def perplexity_of(folder: Path) -> float:
 
 def agree(alone: float, out: Path) -> None:
     found = perplexity_of(out)
-    assert found == pytest.approx(alone, rel=1e-6), f"a perplexity of {found}, and {alone} alone"
+    assert found == pytest.approx(alone, rel=1e-5), f"a perplexity of {found}, and {alone} alone"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
