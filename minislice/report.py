@@ -40,5 +40,5 @@ class SlicingReport:
                 f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "
                 f"{boundary} they span {spanned} of {D} dimensions, and {k} were kept, so that {k - spanned} of "
                 "these are arbitrary; calibrate on more text, or keep less",
-                stacklevel=1,  # not the caller's line, whose depth depends on what slices
+                stacklevel=1,  # this line: what slices lies at another depth for each caller
             )

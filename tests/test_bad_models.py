@@ -63,7 +63,7 @@ DAMAGES = {  # what is done to the folder, and what the error says
     "quantized": (edited(quantization_config=GPTQ), CONFIG, "quantized", "gptq"),
     "config: half": (written(CONFIG, "{"), CONFIG),
     "no index": (lambda folder: (folder / WEIGHTS).rename(folder / SHARD), f"no {INDEX}", "get that file too"),
-    "an index of nothing": (only(INDEX, "[]", CONFIG), f"{INDEX} has no weight_map"),
+    "an index of nothing": (only(INDEX, "{}", CONFIG), f"{INDEX} has no weight_map"),
     "another name": (lambda folder: (folder / WEIGHTS).rename(folder / "x.safetensors"), "rename it to model"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
     "a tensor too many": (with_one_more, "1 tensors are unexpected, such as x"),

@@ -4,6 +4,7 @@ import copy
 import functools
 import pydoc_data.topics
 import shutil
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -156,7 +157,7 @@ def test_checkpointed_activations_give_the_same_gradients():
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Raised in the middle of a run."""
 
 
@@ -168,23 +169,38 @@ def kill_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(training.Watch, "on_step_begin", kill)
 
 
-@pytest.mark.parametrize("missing", [checkpoints.WHOLE, "trainer_state.json"])
-def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(missing, tmp_path, monkeypatch):
-    """As if killed while the Trainer wrote the last checkpoint, or while it deleted it."""
+def kill_in_a_write(monkeypatch) -> None:
+    def kill(checkpoint, best):
+        if checkpoint.name == "checkpoint-4":
+            raise Killed
+        checkpoints.call_whole(checkpoint, best)
+
+    monkeypatch.setattr(training, "call_whole", kill)
+
+
+def kill_in_a_deletion(monkeypatch) -> None:
+    def kill(checkpoint):
+        (checkpoint / "trainer_state.json").unlink()
+        raise Killed
+
+    monkeypatch.setattr(checkpoints, "shutil", SimpleNamespace(rmtree=kill))
+
+
+@pytest.mark.parametrize(("kill", "steps_left"), [(kill_in_a_write, 6), (kill_in_a_deletion, 4)])
+def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(kill, steps_left, tmp_path, monkeypatch):
     model, tokens = sliced()
     options = {**QUICK, "steps": 8, "dropout": 0.2, "folder": tmp_path / "run"}
     expected = trained(model, tokens, **{**options, "folder": None})
     before = weights(model)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, 5)
+        kill(patch)
         minislice.recover(model, tokens, **options)
     assert same(weights(model), before) and not hasattr(model, "recovery")  # as it was
-    (tmp_path / "run" / "checkpoint-4" / missing).unlink()
     steps = []
     with monkeypatch.context() as patch:
         patch.setattr(training.Watch, "on_step_end", lambda *_, **__: steps.append(1))
         report = minislice.recover(model, tokens, **options)
-    assert len(steps) == 6 and len(report.losses) == 8
+    assert len(steps) == steps_left and len(report.losses) == 8
     assert same(weights(model), expected)
 
 

@@ -199,7 +199,7 @@ def compress(
         minislice.compress(model, tokens, size=0.8)
 
     Args:
-        plan: what `plan_compression` returned; without one it is called with `options`, such as `size`.
+        plan: what `plan_compression` returned; without one it is called with `options`, such as `size` (0.8).
         reconstruct, fisher: as in `SlicingOptions`; the plan is the same.
 
     Returns the same model object, a sliced one.

@@ -102,7 +102,7 @@ OUT: Options = {
 MUST_SAVE = OUT | {"--out": (given, ..., "folder to save the model to")}
 SEED: Options = {"--seed": (int, 0, "of everything random")}
 COMPUTED: Options = {
-    "--device": (given, None, f"cpu, cuda:1 ...; {', '.join(SPREAD)}: or auto, all GPUs (default: cuda if there is)"),
+    "--device": (given, None, f"cpu, cuda:1 ... (default: cuda if there is); {', '.join(SPREAD)}: also auto, all GPUs"),
     "--dtype": (DTYPES, None, "of weights and signal (default: float32 on a CPU, else as saved; export: as saved)"),
 }
 BATCH: Options = {"--batch-size": (positive, 8, "sequences computed together")}

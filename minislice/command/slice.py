@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
         place_for(require_apart(arguments.out, files_read(arguments)))
     elif arguments.out and first:
         require_free(arguments.out, arguments.force, files_read(arguments))
+    if arguments.stream:
+        return_freed_memory()
     ready = prepared(arguments, partial(_look_ahead, arguments, checked))
     arguments.batch_size = -(-arguments.batch_size // arguments.processes.count)  # of all processes -> of this one
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet, **options}
@@ -65,7 +67,6 @@ def _slice_in_memory(arguments: argparse.Namespace, ready: Prepared, settings: d
 
 def _slice_streamed(arguments: argparse.Namespace, ready: Prepared, settings: dict) -> tuple[dict, PreTrainedModel]:
     """As `_slice_in_memory`, but nothing is measured, and the model has no weights."""
-    return_freed_memory()
     result, began = {"model": arguments.model, "dense parameters": parameters(ready.model)}, time.perf_counter()
     same = ("dtype", "device", "force", "trust_remote_code", "processes")
     settings |= {name: getattr(arguments, name) for name in same}

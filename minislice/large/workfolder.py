@@ -8,9 +8,10 @@
 """
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import torch
 
@@ -59,12 +60,12 @@ class WorkFolder:
         """The state, {} where there is none; a ValueError if the file is damaged."""
         if not self.state_file.exists():
             return {}
-        try:
-            return torch.load(self.state_file, weights_only=True)
-        except Exception as error:  # a damaged file can fail in any way
-            raise ValueError(
-                f"{self.state_file} is damaged, or of another version of minislice; delete {self.path} to start again"
-            ) from error
+        with suppress(Exception):  # a damaged file can fail in any way
+            if ZipFile(self.state_file).testzip() is None:  # torch looks at no checksum
+                return dict(torch.load(self.state_file, weights_only=True))
+        raise ValueError(
+            f"{self.state_file} is damaged, or of another version of minislice; delete {self.path} to start again"
+        )
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the state whole."""

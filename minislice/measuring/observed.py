@@ -38,7 +38,7 @@ def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedMod
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
         matrix = parameter.ndim > 1
-        parameter.data = noise / parameter.shape[-1] ** 0.5 if matrix else parameter.data + 0.5 * torch.tanh(noise)
+        parameter.data = noise / parameter.shape[-1] ** 0.5 if matrix else 1 + 0.5 * torch.tanh(noise)
     return model
 
 

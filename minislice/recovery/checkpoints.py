@@ -3,10 +3,9 @@
 .checkpoints.lock            held by the run that is at work
 settings.json                what is trained, on what, and how
 checkpoint-16/               as transformers' Trainer writes it
-checkpoint-16/seals.json     the names of its files, written last: the checkpoint is whole
+checkpoint-16/seals.json     empty, written last: the checkpoint is whole; deleted first, too
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,9 +34,8 @@ def opened(folder: Path, settings: dict[str, Any]) -> Iterator[Path | None]:
 
 
 def _last(folder: Path) -> Path | None:
-    """The last checkpoint that is whole: the Trainer may have been killed while it deleted an older one."""
-    marks = folder.glob(f"checkpoint-*/{WHOLE}")
-    whole = [mark.parent for mark in marks if all((mark.parent / name).exists() for name in read_json(mark))]
+    """The last checkpoint that is whole."""
+    whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{WHOLE}")]
     if not whole:
         return None
     last = max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))
@@ -49,13 +47,21 @@ def _last(folder: Path) -> Path | None:
     return last
 
 
-def call_whole(checkpoint: Path) -> None:
-    """Say that a checkpoint is whole, when all of its files are on the disk."""
-    paths = [path for path in checkpoint.iterdir() if path.name != WHOLE]
-    for path in paths:
+def call_whole(checkpoint: Path, best: str | None) -> None:
+    """Say that a new checkpoint is whole, when its files are on the disk; then delete all others but the best one."""
+    for path in checkpoint.iterdir():
         sync(path)
-    with whole_file(checkpoint / WHOLE) as new:
-        new.write_text(json.dumps(sorted(path.name for path in paths)), encoding="utf-8")
+    with whole_file(checkpoint / WHOLE):
+        pass
+    for other in filter(Path.is_dir, checkpoint.parent.glob("checkpoint-*")):
+        if other not in (checkpoint, best and Path(best)):
+            call_unfinished(other)
+            shutil.rmtree(other)
+
+
+def call_unfinished(checkpoint: Path) -> None:
+    """Say that a checkpoint is being written, or deleted."""
+    (checkpoint / WHOLE).unlink(missing_ok=True)
 
 
 def delete(folder: Path) -> None:

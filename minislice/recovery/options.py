@@ -17,7 +17,7 @@ class RecoveryOptions:
         ValueError: an option out of its range.
     """
 
-    rank: int = option(32, "r, of the LoRA matrices A and B")
+    rank: int = option(32, "of the LoRA matrices A and B")
     alpha: float = option(10.0, "their product B A is scaled by alpha / rank")
     dropout: float = option(0.0, "of what A reads")
     train_adapters: bool = option(False, "train the residual adapters too; else they stay what slicing made them")

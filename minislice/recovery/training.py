@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
-from .checkpoints import call_whole
+from .checkpoints import call_unfinished, call_whole
 from .options import RecoveryOptions
 from .sequences import collate
 
@@ -86,7 +86,6 @@ def train(
             eval_strategy="steps" if held_out else "no",
             eval_steps=chosen.every,
             save_steps=chosen.every,
-            save_total_limit=2,  # the best and the last
             load_best_model_at_end=bool(held_out),
             seed=chosen.seed,
             use_cpu=model.device.type == "cpu",
@@ -119,8 +118,9 @@ class CheckpointTrainer(Trainer):
     def _save_checkpoint(self, *arguments):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         try:
+            call_unfinished(folder)
             super()._save_checkpoint(*arguments)
-            call_whole(folder)
+            call_whole(folder, self.state.best_model_checkpoint)
         except Exception as error:  # of safetensors, torch, PEFT or the system
             raise OSError(f"can't write {folder}: {error}; make room, and run it again to go on") from error
 

@@ -53,10 +53,10 @@ def require_fetched(path: Path) -> None:
 
 def _named_by(index: Path) -> list[Path]:
     """The files that an index names, which lie beside it."""
-    try:
-        names = {*read_json(index)["weight_map"].values()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} has no weight_map, which names the files; get that file again") from error
+    files = read_json(index).get("weight_map")
+    if not isinstance(files, dict):
+        raise ValueError(f"{index} has no weight_map, which names the files; get that file again")
+    names = {*files.values()}
     if missing := names - {path.name for path in index.parent.iterdir()}:
         raise ValueError(f"{index} names {missing.pop()!r}, which isn't in the same folder; get that file too")
     return [index.parent / name for name in sorted(names)]
@@ -85,6 +85,6 @@ def _tensors_in(path: Path) -> dict[str, Stored]:
 def read_json(path: Path) -> dict:
     """The object in a JSON file, or a ValueError with the file's name."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

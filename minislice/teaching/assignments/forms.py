@@ -67,7 +67,10 @@ def _array(form: Array, result: Any) -> np.ndarray | np.number:
     number = isinstance(result, (int, float, np.number)) and not isinstance(result, bool)
     array = np.asarray(result) if number or isinstance(result, np.ndarray) else np.array(None)
     whole = form.numbers == "int64"
-    fits = array.dtype.kind in "iu" or (array.dtype == np.float64 and not whole)
+    if number and not isinstance(result, (float, np.floating)) and abs(result) >= 2**63:
+        raise Misfit(form.name, "far too large")
+    is_float = array.dtype.kind == "f" if number else array.dtype == np.float64
+    fits = array.dtype.kind in "iu" or (is_float and not whole)
     fits = fits and array.ndim == len(form.shape)
     if not fits or any(side != n for side, n in zip(form.shape, array.shape, strict=True) if isinstance(side, int)):
         wanted = "an int" if whole else "a float"

@@ -55,9 +55,15 @@ def first_wrong(places: Iterable[Place]) -> Failure | None:
     what, values = difference(first.expected, first.got)
     likely = [sentence for sentence, value in first.mistakes.items() if first.alike(value, first.got)]
     float32 = "Seven digits are right: something is computed in float32."
-    close_by = float32 if close(first.expected, first.got, 1e-5) else ""
-    mistake = likely[0] if len(likely) == 1 else close_by
+    mistake = likely[0] if len(likely) == 1 else float32 if _nearly(first.expected, first.got) else ""
     return Failure(first.name, what, values, fine, mistake, first.hint, not_fine)
+
+
+def _nearly(expected: Any, got: Any) -> bool:
+    """Whether an array of floats is right to about float32's digits of its largest entry."""
+    expected, got = np.asarray(expected), np.asarray(got)
+    same_kind = expected.shape == got.shape and expected.dtype.kind == got.dtype.kind == "f"
+    return same_kind and bool(np.abs(expected - got).max(initial=0) <= 1e-5 * np.abs(expected).max(initial=0))
 
 
 def orthonormal(name: str, Q: np.ndarray) -> Failure | None:
