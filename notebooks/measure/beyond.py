@@ -115,7 +115,8 @@ def tables() -> str:
     """At 80% every model; SmolLM2 on two texts, and by the earlier judge at every size, calibrated on every text."""
     small, real = latest(read(SMALL)), {text: latest(read(path)) for text, path in SMOLLM2.items()}
     measured = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
-    measured["smollm2"] = judged = [row for row in real["wikitext"] if row.get("second")]
+    judged = {text: [row for row in rows if row.get("second")] for text, rows in real.items()}
+    measured["smollm2"] = judged["wikitext"]
     at_80 = {name: of_size(0.8, rows) for name, rows in measured.items()}
     asked = {
         (text, row["calibration"]["sequences"], row["size"])
@@ -132,18 +133,20 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
-def judged_table(rows: list[dict]) -> str:
+def judged_table(judged: dict[str, list[dict]]) -> str:
     """SmolLM2 on two texts, one of them of a kind that nothing was calibrated on; and what each method takes."""
     lines = [
         [
             f"{row['variant']}, {row['size']:.0%}",
+            text,
             *(f"{of['perplexity']:.2f}, {_ratio(of)}" for of in (row, row["second"])),
             f"{row['seconds'] / 60:.1f}",
             f"{row['peak'] / 2**30:.1f} GiB",
         ]
+        for text, rows in judged.items()
         for row in rows
     ]
-    return markdown(["SmolLM2", "WikiText-2", "TinyStories", "CPU minutes", "peak"], lines)
+    return markdown(["SmolLM2", "calibrated on", "WikiText-2", "TinyStories", "CPU minutes", "peak"], lines, words=2)
 
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
