@@ -3,7 +3,7 @@
     python minislice/whole_paper.py
 
 Nothing of the package is used here. `slicing.py` does the same for every family of models, in little memory and with
-smaller adapters; tests/test_whole_paper.py proves that both compute the same. Matrices map rows, y = x W, as in the
+smaller adapters; tests/test_slicing.py proves that both compute the same. Matrices map rows, y = x W, as in the
 paper. D is the width of the trained signal and k the width of the sliced one.
 """
 

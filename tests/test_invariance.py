@@ -72,7 +72,11 @@ def test_fused_head_never_shares_the_embedding_even_if_another_model_shares_the_
     properties.assert_same_logits(model, properties.fused(Recipe("opt")), Recipe("opt"), 0.0)
 
 
-ACTIONS = {"fuse": fuse, "rotate": rotate, "slice": lambda model: slice_model(model, Recipe("opt").tokens(), width=5)}
+ACTIONS = {
+    "fuse": fuse,
+    "rotate": lambda model: rotate(model, per_block=True),
+    "slice": lambda model: slice_model(model, Recipe("opt").tokens(), width=5),
+}
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -33,6 +33,7 @@ WRONG = {
         ("if layernorm and x is", "if x is", "W_embd:", "an RMSNorm subtracts no mean"),
         ("W_head, b_head = fuse_reader(W_head", "_, b_head = fuse_reader(W_head", "W_head:", "alpha is not in it"),
         ('centred(net["b_out"])', 'net["b_out"]', "b_out[0]:", "written to the signal too", "W_out ok"),
+        ('"b_head": b_head', '"b_head": b_head + 1.0', "b_head:"),
         ("return {", "return net | {", "alpha: expected None, got float64 [3, 3]"),
     ],
     "a2.rms": [

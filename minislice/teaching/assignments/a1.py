@@ -88,7 +88,7 @@ def _judge_fuse(fused: dict, net: dict) -> Failure | None:
     if failure and tied and failure.where == "W_embd" and close(fused["W_head"], fused["W_embd"].T):
         sentence = "The embedding is scaled with the tied head: give the head a matrix of its own."
         return replace(failure, mistake=sentence)
-    return failure
+    return failure or Failure("logits", "they differ")
 
 
 def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
@@ -104,7 +104,8 @@ def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
             got, place = fused[name + which], name + which
             if block is not None:
                 got, place = toy.part(fused, place, block), f"{place}[{block}]"
-            yield Place(place, right, 0 * right if got is None else got, mistakes, hint, alike)
+            same = alike if name == "W" else close
+            yield Place(place, right, 0 * right if got is None else got, mistakes, hint, same)
 
     for which in ("_embd", "_pos"):
         if net["W" + which] is not None:

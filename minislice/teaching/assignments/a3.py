@@ -34,7 +34,7 @@ def _judge(result: tuple, weights: dict, Q: np.ndarray) -> Failure | None:
         pairs = [(x, z @ Q_l.T) for x, z, Q_l in zip(toy.signals(weights, tokens), signals, Q, strict=True)]
         pairs.append((toy.logits(weights, tokens), toy.logits({**rotated, "S": S}, tokens)))
         if not all(close(dense, given) for dense, given in pairs):
-            return first_wrong(_places(weights, rotated, S, Q))
+            return first_wrong(_places(weights, rotated, S, Q)) or Failure("X Q", "it differs")
     return None
 
 

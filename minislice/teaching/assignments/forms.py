@@ -67,7 +67,7 @@ def _array(form: Array, result: Any) -> np.ndarray | np.number:
     number = isinstance(result, (int, float, np.number)) and not isinstance(result, bool)
     array = np.asarray(result) if number or isinstance(result, np.ndarray) else np.array(None)
     whole = form.numbers == "int64"
-    if number and not isinstance(result, (float, np.floating)) and abs(result) >= 2**63:
+    if isinstance(result, (int, np.integer)) and abs(int(result)) >= 2**63:
         raise Misfit(form.name, "far too large")
     is_float = array.dtype.kind == "f" if number else array.dtype == np.float64
     fits = array.dtype.kind in "iu" or (is_float and not whole)

@@ -54,7 +54,7 @@ def first_wrong(places: Iterable[Place]) -> Failure | None:
     fine, not_fine = (tuple(name for name in names if names[name] == right) for right in (True, False))
     what, values = difference(first.expected, first.got)
     likely = [sentence for sentence, value in first.mistakes.items() if first.alike(value, first.got)]
-    float32 = "Seven digits are right: something is computed in float32."
+    float32 = "Nearly right: is something computed in float32?"
     mistake = likely[0] if len(likely) == 1 else float32 if _nearly(first.expected, first.got) else ""
     return Failure(first.name, what, values, fine, mistake, first.hint, not_fine)
 
