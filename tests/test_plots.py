@@ -74,13 +74,6 @@ def test_bars_are_as_high_as_the_data_and_side_by_side():
     hollow(ax.get_lines()[0])
 
 
-def test_a_matrix_and_points_are_drawn_as_they_are():
-    values = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
-    assert plots.matrix(values, "x", "y", "|entry|").get_images()[0].get_array().tolist() == values.tolist()
-    (cloud,) = plots.points({"before": values}, "x", "y").collections
-    assert cloud.get_offsets().tolist() == values.tolist()
-
-
 def test_a_cut_is_to_scale():
     D, k, hidden, tokens, left = 6, 4, 9, 5, 7
     drawn = pictures.cut(D, k, hidden, tokens, left).patches

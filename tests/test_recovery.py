@@ -161,14 +161,6 @@ class Killed(BaseException):
     """Raised in the middle of a run."""
 
 
-def kill_at(monkeypatch, step: int) -> None:
-    def kill(self, args, state, control, **kwargs):
-        if state.global_step == step:
-            raise Killed
-
-    monkeypatch.setattr(training.Watch, "on_step_begin", kill)
-
-
 def kill_in_a_write(monkeypatch) -> None:
     def kill(checkpoint, best):
         if checkpoint.name == "checkpoint-4":
@@ -287,7 +279,7 @@ def test_the_command_goes_on_after_an_interruption_saves_and_reports(tmp_path, m
     command = ["recover", tmp_path / "sliced", "--calibration", text, "--samples", "20", "--seqlen", "48"]
     command += ["--eval-samples", "8", "--steps", "4", "--every", "2", "--learning-rate", "2e-3", "--quiet"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_at(patch, 3)
+        kill_in_a_write(patch)
         run(*command, "--out", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt", "sliced", ".out.recovery"}
     (tmp_path / ".out.recovery" / "notes.txt").write_text("mine")

@@ -38,11 +38,6 @@ def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(
     assert not network(slice_model(recipe.model(), recipe.tokens(), slicing=0)).has_adapters
 
 
-def test_the_papers_setting_has_full_adapters_and_a_head_of_its_own():
-    paper = minislice.SlicingOptions(width=8, adapter="full", head="own", signal="normalized")
-    assert minislice.SlicingOptions.paper(width=8) == paper
-
-
 def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
     products, split, seen = torch.backends.cuda.matmul, torch.Tensor.split, []
     monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(products.fp32_precision) or split(*a))
@@ -133,6 +128,7 @@ def expected() -> torch.Tensor:
     """The logits of the embedded LLaMA, sliced to 144 columns by the package."""
     model, _ = minislice.load("mini-llama", dtype="float64")
     minislice.slice_model(model, MINI_IDS, **vars(minislice.SlicingOptions.paper(width=144)))
+    assert (model.slicing.options.adapter, model.slicing.options.head) == ("full", "own")
     with torch.no_grad():
         return model(MINI_IDS).logits
 

@@ -215,10 +215,6 @@ def test_every_fact_fails_on_a_mistake(fact, monkeypatch):
         fact(samples=11, seqlen=4, spare=7, seed=5)
 
 
-def test_a_string_is_one_document(tokenizer):
-    assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
-
-
 def test_too_few_tokens_are_refused_with_the_numbers():
     stream = torch.arange(12)
     with pytest.raises(ValueError, match=r"the stream must be a tensor of shape \[tokens\]"):
@@ -236,6 +232,7 @@ ARTICLES = [
 
 
 def test_a_document_starts_where_its_own_tokens_start(tokenizer):
+    assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
     """Articles begin at their titles, and not at sections."""
     for documents, number in ((["\n".join(ARTICLES)], 4), ([f"Title {n} " * (n + 3) for n in range(5)], 5)):
         stream = tokenize(documents, tokenizer)
