@@ -41,7 +41,8 @@ def versions() -> dict[str, str]:
 def hardware(device: str) -> str:
     """The GPUs by name and number, or the processor's kind and threads."""
     if torch.device(device).type != "cuda":
-        return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        return f"CPU, {platform.machine()}, {count} thread{'s' if count > 1 else ''}"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
 
