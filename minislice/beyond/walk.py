@@ -18,11 +18,11 @@ class Walk:
     Z: Signal  # before the block, [tokens, k]
     P: Float64[Tensor, "D k"] | None = None  # the basis of Z; without it, Z is in the trained basis
     dense: Signal | None = None  # the dense network's signal behind the block; without it, the block's own is wanted
-    chosen: Sequence[int] | None = None  # some of the batches
+    chosen: Sequence[int] | None = None  # the numbers of some batches; without it, all
 
     @property
     def numbers(self) -> Sequence[int]:
-        """Of the batches that count here."""
+        """The numbers of the batches that the walk goes over."""
         return range(len(self.calibration.batches)) if self.chosen is None else self.chosen
 
     def behind(self, block: Block, index: int) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
@@ -33,7 +33,10 @@ class Walk:
         return y, y if self.dense is None else self.dense[index]
 
     def split(self, each: int) -> tuple["Walk", "Walk"]:
-        """Most batches, and every `each`-th one (of fewer, the last): nothing, if there is a single batch."""
+        """The walk over the batches to learn from, and the one over those that are held out.
+
+        Every `each`-th batch is held out; with fewer batches the last one, and a single batch isn't.
+        """
         held_out = self.numbers[each - 1 :: each] or self.numbers[1:][-1:]
         learned = [number for number in self.numbers if number not in held_out]
         return replace(self, chosen=learned), replace(self, chosen=held_out)

@@ -3,7 +3,7 @@
 .checkpoints.lock            held by the run that is at work
 settings.json                what is trained, on what, and how
 checkpoint-16/               as transformers' Trainer writes it
-checkpoint-16/seals.json     empty, written last: the checkpoint is whole; deleted first, too
+checkpoint-16/seals.json     empty: the checkpoint is whole. It is written last, and deleted first
 """
 
 import shutil
