@@ -322,7 +322,7 @@ def test_what_fails_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_
     monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[torch.OutOfMemoryError("CUDA"), 20.0]))
     for name in ("zero_shot", "recover"):
         monkeypatch.setattr(minislice, name, Mock(side_effect=ValueError("no hub")))
-    for name in ("require_tasks", "require_package"):
+    for name in ("rehearse", "require_package"):
         monkeypatch.setattr(bench, name, Mock())
     record, *failed = really(tmp_path, [1, 7, 9], (30,))
     assert record["values"] == {"perplexity": 20.0} and record["facts"]["batch size"] == 4
@@ -340,11 +340,34 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     assert values["total_ratio"] == pytest.approx(values["total"] / values["dense_total"])
 
 
+def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(monkeypatch, tmp_path):
+    asked, batches = [row for row in rows(SMALL, [1]) if row.percent in (0, 30)], []
+    errors = iter([torch.OutOfMemoryError("CUDA"), KeyboardInterrupt(), OSError("no room")])
+    really_slice, begun = minislice.slice_streamed, tmp_path / ".results.jsonl.work" / "begun"
+
+    def slicing(*arguments, batch_size, **options):
+        batches.append(batch_size)
+        if error := next(errors, None):
+            raise error
+        return really_slice(*arguments, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(minislice, "slice_streamed", slicing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, asked, SMALL, stream=True)
+    begun.touch()
+    run(tmp_path, asked[:1], SMALL, stream=True)  # the dense model's row, as the notebook runs it first
+    assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 1 and begun.exists()
+    assert run(tmp_path, asked, SMALL, stream=True)["done"] == 1 and not begun.parent.exists()
+    assert batches == [8, 4, 4, 4]
+
+
 def test_no_other_model_takes_the_memory_that_a_cost_is_measured_in(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty := Mock())
     place = Bench("cpu", tmp_path / "work", last=torch.nn.Linear(1, 1))
     place.last.itself, last = [place.last], weakref.ref(place.last)
     monkeypatch.setattr(bench, "inference", lambda *arguments: last())
     assert place.measure(settings_of(rows(SMALL, [11]))[0], 1) is None
+    assert empty.called, "other processes have the memory that torch keeps for later"
 
 
 def test_recovery_takes_as_many_sequences_a_step_whatever_fits_into_memory(monkeypatch):
@@ -353,11 +376,21 @@ def test_recovery_takes_as_many_sequences_a_step_whatever_fits_into_memory(monke
     assert recover.call_args.kwargs == {"seed": 0, "steps": 2}
 
 
+def test_recovery_of_random_tokens_is_timed_to_its_last_step(monkeypatch):
+    monkeypatch.setattr(minislice, "recover", recover := Mock())
+    (setting,) = settings_of(rows(SMALL, [3]))
+    bench.slicing_and_recovery(setting, "cpu", 8)
+    assert recover.call_args.kwargs["patience"] > 5000, "no loss on random tokens falls for long"
+
+
 def test_what_is_missing_behind_the_slicing_is_told_before_it(monkeypatch, tmp_path):
     monkeypatch.setattr(Bench, "_model", lambda *arguments: pytest.fail("a model was made"))
     short = dataclasses.replace(SMALL, recovery_samples=10**6)
     no_items = dataclasses.replace(SMALL, tasks_from=str(tmp_path))
-    for profile, told in ((short, "but the text has"), (no_items, "piqa.jsonl doesn't exist")):
+    for profile, told in ((short, "but the text has"), (no_items, "piqa.jsonl doesn't exist"), (SMALL, "no hub")):
+        if told == "no hub":
+            bench.rehearse.cache_clear()
+            monkeypatch.setattr(minislice, "zero_shot", Mock(side_effect=ValueError(told)))
         setting = next(s for s in settings_of(rows(profile, [9])) if s.recovered)
         with pytest.raises(ValueError, match=told):
             Bench("cpu", tmp_path / "work").measure(setting, 1)

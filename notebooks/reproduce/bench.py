@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import gc
 import shutil
 import subprocess
@@ -20,16 +21,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import minislice
 from minislice.architecture.modeling import without_memory
+from minislice.architecture.network import network
 from minislice.checks import require_package
 from minislice.corpus.text import SOURCES, halves, load_text, sample, tokenize, windows
 from minislice.measuring.provenance import hash_of
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.measuring.timing import inference_cost, product_milliseconds
-from minislice.measuring.zero_shot import require_tasks
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
-MARK = "made-by-reproduce"  # in the folder of sliced models: what has it may be deleted
+MARK = "made-by-reproduce"  # a folder with this file may be deleted; it says what is sliced there, by which batch size
+NEVER = 10**9  # a patience
 
 
 @dataclass
@@ -51,13 +53,13 @@ class Bench:
     """Where settings are measured; those that follow each other and share a sliced model share its slicing."""
 
     device: str
-    work: Path  # a folder for models that are sliced by streaming
+    work: Path  # a folder for what is sliced by streaming; it stays until its rows are finished
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
-    streams: dict[tuple[str, ...], Tensor] = field(default_factory=dict)  # of tokens, by model, text and split
     last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model, and the outcome of making it
 
     def __post_init__(self):
+        self.stream_of = functools.cache(stream_of)  # a text is tokenized once
         if self.work.exists() and not (self.work / MARK).is_file():
             raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
@@ -65,11 +67,16 @@ class Bench:
         """Let the last model's memory go; what refers to itself, as models do, waits for the collector."""
         self.last = None
         gc.collect()
+        torch.cuda.empty_cache()  # other processes slice on the same GPUs
 
-    def forget(self) -> None:
-        """Let the last model go, from memory and disk."""
-        self.let_go()
-        if (self.work / MARK).is_file():
+    def begun(self, made: Setting) -> int | None:
+        """The batch size of a slicing that is in the folder, finished or not; None if it isn't."""
+        words = (self.work / MARK).read_text("utf-8").split() if self.work.is_dir() else []
+        return int(words[1]) if words and words[0] == results.key_of(made, results.revision_of(made)) else None
+
+    def clear(self) -> None:
+        """Delete what was sliced by streaming."""
+        if self.work.is_dir():
             shutil.rmtree(self.work)
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
@@ -77,17 +84,17 @@ class Bench:
             cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
             self.let_go()  # the largest batch that fits is asked for
             return cost(setting, self.device, batch_size)
-        dense = without_memory(load_config(locate(setting.source)))
+        how, dense = setting.how, without_memory(load_config(locate(setting.source)))
         outcome = Outcome(facts={"batch size": batch_size, "dense parameters": minislice.parameters(dense)})
         # What is needed only behind the slicing, which may take hours, is looked for before it.
         tokenizer = load_tokenizer(locate(setting.source))
         if tokenizer is None:
             raise ValueError(f"{setting.source} has no tokenizer beside it")
-        if setting.measure == "zero-shot":
-            require_tasks(setting.how.tasks.split(","), setting.how.tasks_from)
+        if setting.measure == "zero-shot" and setting.percent:
+            rehearse(how.tasks, how.tasks_from)
         if setting.recovered:
             require_package("peft", "recovery fine-tuning", "recover")
-        tokens = self.tokens(setting, tokenizer, outcome)
+        tokens = self.tokens(setting, outcome)
         model = self._model(setting.slicing, tokens.get("calibration"), tokenizer, batch_size, outcome)
         if setting.recovered:
             self.last = None  # the model is trained in place
@@ -100,75 +107,77 @@ class Bench:
                 zero_shot(model, tokenizer, setting, batch_size, outcome)
         return outcome
 
-    def tokens(self, setting: Setting, tokenizer, outcome: Outcome) -> dict[str, Tensor]:
+    def tokens(self, setting: Setting, outcome: Outcome) -> dict[str, Tensor]:
         """Every set of tokens that a setting needs."""
         how, sets = setting.how, {}
         if setting.text:
-            stream = self._stream(setting, setting.text, "calibration", tokenizer)
+            stream = self.stream_of(setting.source, setting.text, "calibration")
             sets["calibration"] = sample(stream, how.samples, how.seqlen, setting.seed)
             if setting.recovered:
                 sets["recovery"] = sample(stream, how.recovery_samples, how.recovery_seqlen, setting.seed)
         if setting.measure == "perplexity":
-            stream = self._stream(setting, how.wikitext2, "test", tokenizer)
+            stream = self.stream_of(setting.source, how.wikitext2, "test")
             sets["evaluation"] = windows(stream, how.seqlen, how.eval_samples)
         for name, tokens in sets.items():
             text = Path(how.wikitext2 if name == "evaluation" else setting.text).name
             outcome.facts[name] = f"{text} {len(tokens)} x {tokens.shape[1]} ({hash_of(tokens)})"
         return sets
 
-    def _stream(self, setting: Setting, text: str, split: str, tokenizer) -> Tensor:
-        """A text's tokens; of a file, which has no splits, the first half calibrates, the second is measured on."""
-        name = (setting.source, text, split)
-        if name not in self.streams:
-            stream = tokenize(load_text(text, split), tokenizer)
-            self.streams[name] = stream if text in SOURCES else halves(stream)[split != "calibration"]
-        return self.streams[name]
-
     def _model(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
         """The dense or sliced model."""
         if self.last is None or self.last[0] != made:
             self.let_go()
-            making, make = Outcome(), self._streamed if self.stream and made.percent else self._in_memory
-            try:
-                self.last = (made, make(made, tokens, tokenizer, batch_size, making), making)
-            except torch.OutOfMemoryError:
-                self.forget()  # what is on the disk was begun with this batch size
-                raise
+            making, source = Outcome(), made.source
+            if made.percent and self.stream:
+                making.facts["streamed by"] = self.processes
+                with making.timed("slice"):
+                    source = self._streamed(made, tokens, tokenizer, batch_size)
+            with making.timed("load"):
+                place = "auto" if self.stream else self.device
+                model, _ = minislice.load(source, dtype=made.how.dtype, device=place)
+            if made.percent and not self.stream:
+                with making.timed("slice"):
+                    minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
+            if made.percent:
+                making.facts["widths"] = network(model).widths
+            self.last = made, model, making
         _, model, making = self.last
         outcome.facts |= making.facts
         outcome.seconds |= making.seconds
         return model
 
-    def _in_memory(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
-        with outcome.timed("load"):
-            place = "auto" if self.stream else self.device
-            model, _ = minislice.load(made.source, dtype=made.how.dtype, device=place)
-        if made.percent:
-            with outcome.timed("slice"):
-                minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
-            outcome.facts["widths"] = model.slicing.widths
-        return model
+    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int) -> Path:
+        """The folder of a sliced model, made now unless an earlier run made it; an unfinished one is gone on with."""
+        out, begun = self.work / results.key_of(made, results.revision_of(made)), self.begun(made)
+        if begun and out.is_dir():
+            return out
+        if not begun:
+            self.clear()  # what was sliced before: the disk may have no room for both
+            self.work.mkdir()
+            (self.work / MARK).write_text(f"{out.name} {batch_size}", "utf-8")
+        batch_size = begun or batch_size  # what goes on has the same
+        try:
+            if self.processes > 1:
+                run_processes(slice_command(made, out, batch_size, self.processes))
+            else:
+                machine = {"dtype": getattr(torch, made.how.dtype), "device": self.device, "tokenizer": tokenizer}
+                minislice.slice_streamed(made.source, tokens, out, batch_size=batch_size, **machine, **options(made))
+        except torch.OutOfMemoryError:
+            self.clear()  # it was begun with this batch size
+            raise
+        return out
 
-    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int, outcome: Outcome):
-        outcome.facts["streamed by"] = self.processes
-        out = self.work / results.key_of(made, results.revision_of(made))
-        with outcome.timed("slice"):
-            if not out.is_dir():  # else a run was killed between slicing and measuring
-                for other in filter(Path.is_dir, self.work.glob("[!.]*")):
-                    shutil.rmtree(other)  # of the setting before
-                self.work.mkdir(exist_ok=True)
-                (self.work / MARK).touch()
-                if self.processes > 1:
-                    run_processes(slice_command(made, out, batch_size, self.processes))
-                else:
-                    machine = {"dtype": getattr(torch, made.how.dtype), "device": self.device, "tokenizer": tokenizer}
-                    minislice.slice_streamed(
-                        made.source, tokens, out, batch_size=batch_size, **machine, **options(made)
-                    )
-        with outcome.timed("load"):
-            model, _ = minislice.load(out, device="auto" if torch.cuda.is_available() else self.device)
-        outcome.facts["widths"] = list(model.config.widths)
-        return model
+
+def stream_of(source: str, text: str, split: str) -> Tensor:
+    """A text as tokens; of a file, which has no splits, the first half calibrates, the second is measured on."""
+    stream = tokenize(load_text(text, split), load_tokenizer(locate(source)))
+    return stream if text in SOURCES else halves(stream)[split != "calibration"]
+
+
+@functools.cache
+def rehearse(tasks: str, tasks_from: str | None) -> None:
+    """Ask the smallest model one item of each task, so that a package, a file or a hub that is missing is told now."""
+    minislice.zero_shot(*minislice.load("mini-llama"), tasks.split(","), limit=1, tasks_from=tasks_from)
 
 
 def options(setting: Setting) -> dict[str, Any]:
@@ -202,10 +211,10 @@ def run_processes(command: list[str]) -> None:
         raise error(f"slicing by several processes failed: {said}")
 
 
-def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome) -> None:
+def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome, **options) -> None:
     """Recovery fine-tuning, in place, with as many sequences a step as `recover` takes: memory must not change that."""
     with outcome.timed("recover"):
-        report = minislice.recover(model, tokens, seed=setting.seed, steps=setting.how.recovery_steps)
+        report = minislice.recover(model, tokens, seed=setting.seed, steps=setting.how.recovery_steps, **options)
     outcome.facts["recovery steps"] = report.steps
 
 
@@ -266,6 +275,6 @@ def slicing_and_recovery(setting: Setting, device: str, batch_size: int) -> Outc
     training = torch.randint(config.vocab_size, (how.recovery_samples, how.recovery_seqlen))
     with outcome.timed("slice"):
         minislice.slice_model(model, calibration, batch_size=batch_size, **options(setting))
-    recover(model, training, setting, outcome)
+    recover(model, training, setting, outcome, patience=NEVER)  # nothing is to be learned from random tokens
     outcome.values = {"slicing_minutes": outcome.seconds["slice"] / 60, "rft_minutes": outcome.seconds["recover"] / 60}
     return outcome

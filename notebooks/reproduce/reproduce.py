@@ -59,17 +59,17 @@ def why_not(setting: Setting, space: dict[str, int], stream: bool) -> str | None
     if setting.measure == "products":  # of three layers alone
         wanted = []
     elif setting.measure == "inference":
-        wanted = [("the dense and the sliced model", 2 * weights, "the device")]
+        wanted = [("timing the dense beside the sliced model", 2 * weights, "the device")]
     elif stream and setting.measure != "time":
-        wanted = [("the model, to measure it,", weights, "all devices")]
+        wanted = [("measuring the model", weights, "all devices")]
         if setting.percent:
-            wanted += [("the sliced model and the signal", weights + 3 * signal, "the disk")]
+            wanted += [("slicing by --stream", weights + 3 * signal, "the disk")]
     elif setting.percent:  # the signal twice: sliced, and of full width
         how = "in memory" if setting.measure == "time" else "without --stream"
         wanted = [(f"slicing {how}", weights * MARGIN, "the device")]
         wanted += [(f"the signal {how}", 2 * signal, "the host's memory")]
     else:
-        wanted = [("the dense model without --stream", weights, "the device")]
+        wanted = [("measuring the dense model without --stream", weights, "the device")]
     for what, size, place in wanted:
         if size > space[place]:
             return f"{what} takes about {size / 1e9:.0f} GB, and {place} has {space[place] / 1e9:.0f}"
@@ -165,7 +165,9 @@ def reproduce(
                 if not quiet:
                     print(f"[{index}/{len(settings)}] {_line(setting, record)}", flush=True)
             check_gate(rows, setting, record)
-        bench.forget()  # not after an error: what was sliced by streaming is there to go on with
+        sliced = {setting.slicing for setting in settings if setting.text}
+        if not count["failed"] + count["left"] and any(map(bench.begun, sliced)):
+            bench.clear()  # else there is something to go on with, or it is another run's
     return dict(count)
 
 
@@ -183,7 +185,7 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
             raise ProtocolDiffers(
                 f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
                 f"{printed:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing "
-                f"sliced from it could be compared; look at the record's versions and text ({record['facts']})"
+                f"sliced from it could be compared; record {record['key']} says by which versions and on which text"
             )
 
 
@@ -202,8 +204,6 @@ def measure(bench: Bench, space: dict[str, int], setting: Setting, revision: str
         except Exception as error:  # of any library, on any row: the others don't depend on it
             outcome, status = Outcome(), "failed"
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            if bench.last is None:  # else its model is whole, and the next setting may want it
-                bench.forget()
     return {
         "schema": results.SCHEMA,
         "key": results.key_of(setting, revision),
