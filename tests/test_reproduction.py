@@ -229,7 +229,7 @@ LOCK, MEMORY = two_runs_into_one_file_are_refused, where_memory_is_short_a_small
 REPORT = the_report_has_nothing_of_ours_that_was_not_measured
 MISTAKES = {
     "a finished key is run again": (RESUMED, results, "key_of", lambda right, *_: uuid.uuid4().hex),
-    "the key forgets what a file holds": (KEY, results, "checksums", lambda right, setting: []),
+    "the key forgets what a file holds": (KEY, results, "checksum", lambda right, file: ""),
     "a gate that never stops": (GATE, reproduce, "check_gate", lambda *_: None),
     "NaN is a value": (FAILED, reproduce.math, "isfinite", lambda right, value: True),
     "no lock": (LOCK, records, "alone", lambda right, path: contextlib.nullcontext()),
@@ -263,6 +263,9 @@ def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     assert "179 GB" in reasons["perplexity"] and reasons["products"] is None and "276 GB" in reasons["inference"]
     streamed = {setting.measure: reproduce.why_not(setting, eight, stream=True) for setting in own}
     assert streamed["perplexity"] is None and "the device has 86" in streamed["time"], "table 3 slices in memory"
+    seven = next(setting for setting in settings_of(rows(LLAMA, [1], ["7B"])) if setting.percent)
+    told = reproduce.why_not(seven, eight | {"the host's memory": 45 << 30}, stream=False)
+    assert "its signal takes about 52 GB" in told, "Z before and behind a block, and X of full width between them"
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):

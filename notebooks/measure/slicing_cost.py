@@ -121,7 +121,7 @@ def main() -> None:
         "peak memory above the loaded model, MiB": max(memory),
         "beyond / slicing": {name: statistics.median(ratio for ratio, _ in found) for name, found in beyond.items()},
         "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},
-        "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * 4 / 2**20,
+        "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * model.dtype.itemsize / 2**20,
     }
     print(json.dumps(result, indent=None if arguments.json else 2))
 

@@ -55,7 +55,7 @@ class Bench:
     device: str
     work: Path  # a folder for what is sliced by streaming; it stays until its rows are finished
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
-    processes: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
+    process_count: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model, and the outcome of making it
 
     def __post_init__(self):
@@ -129,7 +129,7 @@ class Bench:
             self.let_go()
             making, source = Outcome(), made.source
             if made.percent and self.stream:
-                making.facts["streamed by"] = self.processes
+                making.facts["streamed by"] = self.process_count
                 with making.timed("slice"):
                     source = self._streamed(made, tokens, tokenizer, batch_size)
             with making.timed("load"):
@@ -157,8 +157,8 @@ class Bench:
             (self.work / MARK).write_text(f"{out.name} {batch_size}", "utf-8")
         batch_size = begun or batch_size  # what goes on has the same
         try:
-            if self.processes > 1:
-                run_processes(slice_command(made, out, batch_size, self.processes))
+            if self.process_count > 1:
+                run_processes(slice_command(made, out, batch_size, self.process_count))
             else:
                 machine = {"dtype": getattr(torch, made.how.dtype), "device": self.device, "tokenizer": tokenizer}
                 minislice.slice_streamed(made.source, tokens, out, batch_size=batch_size, **machine, **options(made))
@@ -181,11 +181,8 @@ def rehearse(tasks: str, tasks_from: str | None) -> None:
 
 
 def options(setting: Setting) -> dict[str, Any]:
-    signal = {"signal": setting.signal} if setting.signal else {}
-    paper = SlicingOptions.paper(
-        slicing=setting.percent / 100, adapter=setting.how.adapter, seed=setting.seed, **signal
-    )
-    return vars(paper)
+    level, signal = setting.percent / 100, setting.signal or "normalized"
+    return vars(SlicingOptions.paper(slicing=level, adapter=setting.how.adapter, seed=setting.seed, signal=signal))
 
 
 def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> list[str]:

@@ -34,6 +34,7 @@ class Table:
     """What one of the paper's tables measures; where nothing else is said, of models sliced by 1024 x 2048 tokens."""
 
     measure: str  # one of DECIDES
+    label: str  # of a row: what tells it from others of the same model and level, from columns as printed
     title: str
     metrics: tuple[str, ...]  # its columns; "..._ratio" is sliced over dense
     text: str = "wikitext2"  # that calibrates
@@ -47,23 +48,26 @@ THROUGHPUT = ("tokens_per_second", "batch_size", "tokens_per_second_ratio")
 # Table 12's columns, each the mean of the linears that a LLaMA calls so.
 PRODUCTS = {"down_proj": ("down_proj",), "up_or_gate_proj": ("up_proj", "gate_proj"), "k_or_v": ("k_proj", "v_proj")}
 PRODUCTS |= {"q": ("q_proj",), "out": ("o_proj",), "total": ("total",)}
-ACCURACY = "zero-shot accuracy in percent"
+MILLISECONDS, GPUS, H100 = (*PRODUCTS, "total_ratio"), "{slicing_gpus}, {rft_gpus}", "{gpus:.0f}xH100-80GB"
+ON, ACCURACY, METHOD = "WikiText-2 perplexity, calibrated on", "zero-shot accuracy in percent", "{method}"
 TABLES = {
-    1: Table("perplexity", "WikiText-2 perplexity, calibrated on 1024 x 2048 tokens of WikiText-2", PERPLEXITY),
-    2: Table("inference", "milliseconds a token, 128 generated one by one", LATENCY),
-    3: Table("time", "minutes of slicing at 30% and of recovery, Alpaca", MINUTES, "alpaca", recovered=True),
-    5: Table("perplexity", "WikiText-2 perplexity, calibrated on 128 x 2048 tokens of it", PERPLEXITY, samples=128),
-    7: Table("zero-shot", f"{ACCURACY}, calibrated on WikiText-2", ACCURACIES),
-    8: Table("zero-shot", f"{ACCURACY}, calibrated on Alpaca", ACCURACIES, "alpaca"),
-    9: Table("zero-shot", f"{ACCURACY}, WikiText-2, after recovery fine-tuning", ACCURACIES, recovered=True),
-    10: Table("zero-shot", f"{ACCURACY}, Alpaca, after recovery fine-tuning", ACCURACIES, "alpaca", recovered=True),
-    11: Table("inference", "tokens a second, 128 tokens generated, the largest batch that fits", THROUGHPUT),
-    12: Table("products", "milliseconds of each matrix product of one layer, 2048 tokens", (*PRODUCTS, "total_ratio")),
+    1: Table("perplexity", METHOD, f"{ON} 1024 x 2048 tokens of WikiText-2", PERPLEXITY),
+    2: Table("inference", "{gpus:.0f}x{gpu}", "milliseconds a token, 128 generated one by one", LATENCY),
+    3: Table("time", GPUS, "minutes of slicing at 30% and of recovery, Alpaca", MINUTES, "alpaca", recovered=True),
+    5: Table("perplexity", METHOD, f"{ON} 128 x 2048 tokens of it", PERPLEXITY, samples=128),
+    7: Table("zero-shot", "", f"{ACCURACY}, calibrated on WikiText-2", ACCURACIES),
+    8: Table("zero-shot", "", f"{ACCURACY}, calibrated on Alpaca", ACCURACIES, "alpaca"),
+    9: Table("zero-shot", "", f"{ACCURACY}, WikiText-2, after recovery fine-tuning", ACCURACIES, recovered=True),
+    10: Table("zero-shot", "", f"{ACCURACY}, Alpaca, after recovery fine-tuning", ACCURACIES, "alpaca", recovered=True),
+    11: Table("inference", H100, "tokens a second, 128 tokens generated, the largest batch that fits", THROUGHPUT),
+    12: Table("products", METHOD, "milliseconds of each matrix product of one layer, 2048 tokens", MILLISECONDS),
 }
 SLIPS = {  # in print: (table, model, slicing, column)
     (8, "Phi-2", 30, "average"): "slip in print: the five tasks average 59.23",
     (10, "LLAMA-2-13B", 30, "average"): "slip in print: the five tasks average 66.25",
 }
+# By the method of a table without a column of levels; table 3 has neither. SparseGPT leaves 2 of 4 weights.
+PERCENT = {"dense": 0, "sparsegpt_2:4": 50, "slicegpt_25": 25, "slicegpt_50": 50, "": 30}
 GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
 
@@ -204,7 +208,11 @@ class Row:
     paper: dict[str, float | None]  # what is printed, by column of the table; of a stand-in's row None
     label: str = ""  # what tells it from another row of the same model and level
     settings: tuple[Setting, ...] = ()  # none: the row is another method's, printed only
-    dense: bool = False  # of a table of costs: its values are the dense model's, measured beside the sliced one
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is a dense model's cost, which is measured beside the sliced one's."""
+        return self.percent == 0 and TABLES[self.table].measure in PAIRED
 
 
 def profile_for(family: str, name: str = "paper", device: str = "cpu", **changes) -> Profile:
@@ -257,50 +265,35 @@ def _rows_of(profile: Profile, number: int) -> Iterator[Row]:
     if asked >= {*TASKS} or not profile.is_papers:
         asked.add("average")  # the mean of other tasks isn't the paper's
     for line in lines:
-        percent, label = _percent(line), _label(number, line)
+        model, method, label = line["model"], line.get("method", ""), table.label.format(**line)
+        percent, is_others = int(line.get("slicing_percent", PERCENT.get(method))), method.startswith("sparsegpt")
         printed = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
-        is_others = label.startswith("sparsegpt")  # another method's row: printed only
-        is_dense = table.measure in PAIRED and percent == 0 and not is_others
-        if is_dense:
+        if table.measure in PAIRED and percent == 0:
             dense = printed  # which the lines behind it are compared with
-        elif table.measure in PAIRED and not is_others:
+        elif table.measure in PAIRED:
             cost = table.metrics[-1].removesuffix("_ratio")
             printed[f"{cost}_ratio"] = printed[cost] / dense[cost]
         paper = {metric: printed[metric] for metric in table.metrics if metric in asked & printed.keys()}
-        if profile.is_papers:
-            settings = () if is_others else tuple(_settings(profile, table, line["model"], percent))
-            yield Row(number, line["model"], percent, paper, label, settings, is_dense)
+        if not profile.is_papers:
+            model, paper, label = profile.stand_in, dict.fromkeys(paper), ""
+        if is_others and profile.is_papers:
+            yield Row(number, model, percent, paper, label)
         elif not is_others:
-            settings = tuple(_settings(profile, table, profile.stand_in, percent))
-            yield Row(number, profile.stand_in, percent, dict.fromkeys(paper), "", settings, is_dense)
+            yield Row(number, model, percent, paper, label, _settings(profile, table, model, percent))
 
 
-def _percent(line: dict) -> int:
-    """A line's slicing; table 3 is at 30%, table 12 says it in the method."""
-    in_method = str(line.get("method", "slicegpt_30")).partition("slicegpt_")[2] or 0
-    return int(line.get("slicing_percent", in_method))
-
-
-def _label(number: int, line: dict) -> str:
-    """What tells a line from another of the same model and level; of a cost, its GPUs."""
-    if number == 3:
-        return f"{line['slicing_gpus']}, {line['rft_gpus']}"
-    if TABLES[number].measure == "inference":
-        return f"{line['gpus']:.0f}x{line.get('gpu', 'H100-80GB')}"
-    return line.get("method", "")
-
-
-def _settings(profile: Profile, table: Table, model: str, percent: int) -> Iterator[Setting]:
+def _settings(profile: Profile, table: Table, model: str, percent: int) -> tuple[Setting, ...]:
     samples = 2048 if (model, table.text) == ("Phi-2", "alpaca") else table.samples  # as table 3 says
     recovery = profile.recovery_samples * (5 if table.text == "alpaca" else 1)
     profile = replace(profile, samples=max(1, profile.samples * samples // 1024), recovery_samples=recovery)
     fields, signals = DECIDES[table.measure], profile.signals.split(",")
     if table.measure in PAIRED or percent == 0:
         beside = 25 if table.measure in PAIRED else 0  # the sliced model beside which a dense one's cost is measured
-        yield Setting(model, table.measure, percent or beside, profile.only(*fields))
-        return
-    fields += SLICING + (RECOVERY if table.recovered else ())
+        return (Setting(model, table.measure, percent or beside, profile.only(*fields)),)
+    how = profile.only(*fields, *SLICING, *(RECOVERY if table.recovered else ()))
     text = None if table.measure == "time" else getattr(profile, table.text)
-    for signal in signals if table.measure == "perplexity" else signals[:1]:
-        for seed in range(1 if model in ONE_SEED or table.measure == "time" else profile.seeds):
-            yield Setting(model, table.measure, percent, profile.only(*fields), seed, signal, text, table.recovered)
+    return tuple(
+        Setting(model, table.measure, percent, how, seed, signal, text, table.recovered)
+        for signal in (signals if table.measure == "perplexity" else signals[:1])
+        for seed in range(1 if model in ONE_SEED or table.measure == "time" else profile.seeds)
+    )

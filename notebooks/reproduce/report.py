@@ -200,11 +200,9 @@ def _table(lines: list[dict[str, str]]) -> str:
 
 def as_csv(records: list[dict]) -> str:
     """A line for every cell; `paper_value` is the paper's, `our_value` was measured."""
+    every = (cell for profile in profiles_of(records) for cell in cells(profile, records))
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for profile in profiles_of(records):
-        writer.writerows(map(dataclasses.asdict, cells(profile, records)))
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(dataclasses.astuple, every)])
     return text.getvalue()
 
 

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import psutil
@@ -56,20 +56,16 @@ def space_here(device: str, folder: Path) -> dict[str, int]:
 def why_not(setting: Setting, space: dict[str, int], stream: bool) -> str | None:
     """The reason why a setting can't run here; None where it can, as far as can be told before."""
     weights, signal = needs(setting)
+    wanted = [("measuring the model", weights, "all devices" if stream else "the device")]
     if setting.measure == "products":  # of three layers alone
         wanted = []
     elif setting.measure == "inference":
         wanted = [("timing the dense beside the sliced model", 2 * weights, "the device")]
-    elif stream and setting.measure != "time":
-        wanted = [("measuring the model", weights, "all devices")]
-        if setting.percent:
-            wanted += [("slicing by --stream", weights + 3 * signal, "the disk")]
-    elif setting.percent:  # the signal twice: sliced, and of full width
-        how = "in memory" if setting.measure == "time" else "without --stream"
-        wanted = [(f"slicing {how}", weights * MARGIN, "the device")]
-        wanted += [(f"the signal {how}", 2 * signal, "the host's memory")]
-    else:
-        wanted = [("measuring the dense model without --stream", weights, "the device")]
+    elif setting.percent and stream and setting.measure != "time":
+        wanted += [("slicing from disk", weights + 3 * signal, "the disk")]
+    elif setting.percent:
+        wanted = [("slicing in memory", weights * MARGIN, "the device")]
+        wanted += [("its signal", 3 * signal, "the host's memory")]  # of full width, and sliced before and after
     for what, size, place in wanted:
         if size > space[place]:
             return f"{what} takes about {size / 1e9:.0f} GB, and {place} has {space[place] / 1e9:.0f}"
@@ -93,10 +89,9 @@ def parameters_of(shape: str) -> int:
 
 def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool = False) -> list[dict[str, str]]:
     """A line for each model and measure: what it needs, how many of its settings can run here, why others can't."""
-    space, lines = space_here(device, Path(out).resolve().parent), []
-    by_measure: dict[tuple[str, str], list[Setting]] = {}
+    space, lines, by_measure = space_here(device, Path(out).resolve().parent), [], defaultdict(list)
     for setting in settings_of(rows):
-        by_measure.setdefault((setting.model, setting.measure), []).append(setting)
+        by_measure[setting.model, setting.measure].append(setting)
     for (model, measure), settings in by_measure.items():
         reasons = [reason for setting in settings if (reason := why_not(setting, space, stream))]
         sizes = (max(size) / 1e9 for size in zip(*map(needs, settings), strict=True))
@@ -125,30 +120,25 @@ def reproduce(
     *,
     device: str = "cpu",
     batch_size: int = 8,
-    stream: bool = False,
-    process_count: int = 1,
     limit: int | None = None,
     quiet: bool = False,
+    **streaming,
 ) -> dict[str, int]:
     """Measure what isn't in the file yet, append it, and print a line for each setting.
 
     Args:
         rows: of `protocol.rows`, for this profile.
-        stream: slice from disk, one layer in memory, and measure on all devices together.
-        process_count: with `stream`, processes that share the calibration set, each on a GPU of its own.
         limit: stop behind so many settings that weren't finished yet.
+        streaming: the fields `stream` and `process_count` of `Bench`.
 
     Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
-    here, or are "left" beyond the limit.
-
-    Raises:
-        ProtocolDiffers: a dense model is not what the paper printed, within `protocol.GATES`. Its record stays.
+    here, or are "left" beyond the limit. ProtocolDiffers, where a dense model isn't the paper's, leaves its record.
     """
     out, settings = Path(out), settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
     about = {"profile": dataclasses.asdict(profile), "command": shlex.join(sys.argv)}
     with records.opened(out, results.faults) as file:
-        bench = Bench(device, out.with_name(f".{out.name}.work"), stream, process_count)
+        bench = Bench(device, out.with_name(f".{out.name}.work"), **streaming)
         space = space_here(device, out.resolve().parent)
         for index, setting in enumerate(settings, 1):
             revision = results.revision_of(setting)

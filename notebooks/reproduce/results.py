@@ -22,17 +22,12 @@ SCHEMA = 1
 
 def key_of(setting: Setting, revision: str) -> str:
     """What makes two results the same: every setting, the files it names, the model's revision, minislice's commit."""
-    parts = [asdict(setting), *checksums(setting), revision, provenance.commit()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def checksums(setting: Setting) -> list[str]:
-    """One for each text and each task's file that the setting names; a source that isn't a file here has none."""
     how = setting.how
-    files = [Path(source) for source in (setting.text, how.wikitext2) if source]
+    files = [Path(source) for source in (setting.text, how.wikitext2) if source]  # a source on the hub is no file
     if how.tasks_from:
         files += [Path(how.tasks_from) / f"{task}.jsonl" for task in how.tasks.split(",")]
-    return [checksum(file) for file in files if file.is_file()]
+    parts = [asdict(setting), *(checksum(file) for file in files if file.is_file()), revision, provenance.commit()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:
