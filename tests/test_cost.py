@@ -1,9 +1,12 @@
 """What a model costs: FLOPs against torch's own counter, bytes against the file, the clock against itself; shapes."""
 
+import json
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import slicing_cost
 import torch
 from commands import document
 from torch.utils.flop_counter import FlopCounterMode
@@ -174,3 +177,13 @@ def test_the_command_takes_a_sliced_models_folder_without_its_weights(run, tmp_p
     (row,) = document(run("cost", tmp_path / "sliced", *SHORT, "--json")[1])["rows"]
     assert row["parameters"]["sliced"] == minislice.parameters(model)
     assert row["parameters"]["dense"] == minislice.parameters(small())  # its head was tied
+
+
+def test_the_script_of_slicings_cost_counts_the_models_dtype_and_ends_where_no_memory_is_told(monkeypatch, capsys):
+    given = "--shape tiny --dtype bfloat16 --rounds 2 --samples 2 --seqlen 32 --beyond repair --json --threads"
+    monkeypatch.setattr("sys.argv", ["slicing_cost.py", *given.split(), str(torch.get_num_threads())])
+    monkeypatch.setattr(slicing_cost, "peak_memory", lambda device: nullcontext(timing.Peak()))
+    slicing_cost.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["signal of the calibration set at full width, MiB"] == 2 * 32 * 64 * 2 / 2**20
+    assert result["beyond, peak memory, MiB"] == {"repair": None}

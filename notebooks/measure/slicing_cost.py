@@ -79,6 +79,11 @@ def floor_seconds(model, tokens, batch_size: int) -> Counter:
     return Counter({phase: times * seconds_of(once, model.device) for phase, (times, once) in work.items()})
 
 
+def most(peaks: list[float | None]) -> float | None:
+    """The largest; None where the system doesn't say how much memory is used."""
+    return None if None in peaks else max(peaks)
+
+
 def main() -> None:
     parser = cost_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -112,16 +117,17 @@ def main() -> None:
         for name in arguments.beyond:
             other, _, peak = slicing(model, tokens, arguments.batch_size, **BEYOND[name])
             beyond[name].append((other / total, peak))
+    signal = tokens.numel() * shape.hidden_size * model.dtype.itemsize
     result = {
         "machine": hardware(arguments.device),
         "seconds": statistics.median(totals),
         "slicing / forward": statistics.median(total / one for total, one in zip(totals, bare, strict=True)),
         "by phase": {phase: statistics.median(p[phase] for p in phases) for phase in phases[0]},
         "floor": {phase: statistics.median(f[phase] for f in floors) for phase in floors[0]},
-        "peak memory above the loaded model, MiB": max(memory),
+        "peak memory above the loaded model, MiB": most(memory),
         "beyond / slicing": {name: statistics.median(ratio for ratio, _ in found) for name, found in beyond.items()},
-        "beyond, peak memory, MiB": {name: max(peak for _, peak in found) for name, found in beyond.items()},
-        "signal of the calibration set at full width, MiB": tokens.numel() * shape.hidden_size * model.dtype.itemsize / 2**20,
+        "beyond, peak memory, MiB": {name: most([peak for _, peak in found]) for name, found in beyond.items()},
+        "signal of the calibration set at full width, MiB": signal / 2**20,
     }
     print(json.dumps(result, indent=None if arguments.json else 2))
 
