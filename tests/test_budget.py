@@ -8,6 +8,7 @@ from models import Recipe
 
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.network import network
+from minislice.beyond import budget
 from minislice.beyond.budget import Prices, prices, split_off
 from minislice.beyond.predictions import predictions
 from minislice.beyond.rulers import LEAST, Cost, block_costs, divergence
@@ -58,7 +59,16 @@ def test_sequences_measure_the_same_one_by_one_and_only_those_held_out_do():
     assert whole.options["width"] == 20  # though widths are rounded to a multiple of 8
 
 
-@pytest.mark.parametrize(("count", "measure"), [(5, 4), (100, 6), (999, 16)])
+def test_prices_take_the_first_tokens_and_those_held_out(monkeypatch):
+    model, ids = Recipe("opt").model(), torch.cat([Recipe("opt").tokens(seed) for seed in range(5)])
+    expected = prices(model, torch.cat([ids[:8], ids[-4:]]))
+    for most in ("TRIAL_TOKENS", "COST_TOKENS"):
+        assert prices(model, ids) != expected
+        monkeypatch.setattr(budget, most, 8 * ids.shape[1])
+    assert prices(model, ids) == expected
+
+
+@pytest.mark.parametrize(("count", "measure"), [(5, 4), (100, 6), (999, 8)])
 def test_so_many_sequences_measure(count, measure):
     ids = torch.arange(2 * count).view(-1, 2)
     batches = [Batch(part, None, 8 * index) for index, part in enumerate(ids.split(8))]

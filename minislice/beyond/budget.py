@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
-from ..corpus.batches import Batch, Tokens, listed, token_batches
+from ..corpus.batches import Batch, Tokens, count_tokens, listed, token_batches
 from ..measuring.cost import parameters
 from .allocation import cheapest, sizes_of
 from .predictions import predictions
@@ -24,7 +24,8 @@ from .slicing import slice_model
 
 TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D: candidates
-HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 16  # calibration sequences on which costs are measured
+HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 8  # calibration sequences on which costs are measured
+TRIAL_TOKENS, COST_TOKENS = 2**14, 2**15  # at most so many calibrate a width's trial, and the trials of blocks
 TOLERANCE = 0.01  # the model may be smaller than asked for by this share of the dense size
 OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
 
@@ -84,15 +85,17 @@ def prices(
 ) -> Prices:
     """Measure what deletions cost in a dense model, which stays as it is; if `narrower`, a narrower signal's cost too.
 
-    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 16, measure; the others calibrate.
-    The dense model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
+    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 8, measure; of the others the first
+    16,384 tokens calibrate for a narrower signal, and 32,768 for blocks: prices take no longer with more text. The
+    dense model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
     """
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused already; compress the trained model")
     calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
     D = net.trained_width
-    costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in calibration]
+    trial = first_tokens(calibration, TRIAL_TOKENS)
+    costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in trial]
     with inference(model):
         dense = [predictions(model, batch) for batch in held_out]
     for share in TRIALS if narrower else ():
@@ -100,7 +103,7 @@ def prices(
         sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
         with inference(sliced):
             costs[k] = divergence(dense, (predictions(sliced, batch) for batch in held_out))
-    return Prices(block_costs(net, calibration, held_out, dense, progress), costs)
+    return Prices(block_costs(net, first_tokens(calibration, COST_TOKENS), held_out, dense, progress), costs)
 
 
 def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -109,17 +112,29 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
     if count <= held_out:
         raise ValueError(f"got {count} calibration sequences; give more, the last {held_out} measure costs")
+    calibration, measuring = split(batches, count - held_out)
+    if not any(batch.predictions for batch in measuring):
+        raise ValueError(
+            f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
+        )
+    return calibration, measuring
+
+
+def first_tokens(batches: list[Batch], tokens: int) -> list[Batch]:
+    """As many of the first sequences as have about so many tokens, at least one."""
+    count = sum(len(batch.ids) for batch in batches)
+    return split(batches, max(count * tokens // max(count_tokens(batches), 1), 1))[0]
+
+
+def split(batches: list[Batch], count: int) -> tuple[list[Batch], list[Batch]]:
+    """The first `count` sequences, and the others."""
     parts = ([], [])
     for batch in batches:
-        middle = max(count - held_out - batch.first_sequence, 0)
+        middle = max(count - batch.first_sequence, 0)
         for part, rows in zip(parts, (slice(0, middle), slice(middle, None)), strict=True):
             if len(ids := batch.ids[rows]):
                 mask = None if batch.mask is None else batch.mask[rows]
                 part.append(Batch(ids, mask, batch.first_sequence + (rows.start or 0)))
-    if not any(batch.predictions for batch in parts[1]):
-        raise ValueError(
-            f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
-        )
     return parts
 
 

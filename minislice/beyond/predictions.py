@@ -1,5 +1,6 @@
 """Beyond the paper: a model's predictions, the probabilities of all tokens and not of the text's next one alone."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -7,6 +8,8 @@ from transformers import PreTrainedModel
 from ..architecture.network import Network
 from ..corpus.batches import Batch
 from ..likelihood import logits_of_batch, predicting
+
+TOGETHER = 32  # predictions whose divergences are computed together: each has a row as long as the vocabulary
 
 
 def predictions(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "predicted vocabulary"]:
@@ -22,10 +25,16 @@ def log_probabilities(
 
 
 def divergences(
-    log_p: Float[Tensor, "predicted vocabulary"], log_q: Float[Tensor, "predicted vocabulary"]
+    log_p: Float[Tensor, "predicted vocabulary"], logits: Float[Tensor, "predicted vocabulary"]
 ) -> Float[Tensor, " predicted"]:
-    """sum_v p_v (log p_v - log q_v), the Kullback-Leibler divergence of each prediction q from p, in nats."""
-    return nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    """sum_v p_v (log p_v - log q_v), the Kullback-Leibler divergence of each prediction q from p, in nats.
+
+    Args:
+        logits: of q, or its log-probabilities.
+    """
+    parts = zip(log_p.split(TOGETHER), logits.split(TOGETHER), strict=True)
+    apart = [nn.functional.kl_div(q.log_softmax(-1), p, reduction="none", log_target=True).sum(-1) for p, q in parts]
+    return torch.cat(apart)
 
 
 def logits_behind(

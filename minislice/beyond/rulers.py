@@ -29,9 +29,10 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
+from ..likelihood import predicting
 from .inner import has_bias
 from .neurons import keep_inner, least_harmful, side_of, solve_output
-from .predictions import divergences, log_probabilities, logits_behind
+from .predictions import divergences, logits_behind
 from .walk import Walk
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
@@ -77,9 +78,9 @@ def block_costs(
         Z, X = held.embed(net), measured.embed(net)
 
         def predicted(boundary: int, X: Signal) -> Iterator[Tensor]:
-            """The predictions from the signal X at a boundary, one held-out batch after the other."""
+            """The logits of each prediction from the signal X at a boundary, one held-out batch after the other."""
             for x, contexts, batch in zip(X, measured.contexts, held_out, strict=True):
-                yield log_probabilities(logits_behind(net, boundary, x, contexts, batch), batch)
+                yield predicting(logits_behind(net, boundary, x, contexts, batch), batch)[0]
 
         for boundary, block in enumerate(tqdm(net.blocks, desc="costs", disable=not progress, leave=False)):
             dropped = divergence(dense, predicted(boundary + 1, X))
@@ -103,7 +104,7 @@ def block_costs(
 def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
     """The mean divergence over all predictions, in nats a token.
 
-    `dense` and `changed` are the two models' `predictions` of each batch.
+    `dense` and `changed` are the two models' `predictions` of each batch; of the changed one, logits serve as well.
     """
     of_batches = [divergences(log_p, log_q) for log_p, log_q in zip(dense, changed, strict=True)]
     return torch.cat(of_batches).double().mean().item()
