@@ -14,9 +14,9 @@ from minislice import fuse
 from minislice.architecture.blocks import Block
 from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
-from minislice.beyond import experts, fisher, reconstruction
-from minislice.beyond.inner import block_moments, moments, refit
-from minislice.beyond.neurons import delete_neurons, keep_inner, least_harmful, solve_block, solve_output
+from minislice.beyond import experts, fisher, inner, reconstruction
+from minislice.beyond.inner import moments, refit
+from minislice.beyond.neurons import delete_neurons, least_harmful, solve_block, solve_output
 from minislice.beyond.predictions import divergences, log_probabilities, logits_behind
 from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
@@ -165,7 +165,7 @@ def experts_keep_what_is_best_for_each(recipe: Recipe) -> None:
     H = H * torch.rand(len(W), 1, W.shape[1], generator=generator).double()
     count = block.neurons
     kept, solved = solve_output(block, H.mT @ H, None, count // 2)
-    keep_inner(block, kept, solved)
+    experts.keep_inner(block, kept, solved)
     assert relative_error(experts.output_matrix(block), solved) <= EXACT
     for own, new, h, w in zip(kept, solved, H, W, strict=True):
         alone, best = least_harmful(h.T @ h, w, count // 2, slice(count))
@@ -210,7 +210,7 @@ def repair_brings_the_signal_nearer(recipe: Recipe, width=None, place=0) -> None
     """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
     walk, block = cut_signal(recipe, width or max(1, recipe.width // 2), place, 3)
     before = sum(missing(walk, block))
-    keep_inner(block, *solve_output(block, *block_moments(walk, block), 0, True))
+    inner.keep_inner(block, *solve_output(block, *inner.block_moments(walk, block), 0, True))
     assert sum(missing(walk, block)) < before or walk.P.shape[1] == recipe.width
 
 

@@ -133,13 +133,9 @@ def solve_block(
         return reconstruction.reconstruct(block, learned, held_out)
     repair = walk.dense is not None and not block.is_mixture
     if delete or repair:
-        C, B = side_of(block).block_moments(walk, block)
-        keep_inner(block, *walk.calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
-
-
-def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
-    """Delete all other inner dimensions of the block, in place, and give it this W_out."""
-    side_of(block).keep_inner(block, kept, W)
+        side = side_of(block)
+        C, B = side.block_moments(walk, block)
+        side.keep_inner(block, *walk.calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
 
 
 @torch.no_grad()

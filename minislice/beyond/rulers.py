@@ -17,7 +17,7 @@ on others (data/results/README.md).
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,7 @@ from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
 from ..likelihood import predicting
 from .inner import has_bias
-from .neurons import keep_inner, least_harmful, side_of, solve_output
+from .neurons import least_harmful, side_of, solve_output
 from .predictions import divergences, logits_behind
 from .walk import Walk
 
@@ -77,28 +77,34 @@ def block_costs(
     with inference(net.model):
         Z, X = held.embed(net), measured.embed(net)
 
-        def predicted(boundary: int, X: Signal) -> Iterator[Tensor]:
-            """The logits of each prediction from the signal X at a boundary, one held-out batch after the other."""
-            for x, contexts, batch in zip(X, measured.contexts, held_out, strict=True):
-                yield predicting(logits_behind(net, boundary, x, contexts, batch), batch)[0]
+        def measure(boundary: int, X: Signal) -> float:
+            """The cost of having the signal X at a boundary."""
 
-        for boundary, block in enumerate(tqdm(net.blocks, desc="costs", disable=not progress, leave=False)):
-            dropped = divergence(dense, predicted(boundary + 1, X))
+            def logits(x: Tensor, contexts: list[dict], batch: Batch) -> Tensor:
+                return predicting(logits_behind(net, boundary, x, contexts, batch), batch)[0]
+
+            return divergence(dense, map(logits, X, measured.contexts, held_out))
+
+        for boundary, block in enumerate(tqdm(net.blocks, desc="costs", disable=not progress, leave=False), 1):
+            dropped = measure(boundary, X)
             cost = Cost(dropped)
             if count := block.neurons:
                 C, _ = side_of(block).block_moments(Walk(held, Z), block)
-
-                def without(delete: int, C=C, block=block, boundary=boundary, X=X) -> float:
-                    trial = copy.deepcopy(block)
-                    keep_inner(trial, *solve_output(trial, C, None, delete))
-                    return divergence(dense, predicted(boundary + 1, measured.forward(trial, X)))
-
-                anything_left = block.attention is not None or block.is_mixture or has_bias(block)
-                emptied = without(count) if anything_left else dropped
-                cost = Cost(dropped, count, without(round(PROBE * count)), emptied, lost_shares(block, C, tokens))
+                probed = measure(boundary, measured.forward(without(block, C, round(PROBE * count)), X))
+                emptied = dropped
+                if block.attention is not None or block.is_mixture or has_bias(block):  # something else is left
+                    emptied = measure(boundary, measured.forward(without(block, C, count), X))
+                cost = Cost(dropped, count, probed, emptied, lost_shares(block, C, tokens))
             costs.append(cost)
             Z, X = held.forward(block, Z), measured.forward(block, X)
     return costs
+
+
+def without(block: Block, C: Tensor, delete: int) -> Block:
+    """A copy of a block, with so many of its neurons deleted."""
+    trial = copy.deepcopy(block)
+    side_of(trial).keep_inner(trial, *solve_output(trial, C, None, delete))
+    return trial
 
 
 def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
