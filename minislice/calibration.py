@@ -23,9 +23,6 @@ class Signal:
         self.batches = rows.split([sequences * tokens for sequences, tokens in shapes])
         self.shapes, self.device = shapes, device
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
     def __getitem__(self, index: int) -> Tensor:
         host = self.batches[index].view(*self.shapes[index], -1)
         if self.device.type == "cuda" and not host.is_pinned():
@@ -110,7 +107,7 @@ class Calibration:
         """Room for a signal, [tokens, width], not yet filled."""
         device = self.batches[0].ids.device
         tokens = sum(sequences * length for sequences, length in self.shapes)
-        rows = torch.empty(tokens, width, dtype=dtype, pin_memory=device.type == "cuda")
+        rows = torch.empty(tokens, width, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
         return Signal(rows, self.shapes, device)
 
 

@@ -11,7 +11,7 @@ LLaMA's norm is an RMSNorm with an alpha: no M, no beta. (`blocks.RMSNorm` inclu
 layers two norms read one signal; without their scales they are the same RMSNorm.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
@@ -48,16 +48,20 @@ def fuse_into(norm: nn.Module, linear: Linear, kind: NormKind = LAYERNORM) -> No
     set_linear(linear, weight, bias)
 
 
+def change_output(linear: Linear, change: Callable[[Float[Tensor, "rows D"]], Float[Tensor, "rows k"]]) -> None:
+    """Change the rows of W_out, and b_out as one more row, in place."""
+    bias = None if linear.bias is None else change(linear.bias[None])[0]
+    set_linear(linear, change(linear.weight.T).T, bias)
+
+
 def subtract_mean_from_output(linear: Linear) -> None:
     """W_out <- W_out M and b_out <- b_out M, in place."""
-    bias = None if linear.bias is None else subtract_mean(linear.bias)
-    set_linear(linear, subtract_mean(linear.weight.T).T, bias)
+    change_output(linear, subtract_mean)
 
 
 def scale_output(linear: Linear, number: float) -> None:
     """Move the number that a branch is multiplied by into W_out and b_out, in place."""
-    bias = None if linear.bias is None else linear.bias * number
-    set_linear(linear, by_rows(lambda rows: rows * number, linear.weight), bias)
+    change_output(linear, lambda W: by_rows(lambda rows: rows * number, W))
 
 
 def bare(norm: nn.Module, net: Network) -> RMSNorm:
@@ -101,21 +105,20 @@ def fuse_head(net: Network, keep_tie: bool = False) -> None:
     net.final_norm = bare(net.final_norm, net)
 
 
-def fuse_config(net: Network) -> None:
-    """Give the model a config of its own that describes the fused model."""
-    model, scale = net.model, net.family.branch_scale
-    config = own_config(model)
+def prepare(net: Network, keep_tie: bool) -> None:
+    """Have the model run blocks that can be fused one by one, in place, and its config describe the fused model."""
+    model, head = net.model, net.head
     model.head_was_tied = net.head_was_tied
+    if keep_tie:
+        tie_embedding(net)
+    elif model.head_was_tied:  # the head gets a matrix of its own
+        head.weight = nn.Parameter(head.weight.clone(), requires_grad=head.weight.requires_grad)
+    config = own_config(model)
     config.tie_word_embeddings = False
     model.all_tied_weights_keys = {}  # transformers' record of the tied weights
-    if scale is not None:
-        setattr(config, scale, 1.0)
-
-
-def untie_head(net: Network) -> None:
-    """Give a tied head a matrix of its own, in place."""
-    if net.head.weight is net.embeddings[0].weight:
-        net.head.weight = nn.Parameter(net.head.weight.clone(), requires_grad=net.head.weight.requires_grad)
+    if net.family.branch_scale is not None:
+        setattr(config, net.family.branch_scale, 1.0)
+    net.install()
 
 
 def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
@@ -142,13 +145,8 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
 @torch.no_grad()
 def fuse_network(net: Network, keep_tie: bool = False) -> None:
     """`fuse` for a network that isn't fused, in place."""
-    if keep_tie:
-        tie_embedding(net)
-    fuse_config(net)
-    net.install()
+    prepare(net, keep_tie)
     net.model.save_pretrained = SavesSliced(net.model)
-    if not keep_tie:
-        untie_head(net)
     fuse_embeddings(net)
     fuse_blocks(net, net.blocks)
     fuse_head(net, keep_tie)

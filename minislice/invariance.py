@@ -97,7 +97,7 @@ def logits_of(model: PreTrainedModel, tokens: Tokens, attention_mask=None, batch
 
 def relative_error(logits: Iterable[Tensor], reference: Iterable[Tensor]) -> float:
     """Max |logits - reference| over max |reference|, batch by batch, in float64; NaN if any logit is."""
-    worst = largest = torch.zeros((), dtype=torch.float64)
+    worst = largest = torch.zeros((), dtype=torch.float64, device="cpu")
     for x, y in zip(logits, reference, strict=True):
         if len(x):  # a batch may be padding alone
             worst = torch.maximum(worst, (x.double() - y.double()).abs().max().cpu())

@@ -67,11 +67,6 @@ def width_keeping(eigenvalues: Float64[Tensor, " D"], discard: float, multiple: 
     return min(-(-width // multiple) * multiple, len(eigenvalues))
 
 
-def dimensions_spanned(eigenvalues: Float64[Tensor, " D"]) -> int:
-    """The number of dimensions that the signal spans: eigenvalues that are larger than the rounding of `covariance`."""
-    return int((eigenvalues > 2 * torch.finfo(torch.float32).eps * eigenvalues[0]).sum())
-
-
 def without_mean(C: Float64[Tensor, "D D"]) -> Float64[Tensor, "D D"]:
     """M C M, which removes rounding from the covariance of a signal whose rows have mean zero (section 3.2).
 

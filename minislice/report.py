@@ -3,10 +3,10 @@
 import warnings
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .options import SlicingOptions
-from .pca import dimensions_spanned
 
 
 @dataclass
@@ -34,7 +34,9 @@ class SlicingReport:
         boundary = next((boundary for boundary, k in enumerate(self.widths) if k < D), None)
         if boundary is None or self.options.basis != "pca":
             return
-        spanned, k = dimensions_spanned(self.eigenvalues[boundary]), self.widths[boundary]
+        eigenvalues, k = self.eigenvalues[boundary], self.widths[boundary]
+        rounding = 2 * torch.finfo(torch.float32).eps * eigenvalues[0]  # of `pca.covariance`
+        spanned = int((eigenvalues > rounding).sum())
         if spanned < k:
             warnings.warn(
                 f"the {self.calibration_tokens} calibration tokens are too few or too much alike: at boundary "

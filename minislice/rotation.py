@@ -16,10 +16,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .architecture.linears import Linear, set_linear, set_weight
+from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
 from .checks import is_several, require, require_flag, require_seed
-from .fusion import fuse_network
+from .fusion import change_output, fuse_network
 from .precision import by_rows
 
 
@@ -29,7 +29,7 @@ def random_orthogonal(width: int, generator: torch.Generator) -> Float64[Tensor,
     The QR decomposition of a Gaussian matrix leaves the sign of each column open, and LAPACK's signs aren't random.
     With a positive diagonal of R the decomposition is unique and Q is Haar (Mezzadri 2007).
     """
-    gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(width, width, generator=generator, dtype=torch.float64, device="cpu")
     Q, R = torch.linalg.qr(gaussian)
     return Q * R.diagonal().sign()
 
@@ -48,8 +48,7 @@ def fold_reader(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
 
 def fold_writer(linear: Linear, P: Float64[Tensor, "D k"]) -> None:
     """W_out <- W_out P and b_out <- b_out P, in place (theorem 1); if k < D, this deletes columns (eq. 9)."""
-    bias = None if linear.bias is None else times(linear.bias[None], P)[0]
-    set_linear(linear, times(linear.weight.T, P).T, bias)
+    change_output(linear, lambda rows: times(rows, P))
 
 
 def fold_embedding(embedding: nn.Embedding, P: Float64[Tensor, "D k"]) -> None:
@@ -125,8 +124,7 @@ def require_whole(net: Network, action: str) -> None:
     """Raise a ValueError for a network that is sliced or has residual adapters."""
     state = "sliced" if net.is_sliced else "rotated per block" if net.has_adapters else None
     if state:
-        state = f"{state} already (widths {net.widths})"
-        raise ValueError(f"can't {action} this model: it is {state}; start again from the trained model")
+        raise ValueError(f"can't {action} this model: it is {state} already; start again from the trained model")
 
 
 def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:  # checked

@@ -62,8 +62,8 @@ PLAN = Plan({}, 0, 0, 0.0, Prices([], {}))
 PADDED = torch.ones_like(EIGHT).index_fill(0, torch.arange(4, 8), 0)
 REFUSED = {  # a model, what was done to it before, what is done now, and what the error says
     "fused": (LLAMA, [fuse], fuse, "already fused"),
-    "rotated per block": (LLAMA, [PER_BLOCK], rotate, "can't rotate", "rotated per block already", 16),
-    "sliced twice": (LLAMA, [SLICED], SLICED, "can't slice", "sliced already", "[5, 5", "trained model"),
+    "rotated per block": (LLAMA, [PER_BLOCK], rotate, "can't rotate", "rotated per block already"),
+    "sliced twice": (LLAMA, [SLICED], SLICED, "can't slice", "sliced already", "trained model"),
     "tie kept": (LLAMA, [KEPT], rotate, "can't rotate", "keep_tie"),
     "no rotation": (LLAMA, [], partial(rotate, rotation=EYE + 1), "orthogonal"),
     "slicing and width": (PHI, [], slicing(slicing=0.25, width=8), "one of slicing, width and discard"),
@@ -213,10 +213,17 @@ def quantized():
     return model
 
 
+def with_lora():
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(LLAMA.model(), LoraConfig(target_modules=["q_proj"]))
+
+
 MODELS = {  # which configurations of the families are refused: test_propose
     "unknown": (lambda: small_model("big_bird", is_decoder=True), "'big_bird'", "minislice propose"),
     "no head": (lambda: LLAMA.model().model, "LlamaModel", "head", "AutoModelForCausalLM"),
     "quantized": (quantized, "mlp.down_proj", "PretendQuantized", "quantization"),
+    "of PEFT": (with_lora, "PEFT", "merge_and_unload"),
     "a name": (lambda: "mini-opt", "transformers causal language model, got str"),
 }
 

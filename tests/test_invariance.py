@@ -156,6 +156,13 @@ def test_a_wrong_rotation_fails_at_the_steps_that_rotate(monkeypatch):
     assert not result.passed and "does NOT have" in str(result)
 
 
+def test_the_default_device_of_the_caller_is_not_used():
+    recipe = Recipe("llama")
+    model, tokens = recipe.model(), recipe.tokens()
+    with torch.device("meta"):
+        assert verify(model, tokens, dtypes=["float64"]).passed
+
+
 def test_relative_error_is_the_largest_difference_over_the_largest_logit():
     reference = [torch.tensor([[1.0, -4.0]]), torch.tensor([[2.0, 0.0]])]
     assert relative_error([reference[0] + 0.5, reference[1] - 1.0], reference) == 0.25

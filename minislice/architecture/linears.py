@@ -13,8 +13,8 @@ class StoredLinear:
     """A module with the attributes of an `nn.Linear`; setting one changes the module."""
 
     weight: Tensor  # [out, in]
-    in_features: int
-    out_features: int
+    in_features = property(lambda self: self.weight.shape[1])
+    out_features = property(lambda self: self.weight.shape[0])
 
     def __init__(self, module: nn.Module):
         self.module = module
@@ -35,9 +35,6 @@ class StoredLinear:
 
 class TransposedLinear(StoredLinear):
     """A `Conv1D`."""
-
-    in_features = property(lambda self: self.module.nx)
-    out_features = property(lambda self: self.module.nf)
 
     @property
     def weight(self) -> Tensor:
@@ -60,9 +57,6 @@ class EmptyConv1D(Conv1D):
 
 class Router(StoredLinear):
     """Chooses the experts of a token; it reads the signal too."""
-
-    in_features = property(lambda self: self.module.weight.shape[1])
-    out_features = property(lambda self: self.module.weight.shape[0])
 
     @property
     def weight(self) -> Tensor:

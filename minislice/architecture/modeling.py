@@ -130,9 +130,6 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
         """As the dense model's; transformers looks for the name `inputs_embeds` in this signature."""
         return self.base.prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base.get_input_embeddings()
-
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.base.set_input_embeddings(value)
         if isinstance(head := self.get_output_embeddings(), SharingHead):

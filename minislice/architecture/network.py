@@ -197,6 +197,8 @@ def network(model: PreTrainedModel) -> Network:
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
+    if type(model).__module__.startswith("peft."):
+        raise ValueError("this is a PEFT model; merge its adapters into it first: model = model.merge_and_unload()")
     if config.model_type == "minislice":
         return network(model.base)
     family = find_family(config)

@@ -24,8 +24,7 @@ from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
 from ..calibration import require_finite
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
-from ..fusion import fuse_blocks, fuse_config, fuse_embeddings, fuse_head, untie_head
-from ..heads import tie_embedding
+from ..fusion import fuse_blocks, fuse_embeddings, fuse_head, prepare
 from ..measuring.provenance import hash_of
 from ..options import SlicingOptions
 from ..report import SlicingReport
@@ -141,9 +140,7 @@ class StreamedSlicer(BeyondSlicer):
 
     def slice_parts(self, progress: bool) -> None:
         """Slice the parts that an earlier run has not sliced."""
-        fuse_config(self.net)
-        self.net.install()
-        tie_embedding(self.net) if self.keep_tie else untie_head(self.net)
+        prepare(self.net, self.keep_tie)
         for module in self.net.model.modules():  # RoPE's tables are here; weights follow part by part
             for name, buffer in list(module.named_buffers(recurse=False)):
                 setattr(module, name, buffer.to(self.device))
