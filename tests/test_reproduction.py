@@ -177,6 +177,13 @@ def two_runs_into_one_file_are_refused(fake, folder):
         run(folder)
 
 
+def test_a_value_that_the_disk_refuses_was_printed(fake, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(records.Records, "append", Mock(side_effect=OSError("no room")))
+    with pytest.raises(OSError, match="no room"):
+        reproduce.reproduce(OPT, tmp_path / "results.jsonl", PAPER)
+    assert f"perplexity {DENSE}" in capsys.readouterr().out
+
+
 def where_memory_is_short_a_smaller_batch_is_tried(fake, folder):
     fake.answers = dict.fromkeys((1, 3, 4), torch.OutOfMemoryError("CUDA out of memory"))
     run(folder, batch_size=2, limit=2)
@@ -256,7 +263,7 @@ def test_a_planted_mistake_is_found(mistake, fake, tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
-    small, eight = (dict.fromkeys(reproduce.space_here("cpu", Path()), size << 30) for size in (16, 640))
+    small, eight = (dict.fromkeys(reproduce.space_here("cpu", Path("results.jsonl")), size << 30) for size in (16, 640))
     eight["the device"] = 80 << 30
     own = settings_of(rows(LLAMA, [1, 2, 3, 12], ["70B"]))
     reasons = {setting.measure: reproduce.why_not(setting, small, stream=False) for setting in own}
@@ -357,7 +364,12 @@ def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(monkeypa
     monkeypatch.setattr(minislice, "slice_streamed", slicing)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, asked, SMALL, stream=True)
-    begun.touch()
+    begun.write_text("hours of work")
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "why_not", lambda *arguments: "no room")
+        run(tmp_path, asked, SMALL, stream=True)
+        patch.setattr(reproduce.shutil, "disk_usage", lambda folder: Mock(free=0))
+        assert reproduce.space_here("cpu", tmp_path / "results.jsonl")["the disk"] > len("hours of work")
     run(tmp_path, asked[:1], SMALL, stream=True)  # the dense model's row, as the notebook runs it first
     assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 1 and begun.exists()
     assert run(tmp_path, asked, SMALL, stream=True)["done"] == 1 and not begun.parent.exists()

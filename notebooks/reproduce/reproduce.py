@@ -44,9 +44,15 @@ MARGIN = 1.3
 # Preflight: what each model needs, what this machine has
 
 
-def space_here(device: str, folder: Path) -> dict[str, int]:
+def work_of(out: Path) -> Path:
+    """The folder for what is sliced by streaming, beside the results file."""
+    return out.with_name(f".{out.name}.work")
+
+
+def space_here(device: str, out: Path) -> dict[str, int]:
     """Bytes that this machine has, by place; on a CPU the device's memory is the host's."""
-    host, disk = psutil.virtual_memory().available, shutil.disk_usage(folder).free
+    host, disk = psutil.virtual_memory().available, shutil.disk_usage(out.resolve().parent).free
+    disk += sum(file.stat().st_size for file in work_of(out).rglob("*"))  # a run goes on with it, or deletes it
     count = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
     devices = [torch.cuda.get_device_properties(index).total_memory for index in range(count)] or [host]
     one = devices[torch.device(device).index or 0]
@@ -89,7 +95,7 @@ def parameters_of(shape: str) -> int:
 
 def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool = False) -> list[dict[str, str]]:
     """A line for each model and measure: what it needs, how many of its settings can run here, why others can't."""
-    space, lines, by_measure = space_here(device, Path(out).resolve().parent), [], defaultdict(list)
+    space, lines, by_measure = space_here(device, Path(out)), [], defaultdict(list)
     for setting in settings_of(rows):
         by_measure[setting.model, setting.measure].append(setting)
     for (model, measure), settings in by_measure.items():
@@ -138,8 +144,7 @@ def reproduce(
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
     about = {"profile": dataclasses.asdict(profile), "command": shlex.join(sys.argv)}
     with records.opened(out, results.faults) as file:
-        bench = Bench(device, out.with_name(f".{out.name}.work"), **streaming)
-        space = space_here(device, out.resolve().parent)
+        bench, space = Bench(device, work_of(out), **streaming), space_here(device, out)
         for index, setting in enumerate(settings, 1):
             revision = results.revision_of(setting)
             record = file.finished.get(results.key_of(setting, revision))
@@ -150,13 +155,13 @@ def reproduce(
                 continue
             else:
                 record = measure(bench, space, setting, revision, batch_size) | about
-                file.append(record)
                 count[record["status"]] += 1
-                if not quiet:
+                if not quiet:  # before it is written, which a full disk may refuse
                     print(f"[{index}/{len(settings)}] {_line(setting, record)}", flush=True)
+                file.append(record)
             check_gate(rows, setting, record)
         sliced = {setting.slicing for setting in settings if setting.text}
-        if not count["failed"] + count["left"] and any(map(bench.begun, sliced)):
+        if count["finished before"] + count["done"] == len(settings) and any(map(bench.begun, sliced)):
             bench.clear()  # else there is something to go on with, or it is another run's
     return dict(count)
 
