@@ -18,6 +18,7 @@ from minislice.architecture.network import network
 from minislice.measuring import timing
 from minislice.measuring.cost import flops_per_token, latency, size_in_bytes, size_in_words, step_seconds, throughput
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
+from minislice.teaching.small import small_model
 
 TOKENS = torch.arange(240).view(8, 30)
 CPU = {"dtype": torch.float32, "device": "cpu"}
@@ -46,6 +47,12 @@ def test_flops_are_those_that_torch_counts(options):
     assert 0 <= counted(model) - flops_per_token(model, context=1) <= rope
     more = flops_per_token(model, context=101) - flops_per_token(model, context=1)
     assert more == 100 * 4 * 192 * 4  # 4 layers of 6 heads of 32
+
+
+def test_the_experts_of_a_token_are_counted_by_whatever_name_its_config_has_for_them(monkeypatch):
+    model = small_model("aria_text")  # moe_topk
+    monkeypatch.setitem(minislice.families.FAMILIES, "aria_text", minislice.propose(model).family)
+    assert flops_per_token(model, context=1) == counted(model)
 
 
 def test_it_is_said_why_a_model_is_not_smaller():
@@ -80,6 +87,8 @@ def test_the_clock_generates_with_the_cache_and_changes_nothing():
 
     model.register_forward_pre_hook(note, with_kwargs=True)
     assert 0 < step_seconds(model, length=5) < 10
+    with pytest.raises(ValueError, match="length must be a whole number of at least 1, got 0"):
+        latency(model, length=0)
     assert lengths[1:] == [(1, past) for past in range(5)]
     assert 0 < latency(model, length=4, repeats=1) < 10_000 and throughput(model, batch_size=4, length=4, repeats=1) > 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -156,6 +165,11 @@ def test_table_12s_total_is_the_products_without_the_adapters():
     adapter, total = products.pop("adapter"), products.pop("total")
     assert set(products) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert total == pytest.approx(sum(products.values())) and adapter > 0
+
+
+def test_two_products_of_one_name_are_not_added():
+    products = timing.product_milliseconds({"": small_model("gpt2")}, tokens=8, repeats=1)[""]
+    assert set(products) == {"c_attn", "attention.c_proj", "c_fc", "mlp.c_proj", "total"}
 
 
 def test_the_command_measures_every_level_and_form(run):

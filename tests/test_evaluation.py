@@ -14,6 +14,7 @@ import minislice
 from minislice import compress, parameters, perplexity
 from minislice.measuring import layers
 from minislice.measuring.paired import Ratio, WindowLosses, perplexity_ratio, window_losses
+from minislice.teaching.small import small_model
 
 RECIPE = Recipe("llama")
 
@@ -30,6 +31,13 @@ def test_perplexity_beyond_a_float_is_infinite_and_of_no_numbers_it_is_none(scal
     model = Recipe("llama", tied=False).model()
     model.lm_head.weight.data *= scale
     assert perplexity(model, RECIPE.tokens()) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_table_of_token_types_is_no_table_of_positions():
+    model = small_model("roformer", is_decoder=True)  # 2 types, 64 positions
+    assert math.isfinite(perplexity(model, torch.arange(20)[None]))
+    with pytest.raises(ValueError, match="the model has 64 positions"):
+        perplexity(model, torch.arange(65)[None])
 
 
 def test_batches_of_a_generator_are_kept_where_they_are_read_again():
@@ -50,6 +58,9 @@ def test_rotations_are_not_seen_and_slicing_is_at_every_boundary_more_of_it_more
     )
     assert len(few) == 4
     assert all(0 < less < more for less, more in zip(few, many, strict=True))
+    fewer = minislice.slice_model(copy.deepcopy(model), tokens, width=recipe.width - 2, drop=[1])
+    errors = layers.signal_errors(model, fewer, tokens)
+    assert len(errors) == 3 and errors[1] > few[2]  # the boundary behind the dropped block
     rotated = minislice.rotate(copy.deepcopy(model), seed=1)
     assert max(layers.signal_errors(model, rotated, tokens)) < 1e-9
     monkeypatch.setattr(layers, "inner_products", lambda x: x)  # the mistake: the signals themselves are compared
@@ -137,6 +148,7 @@ def test_windows_together_have_the_perplexity_of_the_text(recipe):
 def test_a_ratio_says_how_far_it_is_from_a_value():
     assert Ratio(1.06, 0.02).errors_above() == pytest.approx(3)
     assert Ratio(1.1, 0.0).errors_above() == math.inf and Ratio(0.9, 0.0).errors_above() == -math.inf
+    assert Ratio(1.0, 0.0).errors_above() == 0
     assert str(Ratio(1.06, 0.02)) == "1.0600 ± 0.0200"
 
 
@@ -147,5 +159,7 @@ def test_what_can_not_be_paired_is_refused():
         perplexity_ratio(losses, two)
     with pytest.raises(ValueError, match="at least two windows and documents, got 1"):
         perplexity_ratio(one, one)
+    with pytest.raises(ValueError, match="the documents of 3 windows, but 4 windows"):
+        window_losses(recipe.model(), recipe.tokens()[:4], documents=torch.arange(3))
     with pytest.raises(ValueError, match="nothing to predict"):
         window_losses(recipe.model(), recipe.tokens()[:, :1])

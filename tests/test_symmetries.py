@@ -194,6 +194,23 @@ def test_the_command_prints_the_table(tmp_path, run):
     assert found["passed"] and found["symmetries"][0]["freedom"] == 32 * 31 // 2
 
 
+UNSEEN = [  # a registered family, and what is said of some symmetries
+    ("bitnet", {}, {"value-output": "its attention isn't made of", "order of neurons": "weights stand between"}),
+    ("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0}, {}),  # its router has corrections
+    ("glm4_moe", {"n_routed_experts": 4, "first_k_dense_replace": 0, "n_group": 2}, {"order of experts": "groups"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "reasons"), UNSEEN, ids=[kind for kind, *_ in UNSEEN])
+def test_what_a_registered_family_does_not_have_is_said_and_the_rest_holds(kind, fields, reasons, monkeypatch):
+    model = small_model(kind, **fields)
+    monkeypatch.setitem(minislice.families.FAMILIES, kind, minislice.propose(model).family)
+    found = minislice.verify(model, torch.arange(40).view(2, 20), symmetries=True, dtypes=["float64"])
+    freedom = {finding.symmetry: finding.freedom for finding in found.findings}
+    assert found.passed and freedom["signal rotation"] == 32 * 31 // 2
+    assert all(reason in freedom[name] for name, reason in reasons.items())
+
+
 def test_a_model_in_no_table_gets_the_answer_of_propose():
     for kind, answer in (("gemma2", "a norm with a scale stands behind"), ("olmoe", "register the one that .* finds")):
         with pytest.raises(ValueError, match=f"{kind}.*{answer}"):

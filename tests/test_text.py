@@ -45,7 +45,7 @@ def write(path, rows) -> str:
     """Documents or records, in the format that the path's name asks for."""
     if path.suffix == ".parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".jsonl":
+    elif path.suffix in (".jsonl", ".ndjson"):
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     else:
         path.write_text(json.dumps(rows), encoding="utf-8")
@@ -61,7 +61,7 @@ def test_a_text_file_is_one_document_without_its_mark(tmp_path):
 @example(["a\u2028b", "\x85c", '{"text": "three"}'])
 def test_documents_survive_every_format(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("rows")
-    for name in ("rows.JSON", "rows.jsonl", "rows.parquet"):
+    for name in ("rows.JSON", "rows.jsonl", "rows.ndjson", "rows.parquet"):
         records = [{"text": document, "id": index} for index, document in enumerate(documents)]
         assert load_text(write(folder / name, records)) == documents
     assert load_text(write(folder / "list.json", documents)) == documents
@@ -87,7 +87,7 @@ NO_TEXT = {  # a file's name, what is in it, and what the error says
     "latin1.txt": (b"na\xefve", "can't read .* as UTF-8 text: .*; save it as UTF-8"),
     "table.csv": (b"id,text\n1,a\n", "can't read .* as csv: .* save it as json lines, or rename it"),
     "lines.json": (b'{"text": "a"}\n{"text": "b"}\n', "as json .a file with an object a line is .jsonl"),
-    "broken.jsonl": (b'{"text": "a"}\n{"text"\n', "can't read .* as json lines"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text"\n', "can't read .* as json lines: line 2, column 8: Expecting"),
     "broken.parquet": (b"PAR1 and no more", "can't read .* as parquet"),
     "surrogate.json": (b'["a \\ud800 b"]', "no valid text.* surrogates"),
     "other.json": (b'[{"body": "a", "title": "b"}]', r"'text', or .*'instruction'.* body \(str\), title \(str\)"),
@@ -102,6 +102,12 @@ def test_a_file_without_text_is_refused_by_its_name(name, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_text(str(tmp_path / name))
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["a text " * 1000, ["a list of texts"]], ids=["text", "list"])
+def test_a_text_in_place_of_its_path_is_refused(given):
+    with pytest.raises(ValueError, match=r"no text source .*or the path of a file that exists"):
+        load_text(given)
 
 
 @pytest.fixture

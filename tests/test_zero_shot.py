@@ -152,7 +152,7 @@ NO_ITEMS = {  # a task, its file's content, and the message
     "test split": ("piqa", {"label": -1}, r"line 2: .*no right answer \(label -1\); .* take the validation split"),
     "no gap": ("winogrande", {"sentence": "No gap."}, "line 2: .*the sentence has no _"),
     "fields": ("arc_easy", {"choices": ["a", "b"]}, "line 2: .*an item has the fields question, choices, answer"),
-    "no JSON": ("piqa", '{"goal": \n', r"piqa\.jsonl, line 1: .*Expecting value"),
+    "no JSON": ("piqa", '{"goal": \n', r"piqa\.jsonl, line 1, column 10: Expecting value"),
     "no file": ("arc_challenge", None, r"arc_challenge\.jsonl doesn't exist"),
     "no such task": ("boolq", None, "no local copy of boolq can be read; there are piqa, winogrande"),
 }

@@ -71,10 +71,16 @@ def token_batches(
 
 
 def position_limit(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have: a table of positions ends, a rotary embedding doesn't (None)."""
+    """How many tokens a sequence may have: a table of positions ends, a rotary embedding doesn't (None).
+
+    Other tables, as those of token types, have another number of rows than the config has positions.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
     for table in model.modules():
         if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings():
-            return table.num_embeddings - getattr(table, "offset", 0)
+            rows = table.num_embeddings - getattr(table, "offset", 0)
+            if positions in (None, rows):
+                return rows
     return None
 
 

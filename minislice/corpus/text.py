@@ -1,8 +1,10 @@
 """Text in, token batches out: for calibration (section 3.4) and for perplexity (section 4)."""
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants
@@ -16,8 +18,8 @@ from .embedded import stdlib_documents
 
 SOURCES = ("embedded", "wikitext2", "alpaca")
 SPLITS = ("calibration", "test")
-FORMATS = {".json": "json (a file with an object a line is .jsonl)", ".jsonl": "json lines", ".parquet": "parquet"}
-FORMATS |= {".csv": "csv", ".tsv": "tsv"}
+FORMATS = {".json": "json (a file with an object a line is .jsonl)", ".jsonl": "json lines", ".ndjson": "json lines"}
+FORMATS |= {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv"}
 OTHERWISE = "the path of a file, or 'embedded'"  # in place of a text on the hub
 
 
@@ -26,9 +28,10 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
 
     Args:
         source: "embedded" (`stdlib_documents`); "wikitext2" or "alpaca", from the hub; or the path of a text (any but
-            .csv and .tsv), .json, .jsonl or .parquet file. In a table of a file, a document is the column "text", or
-            Alpaca's instruction, input and output; a json list of strings is a list of documents. A row without text
-            is a document too: joined by empty lines, a file of WikiText-2's rows gives what "wikitext2" gives.
+            .csv and .tsv), .json, .jsonl or .ndjson, or .parquet file. In a table of a file, a document is the column
+            "text", or Alpaca's instruction, input and output; a json list of strings is a list of documents. A row
+            without text is a document too: joined by empty lines, a file of WikiText-2's rows gives what "wikitext2"
+            gives.
         split: "calibration" or "test". Alpaca has one split, its last tenth serves for the test; a file is taken whole
             for either.
 
@@ -40,7 +43,7 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
         documents = [text for text in stdlib_documents(split) if text.strip()]
     elif source in SOURCES:
         documents = _from_hub(source, split)
-    elif Path(source).is_file():
+    elif isinstance(source, (str, Path)) and os.path.isfile(source):
         documents = _read_file(Path(source))
     else:
         raise ValueError(f"no text source {source!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
@@ -99,16 +102,29 @@ def _rows(path: Path, suffix: str) -> list:
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{error}; save it as UTF-8") from error
+    if FORMATS.get(suffix) == "json lines":
+        return [row for _, row in json_lines(path)]
     if suffix == ".json":
-        rows = json.loads(text)
+        rows = json.loads(read_utf8(path))
         return rows if isinstance(rows, list) else [rows]
-    if suffix == ".jsonl":
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    return [text]
+    return [read_utf8(path)]
+
+
+def read_utf8(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # without the mark that some editors put first
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{error}; save it as UTF-8 (unpack it first if it is compressed)") from error
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values in a file of json lines, each with the number of its line, from 1; empty lines are left out."""
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
 
 
 def _document(row: object) -> str:
@@ -157,7 +173,7 @@ def disjoint_streams(
 def is_one_file(calibration: str | None, evaluation: str | None) -> bool:
     """Whether two sources are the same file, by whatever names."""
     files = [Path(source) for source in (calibration, evaluation) if source is not None and source not in SOURCES]
-    return len(files) == 2 and all(file.is_file() for file in files) and files[0].samefile(files[1])
+    return len(files) == 2 and all(map(os.path.isfile, files)) and files[0].samefile(files[1])
 
 
 def halves(stream: Int64[Tensor, " tokens"]) -> tuple[Int64[Tensor, " first"], Int64[Tensor, " second"]]:

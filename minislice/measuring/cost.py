@@ -12,6 +12,7 @@ from ..architecture.heads import FittedHead, TiedHead
 from ..architecture.linears import Router, is_experts, reader
 from ..architecture.modeling import CACHE
 from ..architecture.network import inference, network
+from ..checks import require_int
 from ..corpus.batches import position_limit
 
 
@@ -49,19 +50,25 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     For each of the `context` tokens that the new one attends to, attention's own two products, scores and values, are
     2 m each, m = heads x head size. Slicing doesn't change them.
     """
-    total = 0
+    total, blocks = 0, network(model).blocks
+    per_token = {block.experts: _experts_per_token(block.mlp) for block in blocks if block.is_mixture}
     for module in model.modules():
         if is_experts(module):
             matrices = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 3)
-            total += 2 * matrices * module.config.num_experts_per_tok // module.num_experts
+            total += 2 * matrices * per_token[module] // module.num_experts
         elif isinstance(module, (nn.Linear, Conv1D, TiedHead, FittedHead)) or isinstance(reader(module), Router):
             total += 2 * module.weight.numel()
         if isinstance(module, LowRankAdapter):
             total += 4 * module.A.numel()  # x A, and that times A^T
         if isinstance(module, FittedHead):
             total += 2 * module.H.numel()
-    attention_widths = [block.w_out[0].in_features for block in network(model).blocks if block.attention is not None]
+    attention_widths = [block.w_out[0].in_features for block in blocks if block.attention is not None]
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
+
+
+def _experts_per_token(mixture: nn.Module) -> int:
+    """As its router, or the mixture itself, has it; configs have several names for it."""
+    return next(module.top_k for module in mixture.modules() if hasattr(module, "top_k"))
 
 
 def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128, seed: int = 0) -> float:
@@ -69,7 +76,8 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
 
     Section 4's setting for tables 2 and 11 is length 128. The tokens are random, which costs the same time as a text.
     """
-    require_positions(model, length)
+    require_int("batch_size", batch_size)
+    require_positions(model, require_int("length", length))
     device = model.get_input_embeddings().weight.device
     vocabulary = model.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(seed)

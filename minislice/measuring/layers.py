@@ -36,13 +36,14 @@ def signal_errors(
 ) -> list[float]:
     """||Z Z^T - X X^T|| / ||X X^T|| at every boundary: 0 where Z is X, rotated; 1 where nothing of X is left.
 
-    X is the dense signal behind its norm. The dense model is fused, so that its norms have no weights.
+    X is the dense signal behind its norm. The dense model is fused, so that its norms have no weights. A boundary
+    before a dropped block is left out.
     """
-    nets, errors = (network(dense), network(sliced)), []
-    if not nets[0].is_fused or nets[0].is_sliced:
+    net, sliced_net, dense_signals, errors = network(dense), network(sliced), signals(dense, ids), []
+    if not net.is_fused or net.is_sliced or net.dropped:
         raise ValueError("compare with the dense model after minislice.fuse, before it is sliced")
-    pairs = zip(signals(dense, ids), signals(sliced, ids), *(net.norms for net in nets), strict=True)
-    for x, z, norm, sliced_norm in pairs:
-        exact = inner_products(norm(x))
+    boundaries = [*(block.number for block in sliced_net.blocks), len(net.blocks)]
+    for boundary, z, sliced_norm in zip(boundaries, signals(sliced, ids), sliced_net.norms, strict=True):
+        exact = inner_products(net.norms[boundary](dense_signals[boundary]))
         errors.append(((inner_products(sliced_norm(z)) - exact).norm() / exact.norm()).item())
     return errors

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..corpus.text import json_lines
+
 OLD_FORM = "this is the harness's form of 2021; python notebooks/measure/tasks_of_2021.py OLD NEW rewrites such files"
 
 
@@ -55,17 +57,18 @@ def read_items(task: str, folder: Path) -> list[dict]:
     file = folder / f"{task}.jsonl"
     if not file.is_file():
         raise ValueError(f"{file} doesn't exist: the items of {task}, one JSON object a line")
-    lines = file.read_text(encoding="utf-8-sig").split("\n")  # without the mark that some editors put first
-    items = [_item(LOCAL[task], line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    try:
+        items = [_item(LOCAL[task], item, f"line {number}") for number, item in json_lines(file)]
+    except ValueError as error:
+        raise ValueError(f"{file}, {error}") from error
     if not items:
         raise ValueError(f"{file} has no items in it")
     return items
 
 
-def _item(task: LocalTask, line: str, place: str) -> dict:
+def _item(task: LocalTask, item: dict, place: str) -> dict:
     answer = task.fields[-1]
     try:
-        item = json.loads(line)
         if "gold" in item:
             raise ValueError(OLD_FORM)
         item = {name: item[name] for name in task.fields}

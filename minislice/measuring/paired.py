@@ -58,6 +58,8 @@ class Ratio:
     def errors_above(self, value: float = 1.0) -> float:
         """How many standard errors the ratio lies above `value`; within two, noise explains the difference."""
         distance = self.ratio - value
+        if distance == 0:
+            return 0.0
         return distance / self.standard_error if self.standard_error else math.copysign(math.inf, distance)
 
 
@@ -72,15 +74,18 @@ def window_losses(
         documents: the number of each window's document, if windows of one document are to count as related.
     """
     nll, counts, measured = [], [], []
+    windows = token_batches(model, tokens, attention_mask, batch_size=1)
+    if documents is not None and len(documents) != len(windows):
+        raise ValueError(f"got the documents of {len(documents)} windows, but {len(windows)} windows")
     with inference(model):
-        for number, window in enumerate(token_batches(model, tokens, attention_mask, batch_size=1)):
+        for number, window in enumerate(windows):
             if count := window.predictions:
                 nll.append(token_losses(model, window).double().sum().item())
                 counts.append(count)
                 measured.append(number)
     if not counts:
         raise ValueError("nothing to predict: every sequence has a single token, or is padding")
-    documents = None if documents is None else documents[measured]
+    documents = None if documents is None else torch.as_tensor(documents)[measured]
     return WindowLosses(torch.tensor(nll, dtype=torch.float64), torch.tensor(counts), documents)
 
 

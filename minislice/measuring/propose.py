@@ -13,6 +13,7 @@ What can't be explained is an obstacle. `verify` decides in float64 whether the 
 
 import dataclasses
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +78,8 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
         model: any of transformers' design, with layers in an `nn.ModuleList`; its weights don't matter.
         seed: of the tokens and of the redrawn parameters.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     generator = torch.Generator().manual_seed(require_seed(seed))
     model_type = model.config.model_type
     ids = torch.randint(model.get_input_embeddings().num_embeddings, (2, 24), generator=generator)
@@ -273,7 +276,8 @@ class _Observed:
         return self._short(reading[-1]), head.name
 
     def _config_name_of(self, number: float) -> str:
-        names = [name for name, value in vars(self.model.config).items() if value == number]
+        fields = vars(self.model.config).items()
+        names = [name for name, value in fields if isinstance(value, (int, float)) and math.isclose(value, number)]
         if not names:
             raise Obstacle(f"every branch is multiplied by {number:g}, which no field of the config says")
         return names[0]

@@ -193,20 +193,22 @@ def product_milliseconds(
 ) -> dict[str, dict[str, float]]:
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
-    "adapter" is the sum of the layer's residual adapters; "total" is the sum of all others but a mixture's experts.
+    It is "c_fc" for short; in full, "mlp.c_proj", where a layer has two of that name. "adapter" is the sum of the
+    layer's residual adapters; "total" is the sum of all others but a mixture's experts.
     """
     clocks = {}
     for model_name, model in models.items():
         layers = network(model).layers
-        for index, block in enumerate(layers[len(layers) // 2].blocks):
-            products = [
-                (name.rpartition(".")[2], getattr(linear, "module", linear), linear.in_features)
-                for name, linear in block.linears.items()
-                if not isinstance(linear, Experts)
-            ]
-            if block.adapter is not None:
-                products.append(("adapter", block.adapter, block.w_in[0].in_features))
-            for name, module, width in products:
+        blocks = layers[len(layers) // 2].blocks
+        short_names = [name.rpartition(".")[2] for block in blocks for name in block.linears]
+        for index, block in enumerate(blocks):
+            products = {} if block.adapter is None else {"adapter": (block.adapter, block.w_in[0].in_features)}
+            for name, linear in block.linears.items():
+                short_name = name.rpartition(".")[2]
+                if not isinstance(linear, Experts):
+                    unique_name = short_name if short_names.count(short_name) == 1 else name
+                    products[unique_name] = getattr(linear, "module", linear), linear.in_features
+            for name, (module, width) in products.items():
                 x = torch.randn(tokens, width, device=model.device, dtype=model.dtype)
                 clocks[model_name, name, index] = partial(seconds_of, partial(module, x), model.device)
     times = {name: {} for name in models}

@@ -118,7 +118,7 @@ def _evaluate(model, tokenizer, tasks, limit, folder, batch_size) -> dict:
         folder = sorted({str(definition(task).parent) for task in tasks})
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     if missing := [task for task in tasks if task not in manager.all_subtasks]:
-        raise ValueError(f"the LM Evaluation Harness has no task {', '.join(missing)}")
+        raise ValueError(f"the LM Evaluation Harness has no task {', '.join(missing)}; give a group's tasks one by one")
     try:
         loaded = manager.load(tasks)
         for task in loaded["tasks"].values():

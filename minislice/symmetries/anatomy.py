@@ -33,12 +33,19 @@ ZERO = 1e-14  # of a derivative, as a fraction of the largest
 
 
 def attentions(net: Network) -> list[Attention]:
-    """The attention of every block that has one."""
-    runs = [_AttentionRun(block, net.model.config.num_attention_heads) for block in net.blocks if block.attention]
-    with inference(net.model):
-        sequences = max((max(run.heads, run.size) for run in runs), default=1)
-        _, contexts = net.embed(torch.ones(sequences, 2, dtype=torch.long, device=net.model.device))
-        return [run.describe(contexts[run.block.layer], sequences) for run in runs]
+    """The attention of every block that has one.
+
+    Raises:
+        ValueError: one of them isn't made of queries, keys and values, head by head.
+    """
+    try:
+        runs = [_AttentionRun(block, net.model.config.num_attention_heads) for block in net.blocks if block.attention]
+        with inference(net.model):
+            sequences = max((max(run.heads, run.size) for run in runs), default=1)
+            _, contexts = net.embed(torch.ones(sequences, 2, dtype=torch.long, device=net.model.device))
+            return [run.describe(contexts[run.block.layer], sequences) for run in runs]
+    except Exception as error:  # of any kind, for the attention may be of any class
+        raise ValueError("its attention isn't made of queries, keys and values, head by head") from error
 
 
 def mlps(net: Network) -> list[Neurons]:
@@ -97,7 +104,7 @@ class _AttentionRun:
         found = self.run(self.nothing + SMALL * numbers)[0, 0] / SMALL / share * rows - 1
         values = found.round().long()
         if not (found - values).abs().max() < 0.1:
-            raise ValueError("can't see the heads of an attention: W_out doesn't read its values one by one")
+            raise ValueError("W_out doesn't read its values one by one")
         return values.view(self.heads, self.size)
 
     def find_queries_and_keys(self) -> tuple[Tensor, Tensor, bool]:
@@ -220,7 +227,10 @@ def _of_experts(experts: nn.Module) -> list[Neurons]:
 def _described(made: list[Part], read: Part, activate: Callable[[Tensor], Tensor], inputs: Tensor) -> Neurons:
     """Neurons that `activate` computes; inputs[i] are the numbers of those inputs that the rows of made[i] give."""
     x = 3 * _random(read.tensors[0], 1, TRIES, inputs.numel())
-    before, scalable = activate(x), []
+    before, scalable, order = activate(x), [], torch.arange(inputs.shape[1]).flip(0)
+    reordered = x.clone()
+    reordered[..., inputs] = x[..., inputs[:, order]]
+    alike = torch.allclose(activate(reordered), before[..., order], rtol=1e-4, atol=1e-6)
 
     def grows(which: Tensor, factor: float, by: float) -> bool:
         changed = x.clone()
@@ -230,7 +240,7 @@ def _described(made: list[Part], read: Part, activate: Callable[[Tensor], Tensor
     for rows, which in zip(made, inputs, strict=True):
         powers = [power for power in (1, 2) if grows(which, 2, 2**power)]
         scalable += [Scalable(rows, power, signed=grows(which, -2, -2)) for power in powers[:1]]
-    return Neurons(len(read.numbers), made, read, scalable)
+    return Neurons(len(read.numbers), made, read, alike, scalable)
 
 
 def _inner_side(

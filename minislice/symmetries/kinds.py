@@ -264,6 +264,9 @@ class NeuronOrder(Symmetry):
     def places(self, net):
         return mlps(net)
 
+    def freedom(self, neurons):
+        return 0 if neurons.alike else "weights stand between the neurons and W_out, another one for each"
+
     def element(self, neurons, generator):
         return torch.randperm(neurons.count, generator=generator)
 
@@ -294,20 +297,24 @@ class NeuronScaling(NeuronOrder):
 
 
 class ExpertOrder(Symmetry):
-    """The experts of a mixture may change places, together with the router's rows."""
+    """The experts of a mixture may change places, together with the router's rows and its corrections."""
 
     name, group, use = "order of experts", "S(experts)", "pruning and merging of experts"
 
     def places(self, net):
+        if (getattr(net.model.config, "n_group", None) or 1) > 1:
+            raise ValueError("the router chooses groups of experts, and then experts inside them")
         return [block for block in net.blocks if block.is_mixture]
 
     def element(self, block, generator):
         return torch.randperm(block.experts.num_experts, generator=generator)
 
     def act(self, block, order):
-        (router,) = (linear.module for linear in block.w_in if isinstance(linear, Router))
-        for parameter in (*block.experts.parameters(recurse=False), *router.parameters(recurse=False)):
-            parameter.copy_(parameter[order])
+        router = next(linear for linear in block.w_in if len(linear.weight) == len(order))
+        for module in (block.mlp, block.experts, *getattr(router, "module", router).modules()):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if len(order) in tensor.shape:
+                    tensor.copy_(tensor.index_select(tensor.shape.index(len(order)), order))
 
 
 KINDS = (SignalRotation, SignalScale, HeadConstant, ValueOutput, QueryKey, KeyConstant, HeadOrder, NeuronOrder)

@@ -99,4 +99,5 @@ class Neurons:
     count: int
     made: list[Part]  # rows of W_in: one part, or two with a gate
     read: Part  # columns of W_out
+    alike: bool  # whether all compute the same function of their inputs
     scalable: list[Scalable]

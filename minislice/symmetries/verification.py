@@ -76,7 +76,10 @@ def change(net: Network, symmetry: Symmetry, seed: int = 0) -> int | str:
     Returns the number of free parameters at all places together, or why the symmetry acts nowhere.
     """
     generator = torch.Generator().manual_seed(seed)
-    places = symmetry.places(net)
+    try:
+        places = symmetry.places(net)
+    except ValueError as reason:
+        return str(reason)
     freedoms = [symmetry.freedom(place) for place in places]
     free = [(place, number) for place, number in zip(places, freedoms, strict=True) if not isinstance(number, str)]
     for place, _ in free:
@@ -113,7 +116,7 @@ def verify(
     exact = copy.deepcopy(model).to("cpu", torch.float64)
     exact = exact if net.is_fused else fuse(exact)
     tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
-    if any(attention.rounds for attention in attentions(network(exact))):
+    if _may_round(network(exact)):
         tolerances["float64"] = invariance.FLOAT32_NORM_TOLERANCE
     logits = invariance.logits_of(exact, tokens, batch_size=batch_size)
     findings = []
@@ -129,6 +132,14 @@ def verify(
         described = (symmetry.name, symmetry.group, symmetry.use)
         findings.append(Finding(*described, freedom, compared, errors, tolerances))
     return Findings(findings, list(dtypes))
+
+
+def _may_round(net: Network) -> bool:
+    """Whether an attention computes in float32 somewhere, or can't be seen."""
+    try:
+        return any(attention.rounds for attention in attentions(net))
+    except ValueError:
+        return True
 
 
 def require_known(model: PreTrainedModel) -> None:
