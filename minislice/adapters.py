@@ -10,7 +10,7 @@ same function, and the adapter becomes symmetric, with the deficits d = 1 - c:
 
 - `low-rank` stores A = U_r diag(d_r)^(1/2) and computes x - (x A) A^T: k r parameters instead of k^2. Its rank is r
 - `none` leaves the adapter out: 0 parameters, an approximation; the principal components of later boundaries are
-  computed with it, so that they make up for some of what it loses
+  computed with its error in place, so that they make up for some of it
 
 Where the width grows (k < k', as at the last boundary when the head isn't sliced), the aligned adapter appends k' - k
 zeros, and r <= D - k'. Where it shrinks, the adapter stays full.

@@ -1,13 +1,13 @@
 """Section 3.4: one pass over the network rotates every boundary onto its principal components and deletes the least.
 
-X is the signal with all D columns, and P the first k columns of Q, its principal components. The sliced signal Z = X P
-stands for X~ = Z P^T (eq. 9). Folding P into the matrices that write and read a boundary deletes columns and rows.
+X is the signal with all D columns, and P the first k columns of Q, the principal components of RMSNorm(X). The sliced
+signal Z = X P stands for X~ = Z P^T (eq. 9). Folding P into the matrices around a boundary deletes columns and rows.
 
-    X = embeddings(tokens);   P = principal components of X;   W_embd <- W_embd P;   Z = X P
+    X = embeddings(tokens);   P = principal components of RMSNorm(X);   W_embd <- W_embd P;   Z = X P
     for each block:
         W_in <- P^T W_in
         X = Z P^T + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out        one forward pass, of a network sliced up to here
-        P' = principal components of X;   S = P^T P'
+        P' = principal components of RMSNorm(X);   S = P^T P'
         W_out <- W_out P';   b_out <- b_out P';   Z = X P';   P = P'
     W_head <- P^T W_head
 

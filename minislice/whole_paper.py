@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention, sil
 
 
 class Block:
-    """X <- X S + sigma(RMSNorm(X) W_in) W_out, the whole of Algorithm 1."""
+    """X <- X S + sigma(RMSNorm(X) W_in) W_out: Algorithm 1's block, its norm in front, with section 3.3's S."""
 
     def __init__(self, norm, sigma, w_in, w_out):
         self.norm, self.sigma, self.w_in, self.w_out = norm, sigma, w_in, w_out  # W_in [D, inner], W_out [inner, D]

@@ -2,9 +2,10 @@
 
     X  <-  X S  +  sigma( RMSNorm(X) W_in + b_in ) W_out + b_out          one block
 
-X is the signal, [tokens, D]: row vectors, as in the paper. `nn.Linear` stores its matrix transposed ([out, in]), so
-the paper's W_in is ``linear.weight.T``. transformers' own attention or MLP module holds W_in, sigma and W_out:
-slicing replaces its weights and keeps its code. It also replaces the norm, and adds the residual adapter S.
+The paper's algorithm has the norm behind the sum; S is section 3.3's. X is the signal, [tokens, D]: row vectors.
+`nn.Linear` stores its matrix transposed ([out, in]), so the paper's W_in is ``linear.weight.T``. transformers' own
+attention or MLP module holds W_in, sigma and W_out: slicing replaces its weights and keeps its code. It also replaces
+the norm, and adds the residual adapter S.
 
 A *boundary* is the place between two blocks, and the signal there: boundary 0 is what the embeddings write and the
 first block reads, and the last one, L for L blocks, what the last block writes and the final norm and the head read.
