@@ -12,10 +12,10 @@ import torch
 from models import Recipe
 from safetensors.torch import load_file, save_file
 
+from minislice.large import streaming
 from minislice.large.processes import Processes
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 from minislice.large.workfolder import WorkFolder
-from minislice.storage import files
 
 LLAMA = Recipe("llama", layers=2, biases=False, option=False)
 
@@ -125,7 +125,7 @@ def slice_and_die(step: int, run: dict) -> int:
         save_file(tensors, path)
         os.truncate(path, os.path.getsize(path) // 2)
 
-    files.save_file = counted(save_file, half_tensors)
+    streaming.save_file = counted(save_file, half_tensors)
     for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
         setattr(owner, name, counted(getattr(owner, name)))
     slice_streamed(**run)

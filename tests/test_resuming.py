@@ -25,7 +25,6 @@ from streamed import (
     stopped,
 )
 
-from minislice.large import streaming
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 
 
@@ -80,7 +79,7 @@ def test_other_runs_into_the_folder_are_refused_and_do_not_disturb_the_first(tmp
     """Before it has written anything, and later: a third run gets no further than the second."""
     run, refused = run_to(tmp_path), []
     slice_streamed(**{**run, "out": tmp_path / "whole"})
-    require_disk = streaming.require_disk
+    require_disk = StreamedSlicer.require_disk
 
     def others_come():
         before = snapshot(tmp_path)
@@ -90,7 +89,7 @@ def test_other_runs_into_the_folder_are_refused_and_do_not_disturb_the_first(tmp
         assert snapshot(tmp_path) == before
         refused.append(True)
 
-    monkeypatch.setattr(streaming, "require_disk", lambda *arguments: others_come() or require_disk(*arguments))
+    monkeypatch.setattr(StreamedSlicer, "require_disk", lambda *arguments: others_come() or require_disk(*arguments))
     after_part(monkeypatch, 2, others_come)
     slice_streamed(**run)
     assert len(refused) == 2

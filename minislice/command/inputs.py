@@ -16,7 +16,6 @@ from ..architecture.modeling import without_memory
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, load_text, sample, windows
-from ..large import processes
 from ..large.source import TrainedWeights
 from ..likelihood import perplexity
 from ..measuring.cost import length_limit, parameters
@@ -34,7 +33,7 @@ def device_of(arguments: argparse.Namespace) -> str:
         raise ValueError(f"give one device, such as cpu or cuda:0; auto is for {', '.join(SPREAD)}")
     if not torch.cuda.is_available() and name in (None, "auto"):
         return "cpu"
-    return f"cuda:{processes.local_index()}" if name is None else usable_device(name)
+    return f"cuda:{torch.distributed.get_node_local_rank(0)}" if name is None else usable_device(name)
 
 
 def sliced_shapes(arguments: argparse.Namespace, how: str = "") -> PreTrainedModel:

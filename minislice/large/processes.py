@@ -51,7 +51,7 @@ def joined() -> Iterator[Processes]:
         yield Processes()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(local_index())
+        torch.cuda.set_device(distributed.get_node_local_rank(0))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     processes = Processes(distributed.group.WORLD)
     try:
@@ -65,8 +65,3 @@ def joined() -> Iterator[Processes]:
         ) from error
     finally:
         distributed.destroy_process_group()
-
-
-def local_index() -> int:
-    """The number of this process on its machine, which is the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))

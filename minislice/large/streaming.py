@@ -7,36 +7,41 @@ files, fused, sliced, written to a file of the new model, and let go. The folder
 """
 
 import dataclasses
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 from transformers.core_model_loading import revert_weight_conversion
 
 from ..architecture.building import form_of
-from ..architecture.folder import put_in_place, require_free, sync
+from ..architecture.folder import put_in_place, require_free, sync, whole_file
+from ..architecture.modeling import SlicedForCausalLM, without_memory
 from ..architecture.network import inference
 from ..beyond.slicing import BeyondSlicer
 from ..calibration import require_finite
 from ..corpus.batches import Batch, Tokens, count_tokens, token_batches
 from ..fusion import fuse_blocks, fuse_embeddings, fuse_head, prepare
+from ..measuring.cost import size_in_bytes
 from ..measuring.provenance import hash_of
+from ..measuring.shapes import config_after
 from ..options import SlicingOptions
 from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checks import usable_device
-from ..storage.files import write_tensors
+from ..storage.files import INDEX
 from ..storage.unfinished import require_unchanged, state_of
 from ..version import __version__
 from .processes import Processes
 from .shared import StoredCalibration
 from .source import TrainedWeights
-from .target import require_disk, sliced_shapes, write_description
 from .workfolder import WorkFolder
 
 REPORTED = ("widths", "eigenvalues", "discarded", "ranks")  # what of the report grows with every part
@@ -96,7 +101,7 @@ def slice_streamed(
     with work.locked():
         if processes.is_first:
             target = require_free(out, force, [trained.folder])
-            require_disk(work.path, trained, report, slicer.widths)
+            slicer.require_disk()
             work.begin(
                 {
                     "model": [(path.name, state) for path, state in trained.states.items()],
@@ -113,9 +118,7 @@ def slice_streamed(
             slicer.slice_parts(progress and processes.is_first)
         report.warn_of_too_few_tokens()
         if processes.is_first:
-            sliced = sliced_shapes(trained, options, report.widths, slicer.adapters)
-            sliced.base.slicing, sliced.generation_config = report, net.model.generation_config
-            write_description(work.model, sliced, tokenizer, notes)
+            slicer.write_description(tokenizer, notes)
             put_in_place(work.model, require_free(target, force, [trained.folder]))  # others may have written there
             work.remove()
         processes.wait()
@@ -137,6 +140,27 @@ class StreamedSlicer(BeyondSlicer):
         first, last = [*net.embeddings, *filter(None, [net.embedding_norm])], [net.final_norm, net.head]
         layers = [f"{names[net.their_layers]}.{index}" for index in range(len(net.layers))]
         self.parts = [[names[x] for x in first], *([name] for name in layers), [names[x] for x in last]]
+
+    def sliced_model(self, widths: list[int], adapters: list[str | int | None]) -> SlicedForCausalLM:
+        """The model that slicing makes, without weights; `adapters` of the blocks that are not dropped."""
+        config = config_after(self.trained.empty_model(), self.options, widths, adapters)
+        return without_memory(config, dtype=self.trained.dtype)
+
+    def require_disk(self) -> None:
+        """Raise a ValueError if the disk hasn't room for the new model and for what the run keeps beside it."""
+        D, folder, dtype = self.report.trained_width, self.work.path, self.trained.dtype
+        widths = [D if k is None else k for k in self.widths]
+        model = self.sliced_model(widths, self.options.largest_adapters(D, widths))
+        # The signal before a block, behind it, at full width; to repair, the dense network's before and behind it.
+        signals = (5 if self.options.repair else 3) * self.report.calibration_tokens * D * dtype.itemsize
+        needed = size_in_bytes(model) + signals + 4 * 8 * D * D
+        written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # by an earlier run
+        room = shutil.disk_usage(folder).free + written
+        if needed > room:
+            raise ValueError(
+                f"{folder} needs about {needed / 1e9:.2f} GB, of which {signals / 1e9:.2f} GB for the calibration "
+                f"set's signal, and the disk has {room / 1e9:.2f} GB; free some, slice more, or save to another disk"
+            )
 
     def slice_parts(self, progress: bool) -> None:
         """Slice the parts that an earlier run has not sliced."""
@@ -191,7 +215,8 @@ class StreamedSlicer(BeyondSlicer):
         prefixes, state = tuple(f"{name}." for name in self.parts[index]), self.net.model.state_dict()
         tensors = {name: x.cpu() for name, x in state.items() if name.startswith(prefixes) and not x.is_meta}
         stored, path = revert_weight_conversion(self.net.model, tensors), self.file(index)
-        write_tensors({f"base.{name}": tensor for name, tensor in stored.items()}, path)
+        with whole_file(path) as new:
+            save_file({f"base.{name}": x.contiguous() for name, x in stored.items()}, new, metadata={"format": "pt"})
         self.written[f"model/{path.name}"] = state_of(path)
 
     def save(self, done: int) -> None:
@@ -233,3 +258,16 @@ class StreamedSlicer(BeyondSlicer):
         self.calibration.embed(self.net)  # for the contexts
         self.let_go(0)
         return state["done"]
+
+    def write_description(self, tokenizer: Any, notes: dict[str, Any] | None) -> None:
+        """Write all files of the new model except the weights, which are there."""
+        sliced, folder, files = self.sliced_model(self.report.widths, self.adapters), self.work.model, {}
+        sliced.base.slicing, sliced.generation_config = self.report, self.net.model.generation_config
+        sliced.describe(notes)
+        sliced.save_description(folder, tokenizer)
+        for path in sorted(folder.glob("model-*.safetensors")):
+            with safe_open(path, framework="pt") as tensors:
+                files |= dict.fromkeys(tensors.keys(), path.name)
+        sizes = {"total_parameters": sliced.num_parameters(), "total_size": size_in_bytes(sliced)}
+        with whole_file(folder / INDEX) as new:
+            new.write_text(json.dumps({"metadata": sizes, "weight_map": dict(sorted(files.items()))}, indent=2) + "\n")

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from ..architecture.folder import whole_file
 
 INDEX = "model.safetensors.index.json"  # of a model whose weights are in several files
 LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    with whole_file(path) as new:
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, new, metadata={"format": "pt"})
 
 
 @dataclass(frozen=True)
