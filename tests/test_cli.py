@@ -119,7 +119,7 @@ def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(sa
     assert measured["perplexity"] == pytest.approx(report["sliced perplexity"], rel=1e-6)
     assert measured["evaluation"] == report["evaluation"] == "test.txt, 5 x 48 tokens"
     record = json.loads((saved / "sliced" / "config.json").read_text())["slicing"]
-    assert record["base_model"] == f"{place}/small" and record["calibration"] == report["calibration"]
+    assert record["base_model"] == "small" and record["calibration"] == report["calibration"]
     assert record["perplexity"].startswith(f"{report['sliced perplexity']:.4f} (test.txt")
 
 

@@ -3,14 +3,14 @@
 import argparse
 from functools import partial
 
-from ..architecture.folder import require_free, whole_folder
+from ..architecture.folder import require_free
 from ..beyond.allocation import neurons_for
 from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..checks import require_number
 from ..measuring.cost import parameters
 from .inputs import before_and_after, files_read, prepared
-from .output import print_result, save_sliced
+from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -40,10 +40,4 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plan_only:
         return print_result(arguments, {"model": arguments.model, "dense parameters": parameters(model), **planned})
     result = before_and_after(arguments, "compressed", act, ready) | planned
-    if arguments.out and arguments.stock:
-        with whole_folder(arguments.out, arguments.force) as folder:
-            model.save_pretrained(folder)
-            ready.tokenizer.save_pretrained(folder)
-    elif arguments.out:
-        save_sliced(arguments, model, ready.tokenizer, "compressed", result)
     print_result(arguments, result | ({"saved to": arguments.out} if arguments.out else {}))

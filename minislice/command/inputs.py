@@ -12,7 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.configuration import SlicedConfig
+from ..architecture.folder import whole_folder
 from ..architecture.modeling import without_memory
+from ..architecture.network import network
 from ..beyond.self_calibration import own_text
 from ..corpus.embedded import EMBEDDED, SEQLEN
 from ..corpus.text import SOURCES, disjoint_streams, is_one_file, load_text, sample, windows
@@ -152,17 +154,29 @@ def _own_text(arguments: argparse.Namespace, seqlen: int, model: PreTrainedModel
 
 
 def before_and_after(arguments: argparse.Namespace, kind: str, act: Callable[[], object], ready: Prepared) -> dict:
-    """Measure a dense model, let `act` make it "sliced" or "compressed", measure again. Returns what is printed."""
+    """Measure a dense model, let `act` make it "sliced" or "compressed", measure again, and save the model to --out.
+
+    Returns what is printed.
+    """
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}
     model, size = ready.model, parameters(ready.model)
     before = measured(arguments.model, model, ready.evaluation, **settings)
     began = time.perf_counter()
     act()
     seconds = time.perf_counter() - began
+    after = measured(f"the {kind} model", model, ready.evaluation, **settings)
+    if arguments.out and arguments.processes.is_first and network(model).is_fused:
+        told = f"{after:.4f} ({ready.described['evaluation']}); dense {before:.4f}"
+        notes = {"calibration": ready.described["calibration"], "perplexity": told}
+        model.save_pretrained(arguments.out, tokenizer=ready.tokenizer, force=arguments.force, notes=notes)
+    elif arguments.out and arguments.processes.is_first:  # only neurons were deleted: the class is transformers' own
+        with whole_folder(arguments.out, arguments.force) as folder:
+            model.save_pretrained(folder)
+            ready.tokenizer.save_pretrained(folder)
     return {
         "model": arguments.model,
         "dense perplexity": before,
-        f"{kind} perplexity": measured(f"the {kind} model", model, ready.evaluation, **settings),
+        f"{kind} perplexity": after,
         "dense parameters": size,
         f"{kind} parameters": parameters(model),
         **ready.described,

@@ -1,4 +1,4 @@
-"""What a command prints, a few lines for people or one JSON document, and the sliced model that it leaves in --out."""
+"""What a command prints, a few lines for people or one JSON document, and the picture that it draws."""
 
 import argparse
 import json
@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-
-from transformers import PreTrainedModel
 
 from ..architecture.folder import whole_file
 from ..measuring.tables import table
@@ -23,14 +21,6 @@ def print_result(arguments: argparse.Namespace, result: dict | list, text: str |
     else:
         lines = table([[name, _readable(value)] for name, value in result.items()], words=2)
         print(f"{lines}\n{note}".rstrip())
-
-
-def save_sliced(arguments: argparse.Namespace, model: PreTrainedModel, tokenizer, kind: str, result: dict) -> None:
-    """Save a sliced model with what `result` says of it (see `inputs.before_and_after`)."""
-    sliced, dense = result[f"{kind} perplexity"], result["dense perplexity"]
-    notes = {"base_model": arguments.model, "calibration": result["calibration"]}
-    notes["perplexity"] = f"{sliced:.4f} ({result['evaluation']}); dense {dense:.4f}"
-    model.save_pretrained(arguments.out, tokenizer=tokenizer, force=arguments.force, notes=notes)
 
 
 @contextmanager

@@ -72,8 +72,7 @@ TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
 DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
 HEAD = "what becomes of a tied head: tied (default, unless an option narrows an end), own (the paper's) or fitted"
 FORMS = "full (the paper's), low-rank (computes the same) or none"
-METAVARS = {"model": "MODEL", "--out": "DIR", "--width": "WIDTH[,WIDTH...]", "--products": "N"}
-METAVARS |= dict.fromkeys(["--neurons", "--drop"], "N[,N...]")
+METAVARS = {"model": "MODEL", "--out": "DIR"}
 
 MODEL: Options = {
     "model": (given, ..., f"{', '.join(EMBEDDED)}, smollm2, a model's folder, a GGUF file, or a name on the hub"),
@@ -140,8 +139,8 @@ PAPER: Options = {
     "--slice-head": ({"slice_head": True}, None, "slice it too"),
 }
 BEYOND: Options = {
-    "--neurons": (one_or_each(float), None, "fraction of every MLP's neurons to delete; or how many are left in each"),
-    "--drop": (several(int), None, "blocks to leave out whole"),
+    "--neurons": (one_or_each(float), None, f"fraction of each MLP's neurons to delete; or how many stay, {LISTED}"),
+    "--drop": (several(int), None, f"numbers of blocks to leave out whole, {LISTED}"),
     "--repair": (bool, False, "solve for each W_out again, to make up for what slicing loses"),
     "--reconstruct": (bool, False, "with --repair: afterwards adjust all matrices of each block, too"),
     "--fisher": (bool, False, "choose the neurons to delete by their estimated effect on the loss"),
@@ -181,7 +180,7 @@ COST: Options = {
     "--length": (positive, 128, "tokens generated"),
     "--rounds": (positive, 5, "turns of each model"),
     "--batch-size": (positive, None, "sequences generated together (default: on a GPU the largest that fits, else 8)"),
-    "--products": (positive, None, "also time each matrix product of one layer, N times (table 12; the paper: 1000)"),
+    "--products": (positive, None, "also time each matrix product of one layer so often (table 12; the paper: 1000)"),
 }
 COMPARE: Options = {
     **CALIBRATION,

@@ -23,7 +23,7 @@ from ..rotation import require_whole
 from ..storage.checkpoint import load_config
 from ..storage.stock import stock_network
 from .inputs import Prepared, before_and_after, files_read, given, prepared, seqlen_of
-from .output import print_result, save_sliced
+from .output import print_result
 from .parser import OWN
 
 M_MMAP_THRESHOLD = -3  # glibc's malloc.h
@@ -59,8 +59,6 @@ def _slice_in_memory(arguments: argparse.Namespace, ready: Prepared, settings: d
     model, shared = ready.model, partial(SharedCalibration, processes=arguments.processes)
     act = partial(slice_model, model, ready.calibration, calibration=shared, **settings)
     result = before_and_after(arguments, "sliced", act, ready) | _describe_slicing(model.slicing)
-    if arguments.out and arguments.processes.is_first:
-        save_sliced(arguments, model, ready.tokenizer, "sliced", result)
     arguments.processes.wait()
     return result, model
 
@@ -70,12 +68,12 @@ def _slice_streamed(arguments: argparse.Namespace, ready: Prepared, settings: di
     result, began = {"model": arguments.model, "dense parameters": parameters(ready.model)}, time.perf_counter()
     same = ("dtype", "device", "force", "trust_remote_code", "processes")
     settings |= {name: getattr(arguments, name) for name in same}
-    notes = {"base_model": arguments.model, "calibration": ready.described["calibration"]}
+    notes = {"calibration": ready.described["calibration"]}
     settings |= {"tokenizer": ready.tokenizer, "notes": notes}
     report = slice_streamed(arguments.model, ready.calibration, arguments.out, **settings)
     sliced = without_memory(load_config(Path(arguments.out)))
     result |= {"sliced parameters": parameters(sliced), **_describe_slicing(report)}
-    return result | {"calibration": notes["calibration"], "seconds": time.perf_counter() - began}, sliced
+    return result | notes | {"seconds": time.perf_counter() - began}, sliced
 
 
 def _look_ahead(arguments: argparse.Namespace, options: SlicingOptions, model: PreTrainedModel) -> None:

@@ -6,7 +6,6 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -39,21 +38,18 @@ def save(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
-    notes: dict[str, Any] | None = None,
-    max_shard_size: int | str = "50GB",
+    **settings,
 ) -> None:
     """Write a sliced model's folder, whole or not at all; `load` and transformers read it.
 
     Args:
         force: replace a folder that has files in it.
-        notes: further facts ("calibration", "perplexity" ...) in JSON's types, for the config and the model card.
-        max_shard_size: of one safetensors file.
+        settings: `notes`, and transformers' own, as in `SlicedForCausalLM.save_pretrained`.
 
     Raises:
         ValueError: the model isn't fused or sliced; the folder has files in it, and no `force`.
     """
-    sliced = SlicedForCausalLM.wrap(model)
-    sliced.save_pretrained(folder, tokenizer=tokenizer, force=force, notes=notes, max_shard_size=max_shard_size)
+    SlicedForCausalLM.wrap(model).save_pretrained(folder, tokenizer=tokenizer, force=force, **settings)
 
 
 def export(
