@@ -111,20 +111,6 @@ def make_adapter(
     return P_next, LowRankAdapter(A.to(like), k_next, like.requires_grad), lost
 
 
-def largest_form(form: str, dimensions: int, k: int, k_next: int) -> str | int | None:
-    """The largest adapter that `make_adapter` makes from width k to k_next, whatever the principal components are.
-
-    Args:
-        dimensions: that the signal can span: D, or D - 1 where its mean is zero.
-
-    Returns "full", the rank of a low-rank one, or None for the identity.
-    """
-    if form == "full" or k > k_next:
-        return "full"
-    r = 0 if form == "none" else max(0, min(k, dimensions - k_next))
-    return None if r == 0 and k == k_next else r
-
-
 def rank(adapter: nn.Module | None) -> int:
     """The rank of an adapter: r if it is low-rank, the smaller width if it is full, 0 if there is none."""
     if adapter is None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
-from .adapters import FORMS, largest_form
+from .adapters import FORMS
 from .architecture.heads import TiedHead
 from .architecture.network import Network
 from .checks import (
@@ -119,7 +119,7 @@ class SlicingOptions:
         return replace(self, head="own" if narrows_an_end or tie_obstacle(net) else "tied")
 
     def fit(self, net: Network) -> list[int | None]:
-        """The `boundary_widths` of a network; a ValueError if these options don't fit it."""
+        """The width of every boundary, None where the spectrum decides; a ValueError if they don't fit the network."""
         if self.head == "fitted" and not net.head_was_tied:
             raise ValueError("head='fitted' is for models whose head shares the embedding's matrix; this one's doesn't")
         if self.head == "tied":
@@ -129,10 +129,7 @@ class SlicingOptions:
         dropped = net.numbered(self.drop)
         blocks = [block for block in net.blocks if block not in dropped]
         self.neurons_of([block.neurons for block in blocks if block.neurons])
-        return self.boundary_widths(net.trained_width, len(blocks) + 1)
-
-    def boundary_widths(self, D: int, boundaries: int) -> list[int | None]:
-        """The width of every boundary, None where the spectrum decides; a ValueError if they don't fit the model."""
+        D, boundaries = net.trained_width, len(blocks) + 1
         ends = self.whole_ends(boundaries)
         if isinstance(self.width, Sequence):
             widths = list(self.width)
@@ -147,9 +144,8 @@ class SlicingOptions:
         if not all(k is None or 1 <= k <= D for k in widths):
             raise ValueError(f"a width must be between 1 and the model's hidden size {D}, got {self.width}")
         if any(widths[boundary] != D for boundary in ends):
-            if self.head == "tied":
-                raise ValueError(f"head='tied' keeps the first and the last boundary whole: give {D} at both ends")
-            raise ValueError(f"slice_embedding=False keeps the first boundary whole: give {D} there")
+            cause = "head='tied' keeps both ends" if self.head == "tied" else "slice_embedding=False keeps boundary 0"
+            raise ValueError(f"{cause} whole: give {D} there, got {self.width}")
         between = widths[0 in ends :]  # the block after a whole boundary has a full adapter
         if self.adapter == "none" and (None in widths or any(k > k_next for k, k_next in pairwise(between))):
             raise ValueError("adapter='none' needs a width that never shrinks; use adapter='full' where widths vary")
@@ -184,9 +180,17 @@ class SlicingOptions:
         return [self.adapter if here == there else "full" for here, there in pairwise(is_whole)]
 
     def largest_adapters(self, dimensions: int, widths: list[int]) -> list[str | int | None]:
-        """The largest adapter that each block can get, as `largest_form` has it."""
-        forms = zip(self.adapter_forms(widths), pairwise(widths), strict=True)
-        return [largest_form(form, dimensions, k, k_next) for form, (k, k_next) in forms]
+        """The largest adapter that `adapters.make_adapter` can give to each block, as `SlicedConfig` has them.
+
+        Args:
+            dimensions: that the signal can span: D, or D - 1 where its mean is zero.
+        """
+        largest = []
+        for form, (k, k_next) in zip(self.adapter_forms(widths), pairwise(widths), strict=True):
+            r = 0 if form == "none" else max(0, min(k, dimensions - k_next))
+            is_full, is_identity = form == "full" or k > k_next, r == 0 and k == k_next
+            largest.append("full" if is_full else None if is_identity else r)
+        return largest
 
 
 def _plain(value: object) -> object:
@@ -217,12 +221,11 @@ def _check(options: SlicingOptions) -> None:
     fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
     require(are_ints(options.drop), "drop", "a list of numbers of blocks", options.drop)
-    name, which = ("slice_head", "last") if options.slice_head else ("slice_embedding", "first")
     faults = {
         "reconstruct goes on where repair ends: give repair as well": options.reconstruct and not options.repair,
         "fisher chooses the neurons that are deleted: give neurons as well": options.fisher and neurons == 0,
         "give one of slicing, width and discard": len(given & {"slicing", "width", "discard"}) > 1,
-        f"head='tied' keeps the {which} boundary whole; leave {name} out, or give head='own'": (
+        "head='tied' keeps both ends whole: leave slice_embedding and slice_head out, or give head='own'": (
             options.head == "tied" and (options.slice_embedding or options.slice_head)
         ),
         f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width": (

@@ -71,7 +71,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "large width": (PHI, [], slicing(width=[8, 17, 8]), "between 1 and", "16", "17"),
     "shrinks": (PHI, [], slicing(width=[8, 8, 4], adapter="none"), "never shrinks"),
     "spectrum": (PHI, [], slicing(discard=0.1, adapter="none"), "adapter='none'", "width"),
-    "embedding": (PHI, [], slicing(width=[8, 8, 16], slice_embedding=False), "first boundary whole", "give 16 there"),
+    "embedding": (PHI, [], slicing(width=[8, 8, 16], slice_embedding=False), "keeps boundary 0 whole", "give 16 there"),
     "no tie": (replace(PHI, tied=False), [], TIED(), "can't stay tied", "doesn't share"),
     "kept, own": (PHI, [KEPT], slicing(head="own"), "keep_tie", "head='tied'"),
     "long, sliced": (OPT, [], calling(slice_model, LONG), "65", "64 positions"),
