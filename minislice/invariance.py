@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .architecture.mixtures import able_to_compute
 from .architecture.network import inference, network
 from .checks import is_several, require, require_choice, require_seed
 from .corpus.batches import Tokens, token_batches
@@ -153,7 +152,7 @@ def verify(
     measured = {}
     with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
         for steps in (UNROTATED, [step for step in STEPS if step not in UNROTATED]):  # one reference at a time
-            exact = able_to_compute(copy.deepcopy(model).to(torch.float64))
+            exact = copy.deepcopy(model).to(torch.float64)
             if steps is UNROTATED:
                 reference_perplexity = perplexity(exact, tokens, batch_size=batch_size)
             else:
@@ -162,8 +161,7 @@ def verify(
             _let_go(exact)
             del exact
             for dtype, step in itertools.product(dtypes, steps):
-                changed = able_to_compute(copy.deepcopy(model).to(getattr(torch, dtype)))
-                changed = STEPS[step](changed, tokens, None, seed)
+                changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), tokens, None, seed)
                 error = relative_error(batch_logits(changed, tokens, batch_size=batch_size), reference)
                 tolerance = max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0)
                 value = perplexity(changed, tokens, batch_size=batch_size)

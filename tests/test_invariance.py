@@ -20,11 +20,6 @@ from minislice.invariance import STEPS, TOLERANCES, relative_error, verify
 from minislice.rotation import random_orthogonal, times
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_random_orthogonal_is_haar(heads):
-    properties.random_orthogonal_is_haar_and_seeded(Recipe("opt", heads=heads, head_dim=2))
-
-
 @pytest.mark.parametrize("family", ["opt", "phi"])
 def test_given_rotations_are_the_ones_applied_and_compose(family):
     recipe = Recipe(family)

@@ -150,11 +150,6 @@ class Block(nn.Module):
         return None
 
     @property
-    def has_neurons(self) -> bool:
-        """Whether the block has an MLP or experts, even if no neuron is left in them."""
-        return self.is_mixture or self.mlp_linears is not None
-
-    @property
     def neurons(self) -> int:
         """The number of neurons of the MLP, or of each expert (a shared expert isn't counted); 0 without an MLP."""
         if self.is_mixture:

@@ -60,7 +60,7 @@ def build(config: SlicedConfig) -> PreTrainedModel:
 
 def _keep_neurons(net: Network, counts: list[int]) -> None:
     """Leave every MLP, and every expert, so many neurons; a ValueError if they don't fit."""
-    mlps = [block for block in net.blocks if block.has_neurons]
+    mlps = [block for block in net.blocks if block.mlp is not None]
     if len(counts) < len(mlps):  # saved by an older minislice, which deleted no neurons of experts
         mlps = [block for block in mlps if not block.is_mixture]
     dense = [block.neurons for block in mlps]
@@ -97,7 +97,7 @@ def description(model: PreTrainedModel) -> dict[str, Any]:
         "widths": net.widths,
         "adapters": [form_of(block) for block in net.blocks],
         "norm_eps": [norm.eps for norm in net.norms],
-        "neurons": [block.neurons for block in net.blocks if block.has_neurons],
+        "neurons": [block.neurons for block in net.blocks if block.mlp is not None],
         "dropped": net.dropped,
         "biases": [names or [] for names in biases],
         "head": {TiedHead: "tied", FittedHead: "fitted"}.get(type(net.head), "linear"),

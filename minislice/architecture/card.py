@@ -66,11 +66,14 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
     options = record.pop("options", {})
     if recovery := record.pop("recovery", None):
         record["recovery"] = "{steps} steps of LoRA, {trained} parameters trained".format(**recovery)
+    adapters = ["full"] if "full" in config.adapters else []
+    if rank := max((form for form in config.adapters if isinstance(form, int)), default=0):
+        adapters.append(f"low-rank, of rank {rank} at most")
     rows = {
         **dict(sorted(record.items())),
         **{f"option `{name}`": value for name, value in sorted(options.items()) if value is not None},
         "widths": f"{min(config.widths)} to {max(config.widths)} of {config.hidden_size}",
-        "adapters": _adapters(config.adapters),
+        "adapters": " and ".join(adapters) or "none",
         "head": config.head,
         "parameters": f"{parameters:,}",
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -84,13 +87,6 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
         rows="\n".join(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
         usage=usage,
     )
-
-
-def _adapters(forms: list[str | int | None]) -> str:
-    kinds = ["full"] if "full" in forms else []
-    if rank := max((form for form in forms if isinstance(form, int)), default=0):
-        kinds.append(f"low-rank, of rank {rank} at most")
-    return " and ".join(kinds) or "none"
 
 
 def _cell(value: Any) -> str:

@@ -63,16 +63,12 @@ class SlicedConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         D, per_layer = self.base.hidden_size, len(find_family(self.base).blocks_of(self.base, 0))
-        blocks = per_layer * self.base.num_hidden_layers
-        if not _are_ints(self.dropped, 0, blocks - 1) or len(set(self.dropped)) < len(self.dropped):
-            known = f"a list of blocks, each once, from 0 to {blocks - 1}"
-            raise ValueError(f"'dropped' must be {known}; got {self.dropped!r}")
-        blocks -= len(self.dropped)
+        blocks = per_layer * self.base.num_hidden_layers - len(self.dropped)
         lengths = {"widths": blocks + 1, "adapters": blocks, "norm_eps": blocks + 1, "biases": per_layer}
         for name, length in lengths.items():
             if (given := len(getattr(self, name) or [])) != length:
                 raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")
-        if not _are_ints(self.widths, 1, D):
+        if not all(type(k) is int and 1 <= k <= D for k in self.widths):
             raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
         for index, adapter in enumerate(self.adapters):
             k, k_next = self.widths[index : index + 2]
@@ -112,10 +108,6 @@ class SlicedConfig(PreTrainedConfig):
     num_hidden_layers = property(lambda self: self.base.num_hidden_layers)
     max_position_embeddings = property(lambda self: self.base.max_position_embeddings)
     vocab_size = property(lambda self: self.base.vocab_size)
-
-
-def _are_ints(values: object, least: int, most: int) -> bool:
-    return isinstance(values, list) and all(type(value) is int and least <= value <= most for value in values)
 
 
 def own_config(model: PreTrainedModel) -> PreTrainedConfig:

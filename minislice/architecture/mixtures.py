@@ -21,12 +21,9 @@ ANY_WIDTH = "minislice"  # what transformers calls `experts_of_any_width`
 def allow_any_width(block: nn.Module, trained_width: int) -> None:
     """Let the mixture of a `blocks.Block` read and write as many columns as its linears have, in place.
 
-    A block without a mixture stays as it is. The model must use `experts_of_any_width`.
+    The model must use `experts_of_any_width`.
     """
-    mixture = block.mlp
-    if mixture is None or not any(is_experts(module) for module in mixture.modules()):
-        return
-    sides = (block.readers, block.writers)
+    mixture, sides = block.mlp, (block.readers, block.writers)
     w_in, w_out = ([name.removeprefix("mlp.") for name in names if name.startswith("mlp.")] for names in sides)
     mixture.register_forward_pre_hook(partial(_fill_input, trained_width))
     for part, name in {name.split(".")[0]: name for name in w_in}.items():  # router, experts, a shared expert

@@ -78,7 +78,8 @@ class Network:
         for index, layer in enumerate(self.layers):
             self.their_layers[index] = layer
             for block in layer.blocks:
-                allow_any_width(block, self.trained_width)
+                if block.is_mixture:
+                    allow_any_width(block, self.trained_width)
         self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
             setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))

@@ -121,7 +121,7 @@ def _require_same_mlps(net: Network, stock: Network) -> None:
             "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
             "none out (--drop), then export that"
         )
-    ours, theirs = ([block.neurons for block in each.blocks if block.has_neurons] for each in (net, stock))
+    ours, theirs = ([block.neurons for block in each.blocks if block.mlp is not None] for each in (net, stock))
     if ours != theirs:
         raise ValueError(
             f"this model's MLPs have {min(ours)} to {max(ours)} neurons, and {type(stock.model).__name__} would have "
