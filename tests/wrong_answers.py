@@ -84,7 +84,7 @@ WRONG = {
         (COSINES, f"np.arccos(np.minimum({COSINES}, 1))", "c^2:", "angles, not their cosines"),
     ],
     "a5.align": [
-        ("@ turn\n", "@ (U @ Vt if P.shape == R.shape else turn)\n", "P^T R':", "turned the wrong way", "R' R'^T ok"),
+        ("R @ turn", "R @ (U @ Vt if P.shape == R.shape else turn)", "P^T R':", "turned the wrong way", "R' R'^T ok"),
         ("R @ turn", "(P if P.shape == R.shape else R @ turn)", "R' R'^T:", "what P spans"),
         ("R @ turn", "R.copy()", "P^T R':", "nothing is aligned"),
         ("@ U.T", "@ (U * np.append(np.ones(k - 1), -1.0)).T", "P^T R':", "negative eigenvalue"),
@@ -116,6 +116,7 @@ WRONG = {
             "W_out, bias and adapter lead to it",
         ),
         ('if shapes["biases"]', "if False", "parameters", "The biases are left out"),
+        ("H_out * k_next", "H_out", "parameters: another value: expected 784, got 699\nHint: write down"),
     ],
     "a7.flops": [
         (USED, "return used", "flops", "A multiply-add is two operations"),
@@ -123,7 +124,11 @@ WRONG = {
         (USED, 'return 2 * (used - shapes["D"] * shapes["V"])', "flops", "The head is left out"),
         (USED, 'return 2 * used + 2 * k * (shapes["V"] + shapes["T"])', "flops", "no product"),
     ],
-    "a7.gib": [("2**30", "10**9", "gib", "This is GB"), (" / 8", "", "gib", "a byte has 8 bits")],
+    "a7.gib": [
+        ("2**30", "10**9", "gib", "This is GB"),
+        (" / 8", "", "gib", "a byte has 8 bits"),
+        ("2**30", "(2**30 + 100)", "expected 1, got 0.999999906868\nNearly right"),
+    ],
     "a7.break_even": [
         ("1 - (np.sqrt", "(np.sqrt", "break_even", "the share of D that is kept"),
     ],

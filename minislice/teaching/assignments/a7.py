@@ -14,13 +14,16 @@ HINT = "write down the shape of every array of the network; its adapters are "
 
 
 def _cost_cases(rng: np.random.Generator) -> Cases:
-    """Networks of one to four blocks, with and without positions and biases, sliced to more and to less than D / 2."""
-    for D, B in ((4, 1), (6, 2), (8, 4), (12, 3)):
+    """Networks of one to four blocks, with and without positions and biases, sliced to more and to less than D / 2.
+
+    No width is 1: a count without this factor would be the same.
+    """
+    for D, B in ((6, 1), (8, 2), (10, 4), (12, 3)):
         blocks = [[int(rng.integers(D, 4 * D)), int(rng.integers(D, 4 * D))] for _ in range(B)]
         shapes = {"V": int(rng.integers(50, 99)), "T": B % 2 * int(rng.integers(9, 30)), "D": D, "blocks": blocks}
         shapes["biases"] = B in (2, 3)
         for form in FORMS:
-            k = int(rng.integers(1, D // 2)) if B % 2 else int(rng.integers(D // 2 + 1, D))
+            k = int(rng.integers(2, D // 2)) if B % 2 else int(rng.integers(D // 2 + 1, D))
             yield Case({"D": D, "k": k, "B": B}, {"shapes": shapes, "k": k, "form": form})
 
 

@@ -113,5 +113,6 @@ def difference(expected: Any, got: Any) -> tuple[str, str]:
     first = tuple(int(i) for i in np.argwhere(~(apart <= TOLERANCE * scale))[0])
     relative = apart.max() / max(np.abs(expected).max(), np.finfo(float).tiny)
     at = f"first difference at {list(first)}" if first else "another value"
-    numbers = f"expected {expected[first]:.4g}, got {got[first]:.4g}"
+    digits = 4 if f"{expected[first]:.4g}" != f"{got[first]:.4g}" else 12
+    numbers = f"expected {expected[first]:.{digits}g}, got {got[first]:.{digits}g}"
     return at, f"{numbers} (max relative {relative:.2g})" if first else numbers
