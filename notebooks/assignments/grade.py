@@ -7,11 +7,9 @@ import argparse
 import csv
 import hashlib
 import itertools
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ import numpy as np
 from grading.book import opened
 from grading.sandbox import Sandbox
 from grading.submission import source, submitted
-from tqdm.auto import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from minislice.architecture.folder import require_file, whole_file
 from minislice.command.cli import run_script
+from minislice.command.output import print_result
 from minislice.teaching.assignments import assignment as assignment_of
 from minislice.teaching.assignments.exercise import Assignment, Failure, Mark, MutationQuestion, Question
 
@@ -61,25 +60,21 @@ def grade(
             if strict:
                 raise ValueError(warning)
             print(f"minislice: {warning}", file=sys.stderr)
-        handed_in = {
-            student: submitted(folder / book.source.name, folder, reference) for student, folder in book.folders.items()
-        }
-        work = [(student, question) for student in handed_in for question in assignment.questions]
+        handed_in = {student: submitted(file, reference) for student, file in book.files.items()}
+        work = list(itertools.product(handed_in, assignment.questions))
 
         def marked(student: str, question: Question | MutationQuestion) -> Mark:
             return mark(assignment, question, handed_in[student], given, reference, sandbox, secret)
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            marks = pool.map(marked, *zip(*work, strict=True))
-            marks = list(tqdm(marks, total=len(work), desc="grade", disable=not progress))
+        look = {"max_workers": os.cpu_count(), "desc": "grade", "disable": not progress}
+        marks = thread_map(marked, *zip(*work, strict=True), **look)
         rows = []
         for (student, question), found in zip(work, marks, strict=True):
             most, lines = book.most[question.name], found.lines(values=False)
             points = round(found.share * most, 2)
             book.write(student, question, points, lines)
-            row = {"student": student, "assignment": assignment.name, "question": question.name}
-            said = {"status": found.status, "message": "; ".join(lines)}
-            rows.append({**row, "points": points, "max": most, **said})
+            row = {"student": student, "assignment": assignment.name, "question": question.name, "points": points}
+            rows.append(row | {"max": most, "status": found.status, "message": "; ".join(lines)})
         with open(unfinished, "w", newline="", encoding="utf-8") as out:
             writer = csv.DictWriter(out, rows[0])
             writer.writeheader()
@@ -140,14 +135,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     progress = not options.quiet
     rows = grade(options.name, options.seed_file, options.csv, options.course, options.strict, progress=progress)
-    if options.json:
-        print(json.dumps(rows))
-        return
+    lines = []
     for student, answers in itertools.groupby(rows, lambda row: row["student"]):
         answers = list(answers)
         points, most = (sum(row[column] for row in answers) for column in ("points", "max"))
         wrong = ", ".join(f"{row['question']} {row['status']}" for row in answers if row["status"] != "passed")
-        print(f"{student:20s} {points:5g} of {most:g}  {wrong}".rstrip())
+        lines.append(f"{student:20s} {points:5g} of {most:g}  {wrong}".rstrip())
+    print_result(options, rows, "\n".join(lines))
 
 
 if __name__ == "__main__":

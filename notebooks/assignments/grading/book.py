@@ -11,7 +11,7 @@ CONFIG = "nbgrader_config.py"
 
 
 class Book:
-    """One assignment in a course's gradebook: its `source`, the students' `folders`, and `most` points by question."""
+    """One assignment in a course's gradebook: its `source`, the students' `files`, and `most` points by question."""
 
     def __init__(self, gradebook: Any, course: Any, assignment: Assignment):
         from nbgrader.api import MissingEntry
@@ -31,12 +31,13 @@ class Book:
         self.most = {tests[cell]: most for cell, most in points.items()}
         students = sorted(submission.student.id for submission in gradebook.assignment_submissions(name))
         submitted = Path(course.root) / course.submitted_directory
-        if absent := sorted({path.parent.name for path in submitted.glob(f"*/{name}")} - {*students}):
+        if absent := sorted({path.parts[-3] for path in submitted.glob(f"*/{name}/*.ipynb")} - {*students}):
             remedy = f"run `nbgrader autograde {name} --no-execute` first"
             raise ValueError(f"not in the gradebook: {', '.join(absent)}; {remedy}")
         if not students:
             raise ValueError(f"nobody has handed in {name}")
-        self.folders = {one: Path(course.format_path(course.submitted_directory, one, name)) for one in students}
+        folders = {one: Path(course.format_path(course.submitted_directory, one, name)) for one in students}
+        self.files = {one: folder / self.source.name for one, folder in folders.items()}
         gradebook.db.rollback()  # grading takes long: others may write meanwhile
 
     def write(self, student: str, question: Task, points: float, lines: Sequence[str]) -> None:
