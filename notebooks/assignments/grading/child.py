@@ -52,8 +52,8 @@ def main(packages: str, folder: str, isolated: str, memory: str, cpu: str, wall:
     def candidate(*arguments):
         try:
             wire.send(outbox, ("call", arguments))
-        except wire.WireError as error:
-            raise TypeError(f"a candidate takes plain values, not {error}") from None
+        except wire.WireError:
+            raise TypeError("a candidate takes plain values") from None
         kind, answer = wire.receive(inbox)
         if kind == "raised":
             raise getattr(builtins, answer, RuntimeError)("raised by the candidate")
