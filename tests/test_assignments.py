@@ -175,11 +175,10 @@ INSTALLED = "\n".join(path.read_text("utf-8") for path in WHEEL if path.suffix i
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_nothing_of_the_solution_is_in_a_release_or_in_an_installed_minislice(name):
     given = ASSIGNMENTS[name]
-    cells = builder.released(builder.source(given))["cells"]
-    text = "\n".join("".join(cell["source"]) for cell in cells)
+    text = "\n".join(cell.source for cell in builder.notebook(given, release=True).cells)
     lines = {line.strip() for line in text.splitlines()}
     for question in given.questions:
-        answer = re.split(r"### \w+ SOLUTION\n?", builder.function_source(name, question.name))[1].rstrip(" ")
+        answer = builder.function_source(name, question.name).split('"""', 2)[2]
         inside = {line for line in map(str.strip, answer.splitlines()) if len(line) > 8}  # not "else:" and the like
         assert inside and lines.isdisjoint(inside) and answer not in INSTALLED
         assert not [name for name in getattr(question, "hidden", ()) if f"def {name}" in text or f"def _{name}" in text]
@@ -200,31 +199,28 @@ def test_a_wheel_is_the_folder_minislice_and_the_data_and_holds_no_answers():
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_cells_are_as_nbgrader_wants_them_and_it_makes_the_same_release(name):
     given = ASSIGNMENTS[name]
-    source = builder.source(given)
-    tags = {cell["metadata"]["nbgrader"]["grade_id"]: cell["metadata"]["nbgrader"] for cell in source["cells"]}
-    assert len(tags) == len(source["cells"]) and sum(tag.get("points", 0) for tag in tags.values()) == given.points
+    source = builder.notebook(given)
+    tags = {cell.metadata.nbgrader.grade_id: cell.metadata.nbgrader for cell in source.cells}
+    assert len(tags) == len(source.cells) and sum(tag.get("points", 0) for tag in tags.values()) == given.points
     assert all(tag["schema_version"] == 3 and tag["locked"] != tag["solution"] for tag in tags.values())
-    preprocessors, nbformat = pytest.importorskip("nbgrader.preprocessors"), pytest.importorskip("nbformat")
-    notebook = nbformat.reads(builder.as_json(source), as_version=4)
-    notebook, _ = preprocessors.ClearSolutions().preprocess(notebook, {})
-    ours = builder.released(source)["cells"]
-    assert [cell.source for cell in notebook.cells] == ["".join(cell["source"]) for cell in ours]
+    cleared, _ = pytest.importorskip("nbgrader.preprocessors").ClearSolutions().preprocess(source, {})
+    ours = builder.notebook(given, release=True).cells
+    assert [cell.source for cell in cleared.cells] == [cell.source for cell in ours]
 
 
 def printed_by(notebook, capsys):
     """What a notebook's code prints, from its first cell to its last."""
     variables = {}
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            exec("".join(cell["source"]), variables)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, variables)
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in ASSIGNMENTS if name != "c1"])
 def test_a_source_passes_its_checks_and_a_release_fails_kindly(name, capsys):
     given = ASSIGNMENTS[name]
-    source = builder.source(given)
-    right, empty = printed_by(source, capsys), printed_by(builder.released(source), capsys)
+    right, empty = (printed_by(builder.notebook(given, release), capsys) for release in (False, True))
     success = "ok" if given.tool == "check" else "kills 3 of 3 shown and 5 of 5 hidden mutants"
     for question in given.questions:
         title, more = f"{name.upper()}.{question.name}  ", f"More help: {given.tool}({question.name}, hint=1)\n"

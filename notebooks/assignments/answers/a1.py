@@ -3,9 +3,7 @@ import numpy as np
 
 def center(D):
     """The matrix M [D, D] for which x M is x minus its mean, for every row x."""
-    ### BEGIN SOLUTION
     return np.eye(D) - np.ones((D, D)) / D
-    ### END SOLUTION
 
 
 def fuse_reader(W, b, alpha, beta):
@@ -14,12 +12,10 @@ def fuse_reader(W, b, alpha, beta):
     W [D, H], b [H] or None, alpha [D], beta [D] or None. Returns W [D, H] and b [H], or
     None for b where both b and beta are None.
     """
-    ### BEGIN SOLUTION
     fused = alpha[:, None] * W
     if beta is None:
         return fused, b
     return fused, beta @ W + (0 if b is None else b)
-    ### END SOLUTION
 
 
 def fuse_writer(W, b):
@@ -27,9 +23,7 @@ def fuse_writer(W, b):
 
     W [H, D], b [D]. Returns W [H, D] and b [D].
     """
-    ### BEGIN SOLUTION
     return W - W.mean(axis=1, keepdims=True), b - b.mean()
-    ### END SOLUTION
 
 
 def fuse(net):
@@ -38,7 +32,6 @@ def fuse(net):
     net: a dictionary of norm, alpha, beta, W_embd, W_pos, W_in, b_in, W_out, b_out, W_head,
     b_head. Returns a new one, without the first three; None for what there isn't.
     """
-    ### BEGIN SOLUTION
     layernorm = net["norm"] == "LayerNorm"
     B = len(net["W_in"])
     alpha = net["alpha"]
@@ -62,4 +55,3 @@ def fuse(net):
         "W_head": W_head,
         "b_head": b_head,
     }
-    ### END SOLUTION

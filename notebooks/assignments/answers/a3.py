@@ -9,7 +9,6 @@ def rotate(weights, Q):
     W_head [D, V], b_head [V]. Q [B + 1, D, D]: orthogonal matrices.
     Returns a dictionary of the same kind, and S [B, D, D].
     """
-    ### BEGIN SOLUTION
     rotated = dict(weights)
     for name in ("W_embd", "W_pos"):
         if weights[name] is not None:
@@ -23,4 +22,3 @@ def rotate(weights, Q):
             rotated[name] = np.einsum("bd,bde->be", weights[name], Q[1:])
     rotated["W_head"] = Q[-1].T @ weights["W_head"]
     return rotated, Q[:-1].transpose(0, 2, 1) @ Q[1:]
-    ### END SOLUTION

@@ -7,23 +7,17 @@ def second_moment(batches, masks):
     batches: a list of float64 [n_i, D]. masks: a list of bool [n_i], True for a token,
     False for padding. Returns [D, D].
     """
-    ### BEGIN SOLUTION
     tokens = np.concatenate(batches)[np.concatenate(masks)]
     return tokens.T @ tokens
-    ### END SOLUTION
 
 
 def pca(C):
     """Eigenvalues [D] of a symmetric C [D, D], descending, and eigenvectors, columns of Q."""
-    ### BEGIN SOLUTION
     eigenvalues, Q = np.linalg.eigh(C)
     return eigenvalues[::-1], Q[:, ::-1]
-    ### END SOLUTION
 
 
 def width(eigenvalues, share):
     """The fewest components that hold at least this share of all eigenvalues [D]; an int."""
-    ### BEGIN SOLUTION
     held = np.cumsum(eigenvalues) / np.sum(eigenvalues)
     return int(np.sum(held < share)) + 1
-    ### END SOLUTION

@@ -7,9 +7,7 @@ def slice_block(W_in, b_in, W_out, b_out, P, P_next):
     W_in [D, H], b_in [H], W_out [H, D], b_out [D]; P [D, k], P_next [D, k_next].
     Returns W_in [k, H], b_in [H], W_out [H, k_next], b_out [k_next], S [k, k_next].
     """
-    ### BEGIN SOLUTION
     return P.T @ W_in, b_in, W_out @ P_next, b_out @ P_next, P.T @ P_next
-    ### END SOLUTION
 
 
 def interleave(net, X, widths):
@@ -18,7 +16,6 @@ def interleave(net, X, widths):
     net: a dictionary of W_in [B, D, H], b_in [B, H], W_out [B, H, D], b_out [B, D], eps.
     X [N, D]: the calibration signal at boundary 0. widths: a list of B + 1 ints.
     """
-    ### BEGIN SOLUTION
     D = X.shape[1]
 
     def normed(x):
@@ -33,4 +30,3 @@ def interleave(net, X, widths):
             neurons = np.tanh(normed(X) @ net["W_in"][block] + net["b_in"][block])
             X = X + neurons @ net["W_out"][block] + net["b_out"][block]
     return bases
-    ### END SOLUTION

@@ -8,7 +8,6 @@ def parameters(shapes, k, form):
     [H_in, H_out], and of biases, a bool. k: the width of every boundary but the last, which
     keeps D. form: "full", "low-rank" or "none". Returns an int.
     """
-    ### BEGIN SOLUTION
     V, T, D, blocks = shapes["V"], shapes["T"], shapes["D"], shapes["blocks"]
     total = (V + T) * k + D * V
     for block, (H_in, H_out) in enumerate(blocks):
@@ -21,29 +20,22 @@ def parameters(shapes, k, form):
         if form == "low-rank":
             total += k * min(k, D - k_next)
     return total
-    ### END SOLUTION
 
 
 def flops(shapes, k, form):
     """The operations of all matrix products for one token; an int. See `parameters`."""
-    ### BEGIN SOLUTION
     matrices = {**shapes, "T": 0, "biases": False}
     used = parameters(matrices, k, form) - shapes["V"] * k  # an embedding is looked up
     if form == "low-rank":  # x A, then that times A^T
         used += parameters(matrices, k, "low-rank") - parameters(matrices, k, "none")
     return 2 * used
-    ### END SOLUTION
 
 
 def gib(parameters, bits):
     """The GiB that so many parameters of so many bits take; a float."""
-    ### BEGIN SOLUTION
     return parameters * bits / 8 / 2**30
-    ### END SOLUTION
 
 
 def break_even(n):
     """The share of D to delete until a block of n D^2 parameters is as large as before."""
-    ### BEGIN SOLUTION
     return 1 - (np.sqrt(n**2 + 4 * n) - n) / 2
-    ### END SOLUTION

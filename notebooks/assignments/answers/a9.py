@@ -3,9 +3,7 @@ import numpy as np
 
 def value_output(W_V, W_O, R):
     """W_V R, and the W_O that makes up for R. W_V [D, d], W_O [d, D], R [d, d]."""
-    ### BEGIN SOLUTION
     return W_V @ R, np.linalg.solve(R, W_O)
-    ### END SOLUTION
 
 
 def rotary_pair(W_Q, W_K, angles, scales):
@@ -13,7 +11,6 @@ def rotary_pair(W_Q, W_K, angles, scales):
 
     W_Q, W_K [D, d]; angles, scales [d / 2].
     """
-    ### BEGIN SOLUTION
     turns = np.exp(1j * angles)  # a pair is a complex number
 
     def turned(W, factors):
@@ -21,7 +18,6 @@ def rotary_pair(W_Q, W_K, angles, scales):
         return np.stack([pairs.real, pairs.imag], axis=2).reshape(W.shape)
 
     return turned(W_Q, scales), turned(W_K, 1 / scales)
-    ### END SOLUTION
 
 
 def unchanged(A, B, F, G, beta, theta):
@@ -29,7 +25,6 @@ def unchanged(A, B, F, G, beta, theta):
 
     A, B, F, G [6, d, d], beta [6, d], theta [d / 2].
     """
-    ### BEGIN SOLUTION
     same, ones = np.eye(A.shape[1]), np.ones(len(theta))
     positions = [rotary_pair(same, same, n * theta, ones)[0] for n in range(3)]
     answers = []
@@ -38,4 +33,3 @@ def unchanged(A, B, F, G, beta, theta):
         scores = all(np.allclose(a @ R @ b.T, R, atol=1e-9) for R in positions)
         answers.append(float(values and scores and not constant.any()))
     return np.array(answers)
-    ### END SOLUTION

@@ -3,7 +3,6 @@ import numpy as np
 
 def check(candidate, rng):
     """Raise an exception if the candidate is not a right `rotate_block`."""
-    ### BEGIN SOLUTION
     for D, H in ((4, 6), (5, 5)):
         W_in, b_in = rng.normal(size=(D, H)), rng.normal(size=H)
         W_out, b_out = rng.normal(size=(H, D)), rng.normal(size=D)
@@ -13,4 +12,3 @@ def check(candidate, rng):
         assert np.allclose(x @ Q @ W + b, x @ W_in + b_in)
         assert np.allclose(h @ W_writes + b_writes, (h @ W_out + b_out) @ Q_next)
         assert np.allclose(x @ Q @ S, x @ Q_next)
-    ### END SOLUTION
