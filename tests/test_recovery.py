@@ -216,6 +216,13 @@ def test_a_folder_that_is_not_as_this_recovery_left_it_is_refused(tmp_path):
     assert_refused(r"has files in it \(checkpoint-4\) and no settings.json")
 
 
+def test_a_run_that_diverged_before_its_first_checkpoint_is_begun_again_with_another_rate(tmp_path):
+    model, tokens = sliced()
+    with pytest.raises(ValueError, match="give a lower learning_rate"):
+        minislice.recover(model, tokens, folder=tmp_path, **{**QUICK, "learning_rate": 1e30, "steps": 9, "every": 9})
+    minislice.recover(model, tokens, folder=tmp_path, **QUICK)
+
+
 def out_of_memory_above(monkeypatch, sequences: int) -> None:
     forward = minislice.SlicedForCausalLM.forward
 

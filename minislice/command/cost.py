@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from ..measuring.provenance import hardware
 from ..measuring.shapes import SHAPES, random_model, sliced_config
 from ..measuring.tables import table
-from ..measuring.timing import Pair, inference_cost, pair_of, product_milliseconds
+from ..measuring.timing import inference_cost, pair_of, product_milliseconds
 from ..storage.checkpoint import load_config, locate
 from .output import print_result
 
@@ -30,7 +30,10 @@ def run(arguments: argparse.Namespace) -> None:
         sliced = random_model(config, dtype=dtype, device=arguments.device)
         pairs = inference_cost(dense, sliced, **settings)
         if arguments.products:
-            pairs |= _products(dense, sliced, arguments.products)
+            models = {"dense": dense, "sliced": sliced}
+            times = product_milliseconds(models, tokens=PRODUCT_TOKENS, repeats=arguments.products)
+            for name in times["sliced"] | times["dense"]:
+                pairs[f"{name}, ms"] = pair_of(times["dense"].get(name), times["sliced"].get(name))
         rows.append({"variant": variant, **{name: dataclasses.asdict(pair) for name, pair in pairs.items()}})
         cells = [[name, *map(_cell, dataclasses.astuple(pair))] for name, pair in pairs.items()]
         tables.append(table([[variant, "dense", "sliced", "ratio"], *cells]))
@@ -51,12 +54,6 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
         for level in arguments.slicing
         for form in arguments.adapter
     }
-
-
-def _products(dense, sliced, repeats: int) -> dict[str, Pair]:
-    times = product_milliseconds({"dense": dense, "sliced": sliced}, tokens=PRODUCT_TOKENS, repeats=repeats)
-    names = times["sliced"] | times["dense"]
-    return {f"{name}, ms": pair_of(times["dense"].get(name), times["sliced"].get(name)) for name in names}
 
 
 def _cell(value: float | None) -> str:
