@@ -12,6 +12,7 @@ import minislice
 from minislice.architecture.network import network
 from minislice.beyond import depth
 from minislice.beyond.depth import delete_layers, losses_without_each
+from minislice.corpus.batches import token_batches
 
 LLAMA = Recipe("llama", layers=3, seed=7)
 NUMBERED = {  # the layer's number decides what it computes
@@ -52,6 +53,16 @@ def test_a_size_is_reached_with_as_few_layers_as_will_do_and_the_model_can_be_sl
     assert len(network(model).layers) == layers
     assert size * dense - each < minislice.parameters(model) <= size * dense
     assert network(minislice.slice_model(model, tokens, width=16)).widths == [20, *[16] * (2 * layers - 1), 20]
+
+
+def test_nothing_is_dropped_out_while_a_model_in_training_mode_is_measured():
+    recipe = Recipe("opt")
+    model, losses = recipe.model(), []
+    model.config.dropout = 0.5
+    for is_training in (True, False):
+        net = network(model.train(is_training))
+        losses.append(losses_without_each(net, token_batches(model, recipe.tokens(), None, 4)))
+    assert losses[0] == losses[1]
 
 
 def test_what_is_known_of_the_order_is_not_measured_again(monkeypatch):

@@ -75,6 +75,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "no tie": (replace(PHI, tied=False), [], TIED(), "can't stay tied", "doesn't share"),
     "kept, own": (PHI, [KEPT], slicing(head="own"), "keep_tie", "head='tied'"),
     "long, sliced": (OPT, [], calling(slice_model, LONG), "65", "64 positions"),
+    "texts in place of ids": (OPT, [], calling(perplexity, [{"text": IDS}]), "has text and no input_ids"),
     "one token": (OPT, [], calling(perplexity, IDS[:, :1]), "nothing to predict"),
     "fused, verified": (PHI, [fuse], calling(verify, IDS), "can't verify this model: it is fused already"),
     "sliced, verified": (PHI, [SLICED], calling(verify, IDS), "can't verify this model: it is sliced already"),

@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.layer, self.number = layer, number
         self.norm, self.attention, self.mlp, self.mlp_norm = norm, attention, mlp, mlp_norm
         self.scale, self.residual = scale, residual
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.adapter: nn.Module | None = None
         # Names, not modules: a second reference would appear a second time in the state dict.
         names = {module: name for name, module in self.named_modules()}
@@ -165,7 +165,9 @@ class Block(nn.Module):
         if self.mlp is not None:
             outputs.append(self.mlp(normalized if self.mlp_norm is None else self.mlp_norm(x), **nothing))
         # Attention may return its weights as well, and a mixture its router's choice.
-        outputs = [self.dropout(output if isinstance(output, Tensor) else output[0]) for output in outputs]
+        outputs = [output if isinstance(output, Tensor) else output[0] for output in outputs]
+        is_training = self.get_submodule(self._w_out[0]).training  # the model's own module; a block may be a view of it
+        outputs = [nn.functional.dropout(output, self.dropout, is_training) for output in outputs]
         branch = sum(outputs[1:], outputs[0])
         return branch if self.scale == 1 else branch * self.scale
 

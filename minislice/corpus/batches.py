@@ -54,6 +54,8 @@ def token_batches(
     batches, sequences = [], 0
     for ids, mask in zip(given, masks, strict=True):
         if isinstance(ids, Mapping):
+            if "input_ids" not in ids:
+                raise ValueError(f"a batch has {', '.join(ids)} and no input_ids: call the tokenizer on its texts")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
         ids, mask = _checked(model, ids, mask)
         for start in range(0, len(ids), batch_size):
