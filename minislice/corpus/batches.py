@@ -78,12 +78,9 @@ def position_limit(model: PreTrainedModel) -> int | None:
     Other tables, as those of token types, have another number of rows than the config has positions.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    for table in model.modules():
-        if isinstance(table, nn.Embedding) and table is not model.get_input_embeddings():
-            rows = table.num_embeddings - getattr(table, "offset", 0)
-            if positions in (None, rows):
-                return rows
-    return None
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    rows = [table.num_embeddings - getattr(table, "offset", 0) for table in tables]
+    return next((number for number in rows if positions in (None, number)), None)
 
 
 Result = TypeVar("Result")

@@ -191,7 +191,14 @@ def windows(
     Raises:
         ValueError: the stream has fewer tokens than asked for.
     """
-    _require(stream, seqlen, 1 if samples is None else samples)
+    what = "a tensor of shape [tokens], as `tokenize` returns it"
+    require(isinstance(stream, Tensor) and stream.ndim == 1, "the stream", what, stream)
+    least = require_int("samples", 1 if samples is None else samples)
+    if len(stream) < least * require_int("seqlen", seqlen, least=2):
+        raise ValueError(
+            f"asked for {least} sequences of {seqlen} tokens, {least * seqlen} in all, but the text has {len(stream)}; "
+            "ask for fewer or shorter ones, or give more text"
+        )
     return stream[: len(stream) // seqlen * seqlen].view(-1, seqlen)[:samples]
 
 
@@ -205,19 +212,7 @@ def sample(
     Raises:
         ValueError: the stream has fewer tokens than asked for.
     """
-    _require(stream, seqlen, samples)
+    windows(stream, seqlen, require_int("samples", samples))  # there are enough
     cut = windows(stream, seqlen)
     order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(require_seed(seed)))
     return cut[order[:samples]]
-
-
-def _require(stream: Tensor, seqlen: int, samples: int) -> None:
-    what = "a tensor of shape [tokens], as `tokenize` returns it"
-    require(isinstance(stream, Tensor) and stream.ndim == 1, "the stream", what, stream)
-    require_int("samples", samples)
-    require_int("seqlen", seqlen, least=2)
-    if len(stream) < samples * seqlen:
-        raise ValueError(
-            f"asked for {samples} sequences of {seqlen} tokens, {samples * seqlen} in all, but the text has "
-            f"{len(stream)}; ask for fewer or shorter ones, or give more text"
-        )

@@ -51,7 +51,11 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     2 m each, m = heads x head size. Slicing doesn't change them.
     """
     total, blocks = 0, network(model).blocks
-    per_token = {block.experts: _experts_per_token(block.mlp) for block in blocks if block.is_mixture}
+    per_token = {  # how many experts a token has; configs have several names for it
+        block.experts: next(module.top_k for module in block.mlp.modules() if hasattr(module, "top_k"))
+        for block in blocks
+        if block.is_mixture
+    }
     for module in model.modules():
         if is_experts(module):
             matrices = sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 3)
@@ -66,12 +70,7 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
     return total + 4 * context * sum(attention_widths)  # w_out[0] reads what attention gives, heads x head size of it
 
 
-def _experts_per_token(mixture: nn.Module) -> int:
-    """As its router, or the mixture itself, has it; configs have several names for it."""
-    return next(module.top_k for module in mixture.modules() if hasattr(module, "top_k"))
-
-
-def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128, seed: int = 0) -> float:
+def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128) -> float:
     """Seconds that one step of generation takes, with the cache, averaged over `length` steps.
 
     Section 4's setting for tables 2 and 11 is length 128. The tokens are random, which costs the same time as a text.
@@ -80,8 +79,7 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
     require_positions(model, require_int("length", length))
     device = model.get_input_embeddings().weight.device
     vocabulary = model.get_input_embeddings().num_embeddings
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(vocabulary, (batch_size, length), generator=generator).to(device)
+    ids = torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0)).to(device)
     cache = None
     with inference(model):
         model(input_ids=ids[:, :1], use_cache=True)  # warm up

@@ -3,7 +3,7 @@
 A copy of the model, with every parameter redrawn, runs on a few random tokens in float64, and every module's input and
 output is kept. Then, in the order of the calls:
 
-- a norm is what gives the same for x and 2 x, and a LayerNorm what gives the same for x + 1 too
+- a norm computes what `NormKind` says
 - a linear reads the signal if its input is the output of a norm that reads the signal
 - what is added to the signal between two norms is a sum of outputs, found by least squares: of linears that write to
   the signal, or of something that does not commute with a rotation
@@ -11,10 +11,12 @@ output is kept. Then, in the order of the calls:
 What can't be explained is an obstacle. `verify` decides in float64 whether the entry is right.
 """
 
+import copy
 import dataclasses
 import inspect
 import math
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,9 +26,19 @@ from transformers import PreTrainedModel
 from ..architecture.families import FAMILIES
 from ..architecture.family import BlockSpec, Family, NormKind
 from ..architecture.linears import is_linear
+from ..architecture.network import inference
 from ..checks import require_seed
 from ..invariance import Verification, verify
-from .observed import SAME, Call, calls_of, equal, explain, norm_kind, redrawn
+
+SAME = 1e-9  # of two tensors that should be equal, relative; both come from the same run
+BEHIND = (
+    "a norm with a scale stands behind the branch ({}): what it adds to the signal is RMSNorm(f W_out) diag(w), and "
+    "diag(w) does not commute with a rotation"
+)
+CARRIED = (
+    "the residual connection carries the scaled output of {}, not the signal, and a scale does not commute with a "
+    "rotation"
+)
 
 
 class Obstacle(Exception):
@@ -98,24 +110,123 @@ def propose(model: PreTrainedModel, *, seed: int = 0) -> Proposal:
         FAMILIES.update(known)
 
 
+@dataclass(eq=False)
+class Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    arguments: dict[str, Any]
+    output: Tensor
+    returned_tuple: bool
+
+    @property
+    def input(self) -> Tensor | None:
+        return next((value for value in self.arguments.values() if isinstance(value, Tensor)), None)
+
+
+def redrawn(model: PreTrainedModel, generator: torch.Generator) -> PreTrainedModel:
+    """A copy in float64 in which no scale is 1, no shift is 0 and no two tokens have the same embedding."""
+    model = copy.deepcopy(model).double().eval()
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.device)
+        matrix = parameter.ndim > 1
+        parameter.data = noise / parameter.shape[-1] ** 0.5 if matrix else 1 + 0.5 * torch.tanh(noise)
+    return model
+
+
+@torch.no_grad()
+def calls_of(model: PreTrainedModel, ids: Tensor) -> list[Call]:
+    """Every call of a module inside the model, in the order in which they end."""
+    calls, names = [], {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, positional: tuple, named: dict, output: Any) -> None:
+        parameters = list(inspect.signature(module.forward).parameters)
+        arguments = {**dict(zip(parameters, positional, strict=False)), **named}
+        returned_tuple = isinstance(output, (tuple, list))
+        output = output[0] if returned_tuple else output
+        if isinstance(output, Tensor) and arguments:
+            tensors = {name: value.clone() for name, value in arguments.items() if isinstance(value, Tensor)}
+            calls.append(Call(names[module], module, arguments | tensors, output.clone(), returned_tuple))
+
+    with ExitStack() as hooks, inference(model):
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(note, with_kwargs=True))
+        model(input_ids=ids, use_cache=False)
+    return calls
+
+
+def equal(a: Tensor | None, b: Tensor) -> bool:
+    """Whether two tensors are the same but for rounding and for how sequences and tokens are arranged."""
+    if a is None or a.numel() != b.numel() or not a.is_floating_point() or a.shape[-1] != b.shape[-1]:
+        return False
+    return bool((a.reshape(b.shape) - b).abs().max() <= SAME * b.abs().max())
+
+
+def explain(target: Tensor, calls: list[Call], by_token: bool = False) -> dict[Call, Tensor] | None:
+    """The calls whose outputs sum up to the target, each with its weight; None if no such sum is the target.
+
+    `by_token` every token has its own weights, [tokens], as a gate gives them.
+    """
+    size = target.shape[-1] if by_token else target.numel()
+    if not 0 < len(calls) < size:
+        return None
+    outputs = [
+        call.output if call.output.numel() == target.numel() else call.output.expand_as(target) for call in calls
+    ]
+    A, target = torch.stack([output.reshape(-1, size) for output in outputs], dim=2), target.reshape(-1, size, 1)
+    weights = torch.linalg.lstsq(A, target).solution
+    if (A @ weights - target).abs().max() > SAME * target.abs().max():
+        return None
+    pairs = zip(calls, weights[..., 0].T, strict=True)
+    return {call: weight for call, weight in pairs if weight.abs().max() > SAME}
+
+
+@torch.no_grad()
+def norm_kind(module: nn.Module, width: int) -> NormKind | None:
+    """What kind of norm of this width a module is; None for anything else."""
+    sizes = {tuple(tensor.shape) for tensor in (*module.parameters(), *module.buffers())}
+    if next(module.children(), None) is not None or sizes - {(width,)} or is_linear(module):
+        return None
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    x = x.to(next((p.device for p in module.parameters()), "cpu"))
+    try:
+        large, small = module(1e3 * x), module(1e-3 * x)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    if not isinstance(large, Tensor) or large.shape != x.shape:
+        return None
+    eps = next((name for name, value in vars(module).items() if "eps" in name and isinstance(value, float)), None)
+    bias = getattr(module, "bias", None)
+    shift = 0.0 if bias is None else bias
+    for kind in (NormKind(subtracts_mean, eps, offset) for subtracts_mean in (False, True) for offset in (0.0, 1.0)):
+        centred, scale = x - x.mean(-1, keepdim=True) if kind.subtracts_mean else x, kind.scale_of(module)
+        mean_square = centred.square().mean(-1, keepdim=True)
+        scaled = centred * mean_square.rsqrt() * (1.0 if scale is None else scale)
+        if (large - shift - scaled).abs().max() < 1e-4:
+            if eps is None:  # measured, where the root mean square is small: y = x / sqrt(mean square + eps)
+                share = ((small - shift) / scaled).square()[0, 0].item()
+                kind = replace(kind, eps=float(f"{1e-6 * mean_square[0].item() * (1 / share - 1):.3g}"))
+            return kind
+    return None
+
+
 class _Observed:
     """A model's calls on some tokens."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor):
-        self.model = model
-        self.names = {module: name for name, module in model.named_modules()}
-        self.calls = calls_of(model, ids)
-        self.by_name = {call.name: call for call in self.calls}
+        self.model, self.calls = model, calls_of(model, ids)
+        self.call_of = {call.module: call for call in self.calls}
         self.layers = self._layers()
-        self.layers_name = self.names[self.layers]
-        self.decoder = self.layers_name.rpartition(".")[0]
+        place = self.call_of[self.layers[0]].name.rpartition(".")[0]
+        self.decoder, _, self.layers_name = place.rpartition(".")
         self.kind: NormKind | None = None
         self.scale = 1.0
 
     def family(self) -> Family:
         """The entry, or an Obstacle."""
         embeddings, embedding_norm = self._embeddings()
-        blocks = [self._blocks(self.names[layer]) for layer in self.layers]
+        blocks = [self._blocks(layer) for layer in self.layers]
         if different := [index for index, others in enumerate(blocks) if others != blocks[0]]:
             raise Obstacle(
                 f"layer {different[0]} is made of other blocks than layer 0, and what decides that can't be seen: "
@@ -124,8 +235,11 @@ class _Observed:
         final_norm, head = self._end()
         if final_norm == embedding_norm:
             raise Obstacle(f"{final_norm} stands behind the embeddings and before the head, where each needs its own")
-        source = inspect.getsource(type(self.model.get_submodule(self.decoder)).forward)
-        shaped = f"{self.decoder}.drop" in self.by_name and ".view(output_shape)" in source  # as `last_shaped_as` says
+        decoder, layer = self.model.get_submodule(self.decoder), self.layers[0]
+        source = inspect.getsource(type(decoder).forward)
+        shaped = getattr(decoder, "drop", None) in self.call_of and ".view(output_shape)" in source
+        returned_tuple = self.call_of[layer].returned_tuple
+        told = returned_tuple == ("output_attentions" in inspect.signature(layer.forward).parameters)
         return Family(
             decoder=self.decoder,
             embeddings=embeddings,
@@ -133,51 +247,41 @@ class _Observed:
             blocks=blocks[0],
             norm=self.kind,
             stock_norm="its class wasn't looked at for this",
-            layers=self.layers_name.rpartition(".")[2],
+            layers=self.layers_name,
             embedding_norm=embedding_norm,
             last_shaped_as="drop" if shaped else None,
             branch_scale=self._config_name_of(self.scale) if self.scale != 1 else None,
             head=head,
-            returns_tuple=self._returns_tuple(),
+            returns_tuple=None if told else returned_tuple,
         )
-
-    def _returns_tuple(self) -> bool | None:
-        """Whether a layer returns a tuple, where its arguments don't tell."""
-        returned = self.by_name[self.names[self.layers[0]]].returned_tuple
-        told = "output_attentions" in inspect.signature(self.layers[0].forward).parameters
-        return None if returned == told else returned
 
     def _layers(self) -> nn.ModuleList:
         lists = [m for m in self.model.modules() if isinstance(m, nn.ModuleList)]
-        called = [m for m in lists if len(m) and all(self.names[layer] in self.by_name for layer in m)]
+        called = [m for m in lists if len(m) and all(layer in self.call_of for layer in m)]
         if not called:
             raise Obstacle("it has no nn.ModuleList of layers that are called one after the other")
         return max(called, key=lambda m: sum(parameter.numel() for parameter in m.parameters()))
 
     def _embeddings(self) -> tuple[tuple[str, ...], str | None]:
         """The tables whose sum the first layer reads, and a norm of that sum."""
-        start = self.by_name[self.names[self.layers[0]]].input
+        start = self.call_of[self.layers[0]].input
         tables = [call for call in self.calls if isinstance(call.module, nn.Embedding)]
         fitting = [call for call in tables if call.output.shape in (start.shape, start[:1].shape, start.shape[1:])]
-        outputs = [call.output.expand_as(start) for call in fitting]
-        weights, explained = explain(start, outputs)
-        norm = None
+        used, norm = explain(start, fitting), None
         before = [call for call in self.calls if equal(call.output, start)]
-        if not explained and before and norm_kind(before[0].module, start.shape[-1]):
-            norm = self._short(before[0])
-            weights, explained = explain(before[0].input, outputs)
-        if not explained:
+        if not used and before and norm_kind(before[0].module, start.shape[-1]):
+            used, norm = explain(before[0].input, fitting), self._short(before[0])
+        if not used:
             raise Obstacle(
                 "what the first layer reads is not a sum of embeddings "
                 f"({', '.join(call.name for call in tables)}), nor a norm of one"
             )
-        used = [call for call, weight in zip(fitting, weights, strict=True) if abs(weight) > SAME]
-        used.sort(key=lambda call: call.module is not self.model.get_input_embeddings())  # the tokens' table first
-        return tuple(map(self._short, used)), norm
+        tokens = self.model.get_input_embeddings()  # their table comes first
+        return tuple(map(self._short, sorted(used, key=lambda call: call.module is not tokens))), norm
 
-    def _blocks(self, layer: str) -> tuple[BlockSpec, ...]:
-        whole = self.by_name[layer]
-        inside = [call for call in self.calls if call.name.startswith(f"{layer}.")]
+    def _blocks(self, layer: nn.Module) -> tuple[BlockSpec, ...]:
+        whole = self.call_of[layer]
+        inside = [call for call in self.calls if call.name.startswith(f"{whole.name}.")]
         width = whole.input.shape[-1]
         signal, blocks, norms, added = whole.input, [], [], []
         for call in inside:
@@ -196,7 +300,7 @@ class _Observed:
                 norms.append(call)
             added.append(call)
         blocks.append((norms, self._writers(signal, whole.output, added)))
-        return tuple(self._spec(layer, inside, norms, writers) for norms, writers in blocks)
+        return tuple(self._spec(whole, inside, norms, writers) for norms, writers in blocks)
 
     def _writers(self, before: Tensor, after: Tensor, calls: list[Call], optional: bool = False) -> list[Call] | None:
         """The linears whose outputs, times one number, are what was added to the signal."""
@@ -204,39 +308,29 @@ class _Observed:
             return None
         after = after.reshape(before.shape)  # some flatten sequences and tokens for the MLP
         linears = [c for c in calls if is_linear(c.module) and c.output.numel() == after.numel()]
-        outputs = [c.output for c in linears]
-        weights, explained = explain(after - before, outputs)
-        if explained:
-            used = {round(w.item(), 9) for w in weights if abs(w) > SAME}
-            if len(used) != 1 or self.scale not in (1.0, *used):
-                raise Obstacle(f"what is added to the signal is multiplied by different numbers: {self.scale}, {used}")
-            self.scale = used.pop()
-            return [c for c, w in zip(linears, weights, strict=True) if abs(w) > SAME]
-        weights, explained = explain(after - before, outputs, by_token=True)
+        if used := explain(after - before, linears):
+            numbers = {round(weight.item(), 9) for weight in used.values()}
+            if len(numbers) != 1 or self.scale not in (1.0, *numbers):
+                raise Obstacle(
+                    f"what is added to the signal is multiplied by different numbers: {self.scale}, {numbers}"
+                )
+            self.scale = numbers.pop()
+            return [*used]
         norms = [c for c in calls if norm_kind(c.module, before.shape[-1])]
-        behind = any(equal(norm.input, output) for norm in norms for output in outputs)
-        if explained and not behind:  # times what a gate gives, as a shared expert's
-            return [c for c, w in zip(linears, weights, strict=True) if w.abs().max() > SAME]
+        behind = any(equal(norm.input, linear.output) for norm in norms for linear in linears)
+        if not behind and (used := explain(after - before, linears, by_token=True)):
+            return [*used]  # times what a gate gives, as a shared expert's
         if optional:
             return None
         norms = [norm for norm in norms if norm.output.numel() == after.numel()]
-        weights, explained = explain(after, [before, *(c.output for c in (*norms, *linears))])
-        if not explained:
-            raise Obstacle("what is added to the signal is not a sum of linears' outputs")
-        names = ", ".join(self._short(c) for c, w in zip(norms, weights[1:], strict=False) if abs(w) > SAME)
-        if abs(weights[0]) < SAME:
-            raise Obstacle(
-                f"the residual connection carries the scaled output of {names}, not the signal, and a scale does not "
-                "commute with a rotation"
-            )
-        raise Obstacle(
-            f"a norm with a scale stands behind the branch ({names}): what it adds to the signal is "
-            "RMSNorm(f W_out) diag(w), and diag(w) does not commute with a rotation"
-        )
+        for target, reason in ((after - before, BEHIND), (after, CARRIED)):
+            if used := explain(target, [*norms, *linears]):
+                raise Obstacle(reason.format(", ".join(self._short(call) for call in used if call in norms)))
+        raise Obstacle("what is added to the signal is not a sum of linears' outputs")
 
-    def _spec(self, layer: str, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
+    def _spec(self, layer: Call, inside: list[Call], norms: list[Call], writers: list[Call]) -> BlockSpec:
         def short(call: Call) -> str:
-            return call.name[len(layer) + 1 :]
+            return call.name.removeprefix(f"{layer.name}.")
 
         def child(call: Call) -> str:
             return short(call).split(".")[0]
@@ -244,8 +338,8 @@ class _Observed:
         readers = {n.name: [c for c in inside if is_linear(c.module) and equal(c.input, n.output)] for n in norms}
         members = [*(reader for norm in norms for reader in readers[norm.name]), *writers]
         if not norms or not members:
-            raise Obstacle(f"a branch of {layer} has no norm that reads the signal")
-        parts = {child(call): self.by_name.get(f"{layer}.{child(call)}") for call in members}
+            raise Obstacle(f"a branch of {layer.name} has no norm that reads the signal")
+        parts = {child(call): self.call_of.get(layer.module.get_submodule(child(call))) for call in members}
         attention = next((name for name, call in parts.items() if call and "attention_mask" in call.arguments), None)
         mlp = [name for name in parts if name != attention]
         if len(mlp) > 1:  # several in turn: all that is called from the first to the last
@@ -268,8 +362,7 @@ class _Observed:
 
     def _end(self) -> tuple[str, str]:
         """The names of the final norm and the head."""
-        last = self.by_name[self.names[self.layers[-1]]].output
-        head = self.by_name.get(self.names.get(self.model.get_output_embeddings()))
+        last, head = self.call_of[self.layers[-1]].output, self.call_of.get(self.model.get_output_embeddings())
         reading = [call for call in self.calls if equal(call.input, last) and norm_kind(call.module, last.shape[-1])]
         if head is None or not reading or not equal(reading[-1].output, head.input):
             raise Obstacle("what the head reads is not a norm of what the last layer writes")

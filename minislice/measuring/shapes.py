@@ -15,39 +15,36 @@ from ..architecture.network import network
 from ..fusion import fuse
 from ..options import SlicingOptions
 
-# The models of the paper, by their names there in lower case; what isn't given is transformers' default.
-SHAPES: dict[str, PreTrainedConfig] = {
-    f"opt-{size}": OPTConfig(
-        hidden_size=width,
-        word_embed_proj_dim=width,
-        ffn_dim=4 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-    )
-    for size, width, layers, heads in (
-        *(("125m", 768, 12, 12), ("1.3b", 2048, 24, 32), ("2.7b", 2560, 32, 32), ("6.7b", 4096, 32, 32)),
-        *(("13b", 5120, 40, 40), ("30b", 7168, 48, 56), ("66b", 9216, 64, 72)),
-    )
+
+def _opt(width: int, layers: int, heads: int) -> OPTConfig:
+    widths = {"hidden_size": width, "word_embed_proj_dim": width, "ffn_dim": 4 * width}
+    return OPTConfig(**widths, num_hidden_layers=layers, num_attention_heads=heads)
+
+
+def _llama(width: int, neurons: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+    heads = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes = {"hidden_size": width, "intermediate_size": neurons, "num_hidden_layers": layers}
+    return LlamaConfig(**sizes, **heads, max_position_embeddings=4096)
+
+
+SHAPES: dict[str, PreTrainedConfig] = {  # of the paper's models, by their names there in lower case
+    "opt-125m": _opt(768, 12, 12),
+    "opt-1.3b": _opt(2048, 24, 32),
+    "opt-2.7b": _opt(2560, 32, 32),
+    "opt-6.7b": _opt(4096, 32, 32),
+    "opt-13b": _opt(5120, 40, 40),
+    "opt-30b": _opt(7168, 48, 56),
+    "opt-66b": _opt(9216, 64, 72),
+    "llama-2-7b": _llama(4096, 11008, 32, 32, 32),
+    "llama-2-13b": _llama(5120, 13824, 40, 40, 40),
+    "llama-2-70b": _llama(8192, 28672, 80, 64, 8),
+    "phi-2": PhiConfig(
+        hidden_size=2560,
+        intermediate_size=10240,
+        num_hidden_layers=32,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
+    ),
 }
-SHAPES |= {
-    f"llama-2-{size}": LlamaConfig(
-        hidden_size=width,
-        intermediate_size=neurons,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=4096,
-    )
-    for size, width, neurons, layers, heads, kv_heads in (
-        *(("7b", 4096, 11008, 32, 32, 32), ("13b", 5120, 13824, 40, 40, 40), ("70b", 8192, 28672, 80, 64, 8)),
-    )
-}
-SHAPES["phi-2"] = PhiConfig(
-    hidden_size=2560,
-    intermediate_size=10240,
-    num_hidden_layers=32,
-    rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4},
-)
 
 
 def sliced_config(config: PreTrainedConfig, **options) -> SlicedConfig:

@@ -109,7 +109,10 @@ def verify(
         return invariance.verify(model, tokens, attention_mask, **options)
     seed = require_seed(seed)
     invariance.require_dtypes(dtypes)
-    require_known(model)
+    if isinstance(model, PreTrainedModel) and model.config.model_type not in (*FAMILIES, SlicedConfig.model_type):
+        found, kind = propose(model), model.config.model_type
+        registered = f"no entry of the table describes {kind!r}; register the one that `minislice propose` finds"
+        raise ValueError(registered if found.passed else str(found))
     net = network(model)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
@@ -140,14 +143,3 @@ def _may_round(net: Network) -> bool:
         return any(attention.rounds for attention in attentions(net))
     except ValueError:
         return True
-
-
-def require_known(model: PreTrainedModel) -> None:
-    """Raise a ValueError with `propose`'s answer for a model of a family that isn't in the table."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    if kind is None or kind in FAMILIES or kind == SlicedConfig.model_type:
-        return
-    found = propose(model)
-    if found.passed:
-        raise ValueError(f"no entry of the table describes {kind!r}; register the one that `minislice propose` finds")
-    raise ValueError(str(found))
