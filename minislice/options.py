@@ -11,6 +11,7 @@ from .checks import (
     are_ints,
     is_int,
     is_number,
+    is_several,
     require,
     require_choice,
     require_flag,
@@ -92,9 +93,10 @@ class SlicingOptions:
     seed: int = 0
 
     def __post_init__(self):
-        _check(self)
-        for name, value in {**vars(self), "drop": sorted({*self.drop})}.items():
+        for name, value in vars(self).items():
             object.__setattr__(self, name, _plain(value))  # how a frozen dataclass sets its own fields
+        _check(self)
+        object.__setattr__(self, "drop", sorted({*self.drop}))
 
     @classmethod
     def paper(cls, **changes) -> "SlicingOptions":
@@ -194,8 +196,8 @@ class SlicingOptions:
 
 
 def _plain(value: object) -> object:
-    """Python's numbers for NumPy's, which a config.json can't hold."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    """Python's numbers and lists for NumPy's, which a config.json can't hold."""
+    if is_several(value):
         return [_plain(number) for number in value]
     return value.item() if hasattr(value, "item") else value
 
@@ -216,9 +218,9 @@ def _check(options: SlicingOptions) -> None:
     require_int("multiple", options.multiple)
     require_seed(options.seed)
     width, neurons = options.width, options.neurons
-    fits = width is None or is_int(width) or (isinstance(width, Sequence) and are_ints(width))
+    fits = width is None or is_int(width) or are_ints(width)
     require(fits, "width", "a whole number, or one for each boundary", width)
-    fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
+    fits = (is_number(neurons) and 0 <= neurons < 1) or are_ints(neurons)
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
     require(are_ints(options.drop), "drop", "a list of numbers of blocks", options.drop)
     faults = {

@@ -204,7 +204,7 @@ def test_numbers_of_numpy_are_numbers_which_json_can_hold():
     one, whole = np.float32(0.25), np.int64(4)
     slice_model(LLAMA.model(), IDS, width=whole, drop=np.array([1]), batch_size=whole)
     options = {"multiple": whole, "neurons": one, "tolerance": one, "seed": whole, "drop": np.array([4])}
-    for size in ({"slicing": one}, {"discard": one}, {"width": whole}, {"width": [whole]}):
+    for size in ({"slicing": one}, {"discard": one}, {"width": whole}, {"width": np.array([8, 4])}):
         json.dumps(vars(SlicingOptions(**size, **options)) | vars(RecoveryOptions(rank=whole)))
 
 
