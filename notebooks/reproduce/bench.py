@@ -193,8 +193,8 @@ def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> 
     if made.text not in SOURCES:
         named["evaluation"] = made.text  # a file's first half calibrates, where its second is measured on
     words = [str(word) for name, value in named.items() for word in (f"--{name}", value)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    # Behind "--" torchrun looks for no option of its own; --signal could be short for one.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    # Standalone: on a port that no other run has. Behind "--" torchrun looks for no option of its own, as --signal.
     return [*torchrun, "-m", "--", "minislice", "slice", made.source, "--stream", *words, "--json", "--quiet"]
 
 
@@ -242,7 +242,7 @@ def pair(setting: Setting, device: str, layers: int | None = None) -> dict[str, 
 
 
 def inference(setting: Setting, device: str, batch_size: int) -> Outcome:
-    """Tables 2 and 11, of both models in one run."""
+    """Tables 2 and 11."""
     how, values = setting.how, {}
     costs = inference_cost(**pair(setting, device), length=how.length, prompt=how.length, rounds=how.rounds)
     names = {"ms_per_token": "decoding, ms a token", "tokens_per_second": "tokens a second", "batch_size": "batch"}

@@ -125,10 +125,9 @@ class Profile:
         require_int("seeds", self.seeds, most=100)
         require_choice("adapter", self.adapter, FORMS)
         require_choice("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16", "float64"))
-        for signal in self.signals.split(","):
-            require_choice("signals", signal, SIGNALS)
-        for task in self.tasks.split(","):
-            require_choice("tasks", task, TASKS)
+        for name, choices in {"signals": SIGNALS, "tasks": TASKS}.items():
+            for value in getattr(self, name).split(","):
+                require_choice(name, value, choices)
 
     @property
     def is_papers(self) -> bool:
@@ -206,8 +205,8 @@ class Row:
     model: str
     percent: int
     paper: dict[str, float | None]  # what is printed, by column of the table; of a stand-in's row None
-    label: str = ""  # what tells it from another row of the same model and level
-    settings: tuple[Setting, ...] = ()  # none: the row is another method's, printed only
+    label: str  # what tells it from another row of the same model and level
+    settings: tuple[Setting, ...]  # none: the row is another method's, printed only
 
     @property
     def dense(self) -> bool:
@@ -276,10 +275,9 @@ def _rows_of(profile: Profile, number: int) -> Iterator[Row]:
         paper = {metric: printed[metric] for metric in table.metrics if metric in asked & printed.keys()}
         if not profile.is_papers:
             model, paper, label = profile.stand_in, dict.fromkeys(paper), ""
-        if is_others and profile.is_papers:
-            yield Row(number, model, percent, paper, label)
-        elif not is_others:
-            yield Row(number, model, percent, paper, label, _settings(profile, table, model, percent))
+        settings = () if is_others else _settings(profile, table, model, percent)
+        if settings or profile.is_papers:
+            yield Row(number, model, percent, paper, label, settings)
 
 
 def _settings(profile: Profile, table: Table, model: str, percent: int) -> tuple[Setting, ...]:

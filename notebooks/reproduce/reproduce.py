@@ -115,10 +115,6 @@ def preflight(rows: list[Row], out: str | os.PathLike, device: str, stream: bool
 # The loop
 
 
-class ProtocolDiffers(ValueError):
-    """The dense model doesn't have the paper's value."""
-
-
 def reproduce(
     rows: list[Row],
     out: str | os.PathLike,
@@ -138,7 +134,7 @@ def reproduce(
         streaming: the fields `stream` and `process_count` of `Bench`.
 
     Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
-    here, or are "left" beyond the limit. ProtocolDiffers, where a dense model isn't the paper's, leaves its record.
+    here, or are "left" beyond the limit. A ValueError, where a dense model isn't the paper's, leaves its record.
     """
     out, settings = Path(out), settings_of(rows)
     count = Counter(dict.fromkeys(("finished before", "done", "failed", "skipped", "left"), 0))
@@ -167,7 +163,7 @@ def reproduce(
 
 
 def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
-    """Raise ProtocolDiffers unless a dense model, measured as in the paper, is what the paper printed."""
+    """Raise a ValueError unless a dense model, measured as in the paper, is what the paper printed."""
     how = setting.how
     paper = Profile(how.family, dtype=how.dtype, tasks=how.tasks, tasks_from=how.tasks_from)
     if setting.percent or how != paper or setting.measure not in GATES or record["status"] != "done":
@@ -177,7 +173,7 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
     for row in rows:
         printed = row.paper.get(metric) if setting in row.settings else None
         if printed is not None and abs(ours - printed) > tolerance + 1e-9:
-            raise ProtocolDiffers(
+            raise ValueError(
                 f"the dense {setting.model} has a {metric} of {ours:.2f}, and the paper (table {row.table}) "
                 f"{printed:.2f}: more than {tolerance} apart. Tokenizer or protocol differ, so that nothing "
                 f"sliced from it could be compared; record {record['key']} says by which versions and on which text"
