@@ -284,7 +284,7 @@ class NeuronScaling(NeuronOrder):
     name, group, use = "scales of neurons", "c > 0, or c != 0 with a gate", "before quantization (Nagel 2019, AWQ 2023)"
 
     def freedom(self, neurons):
-        return len(neurons.scalable) * neurons.count or "scaled inputs don't scale a neuron by a power (ReLU's do)"
+        return len(neurons.scalable) * neurons.count or "its neurons don't scale with their inputs, as ReLU's do"
 
     def element(self, neurons, generator):
         signs = torch.randn(neurons.count, generator=generator).sign()
