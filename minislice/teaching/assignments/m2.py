@@ -24,7 +24,7 @@ def adapter_transposed(W_in, b_in, W_out, b_out, Q, Q_next):
 
 
 def _rotated_twice(W_in, b_in, W_out, b_out, Q, Q_next):
-    return W_out @ Q_next @ Q_next, b_out @ Q_next @ Q_next, Q.T @ Q_next
+    return rotate_block(W_in, b_in, W_out @ Q_next, b_out @ Q_next, Q, Q_next)
 
 
 def _input_bias_rotated(W_in, b_in, *others):
@@ -35,7 +35,7 @@ SHOWN = (transposed, output_bias_not_rotated, adapter_transposed)
 HIDDEN = {
     "adapter missing": lambda *block: (*rotate_block(*block)[:4], np.eye(len(block[4]))),
     "one rotation for both": lambda *block: rotate_block(*block[:5], block[4]),
-    "rotated twice": lambda *block: (*rotate_block(*block)[:2], *_rotated_twice(*block)),
+    "rotated twice": _rotated_twice,
     "not rotated": lambda *block: (block[0], *rotate_block(*block)[1:]),
     "input bias of a square rotated": _input_bias_rotated,
 }

@@ -22,9 +22,9 @@ from .exercise import Case
 EPS = 1e-3
 
 
-def sizes(rng: Generator, smallest: int, count: int = 5) -> list[tuple[int, int]]:
-    """Pairs of D and H that differ, D ascending from `smallest`."""
-    return [(D, D + int(rng.integers(1, 5))) for D in range(smallest, smallest + count)]
+def sizes(rng: Generator, smallest: int) -> list[tuple[int, int]]:
+    """Five pairs of D and H that differ, D ascending from `smallest`."""
+    return [(D, D + int(rng.integers(1, 5))) for D in range(smallest, smallest + 5)]
 
 
 def widths(rng: Generator) -> list[Case]:
