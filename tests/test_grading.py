@@ -31,7 +31,7 @@ def _question(name, expected):
         points=5,
         cases=lambda rng: [Case({"n": n}, {"x": rng.standard_normal(n)}) for n in (2, 3)],
         returns=lambda x: Array("y", x.shape),
-        judge=lambda y, x: first_wrong([Place("y", expected(x), y)]),
+        judge=lambda y, x: first_wrong([Place("y", expected(x)).of(y)]),
         **PLAIN,
     )
 

@@ -15,7 +15,7 @@ from .markdown import read
 def _center(D: int) -> Wanted:
     wanted = toy.centred({"norm": "LayerNorm"}, np.eye(D))
     mistakes = {"This M puts the mean in place of every number; subtract it instead.": np.eye(D) - wanted}
-    yield "M", wanted, mistakes, "what must x M be for x = (1, 1, ..., 1)?"
+    yield Place("M", wanted, mistakes, "what must x M be for x = (1, 1, ..., 1)?")
 
 
 def _reader_cases(rng: np.random.Generator) -> Cases:
@@ -29,14 +29,14 @@ def _reader_cases(rng: np.random.Generator) -> Cases:
 def _reader(W: np.ndarray, b: np.ndarray | None, alpha: np.ndarray, beta: np.ndarray | None) -> Wanted:
     before, shift = 0 * W[0] if b is None else b, 0 * W[:, 0] if beta is None else beta
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
-    yield "W", np.diag(alpha) @ W, {"W is as it was: alpha is not in it.": W}, hint
+    yield Place("W", np.diag(alpha) @ W, {"W is as it was: alpha is not in it.": W}, hint)
     mistakes = {
         "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
         "b itself is lost.": shift @ W,
     }
     hint = "what comes out of the linear layer where the normalised row is zero?"
-    yield "b", before + shift @ W, {} if beta is None else mistakes, hint
+    yield Place("b", before + shift @ W, {} if beta is None else mistakes, hint)
 
 
 def _writer_cases(rng: np.random.Generator) -> Cases:
@@ -53,10 +53,10 @@ def _writer(W: np.ndarray, b: np.ndarray | None, norm: str = "LayerNorm", hint: 
     if norm == "RMSNorm":
         mistakes["It is centred, but an RMSNorm subtracts no mean."] = W - W.mean(-1, keepdims=True)
     hint = hint or "what is written for one neuron is one row of W."
-    yield "W", toy.centred({"norm": norm}, W), mistakes, hint
+    yield Place("W", toy.centred({"norm": norm}, W), mistakes, hint)
     as_it_was = "It is as it was: it is written to the signal too, and the LayerNorms would subtract its mean."
     before, mistakes = (0 * W[0], {}) if b is None else (b, {as_it_was: b})
-    yield "b", toy.centred({"norm": norm}, before), mistakes, "who writes the signal besides W_out?"
+    yield Place("b", toy.centred({"norm": norm}, before), mistakes, "who writes the signal besides W_out?")
 
 
 def _fuse_cases(rng: np.random.Generator) -> Cases:
@@ -100,12 +100,11 @@ def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
         return close(expected, got)
 
     def places(which: str, wanted: Iterable, block: int | None = None, alike: Callable = close) -> Iterator[Place]:
-        for name, right, mistakes, hint in wanted:
-            got, place = fused[name + which], name + which
-            if block is not None:
-                got, place = toy.part(fused, place, block), f"{place}[{block}]"
-            same = alike if name == "W" else close
-            yield Place(place, right, 0 * right if got is None else got, mistakes, hint, same)
+        for place in wanted:
+            name = place.name + which
+            got = fused[name] if block is None else toy.part(fused, name, block)
+            name += "" if block is None else f"[{block}]"
+            yield replace(place.of(got), name=name, alike=alike if place.name == "W" else close)
 
     for which in ("_embd", "_pos"):
         if net["W" + which] is not None:

@@ -5,7 +5,7 @@ import numpy as np
 from . import toy
 from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Wanted, close, compared, orthonormal
+from .judging import Place, Wanted, close, compared, first_wrong, orthonormal
 from .markdown import read
 
 
@@ -28,7 +28,8 @@ def _rms(x: np.ndarray, eps: float) -> Wanted:
         "The mean is taken over the rows: each row is normalised by itself.": x / np.sqrt(np.square(x).mean(0) + eps),
         "It divides by the length of the row, not by its root mean square: a factor of sqrt(D) is lost.": x / length,
     }
-    yield "rms(x)", x / np.sqrt(square + eps), mistakes, "a norm divides each row by one positive number: by which?"
+    hint = "a norm divides each row by one positive number: by which?"
+    yield Place("rms(x)", x / np.sqrt(square + eps), mistakes, hint)
 
 
 def _haar_cases(rng: np.random.Generator) -> Cases:
@@ -46,7 +47,7 @@ def _judge_haar(Q: np.ndarray, G: np.ndarray) -> Failure | None:
     Q^T G triangular with a positive diagonal, or symmetric and positive, since there is only one such Q. Likewise for
     the mirror images of these: transposes, G Q^T (then Q(G O) = Q(G) O), and all signs turned.
     """
-    if failure := orthonormal("Q", Q):
+    if failure := first_wrong([orthonormal("Q", Q)]):
         return failure
     forms = [Q.T @ G, G @ Q.T, Q.T @ G.T, G.T @ Q.T]
     if any(_one_of_a_kind(sign * form) for form in forms for sign in (1, -1)):
@@ -75,7 +76,7 @@ def _one_of_a_kind(A: np.ndarray) -> bool:
 
 def _judge_counterexample(result: tuple[np.ndarray, np.ndarray], D: int) -> Failure | None:
     x, Q = result
-    if failure := orthonormal("Q", Q):
+    if failure := first_wrong([orthonormal("Q", Q)]):
         return failure
     if not len(x):
         return Failure("x", "it has no row")

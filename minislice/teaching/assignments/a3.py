@@ -42,33 +42,33 @@ def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[
     for name in ("W_embd", "W_pos"):
         if net[name] is not None:
             hint = "who writes the signal before the first block?"
-            yield Place(name, net[name] @ Q[0], rotated[name], _not_rotated(net[name], Q[0]), hint)
+            yield Place(name, net[name] @ Q[0], _not_rotated(net[name], Q[0]), hint).of(rotated[name])
     for block in range(len(S)):
         before, behind = Q[block], Q[block + 1]
         yield _reader(f"W_in[{block}]", net["W_in"][block], rotated["W_in"][block], before)
         hint = "it is added behind W, where the signal's basis is left behind."
-        yield Place(f"b_in[{block}]", net["b_in"][block], rotated["b_in"][block], hint=hint)
+        yield Place(f"b_in[{block}]", net["b_in"][block], hint=hint).of(rotated["b_in"][block])
         for name in ("_out", "_out2"):
             if net["W" + name] is not None:
                 W, b = net["W" + name][block], net["b" + name][block]
                 wrong = _not_rotated(W, behind)
                 wrong["It is turned by the rotation of the boundary before the block, not behind it."] = W @ before
                 hint = "into which basis does this block write: the one it reads, or the next one?"
-                yield Place(f"W{name}[{block}]", W @ behind, rotated["W" + name][block], wrong, hint)
+                yield Place(f"W{name}[{block}]", W @ behind, wrong, hint).of(rotated["W" + name][block])
                 hint = f"who writes the signal besides W{name}?"
-                got = rotated["b" + name][block]
-                yield Place(f"b{name}[{block}]", b @ behind, got, _not_rotated(b, behind), hint)
+                place = Place(f"b{name}[{block}]", b @ behind, _not_rotated(b, behind), hint)
+                yield place.of(rotated["b" + name][block])
         wanted = before.T @ behind  # where a row of the rotated signal, taken back, must arrive
         wrong = {
             "It is transposed: the signal is a row, and S stands on its right.": wanted.T,
             "It is one block early: it leads from the boundary before to this block's.": Q[block - 1].T @ before,
             "It is the identity: without an adapter the residual stays in the old basis.": np.eye(len(wanted)),
         }
-        yield Place(f"S[{block}]", wanted, S[block], wrong, f"X Q[{block}] comes in, X Q[{block + 1}] must go out.")
+        yield Place(f"S[{block}]", wanted, wrong, f"X Q[{block}] comes in, X Q[{block + 1}] must go out.").of(S[block])
     W = net["W_head"]
     wrong = {"It is turned back from the boundary before the last block, not the last boundary.": Q[-2].T @ W}
     yield _reader("W_head", W, rotated["W_head"], Q[-1], wrong)
-    yield Place("b_head", net["b_head"], rotated["b_head"], hint="no basis is left behind the head.")
+    yield Place("b_head", net["b_head"], hint="no basis is left behind the head.").of(rotated["b_head"])
 
 
 def _not_rotated(W: np.ndarray, Q: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ def _not_rotated(W: np.ndarray, Q: np.ndarray) -> dict[str, np.ndarray]:
 def _reader(name: str, W: np.ndarray, got: np.ndarray, Q: np.ndarray, mistakes: dict | None = None) -> Place:
     """The weights of a reader that reads a row x Q as W read x."""
     wrong = {"It is as it was.": W, "It is Q W: the transpose is missing.": Q @ W, **(mistakes or {})}
-    return Place(name, Q.T @ W, got, wrong, "x Q comes in. What must W begin with, so that x W comes out?")
+    return Place(name, Q.T @ W, wrong, "x Q comes in. What must W begin with, so that x W comes out?").of(got)
 
 
 PARTS = {"W_embd": 2, "W_pos": 2, "W_in b_in": 2, "W_out W_out2": 2, "b_out b_out2": 2, "S": 3, "W_head b_head": 2}

@@ -32,7 +32,7 @@ def _moment(batches: list[np.ndarray], masks: list[np.ndarray]) -> Wanted:
         ),
         "It is divided by the number of tokens: eq. 8 is a sum.": C / len(tokens),
     }
-    yield "C", C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens."
+    yield Place("C", C, mistakes, "C[i, j] is the sum of x_i x_j over the tokens.")
 
 
 def _pca_cases(rng: np.random.Generator) -> Cases:
@@ -50,15 +50,13 @@ def _pca_cases(rng: np.random.Generator) -> Cases:
 
 def _judge_pca(result: tuple[np.ndarray, np.ndarray], C: np.ndarray) -> Failure | None:
     eigenvalues, Q = result
-    if failure := orthonormal("Q", Q):
-        return failure
     mistakes = {
         "Eigenvalues and eigenvectors are in opposite order: only one of them was turned round.": Q * eigenvalues[::-1],
         "The eigenvectors are the rows of this Q; they must be its columns.": C @ (Q - Q.T) + Q.T * eigenvalues,
         "These are singular values of the signal; the eigenvalues of C are their squares.": Q * np.square(eigenvalues),
     }
     hint = "C times a column of Q must be that column times its eigenvalue: C Q = Q diag(lambda)."
-    if failure := first_wrong([Place("C Q", Q * eigenvalues, C @ Q, mistakes, hint)]):
+    if failure := first_wrong([orthonormal("Q", Q), Place("C Q", Q * eigenvalues, mistakes, hint).of(C @ Q)]):
         return failure
     rises = np.diff(eigenvalues) > 1e-9 * eigenvalues.max()
     if rises.any():

@@ -8,7 +8,7 @@ import numpy as np
 from . import toy
 from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Place, close, first_wrong, named, orthonormal
+from .judging import Place, close, first_wrong, orthonormal
 from .markdown import read
 
 SIZES = ((2, 1, 1), (3, 2, 2), (4, 3, 3), (6, 4, 4), (5, 2, 2), (6, 2, 2))  # D, k, k_next; 2k > D, then 2k < D
@@ -35,16 +35,14 @@ def _judge_cosines(c: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | Non
         "These are the sines.": 1 - squares[::-1],
         "These are the cosines between single columns; principal angles do not depend on the bases.": columns**2,
     }
-    return first_wrong([Place("c^2", squares, np.square(c), mistakes, hint)])
+    return first_wrong([Place("c^2", squares, mistakes, hint).of(np.square(c))])
 
 
 def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure | None:
     k, k_next = P.shape[1], R.shape[1]
-    if failure := orthonormal("R'", aligned):
-        return failure
     mistakes = {"It spans what P spans: the deleted directions would be other ones.": P @ P.T}
-    hint = "R' must be R times an orthogonal matrix."
-    if failure := first_wrong([Place("R' R'^T", R @ R.T, aligned @ aligned.T, mistakes, hint)]):
+    span = Place("R' R'^T", R @ R.T, mistakes, "R' must be R times an orthogonal matrix.").of(aligned @ aligned.T)
+    if failure := first_wrong([orthonormal("R'", aligned), span]):
         return failure
     square, rest = np.split(P.T @ aligned, [k], axis=1)
     if rest.size and not close(0.0, rest, 1e-8):
@@ -67,7 +65,8 @@ def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure |
             "NumPy's svd returns V^T, not V: one transpose too many.": R @ U @ Vt.T,
             "It is R V: the columns are in pairs with those of P U, not with those of P.": R @ Vt.T,
         }
-    return Failure("P^T R'", what, fine=("R' R'^T",), mistake=named(mistakes, aligned), hint=hint)
+    likely = [sentence for sentence, value in mistakes.items() if close(value, aligned, 1e-7)]
+    return Failure("P^T R'", what, fine=("R' R'^T",), mistake=next(iter(likely), ""), hint=hint)
 
 
 def _low_rank_cases(rng: np.random.Generator) -> Cases:
@@ -102,8 +101,7 @@ def _judge_low_rank(A: np.ndarray, P: np.ndarray, R_aligned: np.ndarray) -> Fail
         "It has the sines, 1 - c^2.": product(1 - np.square(cosines)),
     }
     hint = "I - P^T R' = U (1 - C) U^T. What is its root, and which of its columns aren't zero?"
-    failure = first_wrong([Place("A A^T", np.eye(k) - S, A @ A.T, mistakes, hint)])
-    if failure:
+    if failure := first_wrong([Place("A A^T", np.eye(k) - S, mistakes, hint).of(A @ A.T)]):
         where = "I - A A^T" if k == k_next else f"I - A A^T against the first {k} columns of P^T R'"
         return replace(failure, where=where, what="it is not P^T R'\n" + failure.what)
     if A.shape[1] > most:

@@ -1,13 +1,15 @@
 """A6: rows and columns are deleted, one block after the other (section 3.4, eq. 9)."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from . import toy
 from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Wanted, close, compared, named, orthonormal
+from .judging import Place, Wanted, close, compared, first_wrong, orthonormal
 from .markdown import read
 
 BLOCK = ("W_in", "b_in", "W_out", "b_out")
@@ -50,16 +52,16 @@ def _sliced_block(
         "Rows of W_in are deleted as they stand: first rotate, so that they are directions of P.": W_in[:k],
         "The last rows are kept as they stand: first rotate, so that they are directions of P.": W_in[D - k :],
     }
-    yield "W_in", P.T @ W_in, mistakes, "x P comes in, for x P P^T."
-    yield "b_in", b_in, {}, "it is added behind W_in, where nothing is deleted."
+    yield Place("W_in", P.T @ W_in, mistakes, "x P comes in, for x P P^T.")
+    yield Place("b_in", b_in, {}, "it is added behind W_in, where nothing is deleted.")
     mistakes = {"Columns are deleted as they stand: first rotate.": W_out[:, :k_next]}
     if k == k_next:
         mistakes["It is turned into the basis that the block reads, not the next one."] = W_out @ P
-    yield "W_out", W_out @ P_next, mistakes, "what is written for one neuron is a row of the signal."
+    yield Place("W_out", W_out @ P_next, mistakes, "what is written for one neuron is a row of the signal.")
     mistakes = {"Entries are deleted as they stand: first rotate.": b_out[:k_next]}
-    yield "b_out", b_out @ P_next, mistakes, "who writes the signal besides W_out?"
+    yield Place("b_out", b_out @ P_next, mistakes, "who writes the signal besides W_out?")
     mistakes = {"It is transposed: the signal is a row, and S stands on its right.": S.T} if k == k_next else {}
-    yield "S", S, mistakes, "x P comes in, and (x P P^T) P_next must go on."
+    yield Place("S", S, mistakes, "x P comes in, and (x P P^T) P_next must go on.")
 
 
 def _interleave_cases(rng: np.random.Generator) -> Cases:
@@ -75,30 +77,30 @@ def _judge_interleave(bases: list[np.ndarray], net: dict, X: np.ndarray, widths:
     D = X.shape[1]
     full = dense = by_k = X  # the sliced network's signal, the dense one's, and that of norms that divide by k
     for boundary, (P, k) in enumerate(zip(bases, widths, strict=True)):
-        place, Y = f"P[{boundary}]", _normalised(full, D)
-        if failure := orthonormal(place, P):
+        name, Y = f"P[{boundary}]", _normalised(full, D)
+        others = {
+            "These are the components of the norm's input; eq. 8 looks at its output.": full,
+            "The norm divides by k; it divides by the width it was trained at, D.": _normalised(by_k, k),
+            "It is centred: eq. 8 subtracts no mean.": Y - Y.mean(0),
+            "These are the components of the dense network's signal; the blocks before are sliced already.": (
+                _normalised(dense, D)
+            ),
+            "The norms of the blocks before divided by k: they divide by the width they were trained at, D.": (
+                _normalised(by_k, D)
+            ),
+        }
+        mistakes = {sentence: _span(signal, k) for sentence, signal in others.items()}
+        least = "These are the components that carry least: the largest eigenvalues come last."
+        mistakes[least] = np.eye(D) - _span(Y, D - k)
+        hint = "which signal arrives at this boundary, when all blocks before are sliced?"
+        if failure := first_wrong([orthonormal(name, P)]):
             return failure
-        if not close(_span(Y, k), P @ P.T, 1e-7):
-            others = {
-                "These are the components of the norm's input; eq. 8 looks at its output.": full,
-                "The norm divides by k; it divides by the width it was trained at, D.": _normalised(by_k, k),
-                "It is centred: eq. 8 subtracts no mean.": Y - Y.mean(0),
-                "These are the components of the dense network's signal; the blocks before are sliced already.": (
-                    _normalised(dense, D)
-                ),
-                "The norms of the blocks before divided by k: they divide by the width they were trained at, D.": (
-                    _normalised(by_k, D)
-                ),
-            }
-            mistakes = {sentence: _span(signal, k) for sentence, signal in others.items()}
-            least = "These are the components that carry least: the largest eigenvalues come last."
-            mistakes[least] = np.eye(D) - _span(Y, D - k)
+        span = Place(name, _span(Y, k), mistakes, hint, partial(close, tolerance=1e-7)).of(P @ P.T)
+        if failure := first_wrong([span]):
+            what = "its span is not that of the first principal components"
             kept, most = (float(np.square(Y @ basis).sum() / np.square(Y).sum()) for basis in (P, _span(Y, k)))
             values = f"it keeps {kept:.4f} of the normalised signal, {k} columns could keep {most:.4f}"
-            hint = "which signal arrives at this boundary, when all blocks before are sliced?"
-            right = tuple(f"P[{i}]" for i in range(boundary))
-            what = "its span is not that of the first principal components"
-            return Failure(place, what, values, right, named(mistakes, P @ P.T), hint)
+            return replace(failure, what=what, values=values, fine=tuple(f"P[{i}]" for i in range(boundary)))
         if boundary < len(widths) - 1:
             weights = [net[name][boundary] for name in BLOCK]
             kept = full @ P @ P.T

@@ -6,7 +6,7 @@ import numpy as np
 
 from .exercise import Case, Cases, Failure, Question
 from .forms import Array
-from .judging import Wanted, close, compared
+from .judging import Place, Wanted, close, compared
 from .markdown import read
 
 FORMS = ("full", "low-rank", "none")
@@ -48,7 +48,7 @@ def _parameters(shapes: dict, k: int, form: str) -> Wanted:
     total, mistakes = sum(sizes.values()), _left_out(_sizes, shapes, k, form)
     mistakes["The biases are left out."] = total - sizes["biases"]
     mistakes["The positions are left out: they are a table beside the embeddings."] = total - sizes["positions"]
-    yield "parameters", total, mistakes, HINT + form
+    yield Place("parameters", total, mistakes, HINT + form)
 
 
 def _multiplied(shapes: dict, k: int, form: str, last: int | None = None) -> dict[str, int]:
@@ -69,7 +69,7 @@ def _flops(shapes: dict, k: int, form: str) -> Wanted:
         mistakes["A low-rank adapter is two products of two operations for each number of A."] = total - 3 * A
     mistakes["Looking up an embedding is no product."] = total + 2 * (sizes["embeddings"] + sizes["positions"])
     mistakes["A bias is added, it is no product."] = total + sizes["biases"]
-    yield "flops", total, mistakes, HINT + form
+    yield Place("flops", total, mistakes, HINT + form)
 
 
 def _left_out(count: Callable[..., dict[str, int]], shapes: dict, k: int, form: str) -> dict[str, int]:
@@ -101,7 +101,7 @@ def _gib(parameters: int, bits: int) -> Wanted:
         "These are Gibit: a byte has 8 bits.": parameters * bits / 2**30,
         "This is MiB.": parameters * bits / 2**23,
     }
-    yield "gib", parameters * bits / 2**33, mistakes, "how many bytes are a GiB?"
+    yield Place("gib", parameters * bits / 2**33, mistakes, "how many bytes are a GiB?")
 
 
 def _even_cases(rng: np.random.Generator) -> Cases:

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases
-from .judging import Wanted, compared
+from .judging import Place, Wanted, compared
 from .markdown import read
 
 
@@ -34,7 +34,7 @@ def _second_moment(H: np.ndarray, w: np.ndarray) -> Wanted:
         "It is divided by the number of tokens; C is a sum.": _moment(H, w) / len(H),
         "It is centred: no mean is subtracted here.": _moment(H - H.mean(0), w),
     }
-    yield "C", _moment(H, w), mistakes, "which number of a token stands in both factors?"
+    yield Place("C", _moment(H, w), mistakes, "which number of a token stands in both factors?")
 
 
 def _problem(rng: np.random.Generator, n: int, D: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _all_scores(C: np.ndarray, W: np.ndarray, ridge: float) -> Wanted:
         "The ridge is missing.": _scores(C, W, 0.0),
         "W is left out.": right / size,
     }
-    yield "scores", right, mistakes, "which diagonal is it?"
+    yield Place("scores", right, mistakes, "which diagonal is it?")
 
 
 def _solve_cases(rng: np.random.Generator) -> Cases:
@@ -93,7 +93,7 @@ def _solved(C: np.ndarray, W: np.ndarray, ridge: float, kept: np.ndarray) -> Wan
         "What is added has the wrong sign.": 2 * W[kept] - right,
         "The ridge is inside twice: on the right-hand side, too.": right + pull,
     }
-    yield "W", right, mistakes, "what must the kept neurons write besides their own rows?"
+    yield Place("W", right, mistakes, "what must the kept neurons write besides their own rows?")
 
 
 def _thin_cases(rng: np.random.Generator) -> Cases:
@@ -130,9 +130,9 @@ def _thin(
 
 def _thinned(**given: Any) -> Wanted:
     kept, V = _thin(**given)
-    yield "kept", kept, _thin_mistakes(**given), "who is the cheapest, when some are gone already?"
+    yield Place("kept", kept, _thin_mistakes(**given), "who is the cheapest, when some are gone already?")
     plain = {"This is plain deletion: solve for the output matrix of the kept neurons.": given["W"][kept]}
-    yield "W", V, plain, "which W does `solve` start from?"
+    yield Place("W", V, plain, "which W does `solve` start from?")
 
 
 A8, check = read(

@@ -4,7 +4,7 @@ import numpy as np
 
 from . import toy
 from .exercise import Case, Cases
-from .judging import Wanted, compared
+from .judging import Place, Wanted, compared
 from .markdown import read
 
 
@@ -35,13 +35,13 @@ def _invertible(rng: np.random.Generator, d: int) -> np.ndarray:
 
 
 def _value(W_V: np.ndarray, W_O: np.ndarray, R: np.ndarray) -> Wanted:
-    yield "W_V", W_V @ R, {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R."
+    yield Place("W_V", W_V @ R, {"It is multiplied by R^T.": W_V @ R.T}, "it is W_V R.")
     mistakes = {
         "R^T is the inverse of a rotation; R is none.": R.T @ W_O,
         "It is multiplied by R, not by its inverse.": R @ W_O,
         "It is as it was.": W_O,
     }
-    yield "W_O", np.linalg.solve(R, W_O), mistakes, "what is W_V R times it?"
+    yield Place("W_O", np.linalg.solve(R, W_O), mistakes, "what is W_V R times it?")
 
 
 def _rotary_cases(rng: np.random.Generator) -> Cases:
@@ -56,7 +56,7 @@ def _rotary(W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.nda
         "It is rotated the other way.": W_Q @ _turns(-angles, scales),
         "It is not scaled.": W_Q @ _turns(angles),
     }
-    yield "W_Q", W_Q @ _turns(angles, scales), mistakes, "rows are rotated, pair by pair."
+    yield Place("W_Q", W_Q @ _turns(angles, scales), mistakes, "rows are rotated, pair by pair.")
     mistakes = {
         "It is rotated the other way: a dot product stays if both turn alike.": W_K @ _turns(-angles, 1 / scales),
         "It is multiplied by the scale, as the queries are.": W_K @ _turns(angles, scales),
@@ -64,7 +64,7 @@ def _rotary(W_Q: np.ndarray, W_K: np.ndarray, angles: np.ndarray, scales: np.nda
         "It is not rotated.": W_K / np.repeat(scales, 2),
         "It is as it was.": W_K,
     }
-    yield "W_K", W_K @ _turns(angles, 1 / scales), mistakes, "what keeps the dot product of each pair?"
+    yield Place("W_K", W_K @ _turns(angles, 1 / scales), mistakes, "what keeps the dot product of each pair?")
 
 
 def _candidates(rng: np.random.Generator, pairs: int) -> list[tuple[np.ndarray, ...]]:
@@ -111,7 +111,7 @@ def _unchanged(theta: np.ndarray, **changes: np.ndarray) -> Wanted:
     for A, B, F, G, beta in zip(*changes.values(), strict=True):
         changed = {"Q": W["Q"] @ A, "K": W["K"] @ B, "b": W["b"] @ B + beta, "V": W["V"] @ F, "O": G @ W["O"]}
         holds.append(float(np.abs(_attention(changed, x, theta) - before).max() < 1e-7))
-    yield "unchanged", np.array(holds), {}, "try it: two random matrices, four tokens, and the formula above."
+    yield Place("unchanged", np.array(holds), {}, "try it: two random matrices, four tokens, and the formula above.")
 
 
 A9, check = read(

@@ -1,7 +1,7 @@
 """Tools for judges: equality up to rounding, place by place, and the words for a difference."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,21 +21,20 @@ def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
     return bool((np.abs(expected - got) <= tolerance * max(1.0, np.abs(expected).max(initial=0.0))).all())
 
 
-def named(mistakes: Mapping[str, Any], got: Any) -> str:
-    """The first mistake, a sentence, that gives the same value; an empty text if none does."""
-    return next((sentence for sentence, value in mistakes.items() if close(value, got, 1e-7)), "")
-
-
 @dataclass(frozen=True)
 class Place:
     """A value in a result, and what it must be."""
 
     name: str  # "W_in[0]", "b_out[1]", "k"
     expected: Any
-    got: Any
     mistakes: Mapping[str, Any] = field(default_factory=dict)  # wrong values, by the sentence that names the mistake
     hint: str = ""  # a question that leads on
     alike: Callable[[Any, Any], bool] = close  # compares the expected value, or a mistake's, with the given one
+    got: Any = None
+
+    def of(self, got: Any) -> "Place":
+        """The place with what a result has there; None stands for zeros."""
+        return replace(self, got=0 * self.expected if got is None else got)
 
 
 def first_wrong(places: Iterable[Place]) -> Failure | None:
@@ -66,13 +65,13 @@ def _nearly(expected: Any, got: Any) -> bool:
     return same_kind and bool(np.abs(expected - got).max(initial=0) <= 1e-5 * np.abs(expected).max(initial=0))
 
 
-def orthonormal(name: str, Q: np.ndarray) -> Failure | None:
-    """A failure unless the columns of Q are orthonormal."""
+def orthonormal(name: str, Q: np.ndarray) -> Place:
+    """Q^T Q, where the columns of Q must be orthonormal."""
     hint, alike = f"the columns of {name} must be orthonormal.", partial(close, tolerance=1e-8)
-    return first_wrong([Place(f"{name}^T {name}", np.eye(Q.shape[1]), Q.T @ Q, hint=hint, alike=alike)])
+    return Place(f"{name}^T {name}", np.eye(Q.shape[1]), hint=hint, alike=alike).of(Q.T @ Q)
 
 
-Wanted = Iterator[tuple[str, Any, Mapping[str, Any], str]]  # place, right value, mistakes and hint of each part
+Wanted = Iterator[Place]  # of each part of a result, before there is one
 
 
 def compared(
@@ -86,21 +85,16 @@ def compared(
     """
 
     def returns(**arguments: Any) -> Form:
-        forms = [
-            Array(place, np.shape(value), optional=not np.any(value), numbers=np.asarray(value).dtype.name)
-            for place, value, *_ in wanted(**arguments)
-        ]
+        parts = [(place.name, np.asarray(place.expected)) for place in wanted(**arguments)]
+        forms = [Array(name, right.shape, optional=not right.any(), numbers=right.dtype.name) for name, right in parts]
         return forms[0] if len(forms) == 1 else tuple(forms)
 
     def judge(result: Any, **arguments: Any) -> Failure | None:
         if enough(result, **arguments):
             return None
-        parts = list(wanted(**arguments))
-        results = [result] if len(parts) == 1 else result
-        return first_wrong(
-            Place(place, right, 0 * right if got is None else got, mistakes, hint)
-            for got, (place, right, mistakes, hint) in zip(results, parts, strict=True)
-        )
+        places = list(wanted(**arguments))
+        results = [result] if len(places) == 1 else result
+        return first_wrong(map(Place.of, places, results))
 
     return Question(cases, returns, judge)
 
