@@ -112,7 +112,7 @@ def test_a_slip_in_one_function_costs_its_own_points_alone(best):
         ("def double(x)\n    return 2 * x", "failed", "line 1, `def double(x)`: SyntaxError"),
         ("def double(x):\n    x *= 2\n    return x", "failed", "changes its argument"),
         ("def double(x):\n    return np.zeros(10**7)", "failed", "must be made of None, bool"),
-        ("def double(x):\r    raise ValueError(str(x))  # \x0b<b>", "failed", "`raise ValueError(str(x))  #  <b>`: V"),
+        ("def double(x):\r    raise OSError(str(x))  # \x0b<b>", "failed", "`raise OSError(str(x))  #  <b>`: OSError"),
         ("import torch\ndef double(x):\n    return 2 * x", "failed", "Only NumPy and Python's standard library"),
         ("def double(x):\n    return twice(x)", "failed", "NameError; Only the cells of this answer and"),
         ("def double(x):\n    raise type(f'E{x[0]}', (Exception,), {})", "failed", "an exception"),

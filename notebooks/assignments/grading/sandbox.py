@@ -29,7 +29,7 @@ CHILD = Path(__file__).parent / "child.py"
 PACKAGES = Path(np.__file__).parents[1]
 TRIAL = [("trial", "def trial():\n    return 1")], "trial", {}
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")  # of the environment: what Python may need to start
-NAMEABLE = re.compile(r"[A-Z]\w{2,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
+NAMEABLE = re.compile(r"[A-Z]\w{1,30}(Error|Exit|Interrupt|Iteration)")  # exceptions whose name goes into a comment
 PLAIN = "it must be made of None, bool, int, float, str, arrays of numbers, tuples, lists and dictionaries, up to 1 MiB"
 REASONS = {  # what is different from the student's notebook
     "NameError": "Only the cells of this answer and of those above it are read, from top to bottom.",
