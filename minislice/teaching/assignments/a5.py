@@ -65,8 +65,8 @@ def _judge_align(aligned: np.ndarray, P: np.ndarray, R: np.ndarray) -> Failure |
             "NumPy's svd returns V^T, not V: one transpose too many.": R @ U @ Vt.T,
             "It is R V: the columns are in pairs with those of P U, not with those of P.": R @ Vt.T,
         }
-    likely = [sentence for sentence, value in mistakes.items() if close(value, aligned, 1e-7)]
-    return Failure("P^T R'", what, fine=("R' R'^T",), mistake=next(iter(likely), ""), hint=hint)
+    mistake = next((sentence for sentence, value in mistakes.items() if close(value, aligned, 1e-7)), "")
+    return Failure("P^T R'", what, fine=("R' R'^T",), mistake=mistake, hint=hint)
 
 
 def _low_rank_cases(rng: np.random.Generator) -> Cases:
