@@ -15,6 +15,7 @@ neurons   An activation is computed at twice its input. If it is twice as large,
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -66,7 +67,7 @@ class _AttentionRun:
         others = [module for module in block.attention.children() if not linears & {*module.modules()}]
         self.norms = [module for module in others if [*module.parameters()]]
         if len(self.norms) not in (0, 2):
-            raise ValueError("can't tell which norm of an attention is the queries', and which the keys'")
+            raise ValueError("its norms aren't one for queries and one for keys")
 
     def describe(self, context: dict, sequences: int) -> Attention:
         weight = self.readers[0].weight
@@ -253,13 +254,10 @@ def _inner_side(
     def replace(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         return instead[module].clone() if module in instead else inputs[0]  # a copy, for some clip it in place
 
-    hooks = [module.register_forward_hook(replace) for module in (*instead, *skipped)]
-    try:
-        with inputs_of([writer]) as inputs:
-            call()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, inputs_of([writer]) as inputs:
+        for module in (*instead, *skipped):
+            hooks.enter_context(module.register_forward_hook(replace))
+        call()
     return inputs[0]
 
 
