@@ -107,7 +107,6 @@ def test_a_process_that_dies_takes_the_run_down_and_the_run_resumes(alone, tmp_p
 
 
 def test_more_processes_than_batches_is_one_clear_error():
-    two, ids = Processes(), torch.ones(1, 8, dtype=torch.long)
-    two.count = 2
+    two, ids = Processes(2), torch.ones(1, 8, dtype=torch.long)
     with pytest.raises(ValueError, match="2 processes can't share 1 calibration batches; start fewer"):
         SharedCalibration([Batch(ids, None, 0)], two)

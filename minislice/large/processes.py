@@ -16,27 +16,24 @@ class Lost(Exception):
 
 
 class Processes:
-    """The processes of a group of `torch.distributed`, such as its ``group.WORLD``; without a group, this one alone."""
+    """The processes of a run, which talk to one another in `torch.distributed`'s own group; by default one alone."""
 
-    def __init__(self, group: distributed.ProcessGroup | None = None):
-        self.group = group
-        self.count = 1 if group is None else distributed.get_world_size(group)
-        self.index = 0 if group is None else distributed.get_rank(group)
-        self.is_first = self.index == 0
+    def __init__(self, count: int = 1, index: int = 0):
+        self.count, self.index, self.is_first = count, index, index == 0
 
     def firsts(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The tensors of the first process; every process gives tensors of the same shapes."""
         if self.count > 1:
             tensors = [tensor.contiguous() for tensor in tensors]
             for tensor in tensors:
-                distributed.broadcast(tensor, group=self.group, group_src=0)
+                distributed.broadcast(tensor, src=0)
         return tuple(tensors)
 
     def gathered(self, item: Item) -> list[Item]:
         """The items that all processes give, in the order of the processes."""
         items = [item] * self.count
         if self.count > 1:
-            distributed.all_gather_object(items, item, group=self.group)
+            distributed.all_gather_object(items, item)
         return items
 
     def wait(self) -> None:
@@ -53,7 +50,7 @@ def joined() -> Iterator[Processes]:
     if torch.cuda.is_available():
         torch.cuda.set_device(distributed.get_node_local_rank(0))
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    processes = Processes(distributed.group.WORLD)
+    processes = Processes(distributed.get_world_size(), distributed.get_rank())
     try:
         yield processes
     except torch.OutOfMemoryError:  # this process's own

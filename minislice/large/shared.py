@@ -33,7 +33,7 @@ class SharedCalibration(Calibration):
     def summed(self, total: Tensor) -> Tensor:
         """The sum over the shares of all processes."""
         if self.processes.count > 1:
-            distributed.all_reduce(total, group=self.processes.group)
+            distributed.all_reduce(total)
         return total
 
     def agreed(self, *results: Tensor) -> tuple[Tensor, ...]:
