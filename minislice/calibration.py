@@ -36,8 +36,7 @@ class Signal:
 class Calibration:
     """The batches of the calibration set, and for each batch what each layer needs besides the signal.
 
-    All of it is in memory, in this process. In `large.shared`, `SharedCalibration` shares the set among processes, and
-    `StoredCalibration` keeps its signals in files, too.
+    All of it is in memory, in this process; `large.shared` has one for several processes, and one with files.
     """
 
     def __init__(self, batches: list[Batch]):

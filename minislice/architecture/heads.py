@@ -21,8 +21,8 @@ class SharingHead(nn.Module):
         super().__init__()
         self.weight = embedding.weight  # the name at which transformers looks for a head's matrix
         for name, tensor in tensors.items():
-            copied = None if tensor is None else tensor.detach().contiguous().clone()
-            setattr(self, name, None if copied is None else nn.Parameter(copied, requires_grad=requires_grad))
+            parameter = None if tensor is None else nn.Parameter(tensor.detach().contiguous().clone(), requires_grad)
+            setattr(self, name, parameter)
 
     def fit_bias(self) -> None:
         """Give the bias an entry for each token, also after transformers has resized E; a new token's is 0."""

@@ -35,7 +35,7 @@ def allow_any_width(block: nn.Module, trained_width: int) -> None:
 
 
 def _fill_input(width: int, module: nn.Module, arguments: tuple) -> tuple:
-    return _filled(arguments[0], width), *arguments[1:]
+    return nn.functional.pad(arguments[0], (0, width - arguments[0].shape[-1])), *arguments[1:]
 
 
 def _cut_input(linear: str, module: nn.Module, arguments: tuple) -> tuple:
@@ -43,16 +43,12 @@ def _cut_input(linear: str, module: nn.Module, arguments: tuple) -> tuple:
 
 
 def _fill_output(width: int, module: nn.Module, arguments: tuple, output: Tensor) -> Tensor:
-    return _filled(output, width)
+    return nn.functional.pad(output, (0, width - output.shape[-1]))
 
 
 def _cut_output(linear: str, module: nn.Module, arguments: tuple, output: Tensor | tuple[Tensor, Any]) -> Tensor:
     output = output[0] if isinstance(output, tuple) else output  # with the router's choice
     return output[..., : writer(module.get_submodule(linear)).out_features]
-
-
-def _filled(x: Tensor, width: int) -> Tensor:
-    return nn.functional.pad(x, (0, width - x.shape[-1]))
 
 
 def experts_of_any_width(experts: nn.Module, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
