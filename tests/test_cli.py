@@ -306,6 +306,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("grade a1 work", "a script of the repository: python notebooks/assignments/grade.py --help"),
         ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
         ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
         ("slice mini-opt --stream --calibration {place}/latin1.txt --out x", "save it as UTF-8"),
