@@ -1,6 +1,7 @@
 """What a model costs: size and FLOPs are counted from its modules, latency and throughput are measured."""
 
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -80,16 +81,31 @@ def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 1
     device = model.get_input_embeddings().weight.device
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (batch_size, length), generator=torch.Generator().manual_seed(0)).to(device)
-    cache = None
-    with inference(model):
-        model(input_ids=ids[:, :1], use_cache=True)  # warm up
-        _wait(device)
-        began = time.perf_counter()
+
+    def generate() -> None:
+        cache = None
         for step in range(length):
             output = model(input_ids=ids[:, step : step + 1], use_cache=True, **{CACHE: cache})
             cache = output[CACHE]
-        _wait(device)
-    return (time.perf_counter() - began) / length
+
+    with inference(model):
+        model(input_ids=ids[:, :1], use_cache=True)  # warm up
+        return seconds_of(generate, device) / length
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """How long the device works."""
+    if device.type != "cuda":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    with torch.cuda.device(device):  # whose stream the events are put into
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 def length_limit(model: PreTrainedModel) -> int | None:
@@ -111,8 +127,3 @@ def latency(model: PreTrainedModel, *, length: int = 128, repeats: int = 3) -> f
 def throughput(model: PreTrainedModel, *, batch_size: int, length: int = 128, repeats: int = 3) -> float:
     """Tokens a second when `batch_size` sequences are generated together (table 11): the fastest of `repeats` runs."""
     return batch_size / min(step_seconds(model, batch_size=batch_size, length=length) for _ in range(repeats))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

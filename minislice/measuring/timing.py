@@ -2,12 +2,11 @@
 
 Both models take a turn in every round, so that whatever disturbs the machine disturbs both. For prefill and decoding a
 ratio is taken within its round, and the median of the rounds counts; a throughput is that of the median round or, with
-the largest batch on a GPU, of the fastest, one model after the other. On a GPU, a prefill is timed by CUDA events, and
-memory is what torch's allocator reports; on Linux, memory is the resident set of the process.
+the largest batch on a GPU, of the fastest, one model after the other. On a GPU, CUDA events are the clock, and memory
+is what torch's allocator reports; on Linux, memory is the resident set of the process.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from transformers import PreTrainedModel
 from ..architecture.linears import Experts
 from ..architecture.network import inference, network
 from ..checks import require_int
-from .cost import flops_per_token, parameters, require_positions, size_in_bytes, step_seconds
+from .cost import flops_per_token, parameters, require_positions, seconds_of, size_in_bytes, step_seconds
 
 LARGEST_BATCH = 4096  # where the search ends
 
@@ -95,21 +94,6 @@ def in_turns(clocks: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any
     """The seconds that each clock returns, one after the other in every round; a first round warms up, uncounted."""
     measured = [{name: clock() for name, clock in clocks.items()} for _ in range(rounds + 1)]
     return {name: [seconds[name] for seconds in measured[1:]] for name in clocks}
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """How long the device works."""
-    if device.type != "cuda":
-        began = time.perf_counter()
-        work()
-        return time.perf_counter() - began
-    with torch.cuda.device(device):  # whose stream the events are put into
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-    return start.elapsed_time(end) / 1000
 
 
 def _milliseconds(dense: list[float], sliced: list[float]) -> Pair:
