@@ -184,18 +184,25 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple or the signal alone.
+    tuple or the signal alone. `Padding` may append zeros to the signal before the first layer (`is_padded`).
     """
 
-    def __init__(self, blocks: Sequence[Block], arguments: Sequence[str], returns_tuple: bool | None = None):
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        arguments: Sequence[str],
+        returns_tuple: bool | None = None,
+        is_padded: bool = False,
+    ):
         super().__init__()
-        self.blocks, self.arguments = nn.ModuleList(blocks), tuple(arguments)
+        self.blocks, self.arguments, self.is_padded = nn.ModuleList(blocks), tuple(arguments), is_padded
         self.returns_tuple = "output_attentions" in arguments if returns_tuple is None else returns_tuple
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
         context = self.context(positional, context)
         for block in self.blocks:
-            hidden_states = hidden_states[..., : block.w_in[0].in_features]  # `Padding` may have appended zeros
+            if self.is_padded:
+                hidden_states = hidden_states[..., : block.w_in[0].in_features]
             hidden_states = block(hidden_states, **context)
         return self.result(hidden_states)
 

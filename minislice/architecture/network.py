@@ -241,7 +241,8 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
         layer = f"a layer of this {config.model_type!r} model"
         raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
     arguments = list(inspect.signature(layer.forward).parameters)
-    return BlockLayer(blocks, arguments, family.returns_tuple).train(layer.training)
+    is_padded = family.last_shaped_as is not None
+    return BlockLayer(blocks, arguments, family.returns_tuple, is_padded).train(layer.training)
 
 
 def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module:
