@@ -65,6 +65,13 @@ def unchecked(monkeypatch):
 
 
 @pytest.fixture
+def no_work(monkeypatch):
+    """No command loads a model: what can't be done is told before."""
+    for loads in ("load", "TrainedWeights"):
+        monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("work has begun"))
+
+
+@pytest.fixture
 def run(capfd):
     """Run a command in this process: its exit status, standard output and standard error."""
     from minislice.command.cli import main

@@ -160,15 +160,13 @@ def approximate_adapters_carry_close_directions_whole(recipe: Recipe, adapter="n
     slicing_is_projection(recipe, adapter, carry, **options)
 
 
-def random_bases(recipe: Recipe, k: int) -> tuple[Tensor, Tensor]:
-    """A k-dimensional subspace of R^D, as orthonormal columns, and an orthogonal matrix for the next boundary."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    return random_orthogonal(recipe.width, generator)[:, :k], random_orthogonal(recipe.width, generator)
-
-
 def alignment_makes_the_adapter_symmetric(recipe: Recipe, k=None, k_next=None, bases=None, exact=EXACT) -> None:
-    """P^T P_next becomes [I - U diag(d) U^T, 0]: symmetric, positive semidefinite, in the same subspace."""
-    P, Q_next = bases or random_bases(recipe, k or max(1, 3 * recipe.width // 4))
+    """P^T P_next becomes [I - U diag(d) U^T, 0]: symmetric, positive semidefinite, in the same subspace.
+
+    `bases` are k orthonormal columns, and an orthogonal matrix for the next boundary.
+    """
+    generator, k = torch.Generator().manual_seed(recipe.seed), k or max(1, 3 * recipe.width // 4)
+    P, Q_next = bases or [random_orthogonal(recipe.width, generator)[:, :size] for size in (k, recipe.width)]
     k = P.shape[1]
     k_next = k_next or k
     P_next, U, deficits = align(P, Q_next, k_next)

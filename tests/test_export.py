@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from family_models import REPRESENTATIVES, FamilyRecipe, fixed
 from models import Recipe
 from streamed import logits
+from test_checkpoint import sliced
 from transformers import AutoModelForCausalLM
 
 import minislice
@@ -15,15 +17,7 @@ from minislice.storage import stock
 
 LLAMA, PHI = (Recipe(family, heads=4, kv_heads=2, layers=3, eps=0.03) for family in ("llama", "phi"))
 MIXTURE = FamilyRecipe("qwen2_moe", heads=4, head_dim=4)
-
-
-def stock_ready(recipe, *, width=12, dtype=torch.float32, **options):
-    """A model sliced so that it can be exported, and tokens."""
-    model, tokens = recipe.model(), recipe.tokens()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    minislice.slice_model(model, tokens, width=width, **{"adapter": "none", "slice_head": True, **options})
-    return model, tokens
+stock_ready = partial(sliced, width=12, adapter="none", slice_head=True)
 
 
 def exported(model, tokens, folder, accuracy=1e-5):
@@ -58,8 +52,7 @@ def test_without_minislice_transformers_loads_what_was_saved_and_what_was_export
     models = {"stock": stock_ready(LLAMA)}
     for name, recipe in recipes.items():
         head = "fitted" if name == "saved" else None
-        sliced = minislice.slice_model(recipe.model().float(), recipe.tokens(), width=8, head=head)
-        models[name] = sliced, recipe.tokens()
+        models[name] = sliced(recipe, head=head)
     for name, (model, tokens) in models.items():
         save = minislice.export if name == "stock" else minislice.save
         save(model, tmp_path / name)

@@ -107,11 +107,6 @@ def test_mixtures_with_fewer_neurons_compute_in_every_dtype(family, dtype, tmp_p
     assert loaded.generate(ids[:1, :5], max_new_tokens=2).shape == (1, 7)
 
 
-def is_stock(family: str, variant: int) -> bool:
-    """Whether transformers' own class describes the model when it is sliced."""
-    return isinstance(TABLE[family].stock_norm, StockNorm) and (family, variant) not in [("phi", 1), ("cohere", 1)]
-
-
 EXPORTED = [(family, 0) for family in FAMILIES] + [("phi", 1), ("cohere", 1), ("ministral", 1), ("smollm3", 1)]
 SHORTENED = [("phi", 0), ("ministral", 0), ("smollm3", 0), ("qwen2_moe", 1), ("gpt_oss", 0)]
 EXPORTS = [*((*case, False) for case in EXPORTED), *((*case, True) for case in SHORTENED)]
@@ -125,7 +120,8 @@ def test_an_export_computes_the_same_in_transformers_own_class_or_says_why_it_ca
     dropped = {"drop": range(2 * count, 3 * count), "neurons": 0.5, "multiple": 4} if drop else {}
     minislice.slice_model(model, recipe.tokens(), width=8, adapter="none", slice_head=True, **dropped)
     mixed = drop and (family, variant) == ("qwen2_moe", 1)
-    if mixed or not is_stock(family, variant):
+    is_stock = isinstance(TABLE[family].stock_norm, StockNorm) and (family, variant) not in [("phi", 1), ("cohere", 1)]
+    if mixed or not is_stock:
         why = "dense or mixtures by their number" if mixed else "can't be exported|can't export: .* inside a branch"
         with pytest.raises(ValueError, match=why):
             minislice.export(model, tmp_path / "stock")

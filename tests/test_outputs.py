@@ -18,13 +18,6 @@ from minislice.architecture.folder import require_free, whole_folder
 from minislice.command.cli import run_script
 
 
-@pytest.fixture
-def no_work(monkeypatch):
-    """No model is loaded before the output is found unusable."""
-    for loads in ("load", "TrainedWeights"):
-        monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("work has begun"))
-
-
 @pytest.mark.parametrize("line", ["slice", "slice --stream", "compare"])
 def test_an_output_that_cannot_be_is_told_before_the_work(line, tmp_path, no_work, monkeypatch, run):
     def mkdir(path, *_, **__):  # as anybody but root sees it
