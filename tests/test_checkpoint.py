@@ -285,7 +285,6 @@ LAST_SHARD = r"model-\d+-of-\d+\.safetensors"
 DAMAGES = {
     "cut off": (lambda path: path.write_bytes(path.read_bytes()[:-5]), LAST_SHARD + ".* cut off"),
     "a shard less": (Path.unlink, f"{LAST_SHARD}', which isn't in the same folder"),
-    "a tensor less": (lambda path: edit(path, lambda t: t.pop(next(iter(t)))), "1 tensors are missing"),
     "newer": (lambda path: edit_config(path.parent, format_version=4), r"config\.json.*newer minislice \(format 4"),
     "other widths": (lambda path: edit_config(path.parent, widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
     "no block 4": (lambda path: edit_config(path.parent, dropped=[4]), "a model of 3 blocks needs 4 entries"),

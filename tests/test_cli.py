@@ -96,7 +96,7 @@ def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_f
     ]
     monkeypatch.setattr("minislice.rotation.fold_reader", lambda linear, Q: None)
     status, out, _ = run(*arguments)
-    assert status == 1 and "does NOT have the invariance" in out
+    assert status == 1 and out.count("FAILED") == 2 and "does NOT have the invariance" in out
 
 
 def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(saved, place, run):
@@ -135,19 +135,7 @@ def test_generate_of_the_saved_folder_goes_on_as_the_sliced_model_does(run, save
     assert first == again != other
 
 
-def test_an_exported_folder_is_a_stock_model_with_the_same_logits(run, saved, tmp_path):
-    status, out, err = run("export", saved / "sliced", "--out", tmp_path / "stock", "--json")
-    assert (status, err) == (0, "")
-    assert document(out) == {"model": str(saved / "sliced"), "saved to": str(tmp_path / "stock")}
-    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
-    assert type(stock).__module__.startswith("transformers.models.llama")
-    ids, (sliced, _) = torch.arange(9)[None], minislice.load(saved / "sliced")
-    torch.testing.assert_close(stock(ids).logits, sliced(ids).logits, rtol=1e-4, atol=1e-4)
-    assert run("export", saved / "sliced", "--out", tmp_path / "half", "--dtype", "bfloat16")[0] == 0
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half").dtype == torch.bfloat16
-
-
-def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_path):
+def test_compress_prints_its_plan_and_saves_what_it_has_planned_or_an_ordinary_model(run, place, tmp_path):
     command = ["compress", place / "small", *texts(place), *SIZES, *FEW, "--quiet"]
     status, plan, err = run(*command, "--plan-only")
     assert (status, err) == (0, "") and "expected cost" in plan and "compressed perplexity" not in plan
@@ -157,13 +145,9 @@ def test_compress_prints_its_plan_and_saves_what_it_has_planned(run, place, tmp_
     assert minislice.parameters(model) == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
     assert tokenizer is not None and model.config.neurons == entries["neurons"]
     assert model.config.slicing["perplexity"].startswith(f"{entries['compressed perplexity']:.4f} (test.txt")
-
-
-def test_compress_leaves_an_ordinary_model_where_that_is_asked_for(run, place, tmp_path):
-    command = ["compress", place / "small", *texts(place), *SIZES, *FEW, "--stock", "--quiet"]
-    command += ["--reconstruct", "--fisher", "--batch-size", 1]
-    entries = document(run(*command, "--json", "--out", tmp_path / "out")[1])
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    command += ["--stock", "--reconstruct", "--fisher", "--batch-size", 1]
+    entries = document(run(*command, "--json", "--out", tmp_path / "stock")[1])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert type(model).__module__.startswith("transformers.models.llama")
     assert model.num_parameters() == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
 
@@ -249,8 +233,13 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
     assert (status, err) == (0, "") and first.startswith("Export to a stock architecture: ") and said in first
     if "refuses" in said:
         monkeypatch.setattr("minislice.command.inputs.load", lambda *_, **__: pytest.fail("it is loaded"))
-    status, _, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock")
-    assert (status, err) == (0, "") if "can be" in said else status == 2 and said in err
+    status, out, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock", "--dtype", "bfloat16", "--json")
+    if "refuses" in said:
+        assert status == 2 and said in err
+        return
+    assert document(out) == {"model": str(tmp_path / "sliced"), "saved to": str(tmp_path / "stock")}
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
+    assert type(stock).__module__.startswith("transformers.models.llama") and stock.dtype == torch.bfloat16
 
 
 # Which text
@@ -306,7 +295,6 @@ BAD = {
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("grade a1 work", "a script of the repository: python notebooks/assignments/grade.py --help"),
         ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
         ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
         ("slice mini-opt --stream --calibration {place}/latin1.txt --out x", "save it as UTF-8"),
@@ -319,9 +307,7 @@ BAD = {
         ("export mini-opt --out x", "minislice slice --adapter none --slice-head --out DIR"),
     ],
 )
-def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, saved, tmp_path, monkeypatch):
-    for loads in ("load", "TrainedWeights"):
-        monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("it is loaded"))
+def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, saved, tmp_path, no_work, monkeypatch):
     config = json.loads((saved / "sliced" / "config.json").read_text())
     config["slicing"]["recovery"] = {}
     (tmp_path / "recovered").mkdir()
@@ -332,10 +318,9 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, sa
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(case, run, place, saved):
+def test_bad_input_is_one_line(case, run, place, saved):
     arguments, fragments = ([part.format(place=place, saved=saved) for part in parts] for parts in BAD[case])
     assert_refused(run(*arguments, "--quiet"), *fragments)
-    assert not (place / "new").exists()
 
 
 @pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt])
@@ -360,10 +345,7 @@ def test_an_interrupt_while_torch_is_imported_is_one_line_too(run, monkeypatch):
     assert run("families") == (130, "", "minislice: interrupted\n")
 
 
-NO_SENSE = ["", "nonesuch", "eval", "slice m --slicing x", "slice m --dtype int8"]
-
-
-@pytest.mark.parametrize("line", [*NO_SENSE, "zeroshot m --tasks-from="])
+@pytest.mark.parametrize("line", ["", "nonesuch", "eval", "slice m --slicing x", "zeroshot m --tasks-from="])
 def test_a_command_line_that_makes_no_sense_is_exit_status_2(line, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(line.split())

@@ -82,7 +82,6 @@ def test_a_row_is_whole_and_what_one_measures_by_hand():
     assert row["peak"] is None or row["peak"] > 4 * row["parameters"]  # None where the system doesn't say
     row["tasks"] = {"piqa": {"accuracy": 61.25, "stderr": 1.5}, "mean": {"accuracy": 61.25, "stderr": None}}
     lines = table(rows).splitlines()
-    assert lines[0].endswith("| ratio | CPU seconds | peak | piqa | mean |") and lines[-1].startswith("- depth 1%: ")
     assert {line.count("|") for line in lines[:5]} == {13}
     shown = lines[3].split(" | ")
     assert shown[1:4] == ["80%", f"{row['parameters']:,}", f"{row['parameters'] / dense_row['parameters']:.1%}"]
@@ -114,11 +113,6 @@ def test_every_variant_gets_the_dense_model_as_it_was():
     assert minislice.perplexity(model, TINY.tokens(0)) == seen[0]
 
 
-def without_numbers(model, tokens, size, known):
-    model.lm_head.weight.data.fill_(torch.nan)
-    return one_layer(model, tokens, size, known)
-
-
 def without_bounds(model, tokens, size, known):
     model.lm_head.weight.data *= 1e6
     return one_layer(model, tokens, size, known)
@@ -126,7 +120,6 @@ def without_bounds(model, tokens, size, known):
 
 FAILURES = {
     "an error": (lambda model, tokens, size, known: {}["no such\nthing"], r"KeyError: 'no such\\nthing'"),
-    "no numbers": (without_numbers, "the perplexity isn't a finite number"),
     "a number too large": (without_bounds, "the perplexity isn't a finite number"),
     "too large": (unchanged, r"[\d,]+ parameters are left, more than 90.0% of [\d,]+"),
 }

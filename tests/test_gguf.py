@@ -96,7 +96,6 @@ UP = "blk.1.ffn_up.weight"
 FAULTS = {
     "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as .*up_proj"),
     "a block too few": (1, lambda tensors: None, "and the model that it describes has a place for"),
-    "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't load"),
 }
 
 

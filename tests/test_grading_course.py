@@ -199,10 +199,7 @@ SPOILT = {  # words of the error: what is done to the course, and the arguments
     "the source .*a3.ipynb can't be used: there is no a3.ipynb": ({"source/a3/a3.ipynb": None}, {}),
     "No such file or directory: .*secret": ({"secret": None}, {}),
     "the seed file .*secret is empty": ({"secret": " \n"}, {}),
-    "this answer is not there .grade_id a3_rotate.; make it again": (
-        {"source/a3/a3.ipynb": '{"cells": []}'},
-        {},
-    ),
+    "this answer is not there .grade_id a3_rotate": ({"source/a3/a3.ipynb": '{"cells": []}'}, {}),
     "a3.csv exists; write to another file": ({"a3.csv": "old"}, {}),
     "not in the gradebook: eve; run `nbgrader autograde a3": ({"submitted/eve/a3/a3.ipynb": "{}"}, {}),
 }

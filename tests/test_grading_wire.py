@@ -1,25 +1,19 @@
 """Values as JSON, between the grader and a student's process: what is sent arrives, and nothing else comes through."""
 
-import contextlib
 import io
 import pickle
 
 import numpy as np
 import pytest
 from grading import wire
-from hypothesis import given, strategies
 
 from minislice.teaching.assignments.forms import same
 
 DTYPES = ("?", "i1", "<i8", "u1", "<f2", "<f4", "<f8", "<c16")
 VALUES = [
     *(None, True, 2**63 - 1, -0.5, "text \u0000 \U0001f600", [], [1, [2.0, "x"]]),
-    *(
-        {},
-        {"key": {"inner": [1, [2]]}},
-        *(np.ones(shape, dtype) for dtype in DTYPES for shape in ((1,), (0, 3), (2, 3))),
-    ),
-    *(np.float32(1.5), np.int64(3), np.bool_(True)),
+    *({}, {"key": {"inner": [1, [2]]}}, np.float32(1.5), np.int64(3), np.bool_(True)),
+    *(np.ones(shape, dtype) for dtype in DTYPES for shape in ((1,), (0, 3), (2, 3))),
 ]
 
 
@@ -34,14 +28,6 @@ def test_what_is_sent_arrives():
     for array in (view, view.astype(">f8"), view.view(Subclass)):
         assert same(wire.decode(wire.encode(array)), view)
     assert same(wire.decode(wire.encode(np.linalg.eigh(np.eye(2)))), [np.ones(2), np.eye(2)])
-
-
-@given(strategies.sampled_from(range(len(VALUES))), strategies.data())
-def test_what_is_damaged_is_an_error_or_another_value(index, data):
-    body = bytearray(wire.encode(VALUES[index]))
-    body[data.draw(strategies.integers(0, len(body) - 1))] = data.draw(strategies.integers(0, 255))
-    with contextlib.suppress(wire.WireError):
-        wire.decode(bytes(body[: data.draw(strategies.integers(0, len(body)))]))
 
 
 def test_hostile_bytes_are_an_error():

@@ -204,8 +204,6 @@ MISTAKES = {
     "a file that moved": (files_exist, replacing("notebook 04", "minislice/options/adapters.py")),
     "a figure without a reading": (figures_are_read, replacing("*Reading:", "*")),
     "a solution in the open": (exercises_have_solutions, lambda n: [c.metadata.pop("jupyter", 0) for c in n.cells]),
-    "no minutes": (exercises_have_solutions, replacing(" minutes, difficulty", "difficulty")),
-    "no tag": (exercises_have_solutions, lambda n: tagged(n, "solution")[0].metadata.update(tags=[])),
 }
 
 

@@ -7,11 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-import minislice
-from minislice.corpus.embedded import paper_table
 from minislice.measuring.paired import Ratio
 from minislice.teaching import pictures, plots, sliders
-from minislice.teaching.small import small_model
 
 pytestmark = pytest.mark.usefixtures("figures")
 MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
@@ -84,15 +81,6 @@ def test_a_cut_is_to_scale():
         pictures.cut(6, 7, 9, 5)
 
 
-def test_paper_tables_are_all_there_and_numbers_are_numbers():
-    assert all(paper_table(number) for number in range(1, 13))
-    rows = {(row["model"], row["slicing_percent"]): row for row in paper_table(8)}
-    five = [rows["Phi-2", 30][task] for task in ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")]
-    assert sum(five) / 5 == pytest.approx(59.232) and rows["Phi-2", 30]["average"] == 63.47  # the slip, as printed
-    with pytest.raises(ValueError, match="no table 13"):
-        paper_table(13)
-
-
 def test_rows_at_equal_sizes_are_lines_over_their_parameters():
     names = ("variant", "status", "parameters", "perplexity", "ratio_error")
     rows = [
@@ -135,16 +123,6 @@ def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged
     assert drawn == [2, 3]
 
 
-def test_turning_two_dimensions_moves_their_weights_and_no_logit():
-    model = minislice.fuse(small_model("llama"))
-    left, right = sliders.turn(model, torch.arange(16).view(2, 8))(30)
-    trained, turned = (torch.tensor(cloud.get_offsets().tolist()) for cloud in left.collections)
-    assert torch.allclose(trained.norm(dim=1), turned.norm(dim=1), rtol=1e-5)
-    assert not torch.allclose(trained, turned, atol=0.1)
-    dense, rotated = (torch.tensor(line.get_ydata()) for line in right.lines)
-    assert torch.allclose(dense, rotated, atol=1e-10)
-
-
 def test_the_spectrum_is_split_at_k_and_each_width_is_measured_once():
     measured = []
     cost = lambda k: measured.append(k) or Ratio(4 / k, 0.25)  # noqa: E731
@@ -164,11 +142,3 @@ def test_an_aligned_adapter_differs_from_the_identity_in_one_direction():
         assert torch.allclose(torch.linalg.svdvals(came), cosines, atol=0.02)
         assert not torch.allclose(came, came.T, atol=0.1) and torch.equal(aligned, aligned.T)
         assert torch.allclose(torch.linalg.eigvalsh(aligned).flip(0), cosines, atol=0.02)
-
-
-def test_the_marked_points_are_those_of_the_share_that_is_deleted():
-    sizes = {"full": {0.1: (90, 1.1), 0.3: (70, 1.5)}, "none": {0.1: (80, 1.2), 0.3: (60, 1.9)}}
-    measured = {form: {s: (n, Ratio(r, 0.1)) for s, (n, r) in line.items()} for form, line in sizes.items()}
-    ax = sliders.cutting(measured)(0.3)
-    marked = [(line.get_xdata()[0] * 1e6, line.get_ydata()[0]) for line in ax.lines if line.get_markersize() == 12]
-    assert marked == [(pytest.approx(70), 1.5), (pytest.approx(60), 1.9)]

@@ -135,17 +135,10 @@ def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("model.layers.1.mlp.down_proj.weight", r"behind block 3 .* calibration sequence 0"),
-        ("lm_head.weight", r"lm_head\.weight has a NaN"),  # which no signal shows
-    ],
-)
-def test_a_weight_that_is_not_a_number_is_told(name, told, tmp_path):
-    run = run_to(tmp_path, replace(LLAMA, tied=False))
+def test_a_weight_that_is_not_a_number_is_told_where_no_signal_shows_it(tmp_path):
+    run, name = run_to(tmp_path, replace(LLAMA, tied=False)), "lm_head.weight"
     edit(file_of(run["source"], name), lambda tensors: tensors[name].view(-1)[-1:].fill_(torch.nan))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=f"{name} has a NaN"):
         slice_streamed(**run)
     assert not run["out"].exists()
 

@@ -20,7 +20,7 @@ from minislice.symmetries import anatomy, places
 from minislice.symmetries import kinds as s
 from minislice.symmetries.verification import change
 from minislice.teaching import quantization
-from minislice.teaching.quantization import hadamard, peak, rounded
+from minislice.teaching.quantization import peak, rounded
 from minislice.teaching.small import small_model
 
 EXACT, ROUNDED = 1e-10, 1e-5  # where a model computes in float32 inside, its own rounding shows
@@ -217,7 +217,7 @@ def test_a_model_in_no_table_gets_the_answer_of_propose():
             minislice.verify(small_model(kind), torch.ones(1, 4, dtype=torch.long), symmetries=True)
 
 
-# What notebook 10 rounds with: the levels of a row, Hadamard matrices, and whose inputs are rounded
+# What notebook 10 rounds with: the levels of a row, and whose inputs are rounded
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -228,15 +228,6 @@ def test_a_rounded_row_has_so_many_levels_and_keeps_its_largest_entry(bits):
     assert ((rounded(x, bits) - x).abs() <= x.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1) / 2 + 1e-12).all()
     assert torch.equal(rounded(torch.zeros(2, 5), bits), torch.zeros(2, 5))
     assert torch.allclose(peak(torch.eye(4)), torch.full((4,), 2.0))
-
-
-@pytest.mark.parametrize("size", [1, 12, 64, 192])
-def test_a_hadamard_matrix_is_orthogonal_and_flat(size):
-    H = hadamard(size, torch.Generator().manual_seed(0))
-    assert torch.allclose(H @ H.T, torch.eye(size, dtype=H.dtype), atol=1e-12)
-    assert torch.allclose(H.abs(), torch.full_like(H, size**-0.5))
-    with pytest.raises(ValueError, match="order 480"):
-        hadamard(480, torch.Generator())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "opt"])

@@ -258,8 +258,7 @@ def test_windows_are_those_of_the_text_and_carry_their_document(tokenizer, tmp_p
         assert (part.documents.diff() >= 0).all() and part.documents[-1] == 11
     assert whole.documents[0] == 0 and len(whole.documents.unique()) == 12 and 4 < half.documents[0] < 8
     few = windowed.evaluation_windows(file, tokenizer, 16, samples=3)
-    assert torch.equal(few.ids, whole.ids[:3]) and "a quick look: the first 3 of" in str(few)
-    assert str(whole).endswith("tokens of 12 documents")
+    assert torch.equal(few.ids, whole.ids[:3])
     (tmp_path / "book.txt").write_text("\n".join(stories), encoding="utf-8")  # where its stories begin isn't known
     book = windowed.evaluation_windows(f"{tmp_path}/book.txt", tokenizer, 16)
     assert book.documents is None and str(book) == f"{len(book.ids)} x 16 tokens"
