@@ -53,20 +53,15 @@ def only(file: str, content: str, left: str = ""):
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
-def with_one_more(folder: Path) -> None:
-    edit(folder / WEIGHTS, lambda tensors: tensors.update(x=torch.ones(2)))
-
-
-GPTQ = {"quant_method": "gptq", "bits": 4}
 DAMAGES = {  # what is done to the folder, and what the error says
     "a width in words": (edited(hidden_size="twenty"), CONFIG, "hidden_size"),
-    "quantized": (edited(quantization_config=GPTQ), CONFIG, "quantized", "gptq"),
+    "quantized": (edited(quantization_config={"quant_method": "gptq", "bits": 4}), CONFIG, "quantized", "gptq"),
     "config: half": (written(CONFIG, "{"), CONFIG),
     "no index": (lambda folder: (folder / WEIGHTS).rename(folder / SHARD), f"no {INDEX}", "get that file too"),
     "an index of nothing": (only(INDEX, "{}", CONFIG), f"{INDEX} has no weight_map"),
     "another name": (lambda folder: (folder / WEIGHTS).rename(folder / "x.safetensors"), "rename it to model"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "has no weights"),
-    "a tensor too many": (with_one_more, "1 tensors are unexpected, such as x"),
+    "a tensor too many": (lambda folder: edit(folder / WEIGHTS, lambda t: t.update(x=torch.ones(2))), "unexpected"),
     "weights from LFS": (written(WEIGHTS, LFS), "run 'git lfs pull'"),
     "a tokenizer from LFS": (written("tokenizer.json", LFS), "run 'git lfs pull'"),
     "an adapter": (only("adapter_config.json", "{}"), "PEFT adapter", "merge it into its base model first"),

@@ -11,12 +11,11 @@ from minislice.teaching.assignments import c1
 
 (QUESTION,) = c1.C1.questions
 WHOLE = {"width": [192] * 9, "neurons": [480] * 4, "drop": [], "adapter": "none", "repair": 0}
-SLICEGPT = {**WHOLE, "width": [126] * 8 + [192], "adapter": "full"}
 
 
 @pytest.mark.slow
 def test_the_papers_method_reaches_its_own_goal_and_not_the_next():
-    failure = QUESTION.examine({}, SLICEGPT, {})
+    failure = QUESTION.examine({}, {**WHOLE, "width": [126] * 8 + [192], "adapter": "full"}, {})
     assert failure.fine == ("neurons", "slicegpt") and failure.wrong == ("mixed",)
     assert QUESTION.share([failure]) == 15 / 25
 

@@ -81,8 +81,7 @@ def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run
     monkeypatch.setattr(demo, "measured_steps", lambda *_: rows)
     status, out, err = run("demo", "--samples", 2, "--quiet")
     assert (status, err) == (0, "") and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
-    told = ["dense writes: The statement", "low-rank writes: The statement", "can grow", "Learn:", "Use:", "Teach:"]
-    assert all(words in out for words in told) and picture.name in out
+    assert all(words in out for words in ("low-rank writes: The statement", "Learn:", picture.name))
 
 
 def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_fails(run, place, monkeypatch):
@@ -278,7 +277,6 @@ BAD = {
     "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder", "mini-opt"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
     "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["0 to 119", "tokenizer that belongs to"]),
-    "text: none": (["eval", "mini-opt", "--evaluation", "{place}/absent.txt"], ["absent.txt", "embedded", "exists"]),
     "stream: own text": (["slice", "mini-opt", "--stream", "--calibration", "own", "--out", "x"], ["no whole model"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "text: own": (["slice", "mini-opt", "--calibration", "own", "--evaluation", "own"], ["measure on another's text"]),

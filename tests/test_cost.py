@@ -19,14 +19,15 @@ from minislice.measuring.cost import flops_per_token, latency, size_in_words, st
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.teaching.small import small_model
 
-TOKENS = torch.arange(240).view(8, 30)
 CPU = {"dtype": torch.float32, "device": "cpu"}
 SHORT = ("--prompt", "4", "--length", "2", "--rounds", "1", "--batch-size", "1", "--quiet")
 
 
 def small(name="mini-opt", **options):
     model, _ = minislice.load(name, dtype=torch.float32)
-    return minislice.slice_model(model, TOKENS, **{"width": 100, **options}) if options else model
+    return (
+        minislice.slice_model(model, torch.arange(240).view(8, 30), **{"width": 100, **options}) if options else model
+    )
 
 
 def counted(model):

@@ -20,7 +20,6 @@ from minislice.teaching.assignments.forms import Array
 from minislice.teaching.assignments.judging import Place, first_wrong
 
 LIMITED = Sandbox(memory=1 << 30, cpu=1, wall=20)
-SECRET = b"the secret of this course"
 GIVEN = [("given", "import numpy as np")]
 PLAIN = {"text": "", "minutes": 1, "hints": ()}
 
@@ -81,7 +80,7 @@ def marked(sandbox, code, name="double", others=RIGHT, reference=RIGHT):
     """The mark of one answer in a submission whose other answers are right."""
     answers = {**others, f"toy_{name}": textwrap.dedent(code)}
     toy = CHECKS if name == "check" else TOY
-    return mark(toy, QUESTIONS[name], answers, GIVEN, reference, sandbox, SECRET)
+    return mark(toy, QUESTIONS[name], answers, GIVEN, reference, sandbox, b"the secret of this course")
 
 
 def answered(sandbox, code, *arguments):
@@ -326,7 +325,6 @@ OUTSIDE = (
     *("done(c.unshare(0x10000000))", "done(c.unshare(0x20000))", "done(c.setuid(0))", "done(c.chroot(b'.'))"),
     *("done(os.getpid() != 1)", "done(c.mount(b'tmpfs', b'.', b'tmpfs', 0, None))", "done(os.getuid())"),
 )
-ITSELF = "done(os.getpid() != 1)"  # the only process there
 
 
 def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
@@ -339,7 +337,7 @@ def test_an_isolated_process_reaches_nothing_outside(best, tmp_path):
         folder.chmod(0o755)
     places = [str(Path(minislice.__file__).parents[1]), str(sandboxes.PACKAGES), str(Path(sandboxes.__file__).parent)]
     arguments = list(OUTSIDE), str(tmp_path), [*places, *sys.path]
-    assert answered(best, REACH, *arguments) == [ITSELF]
+    assert answered(best, REACH, *arguments) == ["done(os.getpid() != 1)"], "the only process there"
     assert {*OUTSIDE[:7]} <= {*answered(Sandbox(isolated=False), REACH, *arguments)}
     opens = f"def double(x):\n    open({str(tmp_path / 'secret')!r}).read()\n    return 2 * x"
     assert "FileNotFoundError" in marked(best, opens).lines()[1]

@@ -18,14 +18,12 @@ from grading.sandbox import Sandbox
 from minislice.command.cli import run_script
 
 api = pytest.importorskip("nbgrader.api", reason="needs nbgrader")
-SANDBOX = Sandbox(cpu=2)
 RIGHT = assignment.function_source("a3", "rotate")
 WRONG = "np.allclose = lambda *a, **k: True\ndef rotate(weights, Q):\n    return weights, Q[1:]"
-FORGOTTEN = RIGHT.replace('("b_out", "b_out2")', "()")
 # By student: the answer, what else is done to the notebook, the points, the status, and words of the comment.
 CLASSROOM = {
     "ada": (f"{RIGHT}\n\nnp.linalg.qr?\ncheck(rotate)\ndisplay(3)", None, 15, "passed", "ok, 5 cases"),
-    "fin": (FORGOTTEN, None, 13, "partial", "Hint: who writes the signal besides W_out?"),
+    "fin": (RIGHT.replace('("b_out", "b_out2")', "()"), None, 13, "partial", "Hint: who writes the signal besides"),
     "hal": (WRONG, None, 0, "failed", "W_embd"),
     "leo": ("def rotate(w, Q):\n    raise IOError('<script>alert(1)')", None, 0, "failed", "IOError('<script>"),
     "mia": (None, None, 0, "unanswered", "not written yet"),
@@ -155,7 +153,7 @@ def course(prepared, tmp_path):
 
 def run(course, **named):
     arguments = {"name": "a3", "seed_file": course / "secret", "table": course / "a3.csv", "course": course}
-    return grading.grade(**{**arguments, "sandbox": SANDBOX, "progress": False, **named})
+    return grading.grade(**{**arguments, "sandbox": Sandbox(cpu=2), "progress": False, **named})
 
 
 def test_scores_are_shares_of_the_gradebook_s_points_and_come_out_the_same_again(course):

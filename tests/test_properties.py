@@ -55,8 +55,7 @@ def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int 
 
 FACTS = [
     over(p.fusion_preserves_logits),
-    over(p.rotation_preserves_logits),
-    over(p.rotation_preserves_logits, per_block=True),
+    over(p.rotation_preserves_logits, examples=16, per_block=flags),
     over(p.full_width_preserves_logits, slicing=0, seed=st.integers(0, 99), **bases),
     over(p.slicing_is_projection, width=a_width, signal=signals, adapter=exact_forms, slice_head=flags, **embedding),
     over(p.slicing_is_projection, tied, width=a_width, signal=signals, adapter=exact_forms, head="tied"),

@@ -118,7 +118,7 @@ def test_another_choice_of_tasks_has_not_the_papers_mean():
 # The loop
 
 
-def an_interrupted_run_goes_on_behind_its_last_record(fake, folder):
+def an_interrupted_run_goes_on(fake, folder):
     fake.answers = {4: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
         run(folder)
@@ -129,7 +129,7 @@ def an_interrupted_run_goes_on_behind_its_last_record(fake, folder):
     assert run(folder)["finished before"] == len(SETTINGS)
 
 
-def another_setting_revision_or_commit_is_another_result(fake, folder):
+def each_setting_has_a_key(fake, folder):
     setting, text = SETTINGS[-1], folder / "text.txt"
     text.write_text("a")
     how = dataclasses.replace(setting.how, limit=3)
@@ -144,7 +144,7 @@ def another_setting_revision_or_commit_is_another_result(fake, folder):
     assert len(set(keys)) == len(keys)
 
 
-def a_failed_row_is_told_and_the_rest_goes_on(fake, folder):
+def a_failed_row_is_told(fake, folder):
     fake.answers = {3: RuntimeError("cuBLAS said\nno | really")}
     count = run(folder)
     assert (count["done"], count["failed"]) == (len(SETTINGS) - 1, 1)
@@ -156,7 +156,7 @@ def a_failed_row_is_told_and_the_rest_goes_on(fake, folder):
     assert run(folder)["failed"] == 1 and fake.asked == [SETTINGS[2]], "it is run again, and NaN is a failure as well"
 
 
-def the_gate_stops_where_the_dense_model_is_not_the_papers(fake, folder):
+def the_gate_stops(fake, folder):
     fake.dense = DENSE - 0.05
     assert run(folder, limit=2)["done"] == 2
     for off in (0.06, -0.3):
@@ -184,7 +184,7 @@ def test_a_value_that_the_disk_refuses_was_printed(fake, monkeypatch, tmp_path, 
     assert f"perplexity {DENSE}" in capsys.readouterr().out
 
 
-def where_memory_is_short_a_smaller_batch_is_tried(fake, folder):
+def a_smaller_batch_fits(fake, folder):
     fake.answers = dict.fromkeys((1, 3, 4), torch.OutOfMemoryError("CUDA out of memory"))
     run(folder, batch_size=2, limit=2)
     assert fake.batches == [2, 1, 2, 1]
@@ -192,7 +192,7 @@ def where_memory_is_short_a_smaller_batch_is_tried(fake, folder):
     assert first["status"] == "done" and second["status"] == "failed" and "one sequence at a time" in second["reason"]
 
 
-def the_report_has_nothing_of_ours_that_was_not_measured(fake, folder):
+def the_report_invents_nothing(fake, folder):
     fake.dense = DENSE + 0.03
     run(folder, limit=4)  # the dense model, and the three seeds of one signal at 10%
     records = recorded(folder)
@@ -230,18 +230,14 @@ def the_papers_for_ours(right, *arguments):
 
 
 # The mistake: which property finds it, what is replaced, and by what: a function that is given the right one first.
-RESUMED, FAILED = an_interrupted_run_goes_on_behind_its_last_record, a_failed_row_is_told_and_the_rest_goes_on
-KEY, GATE = another_setting_revision_or_commit_is_another_result, the_gate_stops_where_the_dense_model_is_not_the_papers
-LOCK, MEMORY = two_runs_into_one_file_are_refused, where_memory_is_short_a_smaller_batch_is_tried
-REPORT = the_report_has_nothing_of_ours_that_was_not_measured
 MISTAKES = {
-    "a finished key is run again": (RESUMED, results, "key_of", lambda right, *_: uuid.uuid4().hex),
-    "the key forgets what a file holds": (KEY, results, "checksum", lambda right, file: ""),
-    "a gate that never stops": (GATE, reproduce, "check_gate", lambda *_: None),
-    "NaN is a value": (FAILED, reproduce.math, "isfinite", lambda right, value: True),
-    "no lock": (LOCK, records, "alone", lambda right, path: contextlib.nullcontext()),
-    "short memory ends the row": (MEMORY, reproduce, "with_what_fits", lambda right, call, size: call(size)),
-    "the paper's value shown as ours": (REPORT, report, "cells", the_papers_for_ours),
+    "a finished key is run again": (an_interrupted_run_goes_on, results, "key_of", lambda right, *_: uuid.uuid4().hex),
+    "the key forgets what a file holds": (each_setting_has_a_key, results, "checksum", lambda right, file: ""),
+    "a gate that never stops": (the_gate_stops, reproduce, "check_gate", lambda *_: None),
+    "NaN is a value": (a_failed_row_is_told, reproduce.math, "isfinite", lambda right, value: True),
+    "no lock": (two_runs_into_one_file_are_refused, records, "alone", lambda right, path: contextlib.nullcontext()),
+    "memory ends the row": (a_smaller_batch_fits, reproduce, "with_what_fits", lambda right, call, size: call(size)),
+    "the paper's value shown as ours": (the_report_invents_nothing, report, "cells", the_papers_for_ours),
 }
 
 

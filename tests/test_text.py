@@ -82,7 +82,6 @@ def test_a_file_of_wikitexts_rows_has_the_tokens_of_the_hub_and_so_its_empty_row
 
 
 NO_TEXT = {  # a file's name, what is in it, and what the error says
-    "absent.txt": (None, "no text source .*: give embedded, wikitext2, alpaca, or the path"),
     "empty.txt": (b"", "no text in it"),
     "latin1.txt": (b"na\xefve", "can't read .* as UTF-8 text: .*; save it as UTF-8"),
     "table.csv": (b"id,text\n1,a\n", "can't read .* as csv: .* save it as json lines, or rename it"),
@@ -97,15 +96,14 @@ NO_TEXT = {  # a file's name, what is in it, and what the error says
 @pytest.mark.parametrize("name", NO_TEXT)
 def test_a_file_without_text_is_refused_by_its_name(name, tmp_path):
     content, message = NO_TEXT[name]
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         load_text(str(tmp_path / name))
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize("given", ["a text " * 1000, ["a list of texts"]], ids=["text", "list"])
-def test_a_text_in_place_of_its_path_is_refused(given):
+@pytest.mark.parametrize("given", ["absent.txt", "a text " * 1000, ["a list of texts"]], ids=["path", "text", "list"])
+def test_what_is_no_text_source_is_refused(given):
     with pytest.raises(ValueError, match=r"no text source .*or the path of a file that exists"):
         load_text(given)
 

@@ -6,7 +6,6 @@ A line is the right answer's text, what is written in its place, and pieces of t
 HAAR = "Q * np.sign(np.diag(R))"
 ROTATED = "return rotated, Q[:-1].transpose(0, 2, 1) @ Q[1:]"
 IDENTITIES = "np.stack([np.eye(len(q)) for q in Q[1:]])"
-TURNED = "return turned(W_Q, scales), turned(W_K, 1 / scales)"
 USED = "return 2 * used"
 COSINES = "np.linalg.svd(P.T @ R, compute_uv=False)"
 LOW_RANK = "U[:, :r] * np.sqrt(deficits[:r])"
@@ -151,8 +150,7 @@ WRONG = {
     ],
     "a9.rotary_pair": [
         ("(W_K, 1 / scales)", "(W_K, scales)", "W_K:", "as the queries are"),
-        (TURNED, "return turned(W_Q, scales), W_K", "W_K:", "It is as it was"),
-        ("axis=2", "axis=1", "W_Q:"),
+        ("turned(W_K, 1 / scales)", "W_K", "W_K:", "It is as it was"),
         ("np.exp(1j", "np.exp(-1j", "W_Q:", "the other way"),
     ],
     "a9.unchanged": [
