@@ -1,4 +1,4 @@
-"""What a model costs: FLOPs against torch's own counter, bytes against the file, the clock against itself; shapes."""
+"""What a model costs: FLOPs against torch's own counter, the clock against itself; shapes."""
 
 import json
 from contextlib import nullcontext
