@@ -1,6 +1,6 @@
 """What to keep of a model, and how."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
@@ -197,7 +197,7 @@ class SlicingOptions:
 
 def _plain(value: object) -> object:
     """Python's numbers and lists for NumPy's, which a config.json can't hold."""
-    if is_several(value):
+    if is_several(value) and not isinstance(value, (Set, Mapping)):  # these have no order
         return [_plain(number) for number in value]
     return value.item() if hasattr(value, "item") else value
 
@@ -218,9 +218,9 @@ def _check(options: SlicingOptions) -> None:
     require_int("multiple", options.multiple)
     require_seed(options.seed)
     width, neurons = options.width, options.neurons
-    fits = width is None or is_int(width) or are_ints(width)
+    fits = width is None or is_int(width) or (isinstance(width, Sequence) and are_ints(width))
     require(fits, "width", "a whole number, or one for each boundary", width)
-    fits = (is_number(neurons) and 0 <= neurons < 1) or are_ints(neurons)
+    fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
     require(are_ints(options.drop), "drop", "a list of numbers of blocks", options.drop)
     faults = {

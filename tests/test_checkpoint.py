@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import minislice
 from minislice.architecture import families, modeling
 from minislice.architecture.building import form_of
+from minislice.architecture.card import made_by
 from minislice.architecture.modeling import CACHE, SlicedForCausalLM
 from minislice.architecture.network import network
 
@@ -322,3 +323,11 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
     monkeypatch.setattr("minislice.storage.checkpoint.PreTrainedConfig", None)  # nothing of transformers' is asked
     with pytest.raises(ValueError, match=r"'absent/model'.*127\.0\.0\.1:9 can't be reached.*folder.*HF_HUB_OFFLINE=1"):
         minislice.load("absent/model")
+
+
+def test_a_card_names_the_folder_that_a_model_came_from_and_not_its_place(tmp_path, monkeypatch):
+    recipe = Recipe("llama")
+    recipe.model().save_pretrained(tmp_path / "trained")
+    monkeypatch.chdir(tmp_path / "trained")
+    model = minislice.slice_model(minislice.load(".")[0], recipe.tokens(), width=6)
+    assert made_by(SlicedForCausalLM.wrap(model))["base_model"] == "trained"

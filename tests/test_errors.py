@@ -69,6 +69,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "slicing and width": (PHI, [], slicing(slicing=0.25, width=8), "one of slicing, width and discard"),
     "nothing left": (PHI, [], slicing(slicing=0.9), "0.9", "16", "multiple of 8", "`multiple`"),
     "large width": (PHI, [], slicing(width=[8, 17, 8]), "between 1 and", "16", "17"),
+    "no order": (PHI, [], slicing(width={8, 16}), "width must be a whole number, or one for each boundary"),
     "shrinks": (PHI, [], slicing(width=[8, 8, 4], adapter="none"), "never shrinks"),
     "spectrum": (PHI, [], slicing(discard=0.1, adapter="none"), "adapter='none'", "width"),
     "embedding": (PHI, [], slicing(width=[8, 8, 16], slice_embedding=False), "keeps boundary 0 whole", "give 16 there"),

@@ -95,6 +95,7 @@ def test_a_file_is_spread_over_the_devices_as_a_folder_is(tmp_path, monkeypatch)
 UP = "blk.1.ffn_up.weight"
 FAULTS = {
     "missing": (2, lambda tensors: tensors.pop(UP), "1 tensors are missing, such as .*up_proj"),
+    "another shape": (2, lambda tensors: tensors.update({UP: torch.ones(4, 4)}), "can't load"),
     "a block too few": (1, lambda tensors: None, "and the model that it describes has a place for"),
 }
 

@@ -214,6 +214,9 @@ def test_a_folder_that_is_not_as_this_recovery_left_it_is_refused(tmp_path):
     assert_refused("needs .*checkpoint-1 too, the best one, which isn't whole; put it back, or delete")
     (folder / "settings.json").unlink()
     assert_refused(r"has files in it \(checkpoint-4\) and no settings.json")
+    shutil.rmtree(folder / "checkpoint-4")
+    (folder / "settings.json").write_text('{"editor.fontSize": 14}')
+    assert_refused("with other settings")
 
 
 def test_a_run_that_diverged_before_its_first_checkpoint_is_begun_again_with_another_rate(tmp_path):

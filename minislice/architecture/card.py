@@ -49,7 +49,8 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
         version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
         name = model.base.config.name_or_path
         # Of a path only the last part is written: the folders of this machine are nobody's business.
-        record["base_model"] = Path(name).name if Path(name).is_dir() else name
+        if name:
+            record["base_model"] = Path(name).resolve().name if Path(name).is_dir() else name
         record["versions"] = f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}"
     if report is not None:
         record["calibration tokens"] = report.calibration_tokens

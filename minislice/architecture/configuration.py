@@ -65,6 +65,8 @@ class SlicedConfig(PreTrainedConfig):
         D, per_layer = self.base.hidden_size, len(find_family(self.base).blocks_of(self.base, 0))
         blocks = per_layer * self.base.num_hidden_layers - len(self.dropped)
         lengths = {"widths": blocks + 1, "adapters": blocks, "norm_eps": blocks + 1, "biases": per_layer}
+        if not all(type(number) is int for number in self.dropped) or len({*self.dropped}) < len(self.dropped):
+            raise ValueError(f"'dropped' must be a list of blocks, each once; got {self.dropped!r}")
         for name, length in lengths.items():
             if (given := len(getattr(self, name) or [])) != length:
                 raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")

@@ -85,9 +85,9 @@ def prices(
 ) -> Prices:
     """Measure what deletions cost in a dense model, which stays as it is; if `narrower`, a narrower signal's cost too.
 
-    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 8, measure; of the others the first
-    16,384 tokens calibrate for a narrower signal, and 32,768 for blocks: prices take no longer with more text. The
-    dense model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
+    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 8, measure; of the others about the
+    first 16,384 tokens calibrate for a narrower signal, and 32,768 for blocks: more text takes no longer. The dense
+    model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
     """
     net = network(model)
     if net.is_fused:
@@ -121,7 +121,7 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 def first_tokens(batches: list[Batch], tokens: int) -> list[Batch]:
-    """As many of the first sequences as have about so many tokens, at least one."""
+    """The first sequences, with about `tokens` tokens together; at least one."""
     count = sum(len(batch.ids) for batch in batches)
     return split(batches, max(count * tokens // max(count_tokens(batches), 1), 1))[0]
 

@@ -46,7 +46,8 @@ def load_text(source: str, split: str = "calibration") -> list[str]:
     elif isinstance(source, (str, Path)) and os.path.isfile(source):
         documents = _read_file(Path(source))
     else:
-        raise ValueError(f"no text source {source!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
+        given = str(source)[:80]
+        raise ValueError(f"no text source {given!r}: give {', '.join(SOURCES)}, or the path of a file that exists")
     if not any(text.strip() for text in documents):
         raise ValueError(f"{source} has no text in it")
     return documents

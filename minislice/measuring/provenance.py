@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "peft"
 
 @functools.cache
 def commit() -> str:
-    """The last one that changed the package, with "+changes" where files differ; without a checkout the version."""
+    """The last one that changed the code, with "+changes" where files differ; without a checkout the version."""
 
     def output(*arguments: str) -> str:
         git = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
@@ -26,8 +26,9 @@ def commit() -> str:
 
     with suppress(OSError, subprocess.CalledProcessError):
         if output("ls-files", "__init__.py"):  # not of a repository that merely has a virtual environment in it
-            last = output("log", "-1", "--format=%H", "--", ".")[:12]
-            return f"{last}+changes" if output("status", "--porcelain", "--", ".") else last
+            code = ("--", ".", "../notebooks/*.py")
+            last = output("log", "-1", "--format=%H", *code)[:12]
+            return f"{last}+changes" if output("status", "--porcelain", *code) else last
     return __version__
 
 

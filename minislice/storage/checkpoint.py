@@ -6,6 +6,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -38,18 +39,21 @@ def save(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     force: bool = False,
-    **settings,
+    notes: dict[str, Any] | None = None,
+    max_shard_size: int | str = "50GB",
 ) -> None:
     """Write a sliced model's folder, whole or not at all; `load` and transformers read it.
 
     Args:
         force: replace a folder that has files in it.
-        settings: `notes`, and transformers' own, as in `SlicedForCausalLM.save_pretrained`.
+        notes: further facts ("calibration", "perplexity" ...) in JSON's types, for the config and the model card.
+        max_shard_size: of one safetensors file.
 
     Raises:
         ValueError: the model isn't fused or sliced; the folder has files in it, and no `force`.
     """
-    SlicedForCausalLM.wrap(model).save_pretrained(folder, tokenizer=tokenizer, force=force, **settings)
+    settings = {"tokenizer": tokenizer, "force": force, "notes": notes, "max_shard_size": max_shard_size}
+    SlicedForCausalLM.wrap(model).save_pretrained(folder, **settings)
 
 
 def export(
@@ -135,9 +139,7 @@ def locate(name: str | os.PathLike) -> Path | str:
         raise ValueError(f"give a model's folder, or its name on the hub, got {name!r}")
     if name in EMBEDDED:
         return data_folder() / name
-    if name == SMOLLM2:
-        return smollm2()
-    folder = Path(name)
+    folder = smollm2() if name == SMOLLM2 else Path(name)
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(

@@ -90,6 +90,6 @@ def usable_device(device: torch.device | str | None) -> torch.device | str | Non
     try:
         torch.ones(1, dtype=torch.float64, device=device).item()  # Apple's GPUs have no float64
     except Exception as error:  # torch raises another kind for each device that it wasn't built for
-        reason = str(error).split(". ")[0]  # a page follows, of a kind of device that this torch wasn't built for
+        reason = re.split(r"\.\s|\n", str(error))[0]  # pages may follow
         raise ValueError(f"can't use the device {str(device)!r}: {reason}") from error
     return device

@@ -23,7 +23,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     record, words = folder / SETTINGS, {name: repr(value) for name, value in settings.items()}
     words = {name: text if len(text) < 80 else sha256(text.encode()).hexdigest()[:16] for name, text in words.items()}
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if files in ([], [SETTINGS]):  # nothing is done yet
+    if not files or (files == [SETTINGS] and read_json(record).keys() == words.keys()):  # nothing is done yet
         with whole_file(record) as new:
             new.write_text(json.dumps(words), encoding="utf-8")
     elif not record.exists():
