@@ -81,7 +81,8 @@ def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run
     monkeypatch.setattr(demo, "measured_steps", lambda *_: rows)
     status, out, err = run("demo", "--samples", 2, "--quiet")
     assert (status, err) == (0, "") and out.startswith("\nmini-llama\n") and picture.stat().st_size > 10_000
-    assert all(words in out for words in ("low-rank writes: The statement", "Learn:", picture.name))
+    told = ["dense writes: The statement", "low-rank writes: The statement", "can grow", "Learn:", "Use:", "Teach:"]
+    assert all(words in out for words in (*told, picture.name))
 
 
 def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_fails(run, place, monkeypatch):

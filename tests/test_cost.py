@@ -1,6 +1,7 @@
 """What a model costs: FLOPs against torch's own counter, the clock against itself; shapes."""
 
 import json
+import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -53,6 +54,15 @@ def test_the_experts_of_a_token_are_those_that_its_router_chooses_whatever_its_c
     model = small_model("mixtral")
     model.config.num_experts_per_tok = 1  # Aria's is moe_topk; the router still chooses 2
     assert 0 <= counted(model) - flops_per_token(model, context=1) <= 16  # RoPE's own product
+
+
+def test_it_is_said_why_a_model_is_not_smaller():
+    for said, options in {
+        r"has \d\d\.\d% of the dense model's parameters": {"width": 96, "adapter": "none"},
+        r"not smaller: [0-9,]+ parameters against [0-9,]+, because .*the head": {"width": 191, "head": "own"},
+        r"not smaller.* because residual adapters take [0-9,]+\.$": {"width": 191},  # beside the tied head
+    }.items():
+        assert re.search(said, size_in_words(small(**options), minislice.parameters(small())))
 
 
 def test_a_head_that_can_not_stay_tied_is_not_advised_to():

@@ -1,11 +1,13 @@
 """Values as JSON, between the grader and a student's process: what is sent arrives, and nothing else comes through."""
 
+import contextlib
 import io
 import pickle
 
 import numpy as np
 import pytest
 from grading import wire
+from hypothesis import given, strategies
 
 from minislice.teaching.assignments.forms import same
 
@@ -28,6 +30,14 @@ def test_what_is_sent_arrives():
     for array in (view, view.astype(">f8"), view.view(Subclass)):
         assert same(wire.decode(wire.encode(array)), view)
     assert same(wire.decode(wire.encode(np.linalg.eigh(np.eye(2)))), [np.ones(2), np.eye(2)])
+
+
+@given(strategies.sampled_from(range(len(VALUES))), strategies.data())
+def test_what_is_damaged_is_an_error_or_another_value(index, data):
+    body = bytearray(wire.encode(VALUES[index]))
+    body[data.draw(strategies.integers(0, len(body) - 1))] = data.draw(strategies.integers(0, 255))
+    with contextlib.suppress(wire.WireError):
+        wire.decode(bytes(body[: data.draw(strategies.integers(0, len(body)))]))
 
 
 def test_hostile_bytes_are_an_error():

@@ -434,6 +434,7 @@ def test_a_model_that_is_not_there_is_a_row_that_says_so(tmp_path):
         (reproduce, ["opt", "--tables", "12"], "isn't in table 12"),
         (reproduce, ["opt", "--processes", "2"], "--stream"),
         (reproduce, ["opt", "--seeds", "1000000000"], "seeds must be a whole number from 1 to 100"),
+        (reproduce, ["opt", "--profile", "ci", "--out", "notes.txt"], "isn't a results file"),
         (report, ["absent.jsonl"], "no results"),
         (report, ["notes.txt"], "notes.txt is not a results file of minislice: line 1"),
     ],
@@ -441,7 +442,7 @@ def test_a_model_that_is_not_there_is_a_row_that_says_so(tmp_path):
 def test_bad_input_is_one_line_and_writes_nothing(script, options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("This is no\nresults file.\n")
-    assert run_script(script, [*options, "--out", {reproduce: "r.jsonl", report: "report.md"}[script]]) == 2
+    assert run_script(script, ["--out", {reproduce: "r.jsonl", report: "report.md"}[script], *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "This is no\nresults file.\n"

@@ -151,6 +151,7 @@ WRONG = {
     "a9.rotary_pair": [
         ("(W_K, 1 / scales)", "(W_K, scales)", "W_K:", "as the queries are"),
         ("turned(W_K, 1 / scales)", "W_K", "W_K:", "It is as it was"),
+        ("axis=2", "axis=1", "W_Q:"),
         ("np.exp(1j", "np.exp(-1j", "W_Q:", "the other way"),
     ],
     "a9.unchanged": [
