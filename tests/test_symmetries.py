@@ -3,6 +3,7 @@
 import copy
 import functools
 from dataclasses import replace
+from unittest import mock
 
 import properties
 import pytest
@@ -20,7 +21,7 @@ from minislice.symmetries import anatomy, places
 from minislice.symmetries import kinds as s
 from minislice.symmetries.verification import change
 from minislice.teaching import quantization
-from minislice.teaching.quantization import peak, rounded
+from minislice.teaching.quantization import hadamard, peak, rounded
 from minislice.teaching.small import small_model
 
 EXACT, ROUNDED = 1e-10, 1e-5  # where a model computes in float32 inside, its own rounding shows
@@ -195,7 +196,7 @@ def test_the_command_prints_the_table(tmp_path, run):
 
 
 UNSEEN = [  # a registered family, and what is said of some symmetries
-    ("bitnet", {}, {"value-output": "its attention isn't made of", "order of neurons": "weights stand between"}),
+    ("bitnet", {}, {"value-output": "its norms aren't one for", "order of neurons": "weights stand between"}),
     ("ernie4_5_moe", {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0}, {}),  # its router has corrections
     ("glm4_moe", {"n_routed_experts": 4, "first_k_dense_replace": 0, "n_group": 2}, {"order of experts": "groups"}),
 ]
@@ -211,13 +212,19 @@ def test_what_a_registered_family_does_not_have_is_said_and_the_rest_holds(kind,
     assert all(reason in freedom[name] for name, reason in reasons.items())
 
 
+def test_memory_that_ends_says_nothing_about_an_attention(monkeypatch):
+    monkeypatch.setattr(anatomy, "_AttentionRun", mock.Mock(side_effect=torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        anatomy.attentions(network(small_model("llama")))
+
+
 def test_a_model_in_no_table_gets_the_answer_of_propose():
     for kind, answer in (("gemma2", "a norm with a scale stands behind"), ("olmoe", "register the one that .* finds")):
         with pytest.raises(ValueError, match=f"{kind}.*{answer}"):
             minislice.verify(small_model(kind), torch.ones(1, 4, dtype=torch.long), symmetries=True)
 
 
-# What notebook 10 rounds with: the levels of a row, and whose inputs are rounded
+# What notebook 10 rounds with: the levels of a row, Hadamard matrices, and whose inputs are rounded
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -228,6 +235,15 @@ def test_a_rounded_row_has_so_many_levels_and_keeps_its_largest_entry(bits):
     assert ((rounded(x, bits) - x).abs() <= x.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1) / 2 + 1e-12).all()
     assert torch.equal(rounded(torch.zeros(2, 5), bits), torch.zeros(2, 5))
     assert torch.allclose(peak(torch.eye(4)), torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize("size", [1, 12, 64, 192])
+def test_a_hadamard_matrix_is_orthogonal_and_flat(size):
+    H = hadamard(size, torch.Generator().manual_seed(0))
+    assert torch.allclose(H @ H.T, torch.eye(size, dtype=H.dtype), atol=1e-12)
+    assert torch.allclose(H.abs(), torch.full_like(H, size**-0.5))
+    with pytest.raises(ValueError, match="order 480"):
+        hadamard(480, torch.Generator())
 
 
 @pytest.mark.parametrize("family", ["llama", "phi", "opt"])

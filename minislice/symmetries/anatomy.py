@@ -45,8 +45,10 @@ def attentions(net: Network) -> list[Attention]:
             sequences = max((max(run.heads, run.size) for run in runs), default=1)
             _, contexts = net.embed(torch.ones(sequences, 2, dtype=torch.long, device=net.model.device))
             return [run.describe(contexts[run.block.layer], sequences) for run in runs]
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:  # of any kind, for the attention may be of any class
-        raise ValueError("its attention isn't made of queries, keys and values, head by head") from error
+        raise ValueError(f"its attention isn't made of queries, keys and values, head by head: {error}") from error
 
 
 def mlps(net: Network) -> list[Neurons]:
