@@ -68,7 +68,9 @@ def test_a_number_on_the_branches_that_the_config_does_not_say_is_an_obstacle():
     model = small_model("granite", residual_multiplier=0.37)
     model.config.residual_multiplier = 1.0
     assert "multiplied by 0.37" in propose(model).obstacle
-    assert propose(small_model("granite", residual_multiplier=40**-0.5)).family.branch_scale == "residual_multiplier"
+    for number in (80**-0.5, float(model.config.num_hidden_layers)):
+        model = small_model("granite", residual_multiplier=number)
+        assert propose(model).family.branch_scale == "residual_multiplier"
 
 
 def test_what_is_no_model_is_refused():

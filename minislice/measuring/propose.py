@@ -369,11 +369,11 @@ class _Observed:
         return self._short(reading[-1]), head.name
 
     def _config_name_of(self, number: float) -> str:
-        fields = vars(self.model.config).items()
-        names = [name for name, value in fields if isinstance(value, (int, float)) and math.isclose(value, number)]
+        numbers = {name: value for name, value in vars(self.model.config).items() if isinstance(value, (int, float))}
+        names = [name for name, value in numbers.items() if math.isclose(value, number, rel_tol=1e-6)]
         if not names:
             raise Obstacle(f"every branch is multiplied by {number:g}, which no field of the config says")
-        return names[0]
+        return max(names, key=lambda name: isinstance(numbers[name], float))  # a whole number may be a count
 
     def _short(self, call: Call) -> str:
         return call.name.removeprefix(f"{self.decoder}.")
