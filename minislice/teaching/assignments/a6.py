@@ -99,7 +99,7 @@ def _judge_interleave(bases: list[np.ndarray], net: dict, X: np.ndarray, widths:
         if failure := first_wrong([span]):
             what = "its span is not that of the first principal components"
             kept, most = (float(np.square(Y @ basis).sum() / np.square(Y).sum()) for basis in (P, _span(Y, k)))
-            values = f"it keeps {kept:.4f} of the normalised signal, {k} columns could keep {most:.4f}"
+            values = f"it keeps {kept:.4f} of the normalised signal, {k} columns could keep {most - kept:.2g} more"
             return replace(failure, what=what, values=values, fine=tuple(f"P[{i}]" for i in range(boundary)))
         if boundary < len(widths) - 1:
             weights = [net[name][boundary] for name in BLOCK]
