@@ -155,12 +155,16 @@ def test_peak_memory_sees_what_was_held_and_let_go():
 
 def test_table_12s_total_is_the_products_without_the_adapters_and_two_of_one_name_are_not_added():
     models = {"full": random_model(sliced_config(small("mini-llama").config, slicing=0.25, adapter="full"), **CPU)}
-    products, others = timing.product_milliseconds(models | {"": small_model("gpt2")}, tokens=8, repeats=3).values()
+    products = timing.product_milliseconds(models, tokens=8, repeats=3)["full"]
     adapter, total = products.pop("adapter"), products.pop("total")
     assert set(products) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert total == pytest.approx(sum(products.values())) and adapter > 0
 
-    assert set(others) == {"c_attn", "attention.c_proj", "c_fc", "mlp.c_proj", "total"}
+    models = {"dense": small_model("gpt2")}
+    models["dropped"] = minislice.slice_model(small_model("gpt2"), torch.ones(1, 4).long(), slicing=0, drop=[3])
+    whole, without_mlp = timing.product_milliseconds(models, tokens=8, repeats=1).values()
+    assert set(whole) == {"c_attn", "attention.c_proj", "c_fc", "mlp.c_proj", "total"}
+    assert set(whole) - set(without_mlp) == {"c_fc", "mlp.c_proj"}
 
 
 def test_the_command_measures_every_level_and_form(run):

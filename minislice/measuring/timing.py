@@ -177,14 +177,17 @@ def product_milliseconds(
 ) -> dict[str, dict[str, float]]:
     """Table 12: the median time of every matrix product of the middle layer, by model and by the linear's name.
 
-    It is "c_fc" for short; in full, "mlp.c_proj", where a layer has two of that name. "adapter" is the sum of the
-    layer's residual adapters; "total" is the sum of all others but a mixture's experts.
+    The name is the last part of the linear's, "c_fc"; in full, "mlp.c_proj", where another linear's name, in any of the
+    models, ends alike. "adapter" is the sum of the layer's residual adapters; "total" is the sum of all others but a
+    mixture's experts.
     """
-    clocks = {}
-    for model_name, model in models.items():
+    clocks, middle = {}, []
+    for model in models.values():
         layers = network(model).layers
-        blocks = layers[len(layers) // 2].blocks
-        short_names = [name.rpartition(".")[2] for block in blocks for name in block.linears]
+        middle.append(layers[len(layers) // 2].blocks)
+    full_names = {name for blocks in middle for block in blocks for name in block.linears}
+    short_names = [name.rpartition(".")[2] for name in full_names]
+    for (model_name, model), blocks in zip(models.items(), middle, strict=True):
         for index, block in enumerate(blocks):
             products = {} if block.adapter is None else {"adapter": (block.adapter, block.w_in[0].in_features)}
             for name, linear in block.linears.items():
