@@ -150,6 +150,8 @@ def test_an_item_of_2021_is_refused_and_rewritten_it_asks_what_the_original_asks
 
 NO_ITEMS = {  # a task, its file's content, and the message
     "test split": ("piqa", {"label": -1}, r"line 2: .*no right answer \(label -1\); .* take the validation split"),
+    "no gap": ("winogrande", {"sentence": "No gap."}, "line 2: .*the sentence has no _"),
+    "an empty choice": ("hellaswag", {"endings": ["is called.", " "]}, "line 2: .*a choice is empty"),
     "fields": ("arc_easy", {"choices": ["a", "b"]}, "line 2: .*an item has the fields question, choices, answer"),
     "no JSON": ("piqa", '{"goal": \n', r"piqa\.jsonl, line 1, column 10: Expecting value"),
     "no file": ("arc_challenge", None, r"arc_challenge\.jsonl doesn't exist"),

@@ -5,7 +5,7 @@ that they have in the task's data set on the hub.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,19 +21,27 @@ class LocalTask:
 
     file: str  # that defines it, below lm_eval/tasks
     fields: tuple[str, ...]  # of an item; the last one says which choice is right
-    labels: Callable[[dict], Iterable]  # of an item: what the last field may be
+    choices: Callable[[dict], dict]  # of an item: the text of each choice, by what the last field says for it
 
 
-ARC = LocalTask("arc/arc_easy.yaml", ("question", "choices", "answerKey"), lambda item: item["choices"]["label"])
+ARC = LocalTask(
+    "arc/arc_easy.yaml",
+    ("question", "choices", "answerKey"),
+    lambda item: dict(zip(item["choices"]["label"], item["choices"]["text"], strict=True)),
+)
 LOCAL = {
-    "piqa": LocalTask("piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), lambda item: (0, 1)),
+    "piqa": LocalTask(
+        "piqa/piqa.yaml", ("goal", "sol1", "sol2", "label"), lambda item: {0: item["sol1"], 1: item["sol2"]}
+    ),
     "winogrande": LocalTask(
-        "winogrande/default.yaml", ("sentence", "option1", "option2", "answer"), lambda item: ("1", "2")
+        "winogrande/default.yaml",
+        ("sentence", "option1", "option2", "answer"),
+        lambda item: {"1": item["option1"], "2": item["option2"]},
     ),
     "hellaswag": LocalTask(
         "hellaswag/hellaswag.yaml",
         ("activity_label", "ctx_a", "ctx_b", "endings", "label"),
-        lambda item: map(str, range(len(item["endings"]))),
+        lambda item: {str(number): ending for number, ending in enumerate(item["endings"])},
     ),
     "arc_easy": ARC,
     "arc_challenge": replace(ARC, file="arc/arc_challenge.yaml"),
@@ -62,10 +70,15 @@ def _item(task: LocalTask, item: dict, place: str) -> dict:
         if "gold" in item:
             raise ValueError(OLD_FORM)
         item = {name: item[name] for name in task.fields}
-        right = [label for label in task.labels(item) if str(label) == str(item[answer])]
-    except (ValueError, TypeError, KeyError) as error:
+        if "_" not in item.get("sentence", "_"):
+            raise ValueError("the sentence has no _, which stands for the missing words")
+        choices = task.choices(item)
+        if not all(text.strip() for text in choices.values()):
+            raise ValueError("a choice is empty")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{place}: an item has the fields {', '.join(task.fields)}, as on the hub; {what}") from error
+    right = [label for label in choices if str(label) == str(item[answer])]
     if not right:
         raise ValueError(
             f"{place}: no right answer ({answer} {item[answer]!r}); a test split has none, take the validation split"
