@@ -96,7 +96,8 @@ def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_f
     ]
     monkeypatch.setattr("minislice.rotation.fold_reader", lambda linear, Q: None)
     status, out, _ = run(*arguments)
-    assert status == 1 and out.count("FAILED") == 2 and "does NOT have the invariance" in out
+    assert status == 1 and "does NOT have the invariance" in out
+    assert [step for step in STEPS if re.search(f" {step}  .*FAILED", out)] == ["rotated", "rotated per block"]
 
 
 def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(saved, place, run):
@@ -277,7 +278,7 @@ FOUND = texts("{place}")
 BAD = {
     "model: not on the hub, no text named": (["slice", "absent-model"], ["'absent-model' is no folder", "mini-opt"]),
     "model: no tokenizer": (["eval", "{place}/mute", *FOUND[2:]], ["no tokenizer"]),
-    "tokenizer of another model": (["slice", "{place}/foreign", *FOUND], ["0 to 119", "tokenizer that belongs to"]),
+    "tokenizer of another model": (["slice", "{place}/foreign", *FOUND, "--out", "x"], ["0 to 119", "tokenizer that"]),
     "stream: own text": (["slice", "mini-opt", "--stream", "--calibration", "own", "--out", "x"], ["no whole model"]),
     "stream: no folder": (["slice", "mini-opt", "--stream"], ["--out"]),
     "text: own": (["slice", "mini-opt", "--calibration", "own", "--evaluation", "own"], ["measure on another's text"]),
@@ -294,6 +295,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("grade a1 work", "a script of the repository: python notebooks/assignments/grade.py --help"),
         ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
         ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
         ("slice mini-opt --stream --calibration {place}/latin1.txt --out x", "save it as UTF-8"),
@@ -312,14 +314,18 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, sa
     (tmp_path / "recovered").mkdir()
     (tmp_path / "recovered" / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    (tmp_path / "latin1.txt").write_bytes(b"na\xefve")
+    monkeypatch.chdir(tmp_path)
+    Path("latin1.txt").write_bytes(b"na\xefve")
     assert_refused(run(*line.format(place=tmp_path).split()), message)
+    assert not Path("x").exists()
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, run, place, saved):
+def test_bad_input_is_one_line_and_leaves_nothing(case, run, place, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     arguments, fragments = ([part.format(place=place, saved=saved) for part in parts] for parts in BAD[case])
     assert_refused(run(*arguments, "--quiet"), *fragments)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("fault", [ValueError, OSError, torch.OutOfMemoryError, MemoryError, KeyboardInterrupt])

@@ -7,8 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+import minislice
 from minislice.measuring.paired import Ratio
 from minislice.teaching import pictures, plots, sliders
+from minislice.teaching.small import small_model
 
 pytestmark = pytest.mark.usefixtures("figures")
 MEASURED = {"ours": ([0, 10, 20], [1.0, 1.5, 2.5]), "other": (torch.arange(3), torch.tensor([2.0, 1.0, 0.5]))}
@@ -121,6 +123,21 @@ def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged
     assert (slider.value, slider.options) == (2, (1, 2, 3)) and not slider.continuous_update
     draw(3)
     assert drawn == [2, 3]
+
+
+def test_turning_two_dimensions_moves_their_weights_and_no_logit():
+    left, right = sliders.turn(minislice.fuse(small_model("llama")), torch.arange(16).view(2, 8))(30)
+    trained, turned = (torch.tensor(cloud.get_offsets().tolist()) for cloud in left.collections)
+    assert torch.allclose(trained.norm(dim=1), turned.norm(dim=1), rtol=1e-5)
+    assert not torch.allclose(trained, turned, atol=0.1)
+    draws(right.lines[1], *right.lines[0].get_data())
+
+
+def test_the_marked_points_are_those_of_the_share_that_is_deleted():
+    full, none = {0.1: (90, Ratio(1.1, 0.1)), 0.3: (70, Ratio(1.5, 0.1))}, {0.3: (60, Ratio(1.9, 0.1))}
+    *_, first, second = sliders.cutting({"full": full, "none": none})(0.3).lines
+    draws(first, [70e-6], [1.5])
+    draws(second, [60e-6], [1.9])
 
 
 def test_the_spectrum_is_split_at_k_and_each_width_is_measured_once():

@@ -22,7 +22,7 @@ import reproduce
 import results
 import torch
 from bench import Bench, Outcome
-from protocol import FAMILIES, TABLES, profile_for, rows, settings_of
+from protocol import FAMILIES, SLIPS, TABLES, profile_for, rows, settings_of
 from torch.distributed.run import get_args_parser
 
 import minislice
@@ -113,6 +113,15 @@ def test_settings_that_measure_the_same_sliced_model_follow_one_another_behind_t
 def test_another_choice_of_tasks_has_not_the_papers_mean():
     two = rows(profile_for("phi-2", "paper", tasks="piqa,arc_easy"), [7])
     assert all(set(row.paper) == {"piqa", "arc_easy"} for row in two)
+
+
+def test_a_slip_in_print_is_a_mean_that_the_papers_own_tasks_do_not_have():
+    for (number, model, percent, _), slip in SLIPS.items():
+        (line,) = (row for row in paper_table(number) if (row["model"], row["slicing_percent"]) == (model, percent))
+        mean = sum(line[task] for task in ("piqa", "winogrande", "hellaswag", "arc_easy", "arc_challenge")) / 5
+        assert slip.endswith(f" {mean:.2f}") and abs(line["average"] - mean) > 0.05
+    with pytest.raises(ValueError, match="no table 13"):
+        paper_table(13)
 
 
 # The loop
