@@ -13,7 +13,7 @@ import sys
 import uuid
 import weakref
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import bench
 import pytest
@@ -374,6 +374,24 @@ def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(in_memor
         assert streamed["values"] == pytest.approx(whole["values"], rel=1e-5)  # by batches of another size
         sizes = {report.how(record)["of parameters"] for record in (streamed, whole)}
         assert len(sizes) == 1 and "-" not in sizes
+
+
+def test_a_streamed_slicing_whose_row_failed_is_kept_beside_the_next_one(monkeypatch, tmp_path):
+    asked, space = [row for row in rows(SMALL, [1]) if row.percent in (20, 30)], reproduce.space_here
+    effects = [DEFAULT, OSError("full"), torch.OutOfMemoryError("CUDA"), DEFAULT]
+    monkeypatch.setattr(minislice, "slice_streamed", Mock(wraps=minislice.slice_streamed, side_effect=effects))
+    monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[OSError("no hub"), OSError("no hub"), 20.0, 20.0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "space_here", lambda *arguments: space(*arguments) | {"the disk": 0})
+        count = run(tmp_path, asked, SMALL, stream=True)
+    assert count["failed"] == 1 and "kept for unfinished rows takes" in recorded(tmp_path)[1]["reason"]
+    assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 2
+    count = run(tmp_path, asked, SMALL, stream=True, batch_size=4)
+    assert (count["done"], count["failed"]) == (1, 1) and "sliced by batches of 8" in recorded(tmp_path)[1]["reason"]
+    assert run(tmp_path, asked, SMALL, stream=True, batch_size=4)["done"] == 1
+    assert minislice.slice_streamed.call_count == len(effects), "the finished slicing was found again"
+    assert [record["facts"]["sliced by batches of"] for record in recorded(tmp_path)] == [8, 8]
+    assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
 
 
 def test_no_other_model_takes_the_memory_that_a_cost_is_measured_in(monkeypatch, tmp_path):

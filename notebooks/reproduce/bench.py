@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import minislice
+from minislice.architecture.folder import whole_file
 from minislice.architecture.modeling import without_memory
 from minislice.architecture.network import network
 from minislice.checks import require_package
@@ -30,7 +31,7 @@ from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
-MARK = "made-by-reproduce"  # a folder with this file may be deleted; it says what is sliced there, by which batch size
+MARK = "made-by-reproduce"  # a folder with this file may be deleted; each line is a slicing's key and its batch size
 NEVER = 10**9  # a patience
 
 
@@ -53,7 +54,7 @@ class Bench:
     """Where settings are measured; those that follow each other and share a sliced model share its slicing."""
 
     device: str
-    work: Path  # a folder for what is sliced by streaming; it stays until its rows are finished
+    work: Path  # a folder for what is sliced by streaming; each stays until its rows are finished
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     process_count: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model, and the outcome of making it
@@ -69,15 +70,34 @@ class Bench:
         gc.collect()
         torch.cuda.empty_cache()  # other processes slice on the same GPUs
 
-    def begun(self, made: Setting) -> int | None:
-        """The batch size of a slicing that is in the folder, finished or not; None if it isn't."""
-        words = (self.work / MARK).read_text("utf-8").split() if self.work.is_dir() else []
-        return int(words[1]) if words and words[0] == results.key_of(made, results.revision_of(made)) else None
+    def begun(self) -> dict[str, int]:
+        """The batch size of each slicing in the folder, finished or not, by its key."""
+        lines = (self.work / MARK).read_text("utf-8").splitlines() if self.work.is_dir() else []
+        return {key: int(size) for key, size in map(str.split, lines)}
 
-    def clear(self) -> None:
-        """Delete what was sliced by streaming."""
-        if self.work.is_dir():
+    def mark(self, begun: dict[str, int]) -> None:
+        with whole_file(self.work / MARK) as new:
+            new.write_text("".join(f"{key} {size}\n" for key, size in begun.items()), "utf-8")
+
+    def clear(self, made: Setting) -> None:
+        """Delete a slicing from the folder, and the folder with its last one."""
+        if not self.work.is_dir():
+            return
+        key, begun = key_of(made), self.begun()
+        begun.pop(key, None)
+        if not begun:
             shutil.rmtree(self.work)
+            return
+        self.mark(begun)
+        for path in self.work.glob(f"*{key}*"):  # finished, or what `slice_streamed` goes on with
+            shutil.rmtree(path)
+
+    def kept(self, made: Setting) -> int:
+        """Bytes that other slicings have in the folder."""
+        if not (made.text and self.work.is_dir()):
+            return 0
+        key = key_of(made)
+        return sum(file.stat().st_size for file in self.work.rglob("*") if key not in str(file))
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         if setting.measure in OF_SHAPES:
@@ -128,10 +148,12 @@ class Bench:
         if self.last is None or self.last[0] != made:
             self.let_go()
             making, source = Outcome(), made.source
+            if made.percent:
+                making.facts["sliced by batches of"] = batch_size
             if made.percent and self.stream:
                 making.facts["streamed by"] = self.process_count
                 with making.timed("slice"):
-                    source = self._streamed(made, tokens, tokenizer, batch_size)
+                    source = self._streamed(made, tokens, tokenizer, batch_size, making.facts)
             with making.timed("load"):
                 place = "auto" if self.stream else self.device
                 model, _ = minislice.load(source, dtype=made.how.dtype, device=place)
@@ -146,26 +168,36 @@ class Bench:
         outcome.seconds |= making.seconds
         return model
 
-    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int) -> Path:
+    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int, facts: dict[str, Any]) -> Path:
         """The folder of a sliced model, made now unless an earlier run made it; an unfinished one is gone on with."""
-        out, begun = self.work / results.key_of(made, results.revision_of(made)), self.begun(made)
-        if begun and out.is_dir():
-            return out
-        if not begun:
-            self.clear()  # what was sliced before: the disk may have no room for both
-            self.work.mkdir()
-            (self.work / MARK).write_text(f"{out.name} {batch_size}", "utf-8")
-        batch_size = begun or batch_size  # what goes on has the same
+        out, begun = self.work / key_of(made), self.begun()
+        is_begun = out.name in begun
+        if is_begun:  # what goes on has the same batch size; the seconds are this run's alone
+            batch_size = begun[out.name]
+            facts |= {"sliced by batches of": batch_size, "slicing was begun earlier": True}
+            if out.is_dir():
+                return out
+        else:
+            self.clear(made)  # what a killed `clear` left
+            self.work.mkdir(exist_ok=True)
+            self.mark(begun | {out.name: batch_size})
         try:
             if self.process_count > 1:
                 run_processes(slice_command(made, out, batch_size, self.process_count))
             else:
                 machine = {"dtype": getattr(torch, made.how.dtype), "device": self.device, "tokenizer": tokenizer}
                 minislice.slice_streamed(made.source, tokens, out, batch_size=batch_size, **machine, **options(made))
-        except torch.OutOfMemoryError:
-            self.clear()  # it was begun with this batch size
+        except torch.OutOfMemoryError as error:
+            if is_begun:
+                told = f"{self.work} keeps what was sliced by batches of {batch_size}: free memory, or delete it"
+                raise ValueError(f"{told} ({error})") from error
+            self.clear(made)  # it was begun with this batch size
             raise
         return out
+
+
+def key_of(made: Setting) -> str:
+    return results.key_of(made, results.revision_of(made))
 
 
 def stream_of(source: str, text: str, split: str) -> Tensor:
