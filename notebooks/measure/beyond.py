@@ -39,7 +39,8 @@ SMOLLM2 = {
     "alpaca": RESULTS / "smollm2-beyond-alpaca.jsonl",
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
-SAMPLES = 256  # calibration sequences for SmolLM2, each of 512 tokens
+EARLIER = {text: RESULTS / f"smollm2-sizes{end}.jsonl" for text, end in (("wikitext", ""), ("alpaca", "-alpaca"))}
+SAMPLES = 48  # calibration sequences for SmolLM2, each of 512 tokens
 SMALL_SAMPLES = 64  # for the small models
 SECOND = 300  # stories on which SmolLM2 is measured
 SEQLENS = {"opt-dev": 128, "phi-dev": 128}  # of other models 256
@@ -112,38 +113,26 @@ def _cells(rows: list[dict]) -> list[str]:
 
 
 def tables() -> str:
-    """At 80% every model; SmolLM2 on two texts, and by the earlier judge at every size, calibrated on every text."""
-    small, real = latest(read(SMALL)), {text: latest(read(path)) for text, path in SMOLLM2.items()}
-    measured = {name: of_model(name, small) for name in dict.fromkeys(row["model"] for row in small)}
-    judged = {text: [row for row in rows if row.get("second")] for text, rows in real.items()}
-    measured["smollm2"] = judged["wikitext"]
-    at_80 = {name: of_size(0.8, rows) for name, rows in measured.items()}
-    asked = {
-        (text, row["calibration"]["sequences"], row["size"])
-        for text, rows in real.items()
-        for row in rows
-        if not row.get("second") and row["size"] in (SIZES if row["calibration"]["sequences"] == SAMPLES else (0.8,))
-    }
-    order = sorted(asked, key=lambda line: ([*SMOLLM2].index(line[0]), -line[1], -line[2]))
-    at_all = {
-        f"{size:.0%}, {text}, {samples}": of_size(size, calibrated_with(samples, real[text]))
-        for text, samples, size in order
-    }
-    parts = table("at most 80%", at_80), judged_table(judged), table("SmolLM2", at_all), texts_table(small, real)
+    """At 80% every model; SmolLM2 on two texts; and by the earlier judge at every size."""
+    small, real = read(SMALL), {text: read(path) for text, path in SMOLLM2.items()}
+    at_80 = {name: of_size(0.8, of_model(name, small)) for name in dict.fromkeys(row["model"] for row in small)}
+    at_80["smollm2"] = of_size(0.8, of_sequences(SAMPLES, real["wikitext"]))
+    at_all = {f"{size:.0%}, {text}": of_size(size, read(path)) for text, path in EARLIER.items() for size in SIZES}
+    parts = table("at most 80%", at_80), judged_table(real), table("SmolLM2", at_all), texts_table(small, real)
     return "\n\n".join(parts)
 
 
-def judged_table(judged: dict[str, list[dict]]) -> str:
+def judged_table(real: dict[str, list[dict]]) -> str:
     """SmolLM2 on two texts, one of them of a kind that nothing was calibrated on; and what each method takes."""
     lines = [
         [
             f"{row['variant']}, {row['size']:.0%}",
-            text,
+            f"{text}, {row['calibration']['sequences']}",
             *(f"{of['perplexity']:.2f}, {_ratio(of)}" for of in (row, row["second"])),
             f"{row['seconds'] / 60:.1f}",
             f"{row['peak'] / 2**30:.1f} GiB",
         ]
-        for text, rows in judged.items()
+        for text, rows in real.items()
         for row in rows
     ]
     return markdown(["SmolLM2", "calibrated on", "WikiText-2", "TinyStories", "CPU minutes", "peak"], lines, words=2)
@@ -151,8 +140,8 @@ def judged_table(judged: dict[str, list[dict]]) -> str:
 
 def texts_table(small: list[dict], real: dict[str, list[dict]]) -> str:
     """Calibrated on a text, and on the model's own: what two variants multiply the dense perplexity by, at 80%."""
-    pairs = {name: [of_model(name, rows) for rows in (small, latest(read(SMALL_OWN)))] for name in (*EMBEDDED, *MORE)}
-    pairs["smollm2 (alpaca)"] = [calibrated_with(SAMPLES, real["alpaca"]), real["own"]]
+    pairs = {name: [of_model(name, rows) for rows in (small, read(SMALL_OWN))] for name in (*EMBEDDED, *MORE)}
+    pairs["smollm2 (alpaca)"] = [of_sequences(SAMPLES, real[text]) for text in ("alpaca", "own")]
     heads = [f"{variant}, {text}" for variant in ("neurons", "mixed") for text in ("text", "own")]
     lines = []
     for name, pair in pairs.items():
@@ -166,9 +155,8 @@ def _ratio(row: dict | None) -> str:
 
 
 def plot(path: Path) -> None:
-    """SmolLM2 at every size; texts on which every size was measured."""
-    found = {text: calibrated_with(SAMPLES, latest(read(results))) for text, results in SMOLLM2.items()}
-    found = {text: rows for text, rows in found.items() if {*SIZES} <= {row["size"] for row in rows}}
+    """SmolLM2 at every size, by the earlier judge."""
+    found = {text: read(results) for text, results in EARLIER.items()}
     order = ["dense", *VARIANTS]
     with picture(path):
         axes = plots.panels(len(found), share_y=True)
@@ -178,19 +166,7 @@ def plot(path: Path) -> None:
         axes[0].get_legend().remove()
 
 
-def latest(rows: list[dict]) -> list[dict]:
-    """Of each model and number of calibration sequences, the rows that were measured on the most windows."""
-    most = {}
-    for row in rows:
-        most[_kind(row)] = max(most.get(_kind(row), 0), row["evaluation"]["sequences"])
-    return [row for row in rows if row["evaluation"]["sequences"] == most[_kind(row)]]
-
-
-def _kind(row: dict) -> tuple[str, int]:
-    return row["model"], row["calibration"]["sequences"]
-
-
-def calibrated_with(samples: int, rows: list[dict]) -> list[dict]:
+def of_sequences(samples: int, rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["calibration"]["sequences"] == samples]
 
 
