@@ -6,7 +6,7 @@
     python notebooks/measure/beyond.py --smollm2 alpaca    # calibrated on instructions, measured on WikiText-2
     python notebooks/measure/beyond.py --smollm2 own       # calibrated on what it writes itself, measured on WikiText-2
     python notebooks/measure/beyond.py --table
-    python notebooks/measure/beyond.py --plot data/results/smollm2-beyond.png
+    python notebooks/measure/beyond.py --plot data/results/smollm2-sizes.png
 
 `minislice.compare` measures; rows that are in data/results already are not measured again. MINISLICE_TEST_ASSETS is a
 folder with `models` and `text`: TinyStories for stories260K and babyllama-tok361, WikiText-2 for opt-dev, phi-dev and
