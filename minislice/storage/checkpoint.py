@@ -139,7 +139,8 @@ def locate(name: str | os.PathLike) -> Path | str:
         raise ValueError(f"give a model's folder, or its name on the hub, got {name!r}")
     if name in EMBEDDED:
         return data_folder() / name
-    folder = smollm2() if name == SMOLLM2 else Path(name)
+    name = smollm2() if name == SMOLLM2 else name
+    folder = Path(name)
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file():
             raise ValueError(
