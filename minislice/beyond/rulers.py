@@ -89,14 +89,15 @@ def block_costs(
             dropped = measure(boundary, X)
             cost = Cost(dropped)
             if count := block.neurons:
-                C, _ = side_of(block).block_moments(Walk(held, Z), block)
+                Z_next = held.room(net.trained_width, Z[0].dtype)
+                C, _ = side_of(block).block_moments(Walk(held, Z, after=Z_next), block)
                 probed = measure(boundary, measured.forward(without(block, C, round(PROBE * count)), X))
                 emptied = dropped
                 if block.attention is not None or block.is_mixture or has_bias(block):  # something else is left
                     emptied = measure(boundary, measured.forward(without(block, C, count), X))
                 cost = Cost(dropped, count, probed, emptied, lost_shares(block, C, tokens))
             costs.append(cost)
-            Z, X = held.forward(block, Z), measured.forward(block, X)
+            Z, X = Z_next if count else held.forward(block, Z), measured.forward(block, X)
     return costs
 
 

@@ -19,6 +19,7 @@ class Walk:
     P: Float64[Tensor, "D k"] | None = None  # the basis of Z; without it, Z is in the trained basis
     dense: Signal | None = None  # the dense network's signal behind the block; without it, the block's own is wanted
     chosen: Sequence[int] | None = None  # the numbers of some batches; without it, all
+    after: Signal | None = None  # gets the signal behind the block
 
     @property
     def numbers(self) -> Sequence[int]:
@@ -30,6 +31,8 @@ class Walk:
         z = self.Z[index]
         y = block.branch(z, **self.calibration.contexts[index][block.layer])
         y = y + (z if self.P is None else z @ self.P.T.to(z))
+        if self.after is not None:
+            self.after[index] = y
         return y, y if self.dense is None else self.dense[index]
 
     def split(self, each: int) -> tuple["Walk", "Walk"]:
