@@ -128,14 +128,12 @@ def first_tokens(batches: list[Batch], tokens: int) -> list[Batch]:
 
 def split(batches: list[Batch], count: int) -> tuple[list[Batch], list[Batch]]:
     """The first `count` sequences, and the others."""
-    parts = ([], [])
+    first, others = [], []
     for batch in batches:
         middle = max(count - batch.first_sequence, 0)
-        for part, rows in zip(parts, (slice(0, middle), slice(middle, None)), strict=True):
-            if len(ids := batch.ids[rows]):
-                mask = None if batch.mask is None else batch.mask[rows]
-                part.append(Batch(ids, mask, batch.first_sequence + (rows.start or 0)))
-    return parts
+        first.append(batch.part(0, middle))
+        others.append(batch.part(middle, len(batch.ids)))
+    return [batch for batch in first if len(batch.ids)], [batch for batch in others if len(batch.ids)]
 
 
 def plan_compression(

@@ -49,11 +49,9 @@ def information(net: Network, calibration: Calibration) -> dict[Block, Float64[T
     with inference(net.model):
         for batch in calibration.batches:
             for row in range(min(len(batch.ids), SEQUENCES - batch.first_sequence)):
-                mask = None if batch.mask is None else batch.mask[row : row + 1]
-                sequence = Batch(batch.ids[row : row + 1], mask, batch.first_sequence + row)
-                if sequence.predictions:
+                if (sequence := batch.part(row, row + 1)).predictions:
                     for block, gradient in gradients(net, sequence).items():
-                        covariance(gradient, mask, totals[block])
+                        covariance(gradient, sequence.mask, totals[block])
     for block, total in totals.items():
         totals[block] = calibration.summed(total)
         if not torch.isfinite(total).all():

@@ -26,9 +26,9 @@ from ..architecture.blocks import Block
 from ..architecture.configuration import own_config
 from ..architecture.network import Network, inference, network
 from ..calibration import Calibration
-from ..checks import require_flag, require_int, require_number
+from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..options import slice_width
+from ..options import SlicingOptions, slice_width
 from . import experts, inner, reconstruction
 from .fisher import fisher_metrics
 from .inner import refit, with_ridge
@@ -173,12 +173,8 @@ def delete_neurons(
             of neurons; the tokens don't fit. The model is then unchanged. Also a signal with a NaN or an infinity.
     """
     require_number("neurons", neurons, below=1)
-    require_int("multiple", multiple)
-    require_flag("repair", repair)
-    require_flag("reconstruct", reconstruct)
     require_flag("fisher", fisher)
-    if reconstruct and not repair:
-        raise ValueError("reconstruct goes on where repair ends: give repair as well")
+    SlicingOptions(neurons=neurons, multiple=multiple, repair=repair, reconstruct=reconstruct)  # which checks them
     net = network(model)
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")

@@ -25,6 +25,11 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.ids.to(device), None if self.mask is None else self.mask.to(device), self.first_sequence)
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """Some of its sequences, by their numbers within the batch."""
+        mask = None if self.mask is None else self.mask[start:stop]
+        return Batch(self.ids[start:stop], mask, self.first_sequence + start)
+
     @property
     def predictions(self) -> int:
         """The number of tokens that are predicted: all but a sequence's first, and none from or of padding."""
@@ -58,9 +63,8 @@ def token_batches(
                 raise ValueError(f"a batch has {', '.join(ids)} and no input_ids: call the tokenizer on its texts")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
         ids, mask = _checked(model, ids, mask)
-        for start in range(0, len(ids), batch_size):
-            rows = slice(start, start + batch_size)
-            batches.append(Batch(ids[rows], None if mask is None else mask[rows], sequences + start))
+        whole = Batch(ids, mask, sequences)
+        batches += [whole.part(start, start + batch_size) for start in range(0, len(ids), batch_size)]
         sequences += len(ids)
     if not batches:
         raise ValueError(
