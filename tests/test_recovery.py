@@ -157,6 +157,33 @@ def test_checkpointed_activations_give_the_same_gradients():
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+def settings_of(model) -> list:
+    """Modules that compute their activations twice, and how; hooks of the embedding; the config."""
+    checkpointing = [value for m in model.modules() for name, value in vars(m).items() if "checkpointing" in name]
+    return [*checkpointing, *model.get_input_embeddings()._forward_hooks.items(), model.config.to_dict()]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_slicing_and_recovery_leave_gradient_checkpointing_as_the_caller_has_set_it(checkpointed, monkeypatch):
+    model, tokens, used = Recipe("llama").model().float(), Recipe("llama").tokens(1), []
+    if checkpointed:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its old name
+    minislice.slice_model(model, Recipe("llama").tokens(), width=12)
+    before, on_step_end = settings_of(model), training.Watch.on_step_end
+    assert {layer.gradient_checkpointing for layer in network(model).layers} == {checkpointed}
+
+    def watched(self, *arguments, model, **named):
+        used.append({layer.gradient_checkpointing for layer in network(model.get_base_model()).layers})
+        on_step_end(self, *arguments)
+
+    monkeypatch.setattr(training.Watch, "on_step_end", watched)
+    for how, expected in ((None, checkpointed), (False, False), (True, True)):
+        minislice.recover(model, tokens, gradient_checkpointing=how, **QUICK)
+        assert settings_of(model) == before and used == [{expected}] * 2
+        used.clear()
+        del model.recovery  # so that it can be recovered again
+
+
 class Killed(BaseException):
     """Raised in the middle of a run."""
 

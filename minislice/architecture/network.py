@@ -242,7 +242,10 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
         raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
     arguments = list(inspect.signature(layer.forward).parameters)
     is_padded = family.last_shaped_as is not None
-    return BlockLayer(blocks, arguments, family.returns_tuple, is_padded).train(layer.training)
+    made = BlockLayer(blocks, arguments, family.returns_tuple, is_padded).train(layer.training)
+    # As the caller has set it: whether gradient checkpointing is on, and with which function.
+    vars(made).update({name: value for name, value in vars(layer).items() if "gradient_checkpointing" in name})
+    return made
 
 
 def _module(parent: nn.Module, name: str, config: PreTrainedConfig) -> nn.Module:

@@ -48,11 +48,13 @@ def recover(
         folder: for checkpoints. After an interruption, the same call goes on from the last one. The folder stays.
         batch_size: sequences a forward pass; where a GPU's memory isn't enough, fewer, and more passes a step.
         bf16: compute in bfloat16 (autocast); by default on a GPU that has it.
-        gradient_checkpointing: compute each layer's activations twice instead of keeping them; by default on a GPU.
+        gradient_checkpointing: compute each layer's activations twice instead of keeping them; by default on a GPU, and
+            where the model does so already.
         progress: show a progress bar with the loss.
         options: the fields of `RecoveryOptions`, where each is explained.
 
-    The model is the same object, of the same size; ``model.recovery`` is the report too.
+    The model is the same object, of the same size, and set as before (mode, gradient checkpointing);
+    ``model.recovery`` is the report too.
 
     Raises:
         ValueError: PEFT isn't installed; a model that isn't sliced, or was recovered before; tokens or options that
@@ -76,10 +78,12 @@ def recover(
         "model": fingerprint(model),
     }
     on_gpu = model.device.type == "cuda"
+    if gradient_checkpointing is None:
+        gradient_checkpointing = on_gpu or any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
     arguments = {
         "per_device_train_batch_size": batch_size,
         "bf16": on_gpu and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
-        "gradient_checkpointing": on_gpu if gradient_checkpointing is None else gradient_checkpointing,
+        "gradient_checkpointing": gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     }
     began = time.perf_counter()

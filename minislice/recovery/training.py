@@ -4,6 +4,7 @@ Imported where it is used: the Trainer takes a second to import, and PEFT is an 
 """
 
 import contextlib
+import copy
 import math
 import random
 import warnings
@@ -53,7 +54,11 @@ def train(
         arguments: of `TrainingArguments`, those that don't depend on `chosen`.
         batch_size: sequences a forward pass; if fewer than `arguments` say, a step takes more passes.
     """
-    wrapped = SlicedForCausalLM.wrap(model)
+    # PEFT and the Trainer change modules and configs. The twin has its own, and shares the memory of the weights.
+    twin = copy.deepcopy(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in model.parameters()})
+    wrapped = SlicedForCausalLM.wrap(twin)
+    getattr(wrapped, "activation_checkpointing_disable", wrapped.gradient_checkpointing_disable)()  # its old name
+    wrapped.base.config.use_cache = False  # a layer that computes its activations twice can't fill a cache
     config = peft.LoraConfig(
         r=chosen.rank,
         lora_alpha=chosen.alpha,
@@ -66,12 +71,11 @@ def train(
     sequences_a_step = arguments["per_device_train_batch_size"] * chosen.accumulation
     batch_size = next(size for size in range(batch_size, 0, -1) if sequences_a_step % size == 0)
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / sequences_a_step))
-    adapters = {block: block.adapter for block in network(wrapped).blocks}  # PEFT would leave trained copies
     callbacks = [Watch(progress)]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    with warnings.catch_warnings(), _as_it_was(wrapped, chosen.seed):
+    with warnings.catch_warnings(), _seeded(model.device, chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
@@ -98,17 +102,12 @@ def train(
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
         lora = peft.get_peft_model(wrapped, config)
         data = {"data_collator": collate, "train_dataset": training, "eval_dataset": held_out or None}
-        try:
-            trainer = CheckpointTrainer(lora, arguments, **data, callbacks=callbacks)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-        except BaseException:
-            lora.unload()
-            for block, adapter in adapters.items():
-                block.adapter = adapter
-            raise
+        trainer = CheckpointTrainer(lora, arguments, **data, callbacks=callbacks)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trained, _ = lora.get_nb_trainable_parameters()
         lora.merge_and_unload()
+    model.load_state_dict(twin.state_dict())
     return trainer.state, trained
 
 
@@ -150,25 +149,13 @@ class Watch(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _as_it_was(model: SlicedForCausalLM, seed: int) -> Iterator[None]:
-    """All random generators seeded. Afterwards they are as they were, and what the Trainer and PEFT change: which
-    parameters ask for gradients, the mode, values in configs.
-    """
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """All random generators seeded; afterwards they are as they were."""
     generators = random.getstate(), numpy.random.get_state()
-    configs = (model.config, model.config.base, model.base.config, model.generation_config)
-    cached = [(config, config.use_cache) for config in configs if hasattr(config, "use_cache")]
-    training, wanted = model.training, {name: part.requires_grad for name, part in model.named_parameters()}
     try:
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             yield
     finally:
         random.setstate(generators[0])
         numpy.random.set_state(generators[1])
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(wanted[name])
-            parameter.grad = None
-        for config, use_cache in cached:
-            config.use_cache = use_cache
-        getattr(model, "activation_checkpointing_disable", model.gradient_checkpointing_disable)()  # its old name
-        model.train(training)
