@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -325,9 +326,18 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch):
         minislice.load("absent/model")
 
 
-def test_a_card_names_the_folder_that_a_model_came_from_and_not_its_place(tmp_path, monkeypatch):
-    recipe = Recipe("llama")
-    recipe.model().save_pretrained(tmp_path / "trained")
-    monkeypatch.chdir(tmp_path / "trained")
-    model = minislice.slice_model(minislice.load(".")[0], recipe.tokens(), width=6)
-    assert made_by(SlicedForCausalLM.wrap(model))["base_model"] == "trained"
+@pytest.mark.parametrize("name", [".", "../models/trained", "{}/models/trained", "models/trained"])
+def test_a_card_names_the_folder_that_a_model_came_from_and_not_its_place_also_when_it_is_gone(
+    name, tmp_path, monkeypatch
+):
+    recipe, folder = Recipe("llama"), tmp_path / "models" / "trained"
+    recipe.model().save_pretrained(folder)
+    monkeypatch.chdir(tmp_path if name.startswith("models") else folder if name == "." else folder.parent)
+    model, _ = minislice.load(name.format(tmp_path))
+    wrapped = SlicedForCausalLM.wrap(minislice.slice_model(model, recipe.tokens(), width=6))
+    assert made_by(wrapped)["base_model"] == "trained"
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(folder)
+    assert made_by(wrapped)["base_model"] == "trained"
+    model.config.name_or_path = "owner/on-the-hub"
+    assert made_by(SlicedForCausalLM.wrap(model))["base_model"] == "owner/on-the-hub"

@@ -1,6 +1,7 @@
 """What a sliced model's folder says to people: how the model was made, and its model card."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ def made_by(model: PreTrainedModel) -> dict[str, Any]:
     record: dict[str, Any] = {}
     if report is not None or not model.config.slicing:
         version = getattr(sys.modules.get(__package__.partition(".")[0]), "__version__", "of unknown version")
-        name = model.base.config.name_or_path
-        # Of a path only the last part is written: the folders of this machine are nobody's business.
-        if name:
-            record["base_model"] = Path(name).resolve().name if Path(name).is_dir() else name
+        if name := model.base.config.name_or_path:
+            # Of a path only the last part is written: the folders of this machine are nobody's business.
+            on_hub = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) and not Path(name).is_dir()
+            record["base_model"] = name if on_hub else Path(name).resolve().name
         record["versions"] = f"minislice {version}, torch {torch.__version__}, transformers {transformers.__version__}"
     if report is not None:
         record["calibration tokens"] = report.calibration_tokens

@@ -22,7 +22,7 @@ from ..checks import require_choice
 from ..storage.checkpoint import load_config, locate
 from ..storage.checks import FLOATS, generation_config, require_fit, surplus
 from ..storage.files import stored_tensors
-from ..storage.gguf import is_gguf
+from ..storage.gguf import is_gguf, place_of
 from ..storage.unfinished import state_of
 
 
@@ -44,9 +44,8 @@ def merged(model: PreTrainedModel, pieces: dict[str, Tensor]) -> Tensor:
     return converter.convert(name, model=model, config=model.config)[name]
 
 
-def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> Path:
-    """The folder of a model, fetched from the hub if need be; a ValueError if there is none."""
-    place = locate(source)
+def local_folder(place: Path | str, trust_remote_code: bool = False) -> Path:
+    """The folder of a model that `locate` has found, fetched from the hub if need be."""
     if is_gguf(place):
         raise ValueError(f"{place} is one file, not to be read layer by layer: load it and save it as a folder")
     if isinstance(place, Path):
@@ -55,7 +54,7 @@ def local_folder(source: str | os.PathLike, trust_remote_code: bool = False) -> 
         patterns = ["*.safetensors", "*.json", "*.model", "*.txt", *(["*.py"] if trust_remote_code else [])]
         return Path(snapshot_download(place, allow_patterns=patterns))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{source!r} is no folder here, and can't be fetched from the hub: {error}") from error
+        raise ValueError(f"{place!r} is no folder here, and can't be fetched from the hub: {error}") from error
 
 
 class TrainedWeights:
@@ -70,7 +69,8 @@ class TrainedWeights:
     def __init__(self, source: str | os.PathLike, dtype: torch.dtype | str, trust_remote_code: bool = False):
         if isinstance(dtype, str):
             require_choice("dtype", dtype, ("auto", *FLOATS))
-        self.folder, self.trust_remote_code = local_folder(source, trust_remote_code), trust_remote_code
+        place = locate(source)
+        self.folder, self.trust_remote_code = local_folder(place, trust_remote_code), trust_remote_code
         self.config = config = load_config(self.folder, trust_remote_code)
         tensors = self.tensors = stored_tensors(self.folder)
         files = {tensor.path for tensor in tensors.values()}
@@ -84,7 +84,7 @@ class TrainedWeights:
         if self._head_is_its_own(model):
             config.tie_word_embeddings = False
             model = self.empty_model()
-        config.name_or_path = str(source)
+        config.name_or_path = str(place_of(place)[0])
         model.generation_config = generation_config(self.folder) or model.generation_config
         self.net = network(model)
         # By module and not by name: blocks will change the names. A tied matrix has the embedding's name in the files.

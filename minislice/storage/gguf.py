@@ -27,8 +27,12 @@ def smollm2() -> Path | str:
 
 
 def place_of(source: Path | str) -> tuple[Path | str, dict[str, str]]:
-    """What transformers' `from_pretrained` is told of a model: its folder or name, and of a GGUF file the file."""
-    return (source.parent, {"gguf_file": source.name}) if is_gguf(source) else (source, {})
+    """What transformers' `from_pretrained` is told of a model: its folder or name, and of a GGUF file the file.
+
+    A folder's path is absolute: transformers remembers it, and a relative path looks like a name on the hub.
+    """
+    place = source.absolute() if isinstance(source, Path) else source
+    return (place.parent, {"gguf_file": place.name}) if is_gguf(source) else (place, {})
 
 
 def require_all_used(file: Path, model: PreTrainedModel) -> None:
