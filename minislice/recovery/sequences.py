@@ -7,37 +7,37 @@ predicts nor is predicted.
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..corpus.batches import Batch
 
 IGNORED = -100  # the label that torch's cross entropy leaves out
 
 
-def labels(ids: Int64[Tensor, " tokens"], mask: Bool[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
+def labels(
+    ids: Int64[Tensor, "sequences tokens"], mask: Bool[Tensor, "sequences tokens"]
+) -> Int64[Tensor, "sequences tokens"]:
     """The ids, where their prediction counts, else `IGNORED`; transformers' losses shift them themselves."""
     counts = mask.clone()
-    counts[0] = False
-    counts[1:] &= mask[:-1]
+    counts[:, 0] = False
+    counts[:, 1:] &= mask[:, :-1]
     return torch.where(counts, ids, IGNORED)
 
 
 def rows(batches: list[Batch]) -> list[dict[str, Tensor]]:
-    """One row for each sequence, as the model's forward takes it, on the CPU."""
+    """One row for each sequence, on the CPU."""
     sequences = []
     for batch in batches:
-        masks = torch.ones_like(batch.ids, dtype=torch.bool) if batch.mask is None else batch.mask
+        masks = torch.ones_like(batch.ids) if batch.mask is None else batch.mask.long()
         for ids, mask in zip(batch.ids.cpu(), masks.cpu(), strict=True):
-            sequences.append({"input_ids": ids, "attention_mask": mask.long(), "labels": labels(ids, mask)})
+            sequences.append({"input_ids": ids, "attention_mask": mask})
     return sequences
 
 
 def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows as one batch; shorter ones are padded on the right."""
-    filler = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
-    return {
-        name: torch.nn.utils.rnn.pad_sequence([row[name] for row in batch], batch_first=True, padding_value=value)
-        for name, value in filler.items()
-    }
+    """Rows as one batch, as the model's forward takes it; shorter ones are padded on the right."""
+    padded = {name: pad_sequence([row[name] for row in batch], batch_first=True) for name in batch[0]}
+    return {**padded, "labels": labels(padded["input_ids"], padded["attention_mask"].bool())}
 
 
 def split(sequences: list[dict[str, Tensor]], share: float) -> tuple[list, list]:
