@@ -80,12 +80,9 @@ class Experts(StoredLinear):
     def store_matrices(self, matrices: Tensor) -> None:
         self.store(self.side, matrices.mT if self.module.is_transposed else matrices)
 
-    @property
-    def bias(self) -> None:
-        """None: experts have no bias in common. `ExpertsWriter` counts their biases among its columns."""
-
-    @bias.setter
+    @StoredLinear.bias.setter
     def bias(self, bias: Tensor | None) -> None:
+        """Experts have no bias in common. `ExpertsWriter` counts their biases among its columns."""
         if bias is not None:
             raise ValueError("can't fold the shift of a norm into experts: their class has no place for it")
 
