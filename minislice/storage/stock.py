@@ -52,12 +52,10 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     if isinstance(head := net.head, FittedHead):  # x -> (x H) E^T + b gets one matrix of its own, H E^T
         net.head = linear_map(head.H.double() @ head.weight.double().T, like=head.H)
         net.head.bias = head.bias
-    if not _is_tied(net):
-        J = mean_zero_embedding(k) if net.subtracts_mean else torch.eye(k, dtype=torch.float64)
-        rotate_network(net, [J] * len(net.norms))
-    for ours, theirs in [(net.embeddings, stock.embeddings), (net.blocks, stock.blocks)]:
-        for module, stock_module in zip(ours, theirs, strict=True):
-            _fill(stock_module, module.state_dict())
+    if net.subtracts_mean and not _is_tied(net):
+        rotate_network(net, [mean_zero_embedding(k)] * len(net.norms))
+    for module, stock_module in zip([*net.embeddings, *net.blocks], [*stock.embeddings, *stock.blocks], strict=True):
+        _fill(stock_module, module.state_dict())
     scale = net.head.weight.new_full((width,), (D / width) ** 0.5)
     for stock_norm in stock.norms:
         _fill_norm(stock_norm, net, scale, None)
@@ -121,11 +119,11 @@ def _require_same_mlps(net: Network, stock: Network) -> None:
             "this model's layers are dense or mixtures by their number, which changes where layers are left out; leave "
             "none out (--drop), then export that"
         )
-    ours, theirs = ([block.neurons for block in each.blocks if block.mlp is not None] for each in (net, stock))
-    if ours != theirs:
+    left, wanted = ([block.neurons for block in part.blocks if block.mlp is not None] for part in (net, stock))
+    if left != wanted:
         raise ValueError(
-            f"this model's MLPs have {min(ours)} to {max(ours)} neurons, and {type(stock.model).__name__} would have "
-            f"{max(theirs)} in each; slice the dense model with a fraction of neurons to delete, the same for all "
+            f"this model's MLPs have {min(left)} to {max(left)} neurons, and {type(stock.model).__name__} would have "
+            f"{max(wanted)} in each; slice the dense model with a fraction of neurons to delete, the same for all "
             "(--neurons 0.25), then export that"
         )
 
