@@ -235,8 +235,11 @@ ARTICLES = [
 ]
 
 
-def test_a_document_starts_where_its_own_tokens_start(tokenizer):
+def test_a_string_is_one_document(tokenizer):
     assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
+
+
+def test_a_document_starts_where_its_own_tokens_start(tokenizer):
     """Articles begin at their titles, and not at sections."""
     for documents, number in ((["\n".join(ARTICLES)], 4), ([f"Title {n} " * (n + 3) for n in range(5)], 5)):
         stream = tokenize(documents, tokenizer)
