@@ -24,6 +24,7 @@ import torch
 from bench import Bench, Outcome
 from protocol import FAMILIES, SLIPS, TABLES, profile_for, rows, settings_of
 from torch.distributed.run import get_args_parser
+from transformers import OPTConfig
 
 import minislice
 from minislice.command.cli import main, run_script
@@ -425,9 +426,15 @@ def test_what_is_missing_behind_the_slicing_is_told_before_it(monkeypatch, tmp_p
             Bench("cpu", tmp_path / "work").measure(setting, 1)
 
 
-def test_a_model_in_one_file_has_a_revision(tmp_path):
+def test_a_model_in_one_file_has_a_revision_and_one_of_the_hub_its_commit(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(20))
     assert len(results.revision(str(tmp_path / "model.gguf"))) == 12
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached, commit = tmp_path / "models--some--model", "0123456789" * 4
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text(commit)
+    OPTConfig().save_pretrained(cached / "snapshots" / commit)
+    assert results.revision("some/model") == commit
 
 
 # The scripts

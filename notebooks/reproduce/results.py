@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol import OF_SHAPES, Profile, Setting
+from transformers.utils import cached_file
 
 from minislice.measuring import provenance, records
 from minislice.storage.checkpoint import load_config, locate
@@ -58,7 +59,8 @@ def revision(source: str) -> str:
     """
     place = locate(source)
     if not isinstance(place, Path):
-        return getattr(load_config(place), "_commit_hash", None) or "unknown"
+        load_config(place)  # fetches it, or says in a line why it can't
+        return Path(cached_file(place, "config.json")).parent.name  # the hub's cache has a folder for each commit
     files = [place] if place.is_file() else [place / "config.json", *sorted(place.glob("*.safetensors"))]
     sums = [checksum(file) for file in files]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
