@@ -72,6 +72,7 @@ def test_a_sliced_model_returns_what_the_dense_class_returns_and_generates_with_
     recipe = fixed(family, variant)
     dropped = 2 * network(recipe.model()).blocks_per_layer  # the last layer's attention
     properties.cached_generation_equals_uncached(recipe, width=8, drop=[dropped], neurons=0.5, multiple=4)
+    properties.cached_generation_equals_uncached(recipe, width=8, slice_embedding=False, slice_head=True)
     wrapped = SlicedForCausalLM.wrap(properties.sliced(recipe, width=9))
     properties.cached_generation_equals_uncached(recipe, wrapped, cache="static")
     dense, sliced = recipe.model(), properties.sliced(recipe, slicing=0)

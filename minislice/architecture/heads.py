@@ -63,17 +63,15 @@ class FittedHead(SharingHead):
         return self.logits(x @ self.H)
 
 
-class Padding(nn.Module):
-    """A module's output, with zeros appended up to the width that the head reads.
+class Padding:
+    """A forward hook that appends zeros to a module's output, up to the wider one of the first and the last signal.
 
-    Some models reshape their last signal as their first one, and the last boundary may be wider.
+    Some models reshape their last signal as their first one. The decoder cuts the zeros off in the end.
     """
 
-    def __init__(self, module: nn.Module, model: nn.Module):
-        super().__init__()
-        self.module = module
-        vars(self)["model"] = model  # not as a part of this one
+    def __init__(self, model: nn.Module):
+        self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:  # [..., k] -> [..., at least k]
-        x = self.module(x)
-        return nn.functional.pad(x, (0, max(0, self.model.get_output_embeddings().in_features - x.shape[-1])))
+    def __call__(self, module: nn.Module, arguments: tuple, x: Tensor) -> Tensor:  # [..., k] -> [..., at least k]
+        embeddings, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        return nn.functional.pad(x, (0, max(0, embeddings.embedding_dim - x.shape[-1], head.in_features - x.shape[-1])))

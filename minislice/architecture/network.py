@@ -82,7 +82,7 @@ class Network:
                     allow_any_width(block, self.trained_width)
         self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
-            setattr(self.decoder, name, Padding(getattr(self.decoder, name), self.model))
+            getattr(self.decoder, name).register_forward_hook(Padding(self.model))
         self.decoder.forward = DecoderForward(self.model)
 
     @property
@@ -103,6 +103,8 @@ class Network:
     @final_norm.setter
     def final_norm(self, norm: nn.Module) -> None:
         setattr(self.decoder, self.family.final_norm, norm)
+        if self.family.last_shaped_as:
+            norm.register_forward_hook(Padding(self.model))
 
     @property
     def head(self) -> nn.Linear | SharingHead:

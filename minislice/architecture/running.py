@@ -56,6 +56,9 @@ class DecoderForward:
                 note = lambda _, args, output: attentions.append(output)  # noqa: E731
                 hooks.enter_context(block.attention.register_forward_hook(note))
             outputs = type(decoder).forward(decoder, *args, **kwargs)
+        if family.last_shaped_as:  # what the head doesn't read are zeros of `heads.Padding`
+            width = self.model.get_output_embeddings().in_features
+            outputs.last_hidden_state = outputs.last_hidden_state[..., :width]
         if want_states:
             outputs.hidden_states = (*states, outputs.last_hidden_state)
         if want_attentions:
