@@ -9,6 +9,7 @@ import numpy as np
 import properties
 import pytest
 import torch
+from family_models import fixed
 from models import VOCABULARY, Recipe
 from torch import nn
 
@@ -114,6 +115,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "compare: size": (LLAMA, [], comparing(IDS, sizes=[1.5]), "0 < sizes <= 1"),
     "compare: tasks": (LLAMA, [], comparing(IDS, tasks=["piqa"]), "can't be measured: zero-shot tasks are texts"),
     "fused, text": (OPT, [fuse], calling(minislice.own_text, 1, 8), "sliced"),
+    "long, GPT-J": (fixed("gptj"), [], calling(perplexity, LONG), "65", "64 positions"),
 }
 
 

@@ -79,11 +79,13 @@ def token_batches(
 def position_limit(model: PreTrainedModel) -> int | None:
     """How many tokens a sequence may have: a table of positions ends, a rotary embedding doesn't (None).
 
-    Other tables, as those of token types, have another number of rows than the config has positions.
+    Other tables, as those of token types, have another number of rows than the config has positions. GPT-J's table is
+    a buffer.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
     rows = [table.num_embeddings - getattr(table, "offset", 0) for table in tables]
+    rows += [len(buffer) for buffer in model.buffers() if buffer.ndim == 2 and len(buffer) == positions]
     return next((number for number in rows if positions in (None, number)), None)
 
 
