@@ -9,6 +9,7 @@ import numpy as np
 import properties
 import pytest
 import torch
+from accelerate import cpu_offload
 from family_models import fixed
 from models import VOCABULARY, Recipe
 from torch import nn
@@ -126,6 +127,13 @@ def test_what_can_not_be_done_is_refused_and_leaves_the_model_alone(case):
     for step in before:
         step(model)
     assert_raises_and_leaves_alone(model, action, *fragments)
+
+
+@pytest.mark.parametrize("change", [fuse, rotate, slicing(slicing=0)])
+def test_weights_that_are_not_in_memory_are_not_changed(change):
+    """Accelerate would go on computing with its own copy of them."""
+    with pytest.raises(ValueError, match="load it without device_map"):
+        change(cpu_offload(LLAMA.model()))
 
 
 def test_what_looks_like_it_is_fine():
