@@ -197,11 +197,11 @@ def network(model: PreTrainedModel) -> Network:
         ValueError: not a causal language model of a supported family, or a linear is quantized, PEFT's,
             or of an unknown class.
     """
-    config = getattr(model, "config", None)
-    if not isinstance(config, PreTrainedConfig):
-        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
     if type(model).__module__.startswith("peft."):
         raise ValueError("this is a PEFT model; merge its adapters into it first: model = model.merge_and_unload()")
+    if not isinstance(model, PreTrainedModel):  # also one inside torch.compile's OptimizedModule
+        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
+    config = model.config
     if config.model_type == "minislice":
         return network(model.base)
     family = find_family(config)
