@@ -43,7 +43,8 @@ def without_tf32() -> Iterator[None]:
     for products in PRODUCTS:
         products.fp32_precision = "ieee"
     try:
-        yield
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            yield
     finally:
         for products, precision in zip(PRODUCTS, allowed, strict=True):
             products.fp32_precision = precision

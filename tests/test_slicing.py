@@ -16,6 +16,7 @@ from minislice.architecture.network import network
 from minislice.corpus.embedded import data_folder
 from minislice.options import slice_width
 from minislice.pca import covariance, width_keeping
+from minislice.rotation import times
 
 LLAMA = Recipe("llama")
 MINI_IDS = torch.randint(3, 4096, (4, 64), generator=torch.Generator().manual_seed(0))
@@ -53,6 +54,14 @@ def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
         assert seen == ["ieee"] and products.fp32_precision == "tf32"
     finally:
         products.fp32_precision = before
+
+
+def test_a_callers_autocast_rounds_neither_covariances_nor_weights():
+    x = torch.randn(8, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        C = covariance(x)
+        assert torch.equal(times(x, torch.eye(4).double()), x)
+    assert torch.equal(C, covariance(x))
 
 
 @given(recipes())
