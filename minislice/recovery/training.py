@@ -75,7 +75,7 @@ def train(
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    with warnings.catch_warnings(), _seeded(model.device, chosen.seed):
+    with warnings.catch_warnings(), torch.enable_grad(), _seeded(model.device, chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
