@@ -89,6 +89,19 @@ def test_a_sliced_model_returns_what_the_dense_class_returns_and_generates_with_
     assert len(wrapped(input_ids=recipe.tokens(1)).hidden_states) == recipe.layers + 1
 
 
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_what_a_config_asks_for_is_returned_after_slicing_too(family):
+    recipe = fixed(family)
+    model, ids = recipe.model(), recipe.tokens()
+    names = [name for name in ("hidden_states", "router_logits") if hasattr(model.config, f"output_{name}")]
+    for name in names:
+        setattr(model.config, f"output_{name}", True)
+    minislice.delete_layers(model, ids, layers=1)
+    assert all(len(model(ids, labels=ids)[name]) >= recipe.layers - 1 for name in names)
+    minislice.slice_model(model, ids, slicing=0, neurons=0.5, multiple=1, fisher=True)
+    assert all(len(model(ids, labels=ids)[name]) >= recipe.layers - 1 for name in names)
+
+
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [("qwen2_moe", torch.float32), ("mixtral", torch.float16), ("gpt_oss", torch.bfloat16), ("gpt_oss", torch.float64)],

@@ -18,6 +18,8 @@ from .linears import Linear, check_linear, is_experts, reader, writer
 from .mixtures import ANY_WIDTH, allow_any_width
 from .running import DecoderForward, LastLayerReached, Recorder
 
+OUTPUTS = ("output_hidden_states", "_output_attentions", "output_router_logits")  # as a config stores what it asks for
+
 
 @dataclass
 class Network:
@@ -181,13 +183,18 @@ class Network:
 
     @contextmanager
     def _stand_in(self, layers: list[nn.Module]) -> Iterator[None]:
-        """The model runs these in place of its layers."""
-        theirs = self.their_layers
+        """The model runs these in place of its layers, and is asked for logits alone, whatever its config says:
+        transformers would look for the layers' outputs here, find none, and never look again.
+        """
+        theirs, fields = self.their_layers, vars(self.model.config)
+        asked = {name: fields[name] for name in OUTPUTS if name in fields}
         setattr(self.decoder, self.family.layers, nn.ModuleList(layers))
+        fields.update(dict.fromkeys(asked, False))
         try:
             yield
         finally:
             setattr(self.decoder, self.family.layers, theirs)
+            fields.update(asked)
 
 
 def network(model: PreTrainedModel) -> Network:
