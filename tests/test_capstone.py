@@ -33,10 +33,12 @@ def test_the_answer_reaches_all_and_the_judge_stays_as_it_was(capsys):
     [
         ({**WHOLE, "neurons": [4800] * 4}, "neurons"),
         ({**WHOLE, "width": [0] * 9}, "width"),
-        ({**WHOLE, "drop": [0] * 10**6}, "at most 64 ints"),
-        ({**WHOLE, "adapter": "wide"}, "expected one of full"),
-        ({**WHOLE, "repair": print}, "expected True or False"),
-        ({**WHOLE, "width": [192.0] * 9}, "expected an int or a list of at most 64 ints, got list of 9"),
+        ({**WHOLE, "drop": [2] * 10**6}, "got 9 widths; this model has 8 boundaries"),
+        ({**WHOLE, "adapter": "wide"}, "adapter must be one of full"),
+        ({**WHOLE, "repair": print}, "repair: expected bool | int, got builtin_function_or_method"),
+        ({**WHOLE, "drop": {0}}, "drop: expected list, got set"),
+        ({**WHOLE, "repair": None}, "repair: expected bool | int, got None"),
+        ({**WHOLE, "width": [192.0] * 9}, "width must be a whole number, or one for each boundary, got [192.0, "),
         ("mini-opt", "expected a dictionary"),
     ],
 )

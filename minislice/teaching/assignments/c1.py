@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from .exercise import Case, Failure, Question
-from .forms import Value
 from .markdown import read
 
 MODEL, SIZE = "mini-llama", 0.8
 SAMPLES, SEQLEN, EVERY = 64, 256, 32  # calibration sequences, tokens in each; one window in 32 is measured on
 # Perplexity over the dense one: about what these methods reach (notebooks/measure/capstone.py).
 GOALS = {"neurons": 1.30, "slicegpt": 1.08, "mixed": 1.05}
-MOST = 64  # entries of a list
-ADAPTERS = ("full", "low-rank", "none")
+PARTS = {"neurons": 5, "slicegpt": 10, "mixed": 10}
+# The options of a plan that are used. `SlicingOptions` says which numbers they may have.
+FORM = {"width": int | list, "neurons": list, "drop": list, "adapter": str, "repair": bool | int}
 
 
 @lru_cache(1)
@@ -50,9 +48,7 @@ def measure(plan: Mapping[str, Any]) -> tuple[float, Any]:
     from minislice.measuring.paired import perplexity_ratio, window_losses
 
     model, tokens, evaluation, dense = frozen()
-    options = {name: np.asarray(value).tolist() for name, value in plan.items()}  # Python's numbers, not NumPy's
-    options["repair"] = bool(options.get("repair"))
-    sliced = slice_model(copy.deepcopy(model), tokens, **options)
+    sliced = slice_model(copy.deepcopy(model), tokens, **{**plan, "repair": bool(plan.get("repair"))})
     return parameters(sliced) / parameters(model), perplexity_ratio(window_losses(sliced, evaluation), dense)
 
 
@@ -70,19 +66,5 @@ def _judge(plan: Mapping[str, Any]) -> Failure | None:
     fine = tuple(name for name in GOALS if name not in missed)
     return Failure("plan", f"{what}; not reached: {', '.join(missed)}", fine=fine, wrong=missed)
 
-
-def _are_ints(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= MOST and all(isinstance(each, (int, np.integer)) for each in value)
-
-
-INTS = f"a list of at most {MOST} ints"
-FORM = {
-    "width": Value(f"an int or {INTS}", lambda value: isinstance(value, (int, np.integer)) or _are_ints(value)),
-    "neurons": Value(INTS, _are_ints),
-    "drop": Value(INTS, _are_ints),
-    "adapter": Value(f"one of {', '.join(ADAPTERS)}", lambda value: str(value) in ADAPTERS),
-    "repair": Value("True or False", lambda value: isinstance(value, (bool, np.bool_, int))),
-}
-PARTS = {"neurons": 5, "slicegpt": 10, "mixed": 10}
 
 C1, check = read("c1", plan=Question(lambda rng: [Case({"blocks": 8}, {})], lambda: FORM, _judge, PARTS))

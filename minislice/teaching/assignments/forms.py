@@ -1,7 +1,7 @@
 """The form of a result: its types, its shapes, and that its numbers are finite."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,7 @@ class Array:
     numbers: str = "float64"  # or int64, where only whole numbers are right
 
 
-@dataclass(frozen=True)
-class Value:
-    """A plain value in a dictionary, that `fits`; `wanted` says in words which."""
-
-    wanted: str
-    fits: Callable[[Any], bool]
-
-
-# The form of a result: an Array, a Value, None, or a tuple, list or dictionary of forms.
+# The form of a result: an Array, a type, None, or a tuple, list or dictionary of forms. NumPy's numbers are Python's.
 Form = Any
 
 
@@ -48,9 +40,11 @@ def conform(form: Form, result: Any, name: str, misfits: list[Misfit]) -> Any:
         except Misfit as misfit:
             misfits.append(misfit)
             return np.full([side if isinstance(side, int) else 1 for side in form.shape], np.nan)
-    if isinstance(form, Value):
-        if not form.fits(result):
-            raise Misfit(name, f"expected {form.wanted}, got {described(result)}")
+    if isinstance(form, (type, UnionType)):
+        result = result.item() if isinstance(result, np.generic) else result
+        if not isinstance(result, form):
+            wanted = form.__name__ if isinstance(form, type) else form
+            raise Misfit(name, f"expected {wanted}, got {described(result)}")
         return result
     if isinstance(form, dict):
         if not isinstance(result, dict):
