@@ -4,8 +4,9 @@ QuaRot (Ashkboos et al. 2024) and SpinQuant (Liu et al. 2024) rotate a model bef
 whole multiples of one step, and its largest entry decides the step: an outlier makes it coarse for all the others.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Generator, Tensor
@@ -42,19 +43,17 @@ def linears_by_input(net: Network) -> dict[str, list[Linear]]:
 @contextmanager
 def inputs_become(linears: Sequence[Linear], function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While it is open, each linear reads `function` of its input."""
-    modules = [getattr(linear, "module", linear) for linear in linears]
-    hooks = [m.register_forward_pre_hook(lambda _, inputs: (function(inputs[0]), *inputs[1:])) for m in modules]
-    try:
+    with ExitStack() as hooks:
+        for linear in linears:
+            change = lambda module, inputs: (function(inputs[0]), *inputs[1:])  # noqa: E731
+            hooks.enter_context(getattr(linear, "module", linear).register_forward_pre_hook(change))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
 def round_weights(net: Network, bits: int) -> None:
     """Round the weights of all blocks, each row of `nn.Linear`'s matrix with a step of its own, in place."""
-    for linear in [linear for linears in linears_by_input(net).values() for linear in linears]:
+    for linear in itertools.chain(*linears_by_input(net).values()):
         linear.weight.copy_(rounded(linear.weight, bits))
 
 
@@ -66,8 +65,7 @@ def hadamard(size: int, generator: Generator) -> Tensor:
     Raises:
         ValueError: the size is no such product.
     """
-    squares = {i * i % 11 for i in range(1, 11)}
-    character = torch.tensor([0] + [1 if n in squares else -1 for n in range(1, 11)])
+    character = torch.tensor([0, 1, -1, 1, 1, 1, -1, -1, -1, 1, -1])  # 1 for the squares 1, 3, 4, 5 and 9
     paley = torch.eye(12, dtype=torch.float64)
     paley[0, 1:], paley[1:, 0] = 1, -1
     paley[1:, 1:] += character[(torch.arange(11)[:, None] - torch.arange(11)) % 11]
