@@ -18,7 +18,12 @@ def close(expected: Any, got: Any, tolerance: float = TOLERANCE) -> bool:
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.ndim and expected.shape != got.shape:
         return False
-    return bool((np.abs(expected - got) <= tolerance * max(1.0, np.abs(expected).max(initial=0.0))).all())
+    return bool((_off(expected, got) <= tolerance).all())
+
+
+def _off(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """How far each entry is off, as a part of the largest expected value, or of 1."""
+    return np.abs(expected - got) / max(1.0, np.abs(expected).max(initial=0.0))
 
 
 @dataclass(frozen=True)
@@ -51,18 +56,12 @@ def first_wrong(places: Iterable[Place]) -> Failure | None:
         return None
     first = wrong[0]
     fine, not_fine = (tuple(name for name in names if names[name] == right) for right in (True, False))
-    what, values = difference(first.expected, first.got)
+    what, values, relative = difference(first.expected, first.got)
     likely = [sentence for sentence, value in first.mistakes.items() if first.alike(value, first.got)]
-    float32 = "Nearly right: is something computed in float32?"
-    mistake = likely[0] if len(likely) == 1 else float32 if _nearly(first.expected, first.got) else ""
+    nearly = relative <= 1e-5 and np.asarray(first.expected).dtype.kind == "f"
+    float32 = "Nearly right: is something computed in float32?" if nearly else ""
+    mistake = likely[0] if len(likely) == 1 else float32
     return Failure(first.name, what, values, fine, mistake, first.hint, not_fine)
-
-
-def _nearly(expected: Any, got: Any) -> bool:
-    """Whether an array of floats is right to about float32's digits of its largest entry."""
-    expected, got = np.asarray(expected), np.asarray(got)
-    same_kind = expected.shape == got.shape and expected.dtype.kind == got.dtype.kind == "f"
-    return same_kind and bool(np.abs(expected - got).max(initial=0) <= 1e-5 * np.abs(expected).max(initial=0))
 
 
 def orthonormal(name: str, Q: np.ndarray) -> Place:
@@ -99,14 +98,12 @@ def compared(
     return Question(cases, returns, judge)
 
 
-def difference(expected: Any, got: Any) -> tuple[str, str]:
-    """Where the first entry differs, and its two values, in words."""
+def difference(expected: Any, got: Any) -> tuple[str, str, float]:
+    """Where the first entry differs, its two values, in words, and the largest difference by the largest entry."""
     expected, got = np.asarray(expected, dtype=np.float64), np.asarray(got, dtype=np.float64)
-    apart = np.abs(expected - got)
-    scale = max(1.0, np.abs(expected).max(initial=0.0))
-    first = tuple(int(i) for i in np.argwhere(~(apart <= TOLERANCE * scale))[0])
-    relative = apart.max() / max(np.abs(expected).max(), np.finfo(float).tiny)
+    first = tuple(np.argwhere(~(_off(expected, got) <= TOLERANCE))[0].tolist())
+    relative = np.abs(expected - got).max() / max(np.abs(expected).max(), np.finfo(float).tiny)
     at = f"first difference at {list(first)}" if first else "another value"
     digits = 4 if f"{expected[first]:.4g}" != f"{got[first]:.4g}" else 12
     numbers = f"expected {expected[first]:.{digits}g}, got {got[first]:.{digits}g}"
-    return at, f"{numbers} (max relative {relative:.2g})" if first else numbers
+    return at, f"{numbers} (max relative {relative:.2g})" if first else numbers, relative
