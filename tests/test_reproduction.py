@@ -9,11 +9,12 @@ import dataclasses
 import io
 import itertools
 import json
+import shutil
 import sys
 import uuid
 import weakref
 from pathlib import Path
-from unittest.mock import DEFAULT, Mock
+from unittest.mock import Mock, create_autospec
 
 import bench
 import pytest
@@ -31,6 +32,7 @@ from minislice.command.cli import main, run_script
 from minislice.command.parser import make_parser
 from minislice.corpus.embedded import paper_table
 from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.large.streaming import StreamedSlicer
 from minislice.measuring import provenance, records
 
 PAPER, LLAMA = (profile_for(family, dtype="float16") for family in ("opt", "llama-2"))
@@ -347,52 +349,80 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     assert values["total_ratio"] == pytest.approx(values["total"] / values["dense_total"])
 
 
-def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(in_memory, monkeypatch, tmp_path):
-    asked, batches = [row for row in rows(SMALL, [1]) if row.percent in (0, 30)], []
-    errors = iter([torch.OutOfMemoryError("CUDA"), KeyboardInterrupt(), OSError("no room")])
-    really_slice, begun = minislice.slice_streamed, tmp_path / ".results.jsonl.work" / "begun"
+def streamed(monkeypatch, *errors):
+    """Have each slicing from disk raise one of the errors before it slices the head; None: it goes on to its end.
 
-    def slicing(*arguments, batch_size, **options):
-        batches.append(batch_size)
-        if error := next(errors, None):
+    Returns the mock that slices.
+    """
+    errors, slice_head = iter(errors), StreamedSlicer.slice_head
+
+    def fails(slicer):
+        if error := next(errors):
             raise error
-        return really_slice(*arguments, batch_size=batch_size, **options)
+        slice_head(slicer)
 
-    monkeypatch.setattr(minislice, "slice_streamed", slicing)
+    monkeypatch.setattr(StreamedSlicer, "slice_head", fails)
+    monkeypatch.setattr(minislice, "slice_streamed", slicing := Mock(wraps=minislice.slice_streamed))
+    return slicing
+
+
+def batch_sizes(slicing):
+    return [call.kwargs["batch_size"] for call in slicing.call_args_list]
+
+
+def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(in_memory, monkeypatch, tmp_path):
+    asked, slice_layer = [row for row in rows(SMALL, [1]) if row.percent in (0, 30)], StreamedSlicer.slice_layer
+    slicing = streamed(monkeypatch, torch.OutOfMemoryError("CUDA"), KeyboardInterrupt(), OSError("no room"), None)
+    layers = create_autospec(slice_layer, side_effect=slice_layer)
+    monkeypatch.setattr(StreamedSlicer, "slice_layer", layers)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, asked, SMALL, stream=True)
-    begun.write_text("hours of work")
     with monkeypatch.context() as patch:
         patch.setattr(reproduce, "why_not", lambda *arguments: "no room")
         run(tmp_path, asked, SMALL, stream=True)
-        patch.setattr(reproduce.shutil, "disk_usage", lambda folder: Mock(free=0))
-        assert reproduce.space_here("cpu", tmp_path / "results.jsonl")["the disk"] > len("hours of work")
+        patch.setattr(shutil, "disk_usage", lambda folder: Mock(free=0))
+        assert reproduce.space_here("cpu", tmp_path / "results.jsonl")["the disk"] > 1000
     run(tmp_path, asked[:1], SMALL, stream=True)  # the dense model's row, as the notebook runs it first
-    assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 1 and begun.exists()
-    assert run(tmp_path, asked, SMALL, stream=True)["done"] == 1 and batches == [8, 4, 4, 4]
+    assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 1
+    assert run(tmp_path, asked, SMALL, stream=True)["done"] == 1 and batch_sizes(slicing) == [8, 4, 4, 4]
+    assert layers.call_count == 2 * (len(in_memory[1]["facts"]["widths"]) // 2), "a run went on behind the last layer"
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
-    for streamed, whole in zip(recorded(tmp_path), in_memory, strict=True):
-        assert streamed["values"] == pytest.approx(whole["values"], rel=1e-5)  # by batches of another size
-        sizes = {report.how(record)["of parameters"] for record in (streamed, whole)}
+    for streamed_record, whole in zip(recorded(tmp_path), in_memory, strict=True):
+        assert streamed_record["values"] == pytest.approx(whole["values"], rel=1e-5)  # by batches of another size
+        sizes = {report.how(record)["of parameters"] for record in (streamed_record, whole)}
         assert len(sizes) == 1 and "-" not in sizes
 
 
 def test_a_streamed_slicing_whose_row_failed_is_kept_beside_the_next_one(monkeypatch, tmp_path):
-    asked, space = [row for row in rows(SMALL, [1]) if row.percent in (20, 30)], reproduce.space_here
-    effects = [DEFAULT, OSError("full"), torch.OutOfMemoryError("CUDA"), DEFAULT]
-    monkeypatch.setattr(minislice, "slice_streamed", Mock(wraps=minislice.slice_streamed, side_effect=effects))
+    asked, room, full = [row for row in rows(SMALL, [1]) if row.percent in (20, 30)], Mock(free=1 << 40), Mock(free=0)
+    slicing = streamed(monkeypatch, None, OSError("full"), torch.OutOfMemoryError("CUDA"), None)
     monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[OSError("no hub"), OSError("no hub"), 20.0, 20.0]))
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "space_here", lambda *arguments: space(*arguments) | {"the disk": 0})
-        count = run(tmp_path, asked, SMALL, stream=True)
-    assert count["failed"] == 1 and "kept for unfinished rows takes" in recorded(tmp_path)[1]["reason"]
+        patch.setattr(shutil, "disk_usage", Mock(side_effect=[room, room, full]))  # as the second slicing finds it
+        assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 2
+    assert "the disk has 0.00 GB" in recorded(tmp_path)[1]["reason"]
     assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 2
     count = run(tmp_path, asked, SMALL, stream=True, batch_size=4)
     assert (count["done"], count["failed"]) == (1, 1) and "sliced by batches of 8" in recorded(tmp_path)[1]["reason"]
     assert run(tmp_path, asked, SMALL, stream=True, batch_size=4)["done"] == 1
-    assert minislice.slice_streamed.call_count == len(effects), "the finished slicing was found again"
+    assert batch_sizes(slicing) == [8] * 5, "the first slicing was found again, and the second gone on with"
     assert [record["facts"]["sliced by batches of"] for record in recorded(tmp_path)] == [8, 8]
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
+
+
+@pytest.mark.parametrize("name", ["{}-by-8", ".{}-by-8.partial"])  # finished, and unfinished
+def test_no_run_goes_on_with_half_of_a_slicing_and_nothing_else_is_deleted(name, monkeypatch, tmp_path):
+    place, slicing = Bench("cpu", tmp_path), settings_of(rows(SMALL, [1]))[-1].slicing
+    (tmp_path / name.format(bench.key_of(slicing))).mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert place.begun(slicing).name.endswith("-by-8")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
+        place.clear(slicing)
+    assert place.begun(slicing) is None
+    monkeypatch.setattr(minislice, "slice_streamed", Mock())
+    place._streamed(slicing, None, None, 8, {})  # it begins again, without that half
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_no_other_model_takes_the_memory_that_a_cost_is_measured_in(monkeypatch, tmp_path):
@@ -488,9 +518,3 @@ def test_minislice_says_where_a_script_is(capsys):
         assert main([name, "opt"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and (Path(__file__).parents[1] / said.split()[-2]).is_file()
-
-
-def test_a_folder_of_somebody_else_is_not_taken_for_sliced_models(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="a folder that `reproduce"):
-        Bench("cpu", tmp_path)

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import minislice
-from minislice.architecture.folder import whole_file
 from minislice.architecture.modeling import without_memory
 from minislice.architecture.network import network
 from minislice.checks import require_package
@@ -31,7 +30,6 @@ from minislice.measuring.timing import inference_cost, product_milliseconds
 from minislice.options import SlicingOptions
 from minislice.storage.checkpoint import load_config, load_tokenizer, locate
 
-MARK = "made-by-reproduce"  # a folder with this file may be deleted; each line is a slicing's key and its batch size
 NEVER = 10**9  # a patience
 
 
@@ -51,62 +49,46 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Where settings are measured; those that follow each other and share a sliced model share its slicing."""
+    """Measures settings. Those that follow one another and have the same sliced model share its slicing."""
 
     device: str
-    work: Path  # a folder for what is sliced by streaming; each stays until its rows are finished
+    work: Path  # models sliced by streaming, folders KEY-by-BATCHSIZE; each stays until its rows are finished
     stream: bool = False  # slice from disk, one layer in memory, and spread the result over all devices
     process_count: int = 1  # that share the calibration set of a streamed slicing, each on a GPU of its own
     last: tuple | None = None  # the last slicing (see `Setting.slicing`), its model, and the outcome of making it
 
     def __post_init__(self):
         self.stream_of = functools.cache(stream_of)  # a text is tokenized once
-        if self.work.exists() and not (self.work / MARK).is_file():
-            raise ValueError(f"{self.work} isn't a folder that `reproduce.py` left; move it away")
 
     def let_go(self) -> None:
-        """Let the last model's memory go; what refers to itself, as models do, waits for the collector."""
+        """Free the last model's memory; a model refers to itself, so that only the collector frees it."""
         self.last = None
         gc.collect()
         torch.cuda.empty_cache()  # other processes slice on the same GPUs
 
-    def begun(self) -> dict[str, int]:
-        """The batch size of each slicing in the folder, finished or not, by its key."""
-        lines = (self.work / MARK).read_text("utf-8").splitlines() if self.work.is_dir() else []
-        return {key: int(size) for key, size in map(str.split, lines)}
+    def begun(self, slicing: Setting) -> Path | None:
+        """The folder KEY-by-BATCHSIZE of a slicing that an earlier run began; it is there if that run finished it."""
+        key = key_of(slicing)
+        for path in (*self.work.glob(f"{key}-by-*"), *self.work.glob(f".{key}-by-*.partial")):
+            return path.with_name(path.name.strip(".").removesuffix(".partial"))
+        return None
 
-    def mark(self, begun: dict[str, int]) -> None:
-        with whole_file(self.work / MARK) as new:
-            new.write_text("".join(f"{key} {size}\n" for key, size in begun.items()), "utf-8")
-
-    def clear(self, made: Setting) -> None:
-        """Delete a slicing from the folder, and the folder with its last one."""
-        if not self.work.is_dir():
-            return
-        key, begun = key_of(made), self.begun()
-        begun.pop(key, None)
-        if not begun:
-            shutil.rmtree(self.work)
-            return
-        self.mark(begun)
-        for path in self.work.glob(f"*{key}*"):  # finished, or what `slice_streamed` goes on with
-            shutil.rmtree(path)
-
-    def kept(self, made: Setting) -> int:
-        """Bytes that other slicings have in the folder."""
-        if not (made.text and self.work.is_dir()):
-            return 0
-        key = key_of(made)
-        return sum(file.stat().st_size for file in self.work.rglob("*") if key not in str(file))
+    def clear(self, slicing: Setting) -> None:
+        """Delete a slicing from the disk, finished or not, and the folder with its last one."""
+        for path in sorted(self.work.glob(f"*{key_of(slicing)}*")):
+            # A killed run may leave half of the folder, and no run must go on with that.
+            shutil.rmtree(path.rename(self.work / f"deleted-{path.name}"))
+        with contextlib.suppress(OSError):  # there is no folder, or something else is in it
+            self.work.rmdir()
 
     def measure(self, setting: Setting, batch_size: int) -> Outcome:
         if setting.measure in OF_SHAPES:
             cost = {"inference": inference, "products": products, "time": slicing_and_recovery}[setting.measure]
-            self.let_go()  # the largest batch that fits is asked for
+            self.let_go()  # a cost may be the largest batch that fits
             return cost(setting, self.device, batch_size)
         how, dense = setting.how, without_memory(load_config(locate(setting.source)))
         outcome = Outcome(facts={"batch size": batch_size, "dense parameters": minislice.parameters(dense)})
-        # What is needed only behind the slicing, which may take hours, is looked for before it.
+        # Slicing may take hours. What is needed only after it is looked for before it.
         tokenizer = load_tokenizer(locate(setting.source))
         if tokenizer is None:
             raise ValueError(f"{setting.source} has no tokenizer beside it")
@@ -143,72 +125,71 @@ class Bench:
             outcome.facts[name] = f"{text} {len(tokens)} x {tokens.shape[1]} ({hash_of(tokens)})"
         return sets
 
-    def _model(self, made: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
+    def _model(self, slicing: Setting, tokens: Tensor | None, tokenizer, batch_size: int, outcome: Outcome):
         """The dense or sliced model."""
-        if self.last is None or self.last[0] != made:
+        if self.last is None or self.last[0] != slicing:
             self.let_go()
-            making, source = Outcome(), made.source
-            if made.percent:
+            making, source = Outcome(), slicing.source
+            if slicing.percent:
                 making.facts["sliced by batches of"] = batch_size
-            if made.percent and self.stream:
+            if slicing.percent and self.stream:
                 making.facts["streamed by"] = self.process_count
                 with making.timed("slice"):
-                    source = self._streamed(made, tokens, tokenizer, batch_size, making.facts)
+                    source = self._streamed(slicing, tokens, tokenizer, batch_size, making.facts)
             with making.timed("load"):
                 place = "auto" if self.stream else self.device
-                model, _ = minislice.load(source, dtype=made.how.dtype, device=place)
-            if made.percent and not self.stream:
+                model, _ = minislice.load(source, dtype=slicing.how.dtype, device=place)
+            if slicing.percent and not self.stream:
                 with making.timed("slice"):
-                    minislice.slice_model(model, tokens, batch_size=batch_size, **options(made))
-            if made.percent:
+                    minislice.slice_model(model, tokens, batch_size=batch_size, **options(slicing))
+            if slicing.percent:
                 making.facts["widths"] = network(model).widths
-            self.last = made, model, making
+            self.last = slicing, model, making
         _, model, making = self.last
         outcome.facts |= making.facts
         outcome.seconds |= making.seconds
         return model
 
-    def _streamed(self, made: Setting, tokens: Tensor, tokenizer, batch_size: int, facts: dict[str, Any]) -> Path:
-        """The folder of a sliced model, made now unless an earlier run made it; an unfinished one is gone on with."""
-        out, begun = self.work / key_of(made), self.begun()
-        is_begun = out.name in begun
-        if is_begun:  # what goes on has the same batch size; the seconds are this run's alone
-            batch_size = begun[out.name]
+    def _streamed(self, slicing: Setting, tokens: Tensor, tokenizer, batch_size: int, facts: dict[str, Any]) -> Path:
+        """The folder of a sliced model, made now unless an earlier run made it; this run finishes an unfinished one."""
+        begun = self.begun(slicing)
+        if begun:  # it goes on with the same batch size; the seconds are this run's alone
+            batch_size = int(begun.name.split("-by-")[1])
             facts |= {"sliced by batches of": batch_size, "slicing was begun earlier": True}
-            if out.is_dir():
-                return out
+            if begun.is_dir():
+                return begun
         else:
-            self.clear(made)  # what a killed `clear` left
-            self.work.mkdir(exist_ok=True)
-            self.mark(begun | {out.name: batch_size})
+            self.clear(slicing)  # what a killed `clear` left
+        out = begun or self.work / f"{key_of(slicing)}-by-{batch_size}"
         try:
             if self.process_count > 1:
-                run_processes(slice_command(made, out, batch_size, self.process_count))
+                run_processes(slice_command(slicing, out, batch_size, self.process_count))
             else:
-                machine = {"dtype": getattr(torch, made.how.dtype), "device": self.device, "tokenizer": tokenizer}
-                minislice.slice_streamed(made.source, tokens, out, batch_size=batch_size, **machine, **options(made))
+                how = options(slicing) | {"dtype": getattr(torch, slicing.how.dtype), "device": self.device}
+                how |= {"batch_size": batch_size, "tokenizer": tokenizer}
+                minislice.slice_streamed(slicing.source, tokens, out, **how)
         except torch.OutOfMemoryError as error:
-            if is_begun:
-                told = f"{self.work} keeps what was sliced by batches of {batch_size}: free memory, or delete it"
-                raise ValueError(f"{told} ({error})") from error
-            self.clear(made)  # it was begun with this batch size
+            if begun:
+                remedy = f"{self.work} keeps what was sliced by batches of {batch_size}: free memory, or delete it"
+                raise ValueError(f"{remedy} ({error})") from error
+            self.clear(slicing)  # it was begun with this batch size
             raise
         return out
 
 
-def key_of(made: Setting) -> str:
-    return results.key_of(made, results.revision_of(made))
+def key_of(slicing: Setting) -> str:
+    return results.key_of(slicing, results.revision_of(slicing))
 
 
 def stream_of(source: str, text: str, split: str) -> Tensor:
-    """A text as tokens; of a file, which has no splits, the first half calibrates, the second is measured on."""
+    """A text as tokens. A file has no splits: its first half calibrates, its second is measured on."""
     stream = tokenize(load_text(text, split), load_tokenizer(locate(source)))
     return stream if text in SOURCES else halves(stream)[split != "calibration"]
 
 
 @functools.cache
 def rehearse(tasks: str, tasks_from: str | None) -> None:
-    """Ask the smallest model one item of each task, so that a package, a file or a hub that is missing is told now."""
+    """Ask the smallest model one item of each task: it fails now where a package, a file or the hub is missing."""
     minislice.zero_shot(*minislice.load("mini-llama"), tasks.split(","), limit=1, tasks_from=tasks_from)
 
 
@@ -217,27 +198,27 @@ def options(setting: Setting) -> dict[str, Any]:
     return vars(SlicingOptions.paper(slicing=level, adapter=setting.how.adapter, seed=setting.seed, signal=signal))
 
 
-def slice_command(made: Setting, out: Path, batch_size: int, processes: int) -> list[str]:
+def slice_command(slicing: Setting, out: Path, batch_size: int, processes: int) -> list[str]:
     """The command by which several processes slice a model from its files."""
-    named = {name: getattr(made.how, name) for name in ("samples", "seqlen", "adapter", "dtype")}
-    named |= {"calibration": made.text, "seed": made.seed, "signal": made.signal, "slicing": made.percent / 100}
-    named |= {"head": "own", "batch-size": batch_size, "out": out}
-    if made.text not in SOURCES:
-        named["evaluation"] = made.text  # a file's first half calibrates, where its second is measured on
+    named = {name: getattr(slicing.how, name) for name in ("samples", "seqlen", "adapter", "dtype")}
+    named |= {"calibration": slicing.text, "seed": slicing.seed, "signal": slicing.signal, "head": "own"}
+    named |= {"slicing": slicing.percent / 100, "batch-size": batch_size, "out": out}
+    if slicing.text not in SOURCES:
+        named["evaluation"] = slicing.text  # a file's first half calibrates, where its second is measured on
     words = [str(word) for name, value in named.items() for word in (f"--{name}", value)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    # Standalone: on a port that no other run has. Behind "--" torchrun looks for no option of its own, as --signal.
-    return [*torchrun, "-m", "--", "minislice", "slice", made.source, "--stream", *words, "--json", "--quiet"]
+    # Standalone: on a port that no other run has. After "--" torchrun takes no option, such as --signal, for its own.
+    return [*torchrun, "-m", "--", "minislice", "slice", slicing.source, "--stream", *words, "--json", "--quiet"]
 
 
 def run_processes(command: list[str]) -> None:
-    """Run it to its end; an error has what it said where it failed."""
+    """Run the command to its end; an error says why it failed, in the command's words."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.startswith("minislice: ")]
-        said = lines[0] if lines else done.stderr.strip()[-300:]
-        error = torch.OutOfMemoryError if "out of memory" in said else ValueError
-        raise error(f"slicing by several processes failed: {said}")
+        reason = lines[0] if lines else done.stderr.strip()[-300:]
+        error = torch.OutOfMemoryError if "out of memory" in reason else ValueError
+        raise error(f"slicing by several processes failed: {reason}")
 
 
 def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome, **options) -> None:
@@ -249,8 +230,8 @@ def recover(model, tokens: Tensor, setting: Setting, outcome: Outcome, **options
 
 def zero_shot(model, tokenizer, setting: Setting, batch_size: int, outcome: Outcome) -> None:
     how = setting.how
-    asked = {"limit": how.limit, "tasks_from": how.tasks_from, "batch_size": batch_size}
-    measured = minislice.zero_shot(model, tokenizer, how.tasks.split(","), **asked)
+    chosen = {"limit": how.limit, "tasks_from": how.tasks_from, "batch_size": batch_size}
+    measured = minislice.zero_shot(model, tokenizer, how.tasks.split(","), **chosen)
     for score in measured.scores:
         outcome.values[score.task], outcome.errors[score.task] = score.accuracy, score.stderr
     outcome.values["average"], outcome.errors["average"] = measured.mean, measured.stderr
@@ -304,6 +285,6 @@ def slicing_and_recovery(setting: Setting, device: str, batch_size: int) -> Outc
     training = torch.randint(config.vocab_size, (how.recovery_samples, how.recovery_seqlen))
     with outcome.timed("slice"):
         minislice.slice_model(model, calibration, batch_size=batch_size, **options(setting))
-    recover(model, training, setting, outcome, patience=NEVER)  # nothing is to be learned from random tokens
+    recover(model, training, setting, outcome, patience=NEVER)  # random tokens teach nothing
     outcome.values = {"slicing_minutes": outcome.seconds["slice"] / 60, "rft_minutes": outcome.seconds["recover"] / 60}
     return outcome

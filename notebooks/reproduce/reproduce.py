@@ -52,19 +52,15 @@ def work_of(out: Path) -> Path:
 def space_here(device: str, out: Path) -> dict[str, int]:
     """Bytes that this machine has, by place; on a CPU the device's memory is the host's."""
     host, disk = psutil.virtual_memory().available, shutil.disk_usage(out.resolve().parent).free
-    disk += sum(file.stat().st_size for file in work_of(out).rglob("*"))  # `Bench.kept` says what stays
+    disk += sum(file.stat().st_size for file in work_of(out).rglob("*"))  # of slicings to go on with
     count = torch.cuda.device_count() if torch.device(device).type == "cuda" else 0
     devices = [torch.cuda.get_device_properties(index).total_memory for index in range(count)] or [host]
     one = devices[torch.device(device).index or 0]
     return {"the device": one, "all devices": sum(devices), "the host's memory": host, "the disk": disk}
 
 
-def why_not(setting: Setting, space: dict[str, int], stream: bool, kept: int = 0) -> str | None:
-    """The reason why a setting can't run here; None where it can, as far as can be told before.
-
-    Args:
-        kept: bytes on the disk of other slicings, whose rows aren't finished.
-    """
+def why_not(setting: Setting, space: dict[str, int], stream: bool) -> str | None:
+    """The reason why a setting can't run here; None where it can, as far as can be told before."""
     weights, signal = needs(setting)
     wanted = [("measuring the model", weights, "all devices" if stream else "the device")]
     if setting.measure == "products":  # of three layers alone
@@ -72,8 +68,7 @@ def why_not(setting: Setting, space: dict[str, int], stream: bool, kept: int = 0
     elif setting.measure == "inference":
         wanted = [("timing the dense beside the sliced model", 2 * weights, "the device")]
     elif setting.percent and stream and setting.measure != "time":
-        beside = f" beside {kept / 1e9:.0f} GB kept for unfinished rows" if kept else ""
-        wanted += [(f"slicing from disk{beside}", weights + 3 * signal + kept, "the disk")]
+        wanted += [("slicing from disk", weights + 3 * signal, "the disk")]
     elif setting.percent:
         wanted = [("slicing in memory", weights * MARGIN, "the device")]
         wanted += [("its signal", 3 * signal, "the host's memory")]  # of full width, and sliced before and after
@@ -189,7 +184,7 @@ def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
 def measure(bench: Bench, space: dict[str, int], setting: Setting, revision: str, batch_size: int) -> dict:
     """The record of a setting, measured now if this machine can."""
     when, began = datetime.datetime.now(datetime.timezone.utc), time.perf_counter()
-    outcome, status, reason = Outcome(), "skipped", why_not(setting, space, bench.stream, bench.kept(setting.slicing))
+    outcome, status, reason = Outcome(), "skipped", why_not(setting, space, bench.stream)
     if reason is None:
         try:
             with peak_memory(torch.device(bench.device)) as peak:
