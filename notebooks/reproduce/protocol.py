@@ -16,29 +16,29 @@ from minislice.corpus.embedded import SEQLEN, paper_table
 from minislice.measuring.zero_shot import TASKS
 from minislice.pca import SIGNALS
 
-DECIDES = {  # by measure, in the order in which a model is measured: the fields of a profile that decide what it gives
+DECIDES = {  # by measure, in the order of measuring: the fields of a profile that decide its result
     "perplexity": ("wikitext2", "seqlen", "eval_samples"),
     "zero-shot": ("tasks", "tasks_from", "limit"),
     "products": ("adapter", "repeats"),
     "inference": ("adapter", "length", "rounds"),
     "time": (),
 }
-SLICING = ("adapter", "samples", "seqlen")  # fields that decide more for a sliced model
-RECOVERY = ("recovery_samples", "recovery_seqlen", "recovery_steps")  # and for a recovered one
+SLICING = ("adapter", "samples", "seqlen")  # the fields that also decide the result of a sliced model
+RECOVERY = ("recovery_samples", "recovery_seqlen", "recovery_steps")  # and of a recovered one
 PAIRED = ("products", "inference")  # costs: the dense model's are measured beside the sliced one's, in one run
-OF_SHAPES = (*PAIRED, "time")  # what random weights of the same shapes give as well
+OF_SHAPES = (*PAIRED, "time")  # measured on random weights of the same shapes
 
 
 @dataclass(frozen=True)
 class Table:
-    """What one of the paper's tables measures; where nothing else is said, of models sliced by 1024 x 2048 tokens."""
+    """What one of the paper's tables measures."""
 
     measure: str  # one of DECIDES
-    label: str  # of a row: what tells it from others of the same model and level, from columns as printed
+    label: str  # tells rows of one model and level apart; in braces stand printed columns
     title: str
     metrics: tuple[str, ...]  # its columns; "..._ratio" is sliced over dense
     text: str = "wikitext2"  # that calibrates
-    samples: int = 1024
+    samples: int = 1024  # of 2048 tokens
     recovered: bool = False  # by fine-tuning on the same text
 
 
@@ -68,7 +68,7 @@ SLIPS = {  # in print: (table, model, slicing, column)
 }
 # By the method of a table without a column of levels; table 3 has neither. SparseGPT leaves 2 of 4 weights.
 PERCENT = {"dense": 0, "sparsegpt_2:4": 50, "slicegpt_25": 25, "slicegpt_50": 50, "": 30}
-GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # measure: its gate's metric, how far off
+GATES = {"perplexity": ("perplexity", 0.05), "zero-shot": ("average", 0.5)}  # metric and tolerance, by measure
 ONE_SEED = ("OPT-30B", "OPT-66B", "LLAMA-2-70B")  # models above 13B are sliced once
 
 
@@ -192,7 +192,7 @@ class Setting:
 
     @property
     def slicing(self) -> "Setting":
-        """What it has in common with all others that measure the same sliced (or dense) model."""
+        """The same for all settings that measure the same sliced (or dense) model."""
         how = self.how.only(*(SLICING if self.percent else ()))
         return replace(self, measure="slicing", how=how, recovered=False)
 
@@ -205,8 +205,8 @@ class Row:
     model: str
     percent: int
     paper: dict[str, float | None]  # what is printed, by column of the table; of a stand-in's row None
-    label: str  # what tells it from another row of the same model and level
-    settings: tuple[Setting, ...]  # none: the row is another method's, printed only
+    label: str  # tells rows of one model and level apart
+    settings: tuple[Setting, ...]  # none for another method's row, which is only printed
 
     @property
     def dense(self) -> bool:
@@ -260,19 +260,19 @@ def _rows_of(profile: Profile, number: int) -> Iterator[Row]:
     lines = [line for line in paper_table(number) if line["model"] in sources]
     if not profile.is_papers:  # the levels of one model on one GPU
         lines = [line for line in lines if all(line.get(name) == lines[0].get(name) for name in ("model", "gpu"))]
-    asked = {*profile.tasks.split(",")} if table.measure == "zero-shot" else {*table.metrics}
-    if asked >= {*TASKS} or not profile.is_papers:
-        asked.add("average")  # the mean of other tasks isn't the paper's
+    metrics = {*profile.tasks.split(",")} if table.measure == "zero-shot" else {*table.metrics}
+    if metrics >= {*TASKS} or not profile.is_papers:
+        metrics.add("average")  # the mean of other tasks isn't the paper's
     for line in lines:
         model, method, label = line["model"], line.get("method", ""), table.label.format(**line)
         percent, is_others = int(line.get("slicing_percent", PERCENT.get(method))), method.startswith("sparsegpt")
         printed = {name.removeprefix("wikitext2_"): value for name, value in line.items()}
         if table.measure in PAIRED and percent == 0:
-            dense = printed  # which the lines behind it are compared with
+            dense = printed  # the following lines are compared with it
         elif table.measure in PAIRED:
             cost = table.metrics[-1].removesuffix("_ratio")
             printed[f"{cost}_ratio"] = printed[cost] / dense[cost]
-        paper = {metric: printed[metric] for metric in table.metrics if metric in asked & printed.keys()}
+        paper = {metric: printed[metric] for metric in table.metrics if metric in metrics & printed.keys()}
         if not profile.is_papers:
             model, paper, label = profile.stand_in, dict.fromkeys(paper), ""
         settings = () if is_others else _settings(profile, table, model, percent)

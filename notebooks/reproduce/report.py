@@ -37,7 +37,7 @@ class Cell:
     table: int
     model: str
     slicing_percent: int
-    row: str  # what tells it from another row of the same model and level
+    row: str  # tells rows of one model and level apart
     signal: str | None
     metric: str
     paper_value: float | None
@@ -59,28 +59,28 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Cell))
 
 
 def cells(profile: Profile, records: list[dict]) -> list[Cell]:
-    """Every cell of a family's tables, with what the records have of it, whatever profile they were made for.
+    """Every cell of a family's tables, with what the records say of it, whatever profile they were made for.
 
-    Of two records of one setting the later counts; what is done isn't hidden by a later failure.
+    Of two records of one setting the later counts, but a failure doesn't hide an earlier result.
     """
     in_order = sorted(records, key=lambda record: record["status"] == "done")
     by_setting = {setting_of(record): record for record in in_order}
     every = []
     for row in sorted(rows(profile), key=lambda row: row.table):
         for signal in dict.fromkeys(setting.signal for setting in row.settings) or [None]:
-            asked = [setting for setting in row.settings if setting.signal == signal]
-            found = [by_setting[setting] for setting in asked if setting in by_setting]
-            every += [_cell(profile.name, row, signal, metric, found, len(asked)) for metric in row.paper]
+            settings = [setting for setting in row.settings if setting.signal == signal]
+            found = [by_setting[setting] for setting in settings if setting in by_setting]
+            every += [_cell(profile.name, row, signal, metric, found, len(settings)) for metric in row.paper]
     return every
 
 
-def _cell(profile: str, row: Row, signal: str | None, metric: str, records: list[dict], asked: int) -> Cell:
+def _cell(profile: str, row: Row, signal: str | None, metric: str, records: list[dict], seeds: int) -> Cell:
     paper = row.paper[metric]
     name = f"dense_{metric}" if row.dense else metric  # a dense model's costs are measured beside the sliced one's
     done = [record for record in records if name in record["values"]]
     values = [record["values"][name] for record in done]
     ours = statistics.fmean(values) if values else None
-    status = "done" if len(done) == asked else f"{len(done)} of {asked} seeds" if done else NOT_RUN
+    status = "done" if len(done) == seeds else f"{len(done)} of {seeds} seeds" if done else NOT_RUN
     if reasons := [f"{record['status']}: {record['reason']}" for record in records if record["reason"]]:
         status += f" ({'; '.join(dict.fromkeys(reasons))})"
     return Cell(
@@ -89,7 +89,7 @@ def _cell(profile: str, row: Row, signal: str | None, metric: str, records: list
         spread_over_seeds=statistics.stdev(values) if len(values) > 1 else None,
         standard_error=done[0]["errors"].get(name) if done else None,
         seeds=len(done),
-        status=status if asked else PRINTED,
+        status=status if seeds else PRINTED,
         keys=" ".join(record["key"] for record in done),
     )
 

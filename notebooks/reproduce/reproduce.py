@@ -2,8 +2,8 @@
 
     python notebooks/reproduce/reproduce.py llama-2 --tables 1,5,7 --models 7B --out results.jsonl
 
-Finished rows are skipped, a failed one is recorded and the rest goes on. It can be killed at any time; the same command
-goes on behind the last row that was finished.
+Finished rows are skipped. A row that fails is recorded, and the others follow. The command can be killed at any time:
+given again, it goes on after the last finished row.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from minislice.measuring.shapes import SHAPES
 from minislice.measuring.timing import peak_memory
 
 HELP = "run the paper's tables again; finished rows are skipped"
-# Besides the dense weights: a head of its own, full adapters, one layer's products in float64, a batch's activations.
+# The dense weights, and besides: an untied head, full adapters, one layer's products in float64, a batch's activations.
 MARGIN = 1.3
 
 
@@ -130,7 +130,7 @@ def reproduce(
 
     Args:
         rows: of `protocol.rows`, for this profile.
-        limit: stop behind so many settings that weren't finished yet.
+        limit: stop after so many settings that weren't finished yet.
         streaming: the fields `stream` and `process_count` of `Bench`.
 
     Returns how many settings were "finished before", are now "done", have "failed", were "skipped" since they can't run
@@ -165,9 +165,8 @@ def reproduce(
 
 def check_gate(rows: list[Row], setting: Setting, record: dict) -> None:
     """Raise a ValueError unless a dense model, measured as in the paper, is what the paper printed."""
-    how = setting.how
-    paper = Profile(how.family, dtype=how.dtype, tasks=how.tasks, tasks_from=how.tasks_from)
-    if setting.percent or how != paper or setting.measure not in GATES or record["status"] != "done":
+    paper = setting.how.only("tasks", "tasks_from")
+    if setting.percent or setting.how != paper or setting.measure not in GATES or record["status"] != "done":
         return
     metric, tolerance = GATES[setting.measure]
     ours = record["values"][metric]
@@ -229,7 +228,7 @@ OPTIONS = {
     "--models": (names, None, "the paper's names or their ends, such as 7B,13B (default: all)"),
     "--profile": ([*PROFILES], "paper", "as the paper did, or in seconds on the embedded model of the family"),
     "--preflight": (bool, False, "only say what can run on this machine"),
-    "--rows": (positive, None, "stop behind so many measurements"),
+    "--rows": (positive, None, "stop after so many measurements"),
     "--stream": (bool, False, "slice from disk, one layer in memory; for 66B and 70B"),
     "--batch-size": (positive, 8, "sequences a forward pass, fewer where needed"),
     "--device": (str, None, "that computes (default: cuda if there is one)"),
