@@ -15,8 +15,7 @@ import depth_properties as d
 import inner_properties as n
 import properties as p
 import torch
-from family_models import FamilyRecipe, fixed
-from models import Recipe
+from models import Recipe, fixed
 from torch import nn
 
 from minislice.architecture.blocks import RMSNorm
@@ -28,8 +27,8 @@ from minislice.fusion import bare
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 thin_eps, other, padded = replace(OPT, eps=1e-3), replace(OPT, seed=6), replace(OPT, padding="left")
 three, deep = Recipe("llama", layers=3, heads=4), replace(LLAMA, layers=4, seed=4)
-by_layer = FamilyRecipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # it has RoPE by layer
-experts = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of experts
+by_layer = Recipe("smollm3", layers=3, heads=4, kv_heads=2, head_dim=4, seed=3)  # it has RoPE by layer
+experts = Recipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed=3)  # a mixture of experts
 
 
 def wrong(version: Callable) -> Callable:

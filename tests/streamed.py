@@ -17,7 +17,7 @@ from minislice.large.processes import Processes
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 from minislice.large.workfolder import WorkFolder
 
-LLAMA = Recipe("llama", layers=2, biases=False, option=False)
+LLAMA = Recipe("llama", variant=1)  # without biases, as LLaMA is
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 import budget_properties as properties
 import pytest
 import torch
-from family_models import fixed
-from models import Recipe
+from models import Recipe, fixed
 
 from minislice import compress, parameters, plan_compression, slice_model
 from minislice.architecture.network import network

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from family_models import FamilyRecipe
-from models import FAMILIES, VOCABULARY, Recipe
+from models import PAPERS, VOCABULARY, Recipe
 from streamed import edit, edit_config, logits, snapshot
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -27,7 +26,7 @@ OPTIONS = {"do_sample": False, "max_new_tokens": 6}
 
 def sliced(recipe="llama", *, dtype=torch.float32, **options):
     """A random model, sliced in place, and tokens. Only parameters change dtype, as in `from_pretrained`."""
-    recipe = Recipe(recipe) if recipe in FAMILIES else recipe
+    recipe = Recipe(recipe) if isinstance(recipe, str) else recipe
     model, tokens = recipe.model(), recipe.tokens().clamp(max=100)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -132,7 +131,7 @@ def test_a_loaded_fused_model_is_sliced_and_remembers_that_its_head_was_tied(tmp
     saved_equals_loaded(model, recipe.tokens(), tmp_path / "sliced")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PAPERS)
 def test_it_generates_as_the_model_that_was_saved_whatever_the_cache_and_the_padding(family, tmp_path):
     model, tokens = sliced(family, adapter="low-rank")
     model.generation_config.max_new_tokens = 7
@@ -196,7 +195,7 @@ def test_it_returns_the_mean_loss_and_what_each_layer_reads_and_takes_the_older_
 
 @pytest.mark.parametrize(("family", "head"), [("llama", "own"), ("phi", "tied"), ("gptj", "fitted")])
 def test_embeddings_are_resized_and_replaced_and_saved_so(family, head, tmp_path):
-    model, tokens = sliced(FamilyRecipe(family), head=head)
+    model, tokens = sliced(family, head=head)
     for size in (VOCABULARY + 9, VOCABULARY - 9):
         changed = copy.deepcopy(model)
         changed = SlicedForCausalLM.wrap(changed) if head != "tied" else changed
@@ -213,7 +212,7 @@ def test_embeddings_are_resized_and_replaced_and_saved_so(family, head, tmp_path
 @pytest.mark.parametrize(("family", "method"), [("llama", "PromptTuningConfig"), ("gpt2", "PrefixTuningConfig")])
 def test_pefts_prompts_have_the_width_of_the_embedding(family, method):
     peft = pytest.importorskip("peft")
-    model, tokens = sliced(FamilyRecipe(family), head="own")
+    model, tokens = sliced(family, head="own")
     config = getattr(peft, method)(task_type="CAUSAL_LM", num_virtual_tokens=3)
     prompted = peft.get_peft_model(SlicedForCausalLM.wrap(model), config)
     assert prompted(input_ids=tokens[:1, :5]).logits.shape[1] == 5 + 3 * (method == "PromptTuningConfig")

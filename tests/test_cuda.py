@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import FAMILIES, Recipe
+from models import PAPERS, Recipe
 from streamed import same_weights
 
 import minislice
@@ -40,7 +40,7 @@ def loaded(name: str, device: str = "cuda"):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PAPERS)
 def test_slicing_there_is_slicing_here(family, options):
     recipe = Recipe(family, padding="left")
     here, there = recipe.model(), recipe.model().cuda()

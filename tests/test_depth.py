@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import depth_properties as properties
 import pytest
-from family_models import REPRESENTATIVES_FIRST, fixed
-from models import Recipe
+from models import REPRESENTATIVES_FIRST, Recipe, fixed
 from transformers import AutoModelForCausalLM
 
 import minislice

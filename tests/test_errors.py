@@ -10,8 +10,7 @@ import properties
 import pytest
 import torch
 from accelerate import cpu_offload
-from family_models import fixed
-from models import VOCABULARY, Recipe
+from models import VOCABULARY, Recipe, fixed
 from torch import nn
 
 import minislice

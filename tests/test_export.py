@@ -6,8 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from family_models import REPRESENTATIVES, FamilyRecipe, fixed
-from models import Recipe
+from models import REPRESENTATIVES, Recipe, fixed
 from streamed import logits
 from test_checkpoint import sliced
 from transformers import AutoModelForCausalLM
@@ -16,7 +15,7 @@ import minislice
 from minislice.storage import stock
 
 LLAMA, PHI = (Recipe(family, heads=4, kv_heads=2, layers=3, eps=0.03) for family in ("llama", "phi"))
-MIXTURE = FamilyRecipe("qwen2_moe", heads=4, head_dim=4)
+MIXTURE = Recipe("qwen2_moe", heads=4, head_dim=4)
 stock_ready = partial(sliced, width=12, adapter="none", slice_head=True)
 
 

@@ -9,7 +9,7 @@ import itertools
 import properties
 import pytest
 import torch
-from family_models import CASES, FAMILIES, REPRESENTATIVES, fixed
+from models import CASES, FAMILIES, REPRESENTATIVES, fixed
 from test_cost import counted
 from test_streaming import streaming_equals_memory
 from transformers import AutoModelForCausalLM

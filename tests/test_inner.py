@@ -3,8 +3,7 @@
 import inner_properties as properties
 import pytest
 import torch
-from family_models import CASES, REPRESENTATIVES_FIRST, fixed
-from models import Recipe
+from models import CASES, REPRESENTATIVES_FIRST, Recipe, fixed
 from streamed import edit_config
 from transformers import AutoModelForCausalLM
 

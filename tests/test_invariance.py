@@ -7,9 +7,8 @@ import weakref
 import properties
 import pytest
 import torch
-from family_models import fixed
 from hypothesis import given
-from models import Recipe, recipes
+from models import Recipe, fixed, recipes
 from torch import Tensor
 
 from minislice import fuse, rotate, slice_model

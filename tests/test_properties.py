@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mistakes import TABLE, wrong
-from models import FAMILIES, Recipe, recipes
+from models import PAPERS, Recipe, recipes
 
 
 def a_width(recipe: Recipe) -> st.SearchStrategy:
@@ -44,8 +44,8 @@ approximate = {"width": a_width, "signal": signals, "slice_head": flags}
 low_rank = {"adapter": "low-rank", "tolerance": one_of([0.0, 0.01, 0.3, 1.0])}
 tied = recipes().map(lambda recipe: dataclasses.replace(recipe, tied=True))
 seeds = st.integers(0, 10**6).map(lambda seed: Recipe("opt", seed=seed))  # for facts that need random numbers alone
-three_layers = st.builds(Recipe, one_of(FAMILIES), layers=st.just(3), heads=st.just(4), tied=flags)
-padded = one_of(FAMILIES).map(lambda family: Recipe(family, heads=4, head_dim=4, padding="left", seed=7))
+three_layers = st.builds(Recipe, one_of(PAPERS), layers=st.just(3), heads=st.just(4), tied=flags)
+padded = one_of(PAPERS).map(lambda family: Recipe(family, heads=4, head_dim=4, padding="left", seed=7))
 
 
 def over(fact: Callable, models: st.SearchStrategy | None = None, examples: int = 8, **options) -> pytest.param:

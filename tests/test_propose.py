@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from commands import document
-from family_models import FAMILIES, FamilyRecipe
+from models import FAMILIES, Recipe
 from properties import logits, relative_error
 from torch import nn
 
@@ -23,7 +23,7 @@ CASES += [("falcon", 1), ("falcon", 2), ("falcon", 3), ("stablelm", 1), ("gpt_ne
 
 @pytest.mark.parametrize(("family", "variant"), CASES)
 def test_the_entry_of_the_table_is_found(family, variant):
-    recipe = FamilyRecipe(family, variant=variant, layers=2, heads=4, kv_heads=2, head_dim=4, hidden=20, eps=1e-4)
+    recipe = Recipe(family, variant=variant, layers=2, heads=4, kv_heads=2, head_dim=4, hidden=20, eps=1e-4)
     found, expected = propose(recipe.model()), find_family(recipe.config())
     blocks, *others = [expected.blocks_of(recipe.config(), layer) for layer in range(2)]
     if blocks not in others:

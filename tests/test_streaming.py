@@ -9,7 +9,6 @@ from pkgutil import resolve_name
 import mistakes as wrong
 import pytest
 import torch
-from family_models import FamilyRecipe
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from models import Recipe, recipes
@@ -58,13 +57,13 @@ OPTIONS = [
     REPAIRED,
 ]
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-MIXTURE = FamilyRecipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left")
+MIXTURE = Recipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left")
 
 
 @settings(max_examples=5)
 @given(recipe=recipes(), dtype=DTYPES, shards=st.booleans(), options=st.sampled_from(OPTIONS))
 @example(recipe=Recipe("opt"), dtype=torch.float16, shards=True, options=FEW_NEURONS)
-@example(recipe=Recipe("opt", option=True), dtype=torch.float32, shards=True, options={"width": 9, "head": "fitted"})
+@example(recipe=Recipe("opt", variant=2), dtype=torch.float32, shards=True, options={"width": 9, "head": "fitted"})
 @example(recipe=Recipe("llama"), dtype=torch.float32, shards=False, options={**REPAIRED, "reconstruct": True})
 @example(recipe=MIXTURE, dtype=torch.float32, shards=False, options={**FEW_NEURONS, "drop": [], "repair": True})
 def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
@@ -123,7 +122,7 @@ def as_base_model(tensors: dict) -> None:
     ("family", "change"), [("opt", a_head_of_its_own), ("opt", under_the_heads_name), ("gpt2", as_base_model)]
 )
 def test_files_are_read_as_transformers_reads_them(family, change):
-    streaming_equals_memory(FamilyRecipe(family), torch.float32, False, {"width": 9}, change)
+    streaming_equals_memory(Recipe(family), torch.float32, False, {"width": 9}, change)
 
 
 def test_too_little_disk_is_told_before_work_starts(tmp_path, monkeypatch):
