@@ -5,8 +5,6 @@ must fail with it, on which model, and in whose place it is planted: a function 
 modules import by name. `test_properties.py` tries every row.
 """
 
-import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,7 +20,6 @@ from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.families import FAMILIES
 from minislice.architecture.linears import set_weight
 from minislice.architecture.modeling import CACHE
-from minislice.fusion import bare
 
 OPT, LLAMA, PHI = (Recipe(family, heads=4, head_dim=4, hidden=20, seed=7) for family in ("opt", "llama", "phi"))
 thin_eps, other, padded = replace(OPT, eps=1e-3), replace(OPT, seed=6), replace(OPT, padding="left")
@@ -34,7 +31,6 @@ experts = Recipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed
 def wrong(version: Callable) -> Callable:
     """What makes the wrong function from the right one; of a property, the wrong property."""
 
-    @functools.wraps(version)
     def instead_of(right):
         if isinstance(right, property):
             return property(lambda self: version(right.fget, self))
@@ -43,50 +39,7 @@ def wrong(version: Callable) -> Callable:
     return instead_of
 
 
-# Streaming: one part in memory at a time, and a state on the disk; `test_streaming` and its neighbours plant these.
-
-
-@wrong
-def norms_left_out(right, net, blocks):
-    for block in blocks:
-        block.norm = bare(block.norm, net)
-
-
-@wrong
-def read_in_float16(right, self, root, device):
-    right(self, root, device)
-    for parameter in root.parameters():
-        parameter.data = parameter.data.half().to(parameter.dtype)
-
-
-@wrong
-def last_layer_left_out(right, self, index):
-    return None if index == len(self.net.layers) else right(self, index)
-
-
-@wrong
-def copied_into_place(right, new, target):
-    return shutil.copytree(new, target.with_name(f"{target.name}-1")) and right(new, target)
-
-
-def restored_otherwise(change: Callable) -> Callable:
-    """A mistake in what is restored: `change` is called with the slicer."""
-
-    @wrong
-    def restore(right, self):
-        done = right(self)
-        return done + (change(self) or 0) if done else 0
-
-    return restore
-
-
-generator_forgotten = restored_otherwise(lambda slicer: slicer.generator.manual_seed(0) and 0)
-signal_forgotten = restored_otherwise(lambda slicer: [rows.zero_() for rows in slicer.Z.batches] and 0)
-part_left_out = restored_otherwise(lambda slicer: 1)
-basis_in_float32 = restored_otherwise(lambda slicer: setattr(slicer, "Q", slicer.Q.float().double()))
-
-
-# What takes more than a line; by the order of the table.
+# What takes more than a line
 
 
 def only_the_layers_types_cut(right, config, index):
@@ -102,7 +55,7 @@ def layers_keep_their_numbers(right, net, index):
         module.layer_idx = number
 
 
-# Of the table of families: each generalisation is needed, or a property of its family fails.
+# Entries of the table of families: each generalisation is needed, or a property of its family fails
 
 
 def entry(**changes):

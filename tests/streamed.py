@@ -1,9 +1,6 @@
-"""Streamed runs to be tried: small models on the disk, runs that stop in between, what a folder has in it."""
+"""Streamed runs to be tried: small models on the disk, what is done in the middle of a run, what a folder has in it."""
 
 import json
-import os
-import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +9,8 @@ import torch
 from models import Recipe
 from safetensors.torch import load_file, save_file
 
-from minislice.large import streaming
 from minislice.large.processes import Processes
-from minislice.large.streaming import StreamedSlicer, slice_streamed
+from minislice.large.streaming import StreamedSlicer
 from minislice.large.workfolder import WorkFolder
 
 LLAMA = Recipe("llama", variant=1)  # without biases, as LLaMA is
@@ -88,45 +84,3 @@ def after_part(patch: pytest.MonkeyPatch, part: int, action: Callable[[], object
             action()
 
     patch.setattr(StreamedSlicer, "save", and_then)
-
-
-def stopped(done: int, run: dict) -> dict:
-    """The arguments of a run that was interrupted when so many parts were done."""
-
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        after_part(patch, done, interrupt)
-        slice_streamed(**run)
-    return run
-
-
-def slice_and_die(step: int, run: dict) -> int:
-    """Slice, in a process of its own that dies as soon as so many steps on the disk have begun.
-
-    The steps are all that can leave something half done: a file made durable, renamed or deleted, and the middle of a
-    write.
-    """
-    count = 0
-
-    def counted(function, before=lambda *_: None):
-        def call(*args, **kwargs):
-            nonlocal count
-            count += 1
-            if count == step:
-                before(*args)
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    def half_tensors(tensors, path):
-        save_file(tensors, path)
-        os.truncate(path, os.path.getsize(path) // 2)
-
-    streaming.save_file = counted(save_file, half_tensors)
-    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
-        setattr(owner, name, counted(getattr(owner, name)))
-    slice_streamed(**run)
-    return 0

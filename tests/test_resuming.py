@@ -7,25 +7,56 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import mistakes as wrong
 import pytest
 from forked import Forked
 from models import Recipe
-from streamed import (
-    LLAMA,
-    after_part,
-    edit,
-    file_of,
-    parts_done,
-    run_to,
-    same_weights,
-    saved,
-    slice_and_die,
-    snapshot,
-    stopped,
-)
+from safetensors.torch import save_file
+from streamed import LLAMA, after_part, edit, file_of, parts_done, run_to, same_weights, saved, snapshot
 
+from minislice.large import streaming
 from minislice.large.streaming import StreamedSlicer, slice_streamed
+
+
+def stopped(done: int, run: dict) -> dict:
+    """The arguments of a run that was interrupted when so many parts were done."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        after_part(patch, done, interrupt)
+        slice_streamed(**run)
+    return run
+
+
+def slice_and_die(step: int, run: dict) -> int:
+    """Slice, in a process of its own that dies as soon as so many steps on the disk have begun.
+
+    The steps are all that can leave something half done: a file made durable, renamed or deleted, and the middle of a
+    write.
+    """
+    count = 0
+
+    def counted(function, before=lambda *_: None):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == step:
+                before(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    def half_tensors(tensors, path):
+        save_file(tensors, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+
+    streaming.save_file = counted(save_file, half_tensors)
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+        setattr(owner, name, counted(getattr(owner, name)))
+    slice_streamed(**run)
+    return 0
 
 
 @pytest.mark.slow
@@ -68,9 +99,19 @@ def test_a_resumed_run_equals_a_whole_one(options, tmp_path):
     resumed_run_equals_whole(tmp_path, options)
 
 
-@pytest.mark.parametrize("mistake", ["generator_forgotten", "signal_forgotten", "part_left_out", "basis_in_float32"])
+MISTAKES = {  # in restoring a slicer; what one gives is added to the number of parts that are done
+    "generator forgotten": lambda slicer: slicer.generator.manual_seed(0) and 0,
+    "signal forgotten": lambda slicer: [rows.zero_() for rows in slicer.Z.batches] and 0,
+    "part left out": lambda slicer: 1,
+    "basis in float32": lambda slicer: setattr(slicer, "Q", slicer.Q.float().double()) or 0,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
 def test_resumption_fails_on(mistake, tmp_path, monkeypatch):
-    monkeypatch.setattr(StreamedSlicer, "restore", getattr(wrong, mistake)(StreamedSlicer.restore))
+    right = StreamedSlicer.restore
+    restore = lambda slicer: done + MISTAKES[mistake](slicer) if (done := right(slicer)) else 0  # noqa: E731
+    monkeypatch.setattr(StreamedSlicer, "restore", restore)
     with pytest.raises((AssertionError, ValueError), match=r"weights differ|needs 5 entries in 'widths', got 3"):
         resumed_run_equals_whole(tmp_path, RESUMED)
 

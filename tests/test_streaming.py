@@ -6,15 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
-import mistakes as wrong
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mistakes import wrong
 from models import Recipe, recipes
 from streamed import LLAMA, edit, file_of, logits, run_to, same_weights, saved, weights_of
 
 import minislice
+from minislice.fusion import bare
 from minislice.large.streaming import StreamedSlicer, slice_streamed
 from minislice.storage.files import INDEX
 
@@ -27,7 +28,7 @@ def other_files(folder: Path) -> dict[str, bytes]:
 def streaming_equals_memory(
     recipe: Recipe, dtype: torch.dtype, shards: bool, options: dict, change=lambda tensors: None
 ) -> None:
-    """`change` is called with the tensors of a model that is in one file, before the file is read."""
+    """`change` edits the tensors of a model in one file before it is read."""
     with tempfile.TemporaryDirectory() as name:
         folder, tokens, mask = Path(name), recipe.tokens(), recipe.mask()
         dense = saved(recipe, folder, dtype, shards)
@@ -70,18 +71,33 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
     streaming_equals_memory(recipe, dtype, shards, options)
 
 
-@pytest.mark.parametrize(
-    ("where", "mistake", "claim"),
-    [
-        ("streaming.fuse_blocks", wrong.norms_left_out, "weights differ"),
-        ("streaming.StreamedSlicer.write", wrong.last_layer_left_out, "other tensors"),
-        ("source.TrainedWeights.read", wrong.read_in_float16, "weights differ"),
-        ("streaming.put_in_place", wrong.copied_into_place, "left behind"),
-    ],
-)
-def test_streaming_property_fails_on(where, mistake, claim, monkeypatch):
-    where = f"minislice.large.{where}"
-    monkeypatch.setattr(where, mistake(resolve_name(where)))
+def norms_left_out(right, net, blocks):
+    for block in blocks:
+        block.norm = bare(block.norm, net)
+
+
+def read_in_float16(right, self, root, device):
+    right(self, root, device)
+    for parameter in root.parameters():
+        parameter.data = parameter.data.half().to(parameter.dtype)
+
+
+MISTAKES = {  # where, the wrong version, and the claim that fails
+    "fuse_blocks": (
+        lambda right, net, blocks: [setattr(b, "norm", bare(b.norm, net)) for b in blocks],
+        "weights differ",
+    ),
+    "StreamedSlicer.write": (lambda right, self, index: index == 2 or right(self, index), "other tensors"),
+    "TrainedWeights.read": (read_in_float16, "weights differ"),
+    "put_in_place": (lambda right, new, out: [shutil.copytree(new, f"{out}-1"), right(new, out)], "left behind"),
+}
+
+
+@pytest.mark.parametrize("where", MISTAKES)
+def test_streaming_property_fails_on_a_mistake_in(where, monkeypatch):
+    mistake, claim = MISTAKES[where]
+    where = f"minislice.large.streaming.{where}"
+    monkeypatch.setattr(where, wrong(mistake)(resolve_name(where)))
     with pytest.raises(AssertionError, match=claim):
         streaming_equals_memory(Recipe("opt"), torch.float32, True, {"width": 9, "head": "own"})
 
@@ -142,15 +158,15 @@ def test_a_weight_that_is_not_a_number_is_told_where_no_signal_shows_it(tmp_path
     assert not run["out"].exists()
 
 
-def test_a_model_that_is_sliced_already_is_refused(tmp_path):
-    run = run_to(tmp_path)
-    slice_streamed(**run)
-    with pytest.raises(ValueError, match=r"sliced.* already|already sliced"):
-        slice_streamed(**{**run, "source": run["out"], "out": tmp_path / "again"})
-    assert not (tmp_path / "again").exists()
+SLICED = Path(__file__).with_name("format1") / "opt"
 
 
-@pytest.mark.parametrize(("options", "message"), [({"device": "auto"}, "one device"), ({"fisher": True}, "memory")])
-def test_what_a_part_of_a_model_can_not_do_is_refused(options, message, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"device": "auto"}, "one device"), ({"fisher": True}, "memory"), ({"source": SLICED}, "sliced already")],
+)
+def test_what_can_not_be_streamed_is_refused(options, message, tmp_path):
+    run = {"source": "mini-opt", "tokens": LLAMA.tokens(), "out": tmp_path / "sliced", "neurons": 0.5}
     with pytest.raises(ValueError, match=message):
-        slice_streamed("mini-opt", LLAMA.tokens(), tmp_path / "sliced", neurons=0.5, **options)
+        slice_streamed(**{**run, **options})
+    assert not list(tmp_path.iterdir())
