@@ -8,9 +8,7 @@ modules import by name. `test_properties.py` tries every row.
 from collections.abc import Callable
 from dataclasses import replace
 
-import budget_properties as b
-import depth_properties as d
-import inner_properties as n
+import beyond_properties as b
 import properties as p
 import torch
 from models import Recipe, fixed
@@ -29,7 +27,7 @@ experts = Recipe("gpt_oss", heads=4, head_dim=4, hidden=20, padding="left", seed
 
 
 def wrong(version: Callable) -> Callable:
-    """What makes the wrong function from the right one; of a property, the wrong property."""
+    """A function that takes the right function, or property, and gives the wrong one."""
 
     def instead_of(right):
         if isinstance(right, property):
@@ -164,62 +162,62 @@ TABLE: dict[Callable, list[tuple]] = {
     p.adapters_have_the_parameters_of_the_formulas: [
         ("always full", LLAMA, "slicing.make_adapter",
          lambda right, P, Q_next, k_next, form, *rest: right(P, Q_next, k_next, "full", *rest), LOW_RANK)],
-    n.nearly_the_best_of_all_subsets_is_kept: [
-        ("only by norm", other, "inner_properties.least_harmful",
+    b.nearly_the_best_of_all_subsets_is_kept: [
+        ("only by norm", other, "beyond_properties.least_harmful",
          lambda right, C, *rest: right(0 * C + torch.eye(len(C)), *rest))],
-    n.solved_output_is_least_squares: [
-        ("plainly deleted", OPT, "inner_properties.least_harmful",
+    b.solved_output_is_least_squares: [
+        ("plainly deleted", OPT, "beyond_properties.least_harmful",
          lambda right, C, W, *rest: ((kept := right(C, W, *rest)[0]), W[kept]))],
-    n.refit_is_least_squares: [
-        ("ridge forgotten", OPT, "inner_properties.refit", lambda right, C, B, ridge: right(C, B, 0.0))],
-    n.moments_are_weighted_sums: [
-        ("padding counted", OPT, "inner_properties.moments",
+    b.refit_is_least_squares: [
+        ("ridge forgotten", OPT, "beyond_properties.refit", lambda right, C, B, ridge: right(C, B, 0.0))],
+    b.moments_are_weighted_sums: [
+        ("padding counted", OPT, "beyond_properties.moments",
          lambda right, h, y, x, mask, add_to=None: right(h, y, x, None, add_to))],
-    n.idle_neurons_can_go: [
+    b.idle_neurons_can_go: [
         ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
-    n.experts_moments_are_weighted_sums: [
+    b.experts_moments_are_weighted_sums: [
         ("of another expert", experts, "beyond.experts.block_moments",
          lambda right, *given: (right(*given)[0].flip(0), None))],
-    n.experts_keep_what_is_best_for_each: [
-        ("W_out of another expert", experts, "inner_properties.solve_output",
+    b.experts_keep_what_is_best_for_each: [
+        ("W_out of another expert", experts, "beyond_properties.solve_output",
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(0)))],
-    n.nothing_lost_is_nothing_repaired: [
+    b.nothing_lost_is_nothing_repaired: [
         ("one block late", OPT, "beyond.inner.block_moments",
          lambda right, walk, block: right(replace(walk, dense=walk.Z), block))],
-    n.repair_brings_the_signal_nearer: [
+    b.repair_brings_the_signal_nearer: [
         ("the other sign", PHI, "beyond.neurons.refit", lambda right, *given: -right(*given))],
-    n.held_out_error_never_grows: [
+    b.held_out_error_never_grows: [
         ("the best pass chosen by what is learned", other, "beyond.reconstruction.reconstruct",
          lambda right, block, learned, held_out: right(block, learned, learned))],
-    n.what_is_learned_comes_nearer: [
+    b.what_is_learned_comes_nearer: [
         ("something else learned", LLAMA, "beyond.reconstruction.reconstruct",
          lambda right, block, *walks: right(block, *(replace(walk, P=walk.P.flip(0)) for walk in walks)))],
-    n.a_sum_of_outer_products: [
+    b.a_sum_of_outer_products: [
         ("summed before the product", LLAMA, "beyond.fisher.covariance",
          lambda right, g, mask, total: right(g.sum(1, True), None, total)),
         ("padding predicted", padded, "beyond.fisher.log_probabilities",
          lambda right, logits, batch: right(logits, replace(batch, mask=None)))],
-    n.twice_the_divergence: [
+    b.twice_the_divergence: [
         ("the likeliest for a random one", LLAMA, "beyond.fisher.drawn", lambda right, log_p, seed: log_p.argmax(1))],
-    n.directions_count_by_the_metric: [
+    b.directions_count_by_the_metric: [
         ("the metric overlooked", LLAMA, "beyond.neurons.torch.cat",
          lambda right, parts, dim=0: right([parts[0], parts[0]], dim))],
-    n.dropped_block_adds_nothing: [
+    b.dropped_block_adds_nothing: [
         ("the next one dropped", other, "architecture.network.Network.numbered",
          lambda right, self, numbers: right(self, [number + 1 for number in numbers]))],
-    d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing: [
-        ("the layer behind left out", deep, "depth_properties.losses_without_each",
+    b.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing: [
+        ("the layer behind left out", deep, "beyond_properties.losses_without_each",
          lambda right, *given: [*right(*given)[1:], right(*given)[0]])],
-    d.each_deleted_layer_hurts_least: [
+    b.each_deleted_layer_hurts_least: [
         ("another layer deleted", OPT, "beyond.depth.delete_layer",
          lambda right, net, index: right(net, (index + 1) % len(net.layers)))],
-    d.a_shorter_model_is_saved_by_its_own_class: [
+    b.a_shorter_model_is_saved_by_its_own_class: [
         ("only the layers' types cut", by_layer, "beyond.depth.shorten", only_the_layers_types_cut)],
-    d.a_shorter_model_generates_the_same_with_a_cache: [
+    b.a_shorter_model_generates_the_same_with_a_cache: [
         ("layers keep their numbers", deep, "beyond.depth.delete_layer", layers_keep_their_numbers)],
     b.divergence_is_what_is_lost_of_the_log_likelihood: [
-        ("the other way round", OPT, "budget_properties.divergences", lambda right, p, q: right(q, p))],
+        ("the other way round", OPT, "beyond_properties.divergences", lambda right, p, q: right(q, p))],
     b.cost_of_neurons_is_a_power_of_the_energy_lost: [
         ("in proportion", OPT, "beyond.rulers.Cost.of",
          lambda right, self, left: self.emptied * (1 - left / self.neurons))],

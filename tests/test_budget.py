@@ -1,6 +1,6 @@
 """Beyond the paper: one budget for the signal's width, the neurons and the blocks."""
 
-import budget_properties as properties
+import beyond_properties as properties
 import pytest
 import torch
 from models import Recipe, fixed

@@ -1,8 +1,8 @@
-"""Depth removal: the facts of `depth_properties`, on every family; what is refused."""
+"""Depth removal: the facts of `beyond_properties`, on every family; what is refused."""
 
 from dataclasses import replace
 
-import depth_properties as properties
+import beyond_properties as properties
 import pytest
 from models import REPRESENTATIVES_FIRST, Recipe, fixed
 from transformers import AutoModelForCausalLM

@@ -1,6 +1,6 @@
 """Beyond the paper: neurons deleted and W_out solved for again, over random models of all families."""
 
-import inner_properties as properties
+import beyond_properties as properties
 import pytest
 import torch
 from models import CASES, REPRESENTATIVES_FIRST, Recipe, fixed
@@ -110,7 +110,7 @@ def test_no_singular_matrix_stops_a_solve():
 
 
 def test_all_processes_go_on_with_one_solution(monkeypatch):
-    """Another process has found that nothing is to be written."""
+    """Here the one that they agree on writes nothing."""
     monkeypatch.setattr(Calibration, "agreed", lambda self, kept, W: (kept, torch.zeros_like(W)))
     net = network(PHI.model())
     held, block = Calibration(token_batches(net.model, PHI.tokens(), None, 2)), net.layers[0].blocks[-1]
@@ -120,7 +120,7 @@ def test_all_processes_go_on_with_one_solution(monkeypatch):
 
 
 def test_a_mixture_that_was_saved_when_experts_kept_their_neurons_is_loaded(tmp_path):
-    """The config told only the MLPs'."""
+    """Its config lists the neurons of the MLPs alone."""
     recipe = fixed("qwen2_moe", 1, layers=2)
     model = slice_model(recipe.model().float(), recipe.tokens(), slicing=0.25, multiple=2)
     minislice.save(model, tmp_path / "sliced")

@@ -1,7 +1,7 @@
 """Every fact that minislice stands on, over random small models: one line for each, with what is drawn besides.
 
-The facts are functions in `properties.py` and its neighbours. Every one can fail: `mistakes.py` has a wrong
-implementation for it, with which it must.
+The facts are functions: the paper's in `properties.py`, the others in `beyond_properties.py`. Every one can fail:
+`mistakes.py` has a wrong implementation for it, with which it must.
 """
 
 import dataclasses
@@ -10,9 +10,7 @@ import inspect
 from collections.abc import Callable
 from pkgutil import resolve_name
 
-import budget_properties as b
-import depth_properties as d
-import inner_properties as n
+import beyond_properties as b
 import properties as p
 import pytest
 import torch
@@ -29,10 +27,6 @@ def a_width(recipe: Recipe) -> st.SearchStrategy:
 def a_width_of_each(recipe: Recipe) -> st.SearchStrategy:
     boundaries = recipe.layers * (1 if recipe.family == "phi" else 2) + 1
     return st.lists(a_width(recipe), min_size=boundaries, max_size=boundaries)
-
-
-def a_head(recipe: Recipe) -> st.SearchStrategy:
-    return one_of(["own", "tied"] if recipe.tied else ["own"])
 
 
 one_of = st.sampled_from
@@ -71,24 +65,24 @@ FACTS = [
     over(p.padding_is_not_counted, recipes(paddings=("left", "right"))),
     over(p.batches_do_not_matter, recipes(paddings=("none",))),
     over(p.perplexity_is_exp_of_transformers_loss, recipes(paddings=("none", "right"))),
-    over(p.cached_generation_equals_uncached, adapter=forms, head=a_head),
+    over(p.cached_generation_equals_uncached, tied, adapter=forms, head=one_of(["own", "tied"])),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=None),
     over(p.alignment_makes_the_adapter_symmetric, k=a_width, k_next=lambda recipe: recipe.width),
     over(p.adapters_have_the_parameters_of_the_formulas, width=a_width, adapter=forms, slice_head=flags),
-    over(n.nearly_the_best_of_all_subsets_is_kept, seeds),
-    over(n.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
-    over(n.refit_is_least_squares, seeds),
-    over(n.moments_are_weighted_sums, seeds),
-    over(n.idle_neurons_can_go, repair=flags),
-    over(n.idle_neurons_can_go, slicing=0, repair=flags, adapter="full"),
-    over(n.dropped_block_adds_nothing, adapter=forms),
-    over(n.nothing_lost_is_nothing_repaired, adapter=forms),
-    over(n.repair_brings_the_signal_nearer, place=one_of([0, -1])),
-    over(n.held_out_error_never_grows, padded, examples=3),
-    over(n.what_is_learned_comes_nearer, padded, examples=3),
-    over(n.a_sum_of_outer_products, padded, examples=3),
-    over(n.twice_the_divergence, padded, examples=3),
-    over(n.directions_count_by_the_metric, padded, examples=3),
+    over(b.nearly_the_best_of_all_subsets_is_kept, seeds),
+    over(b.solved_output_is_least_squares, seeds, delete=st.integers(0, 8)),
+    over(b.refit_is_least_squares, seeds),
+    over(b.moments_are_weighted_sums, seeds),
+    over(b.idle_neurons_can_go, repair=flags),
+    over(b.idle_neurons_can_go, slicing=0, repair=flags, adapter="full"),
+    over(b.dropped_block_adds_nothing, adapter=forms),
+    over(b.nothing_lost_is_nothing_repaired, adapter=forms),
+    over(b.repair_brings_the_signal_nearer, place=one_of([0, -1])),
+    over(b.held_out_error_never_grows, padded, examples=3),
+    over(b.what_is_learned_comes_nearer, padded, examples=3),
+    over(b.a_sum_of_outer_products, padded, examples=3),
+    over(b.twice_the_divergence, padded, examples=3),
+    over(b.directions_count_by_the_metric, padded, examples=3),
     over(b.cost_of_neurons_is_a_power_of_the_energy_lost, seeds),
     over(b.cost_of_a_width_is_a_power_of_the_share_deleted, seeds),
     over(b.chosen_mixture_is_nearly_the_cheapest, seeds),
@@ -96,8 +90,8 @@ FACTS = [
     over(b.measured_costs_are_those_of_whole_models, examples=3),
     over(b.sizes_are_those_of_the_sliced_model, examples=4),
     over(b.plan_says_what_is_left, three_layers, examples=6),
-    over(d.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
-    over(d.each_deleted_layer_hurts_least, examples=5),
+    over(b.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing, examples=5),
+    over(b.each_deleted_layer_hurts_least, three_layers, examples=5),
 ]
 
 
@@ -133,7 +127,7 @@ def test_property_fails_with(fact, recipe, target, version, options, monkeypatch
 
 
 def test_every_property_has_a_mistake_on_which_it_fails():
-    for module in (p, n, b, d):
+    for module in (p, b):
         for name, fact in inspect.getmembers(module, inspect.isfunction):
             parameters, result = inspect.signature(fact).parameters, inspect.signature(fact).return_annotation
             if fact.__module__ == module.__name__ and next(iter(parameters)) == "recipe" and result is None:
