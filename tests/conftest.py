@@ -1,7 +1,8 @@
-"""What every test runs under: the method's annotations checked, hypothesis repeatable, no network, no GPU."""
+"""What every test runs under: annotations of shapes checked, hypothesis repeatable, no network, no GPU."""
 
 import gc
 import os
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -12,10 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
 if not os.environ.get("MINISLICE_TEST_GPU"):  # see test_cuda; everything else is the same wherever it runs
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# The method's annotations are checked in tests; the hook must be in place before anything imports minislice.
-METHOD = ["fusion", "rotation", "pca", "adapters", "calibration", "slicing", "heads", "precision", "likelihood"]
-BEYOND = ["walk", "inner", "experts", "neurons", "depth", "predictions", "self_calibration"]
-CHECKED = [f"minislice.{name}" for name in (*METHOD, *(f"beyond.{name}" for name in BEYOND))]
+# Annotations of shapes are checked in tests; the hook must be in place before anything imports minislice.
+ROOT = Path(__file__).parents[1]
+FILES = [path for path in ROOT.glob("minislice/**/*.py") if "from jaxtyping" in path.read_text("utf-8")]
+CHECKED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 jaxtyping.install_import_hook(CHECKED, "annotations.typechecked")
 torch.set_num_threads(1)  # on matrices this small, two threads wait for each other twenty times as long as they work
 
@@ -43,7 +44,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def few_objects():
-    """For code that has garbage collected: what other tests have left isn't looked through each time."""
+    """For code that collects garbage: it doesn't look through what other tests have left."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -51,7 +52,7 @@ def few_objects():
 
 @pytest.fixture
 def figures():
-    """They are closed behind a test: soon there would be more of them than matplotlib thinks are meant."""
+    """A test's figures are closed: matplotlib warns where many are open."""
     from matplotlib import pyplot
 
     yield
@@ -60,13 +61,13 @@ def figures():
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """As a user calls: the annotations, which only tests check, would refuse what has the wrong type."""
+    """Annotations aren't checked, as for a user: only tests check them."""
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
 
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """No command loads a model: what can't be done is told before."""
+    """A command must not load a model: it tells before what can't be done."""
     for loads in ("load", "TrainedWeights"):
         monkeypatch.setattr(f"minislice.command.inputs.{loads}", lambda *_, **__: pytest.fail("work has begun"))
 

@@ -172,8 +172,11 @@ def test_gradients_reach_every_weight_with_and_without_checkpointing(tmp_path):
     plain, checkpointed = (reloaded(model, tmp_path / "model").train() for _ in range(2))
     old_name = checkpointed.gradient_checkpointing_enable
     getattr(checkpointed, "activation_checkpointing_enable", old_name)()
+    passes = []
     for each in (plain, checkpointed):
+        network(each).blocks[0].attention.register_forward_pre_hook(lambda *_: passes.append(1))
         each(input_ids=tokens, labels=tokens).loss.backward()
+    assert len(passes) == 1 + 2  # the checkpointed activations are computed again
     gradients = dict(checkpointed.named_parameters())
     for name, parameter in plain.named_parameters():
         assert parameter.grad.any(), name

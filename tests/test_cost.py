@@ -1,6 +1,7 @@
 """What a model costs: FLOPs against torch's own counter, the clock against itself; shapes."""
 
 import json
+import os
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -26,9 +27,9 @@ SHORT = ("--prompt", "4", "--length", "2", "--rounds", "1", "--batch-size", "1",
 
 def small(name="mini-opt", **options):
     model, _ = minislice.load(name, dtype=torch.float32)
-    return (
-        minislice.slice_model(model, torch.arange(240).view(8, 30), **{"width": 100, **options}) if options else model
-    )
+    if options:
+        minislice.slice_model(model, torch.arange(240).view(8, 30), **{"width": 100, **options})
+    return model
 
 
 def counted(model):
@@ -150,7 +151,8 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     with timing.peak_memory(torch.device("cpu")) as peak:
         held = torch.ones(400_000_000 // 4)  # more than any hole in the heap of a process that ran other tests
         del held
-    assert peak.before is None or 350e6 < peak.added < 450e6  # None where the system doesn't say
+    is_told = os.access("/proc/self/clear_refs", os.W_OK)
+    assert 350e6 < peak.added < 450e6 if is_told else peak.before is None
 
 
 def test_table_12s_total_is_the_products_without_the_adapters_and_two_of_one_name_are_not_added():

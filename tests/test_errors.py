@@ -22,6 +22,7 @@ from minislice.options import SlicingOptions
 from minislice.recovery.options import RecoveryOptions
 from minislice.teaching.small import small_model
 
+pytestmark = pytest.mark.usefixtures("unchecked")
 # D = 16 and 2 layers: OPT and LLaMA have 5 boundaries, Phi has 3.
 OPT, LLAMA, PHI = (Recipe(family, hidden=16) for family in ("opt", "llama", "phi"))
 IDS = OPT.tokens()
@@ -158,7 +159,6 @@ BAD_TOKENS = {
 }
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", BAD_TOKENS)
 def test_what_is_no_tokens_is_refused_by_one_clear_error(case):
     arguments, fragments = BAD_TOKENS[case]
@@ -188,7 +188,6 @@ OPTIONS = [  # a function, what stands beside the model, and its options
 ]
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("function", "beside", "options"), OPTIONS)
 def test_an_option_of_another_kind_is_refused_by_its_name(function, beside, options):
     model = SLICED(LLAMA.model()) if function is minislice.recover else LLAMA.model()
@@ -198,7 +197,6 @@ def test_an_option_of_another_kind_is_refused_by_its_name(function, beside, opti
                 function(model, *beside, **{option: value})
 
 
-@pytest.mark.usefixtures("unchecked")
 def test_numbers_of_numpy_are_numbers_which_json_can_hold():
     one, whole = np.float32(0.25), np.int64(4)
     slice_model(LLAMA.model(), IDS, width=whole, drop=np.array([1]), batch_size=whole)
@@ -228,7 +226,6 @@ MODELS = {  # which configurations of the families are refused: test_propose
 }
 
 
-@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", MODELS)
 def test_models_that_cannot_be_sliced_are_refused(case):
     build, *fragments = MODELS[case]

@@ -55,11 +55,12 @@ def test_a_model_with_fewer_neurons_is_one_of_its_own_class_or_keeps_them(family
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reconstruction_keeps_shapes_and_dtype_and_moves_nothing_where_nothing_is_held_out(dtype):
     asked = {"neurons": 0.5, "multiple": 4, "repair": True, "batch_size": 1}
-    for ids, exact in ((LLAMA.tokens(), 1.0), (LLAMA.tokens()[:1], 0.0)):
+    for ids in (LLAMA.tokens(), LLAMA.tokens()[:1]):
         models = [delete_neurons(LLAMA.model().to(dtype), ids, reconstruct=r, **asked) for r in (False, True)]
         shapes = [{name: (p.shape, p.dtype, p.requires_grad) for name, p in m.named_parameters()} for m in models]
         assert shapes[0] == shapes[1] and type(models[1]) is type(LLAMA.model())
-        properties.assert_same_logits(*models, LLAMA, exact)
+        error = properties.relative_error(*(model(ids).logits for model in models))
+        assert 0 < error < 1 if len(ids) > 1 else error == 0
 
 
 def test_a_block_keeps_its_number_when_others_are_dropped():

@@ -12,8 +12,8 @@ import torch
 from commands import document
 from models import Recipe
 from streamed import logits
+from test_export import exported
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import minislice
 from minislice.architecture.network import network
@@ -86,11 +86,11 @@ def test_lora_that_is_thrown_away_is_found(monkeypatch):
 
 def test_what_could_be_exported_before_can_be_after_training_in_bfloat16(tmp_path):
     model, tokens = sliced(adapter="none", slice_head=True)
+    in_float32 = trained(model, tokens)
     minislice.recover(model, tokens, bf16=True, **QUICK)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    minislice.export(model, tmp_path / "stock")
-    exported = logits(AutoModelForCausalLM.from_pretrained(tmp_path / "stock"), tokens)
-    torch.testing.assert_close(exported, logits(model, tokens), rtol=1e-4, atol=1e-4)
+    assert not same(weights(model), in_float32)
+    exported(model, tokens, tmp_path / "stock")
 
 
 def test_adapters_are_trained_where_that_is_asked_for(tmp_path):
@@ -106,7 +106,7 @@ def test_adapters_are_trained_where_that_is_asked_for(tmp_path):
 
 
 def padding_is_never_trained(padding: str) -> None:
-    """What stands at padded places, and predictions from and of it, change nothing."""
+    """Tokens at padded places change nothing, neither as inputs nor as labels."""
     model, ids = sliced()
     mask = Recipe("llama", padding=padding).mask()
     others = torch.where(mask.bool(), ids, (ids + 7) % 100 + 1)
@@ -152,9 +152,13 @@ def test_a_seed_repeats_a_run_and_no_global_generator_is_touched():
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == numpy.random.get_state()[1].tolist()
 
 
-def test_checkpointed_activations_give_the_same_gradients():
+def test_checkpointed_activations_are_computed_twice_and_give_the_same_gradients():
     model, tokens = sliced("opt")
-    first, second = (trained(model, tokens, gradient_checkpointing=how) for how in (False, True))
+    passes = []
+    network(model).blocks[0].attention.register_forward_pre_hook(lambda *_: passes.append(1))
+    first, once = trained(model, tokens, gradient_checkpointing=False), len(passes)
+    second = trained(model, tokens, gradient_checkpointing=True)
+    assert len(passes) > 2 * once
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
@@ -267,7 +271,7 @@ def out_of_memory_above(monkeypatch, sequences: int) -> None:
 
 
 def test_where_memory_is_not_enough_fewer_sequences_a_pass_make_the_same_steps(monkeypatch):
-    """Two, which is half of 5, don't make a step of 5: each pass takes 1."""
+    """A step has 5 sequences, and 2 fit in memory; 2 don't divide 5, so that each pass takes 1."""
     model, tokens = sliced()
     tokens = torch.cat([tokens, Recipe("llama").tokens(2)])
     expected = trained(model, tokens, batch_size=5)

@@ -102,6 +102,7 @@ def test_a_file_without_text_is_refused_by_its_name(name, tmp_path):
     assert name in str(error.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("given", ["absent.txt", "a text " * 1000, ["a list of texts"]], ids=["path", "text", "list"])
 def test_what_is_no_text_source_is_refused(given):
     with pytest.raises(ValueError, match=r"no text source .*or the path of a file that exists"):
@@ -219,7 +220,7 @@ def test_every_fact_fails_on_a_mistake(fact, monkeypatch):
         fact(samples=11, seqlen=4, spare=7, seed=5)
 
 
-def test_too_few_tokens_are_refused_with_the_numbers():
+def test_too_few_tokens_are_refused_with_the_numbers(unchecked):
     stream = torch.arange(12)
     with pytest.raises(ValueError, match=r"the stream must be a tensor of shape \[tokens\]"):
         text.windows(stream[None], 4)
