@@ -30,7 +30,7 @@ class Forked:
         self.process.start()
 
     def ended(self, timeout: float = 200) -> subprocess.CompletedProcess:
-        """Wait for its end; `stdout` is all that it said."""
+        """Wait for its end; `stdout` is all that it printed."""
         self.process.join(timeout)
         if alive := self.process.exitcode is None:
             self.process.kill()
@@ -42,7 +42,7 @@ class Forked:
 
 
 def group_of(count: int, function: Callable, *arguments) -> list[subprocess.CompletedProcess]:
-    """What becomes of so many processes that find one another as torchrun's do."""
+    """The results of this many processes, which find one another as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}

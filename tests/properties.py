@@ -58,7 +58,7 @@ def assume_well_separated(model: nn.Module) -> None:
 def sliced(recipe: Recipe, model: nn.Module | None = None, **options) -> nn.Module:
     """The recipe's model, sliced on the recipe's tokens: to half its width and with a head of its own, by default."""
     model = recipe.model() if model is None else model
-    size = {} if options.keys() & {"slicing", "discard", "width"} else {"width": max(1, recipe.width // 2)}
+    size = {} if options.keys() & {"slicing", "discard", "width"} else {"width": recipe.width // 2}
     return slice_model(model, recipe.tokens(), recipe.mask(), **{"head": "own", **size, **options})
 
 
@@ -165,7 +165,7 @@ def alignment_makes_the_adapter_symmetric(recipe: Recipe, k=None, k_next=None, b
 
     `bases` are k orthonormal columns, and an orthogonal matrix for the next boundary.
     """
-    generator, k = torch.Generator().manual_seed(recipe.seed), k or max(1, 3 * recipe.width // 4)
+    generator, k = torch.Generator().manual_seed(recipe.seed), k or 3 * recipe.width // 4
     P, Q_next = bases or [random_orthogonal(recipe.width, generator)[:, :size] for size in (k, recipe.width)]
     k = P.shape[1]
     k_next = k_next or k
@@ -198,7 +198,7 @@ def adapters_have_the_parameters_of_the_formulas(recipe: Recipe, width=None, ada
 
 
 def orientation_does_not_matter(recipe: Recipe, **options) -> None:
-    """Of the basis within the subspace that is kept, or of the model before it is sliced."""
+    """Neither of the basis within the subspace that is kept, nor of the model before it is sliced."""
     expected = sliced(recipe, **options)
     assume_well_separated(expected)
     turned = sliced(recipe, orientation="random", seed=recipe.seed, **options)
@@ -244,7 +244,7 @@ def discard_keeps_the_least_that_suffices(recipe: Recipe, discard=0.1) -> None:
 
 def padding_is_not_counted(recipe: Recipe) -> None:
     """A padded batch slices as its sequences do without the padding, and its tensors stay as they were."""
-    ids, mask, width = recipe.tokens(), recipe.mask(), max(1, recipe.width // 2)
+    ids, mask, width = recipe.tokens(), recipe.mask(), recipe.width // 2
     before = ids.clone(), mask.clone()
     actual = slice_model(recipe.model(), ids, mask, width=width)
     assert torch.equal(ids, before[0]) and torch.equal(mask, before[1])
@@ -261,7 +261,7 @@ def padding_is_not_counted(recipe: Recipe) -> None:
 
 def batches_do_not_matter(recipe: Recipe) -> None:
     """One tensor or a list, few sequences or rows of a matrix at a time or many: the same slices and perplexity."""
-    ids, width = recipe.tokens(), max(1, recipe.width // 2)
+    ids, width = recipe.tokens(), recipe.width // 2
     expected = slice_model(recipe.model(), ids, width=width)
     assume_well_separated(expected)
     with patch("minislice.precision.ROWS", 7), patch("minislice.fusion.ROWS", 7):

@@ -109,6 +109,8 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "long text": (OPT, [], calling(minislice.own_text, 1, 10**4), "10000 tokens", "64 positions"),
     "NaN, text": (OPT, [not_a_number], calling(minislice.own_text, 1, 8), "NaN"),
     "not sliced": (LLAMA, [], calling(minislice.recover, IDS), "isn't sliced"),
+    "not sliced, saved": (LLAMA, [], calling(minislice.save, "nowhere"), "isn't sliced"),
+    "not sliced, exported": (LLAMA, [], calling(minislice.export, "nowhere"), "isn't sliced"),
     "half a rank": (LLAMA, [SLICED], calling(minislice.recover, IDS, rank=2.5), "rank must be a whole number"),
     "compare: dense": (LLAMA, [], comparing(IDS, variants={"dense": len}), "'dense' is the dense model's row"),
     "compare: one window": (LLAMA, [], comparing(IDS[:1]), "a standard error needs at least two windows"),

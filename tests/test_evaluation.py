@@ -74,7 +74,7 @@ SPREAD = 0.05  # of the models' difference; windows differ in difficulty by 1, a
 
 
 def drawn(generator, lengths, documents=None):
-    """The losses of two models on random windows, model and reference; windows of one document share some of it."""
+    """Random losses of a model and a reference on the same windows; a document's windows share part of the gap."""
     difficulty = 3 + torch.randn(len(lengths), generator=generator, dtype=torch.float64)
     gap = 0.03 + SPREAD * torch.randn(len(lengths), generator=generator, dtype=torch.float64)
     if documents is not None:

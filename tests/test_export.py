@@ -20,7 +20,7 @@ stock_ready = partial(sliced, width=12, adapter="none", slice_head=True)
 
 
 def exported(model, tokens, folder, accuracy=1e-5):
-    """The stock model, whose logits are the sliced one's."""
+    """The stock model; its logits must be the sliced one's."""
     minislice.export(model, folder)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert type(plain).__module__.startswith("transformers.models.")
@@ -130,6 +130,4 @@ def test_what_no_stock_architecture_is_is_refused_with_what_to_slice_instead(cas
     model, _ = stock_ready(LLAMA, **options)
     with pytest.raises(ValueError, match=message):
         minislice.export(model, tmp_path / "stock")
-    with pytest.raises(ValueError, match="isn't sliced"):
-        minislice.export(LLAMA.model(), tmp_path / "stock")
     assert list(tmp_path.iterdir()) == []

@@ -149,7 +149,7 @@ def test_an_entry_that_does_not_fit_is_told(case, monkeypatch):
 
 
 def test_a_proposal_that_misses_a_reader_does_not_pass():
-    """It stands behind no norm, so that nothing but the verification sees it."""
+    """No norm stands before that reader, so that nothing but the verification sees it."""
     model = small_model("llama")
     mlp = model.model.layers[0].mlp
     mlp.side = nn.Linear(32, 32, bias=False).double()
