@@ -17,7 +17,8 @@ if not os.environ.get("MINISLICE_TEST_GPU"):  # see test_cuda; everything else i
 ROOT = Path(__file__).parents[1]
 FILES = [path for path in ROOT.glob("minislice/**/*.py") if "from jaxtyping" in path.read_text("utf-8")]
 CHECKED = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-jaxtyping.install_import_hook(CHECKED, "annotations.typechecked")
+BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int may stand for a float
+jaxtyping.install_import_hook(CHECKED, BEARTYPE)
 torch.set_num_threads(1)  # on matrices this small, two threads wait for each other twenty times as long as they work
 
 settings.register_profile(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from models import Recipe
 from safetensors.torch import load_file
-from streamed import edit, edit_config
+from streamed import edit, edit_config, logits
 
 import minislice
 from minislice.architecture.families import FAMILIES
@@ -15,6 +15,8 @@ from minislice.large.source import TrainedWeights
 from minislice.storage.files import INDEX
 
 LOADERS = {"load": minislice.load, "stream": lambda folder: TrainedWeights(folder, "auto")}
+IDS = Recipe("llama").tokens()
+EXPECTED = logits(Recipe("llama").model().float(), IDS)
 WEIGHTS, SHARD, CONFIG = "model.safetensors", "model-00001-of-00002.safetensors", "config.json"
 
 
@@ -29,11 +31,6 @@ def assert_refused(load, folder, *fragments) -> None:
     with pytest.raises(ValueError) as error:
         load(folder)
     assert all(str(fragment) in str(error.value) for fragment in fragments), error
-
-
-def assert_same_weights(found, expected) -> None:
-    found = found.state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.state_dict().items())
 
 
 def written(file: str, content: str):
@@ -87,7 +84,7 @@ def test_a_bin_file_of_tensors_is_loaded_and_one_of_code_is_refused_and_not_run(
     file = folder / "pytorch_model.bin"
     torch.save(load_file(folder / WEIGHTS), file)
     (folder / WEIGHTS).unlink()
-    assert_same_weights(minislice.load(folder)[0], Recipe("llama").model().float())
+    assert torch.equal(logits(minislice.load(folder)[0], IDS), EXPECTED)
     torch.save({"a": Malicious()}, file)
     assert_refused(minislice.load, folder, file, "safetensors")
     assert capsys.readouterr().out == ""
@@ -112,7 +109,7 @@ def test_the_code_of_a_model_runs_only_if_it_is_trusted(folder, monkeypatch, run
     assert run(*command, "--trust-remote-code")[0] == 0
     model = minislice.load(folder, trust_remote_code=True)[0]
     assert type(model).__name__ == "OwnForCausalLM" and type(model).__module__.startswith("transformers_modules")
-    assert_same_weights(model, Recipe("llama").model().float())
+    assert torch.equal(logits(model, IDS), EXPECTED)
     assert type(TrainedWeights(folder, "auto", True).net.model).__name__ == "OwnForCausalLM"
 
 

@@ -18,7 +18,7 @@ from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import token_batches
 
-OPT, LLAMA, PHI = (Recipe(family, layers=3, heads=4, head_dim=4) for family in ("opt", "llama", "phi"))
+LLAMA, PHI = (Recipe(family, layers=3, heads=4, head_dim=4) for family in ("llama", "phi"))
 
 
 @pytest.mark.parametrize(("family", "variant"), REPRESENTATIVES_FIRST)
@@ -134,10 +134,3 @@ def test_each_expert_loses_what_its_own_tokens_need_least(family, variant):
     recipe = fixed(family, variant, layers=2, padding="left")
     properties.experts_moments_are_weighted_sums(recipe)
     properties.experts_keep_what_is_best_for_each(recipe)
-
-
-def test_a_gradient_that_is_no_number_is_refused():
-    broken = OPT.model()
-    network(broken).blocks[0].w_in[0].weight.data.fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaN or an infinity on calibration sequence 0"):
-        delete_neurons(broken, OPT.tokens(), fisher=True)
