@@ -163,8 +163,7 @@ def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
                 writer.store_matrices(changed)
                 H.append((block.branch(Z[0], **context) - silent).mean(-1))
             H = (torch.stack(H, dim=-1) * weight[..., None]).flatten(0, 1)
-            own = C[expert, : block.neurons, : block.neurons]
-            assert relative_error(own, H.T @ H) <= 1e-6
+            assert relative_error(C[expert, : block.neurons, : block.neurons], H.T @ H) <= 1e-6
         writer.store_matrices(trained)
 
 
@@ -179,10 +178,10 @@ def experts_keep_what_is_best_for_each(recipe: Recipe) -> None:
     kept, solved = solve_output(block, H.mT @ H, None, count // 2)
     experts.keep_inner(block, kept, solved)
     assert relative_error(experts.output_matrix(block), solved) <= EXACT
-    for own, new, h, w in zip(kept, solved, H, W, strict=True):
+    for neurons, W_new, h, w in zip(kept, solved, H, W, strict=True):
         alone, best = least_harmful(h.T @ h, w, count // 2, slice(count))
-        assert torch.equal(own, alone) and relative_error(new, best) <= 1e-8
-    assert len({tuple(own.tolist()) for own in kept}) > 1
+        assert torch.equal(neurons, alone) and relative_error(W_new, best) <= 1e-8
+    assert len({tuple(neurons.tolist()) for neurons in kept}) > 1
 
 
 def nothing_lost_is_nothing_repaired(recipe: Recipe, **options) -> None:
@@ -398,11 +397,11 @@ def random_cost(neurons: int, generator: torch.Generator) -> Cost:
 def cost_of_neurons_is_a_power_of_the_energy_lost(recipe: Recipe) -> None:
     """The power that meets both measured costs: a third of the neurons deleted, and all."""
     cost = random_cost(24, torch.Generator().manual_seed(recipe.seed))
-    found = [cost.of(left) for left in range(23, -1, -1)]
-    assert cost.of(24) == 0.0 and found == sorted(found)
-    assert math.isclose(found[7], cost.probed) and math.isclose(found[-1], cost.emptied)
-    points = zip(found[:-1], cost.lost[:-1], strict=True)
-    powers = [math.log(found[-1] / each) / math.log(cost.lost[-1] / lost) for each, lost in points]
+    costs = [cost.of(left) for left in range(23, -1, -1)]
+    assert cost.of(24) == 0.0 and costs == sorted(costs)
+    assert math.isclose(costs[7], cost.probed) and math.isclose(costs[-1], cost.emptied)
+    points = zip(costs[:-1], cost.lost[:-1], strict=True)
+    powers = [math.log(costs[-1] / value) / math.log(cost.lost[-1] / lost) for value, lost in points]
     assert max(powers) - min(powers) < 1e-6 * max(powers)
 
 
@@ -420,9 +419,9 @@ def divergence_is_what_is_lost_of_the_log_likelihood(recipe: Recipe) -> None:
     [batch] = token_batches(models[0], recipe.tokens(), recipe.mask(), 4)
     with torch.no_grad():
         logits = [model(batch.ids, attention_mask=recipe.mask()).logits for model in models]
-    each = [replace(batch, ids=torch.full_like(batch.ids, token)) for token in range(VOCABULARY)]
-    p, q = (torch.stack([prediction_losses(own, of) for of in each], dim=1) for own in logits)
-    found, expected = divergences(*(log_probabilities(own, batch) for own in logits)), ((q - p) / p.exp()).sum(1)
+    targets = [replace(batch, ids=torch.full_like(batch.ids, token)) for token in range(VOCABULARY)]
+    p, q = (torch.stack([prediction_losses(output, target) for target in targets], dim=1) for output in logits)
+    found, expected = divergences(*(log_probabilities(output, batch) for output in logits)), ((q - p) / p.exp()).sum(1)
     assert found.shape == expected.shape and torch.allclose(found, expected) and found.min() > 0
 
 
@@ -442,10 +441,10 @@ def measured_costs_are_those_of_whole_models(recipe: Recipe) -> None:
     for number, cost in enumerate(costs):
         assert math.isclose(cost.dropped, cost_of(silenced(model, [number])), abs_tol=1e-6)
         assert cost.neurons == network(model).blocks[number].neurons
-        for delete, found in {round(PROBE * cost.neurons): cost.probed, cost.neurons: cost.emptied}.items():
+        for delete, measured in {round(PROBE * cost.neurons): cost.probed, cost.neurons: cost.emptied}.items():
             if delete:
                 fewer = cost_of(without_neurons(model, number, delete, calibration))
-                assert math.isclose(found, fewer, abs_tol=1e-6)
+                assert math.isclose(measured, fewer, abs_tol=1e-6)
     assert all(torch.equal(tensor, recipe.model().state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
