@@ -39,6 +39,12 @@ def test_the_default_keeps_the_tie_where_it_is_exact_and_both_ends_may_be_whole(
     assert not network(slice_model(recipe.model(), recipe.tokens(), slicing=0)).has_adapters
 
 
+def test_embeddings_of_the_trained_width_do_not_fit_a_sliced_model():
+    model = slice_model(LLAMA.model(), LLAMA.tokens(), width=6, head="own")
+    with pytest.raises(RuntimeError, match="shape"):
+        model(inputs_embeds=torch.zeros(1, 3, LLAMA.width, dtype=model.dtype))
+
+
 def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
     products, split, seen = torch.backends.cuda.matmul, torch.Tensor.split, []
     monkeypatch.setattr(torch.Tensor, "split", lambda *a: seen.append(products.fp32_precision) or split(*a))
