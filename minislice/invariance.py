@@ -20,7 +20,7 @@ from .corpus.batches import Tokens, token_batches
 from .fusion import fuse
 from .likelihood import logits_of_batch, perplexity
 from .options import SlicingOptions
-from .rotation import require_whole, rotate
+from .rotation import require_trained, rotate
 from .slicing import slice_model
 
 # The largest error of the logits, as a fraction of the largest logit, that rounding alone can explain.
@@ -142,9 +142,7 @@ def verify(
     seed = require_seed(seed)
     require_dtypes(dtypes)
     net = network(model)
-    require_whole(net, "verify")
-    if net.is_fused:
-        raise ValueError("can't verify this model: it is fused already; start again from the trained model")
+    require_trained(net, "verify")
     batches = token_batches(model, tokens, attention_mask, batch_size)
     tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
     tolerances = ROUTED_TOLERANCES if net.has_experts else TOLERANCES

@@ -127,6 +127,13 @@ def require_whole(net: Network, action: str) -> None:
         raise ValueError(f"can't {action} this model: it is {state} already; start again from the trained model")
 
 
+def require_trained(net: Network, action: str) -> None:
+    """Raise a ValueError for a network that is fused, too."""
+    require_whole(net, action)
+    if net.is_fused:
+        raise ValueError(f"can't {action} this model: it is fused already; start again from the trained model")
+
+
 def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:  # checked
     if tuple(Q.shape) != (D, D):
         raise ValueError(f"a rotation of this model is {D} x {D}, got {tuple(Q.shape)}")

@@ -17,6 +17,7 @@ from ..architecture.network import inference, network
 from ..checks import is_several, require, require_flag, require_int, require_number
 from ..corpus.batches import Batch, Tokens, count_tokens, listed, token_batches
 from ..measuring.cost import parameters
+from ..rotation import require_trained
 from .allocation import cheapest, sizes_of
 from .predictions import predictions
 from .rulers import LEAST, Cost, block_costs, divergence
@@ -90,8 +91,7 @@ def prices(
     model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
     """
     net = network(model)
-    if net.is_fused:
-        raise ValueError("this model is fused already; compress the trained model")
+    require_trained(net, "compress")
     calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
     D = net.trained_width
     trial = first_tokens(calibration, TRIAL_TOKENS)

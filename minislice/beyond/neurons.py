@@ -29,6 +29,7 @@ from ..calibration import Calibration
 from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import SlicingOptions, slice_width
+from ..rotation import require_whole
 from . import experts, inner, reconstruction
 from .fisher import fisher_metrics
 from .inner import refit, with_ridge
@@ -176,6 +177,7 @@ def delete_neurons(
     require_flag("fisher", fisher)
     SlicingOptions(neurons=neurons, multiple=multiple, repair=repair, reconstruct=reconstruct)  # which checks them
     net = network(model)
+    require_whole(net, "delete neurons of")
     if net.is_fused:
         raise ValueError("this model is fused; give `neurons` to slice_model, or start again from the trained model")
     before, left = common_neurons(net), {}
