@@ -3,13 +3,12 @@
 import argparse
 from functools import partial
 
-from ..architecture.folder import require_free
 from ..beyond.allocation import neurons_for
 from ..beyond.budget import compress, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..checks import require_number
 from ..measuring.cost import parameters
-from .inputs import before_and_after, files_read, prepared
+from .inputs import before_and_after, prepared, require_out
 from .output import print_result
 
 
@@ -19,8 +18,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.plan_only and arguments.out:
         raise ValueError("--plan-only deletes nothing, so that nothing is to be saved; leave it or --out out")
     require_number("--size", arguments.size, above=0, below=1)
-    if arguments.out:
-        require_free(arguments.out, arguments.force, files_read(arguments))
+    require_out(arguments)
     ready = prepared(arguments)
     model, calibration = ready.model, ready.calibration
     settings = {"batch_size": arguments.batch_size, "progress": not arguments.quiet}

@@ -45,14 +45,17 @@ def _variants(arguments: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str
     """The dense config, and the sliced ones that are measured beside it."""
     config = SHAPES.get(arguments.model.lower()) or load_config(locate(arguments.model), arguments.trust_remote_code)
     if config.model_type == "minislice":
+        names = ("slicing", "adapter", "slice_head", "head")
+        if asked := [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]:
+            raise ValueError(f"{arguments.model} is sliced already and is timed as it is: leave {', '.join(asked)} out")
         dense = copy.deepcopy(config.base)
         dense.tie_word_embeddings = config.head_was_tied  # fusion has untied it
         return dense, {"as it is": config}
     ends = {"slice_head": arguments.slice_head, "head": arguments.head}
     return config, {
         f"{level:.0%}, {form}": sliced_config(config, slicing=level, adapter=form, **ends)
-        for level in arguments.slicing
-        for form in arguments.adapter
+        for level in arguments.slicing or [0.25]
+        for form in arguments.adapter or ["low-rank"]
     }
 
 

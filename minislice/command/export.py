@@ -2,16 +2,15 @@
 
 import argparse
 
-from ..architecture.folder import require_free
 from ..architecture.network import network
 from ..storage.checkpoint import export
 from ..storage.stock import stock_network
-from .inputs import files_read, load_both, sliced_shapes
+from .inputs import load_both, require_out, sliced_shapes
 from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> None:
-    require_free(arguments.out, arguments.force, files_read(arguments))
+    require_out(arguments)
     arguments.dtype = arguments.dtype or "auto"
     stock_network(network(sliced_shapes(arguments, " --adapter none --slice-head")))  # told before it is loaded
     model, tokenizer = load_both(arguments)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.configuration import SlicedConfig
-from ..architecture.folder import whole_folder
+from ..architecture.folder import require_free, whole_folder
 from ..architecture.modeling import without_memory
 from ..architecture.network import network
 from ..beyond.self_calibration import own_text
@@ -76,6 +76,14 @@ def files_read(arguments: argparse.Namespace) -> list[Path]:
     texts = [name for option in options if (name := getattr(arguments, option, None)) and name not in (*SOURCES, OWN)]
     model = locate(arguments.model) if arguments.model else None
     return [*map(Path, texts), *([model] if isinstance(model, Path) else [])]
+
+
+def require_out(arguments: argparse.Namespace) -> Path | None:
+    """The folder of --out, None without one; a ValueError, before the work, where the model can't be saved there."""
+    if arguments.out:
+        return require_free(arguments.out, arguments.force, files_read(arguments))
+    if arguments.force:
+        raise ValueError("--force replaces what is in the folder of --out: give --out too, or leave --force out")
 
 
 class Prepared(NamedTuple):

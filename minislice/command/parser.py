@@ -172,8 +172,8 @@ GENERATE: Options = {
     "--do-sample": (bool, False, "sample, instead of taking the likeliest token"),
 }
 COST: Options = {
-    "--slicing": (several(float), "0.25", f"fractions to delete, {LISTED}"),
-    "--adapter": (names, "low-rank", f"{LISTED}: {FORMS}"),
+    "--slicing": (several(float), None, f"fractions to delete, {LISTED} (default: 0.25)"),
+    "--adapter": (names, None, f"{LISTED}: {FORMS} (default: low-rank)"),
     "--slice-head": (bool, False, "the last boundary too"),
     "--head": (str, None, HEAD),
     "--prompt": (positive, 128, "tokens of the prefill"),

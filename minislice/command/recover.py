@@ -2,12 +2,11 @@
 
 import argparse
 
-from ..architecture.folder import require_free
 from ..measuring.cost import parameters
 from ..recovery.checkpoints import delete
 from ..recovery.options import RecoveryOptions
 from ..recovery.recover import recover, require_sliced
-from .inputs import files_read, given, prepared, sliced_shapes
+from .inputs import given, prepared, require_out, sliced_shapes
 from .output import print_result
 
 SEQLEN, SEQUENCES, FROM_ALPACA = 1024, 1000, 5000  # the paper's
@@ -17,7 +16,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Called again after an interruption, it goes on from the last checkpoint, in a folder beside `--out`."""
     options = given(arguments, RecoveryOptions)
     RecoveryOptions(**options)  # a bad option is told before a large model is loaded
-    target = require_free(arguments.out, arguments.force, files_read(arguments))
+    target = require_out(arguments)
     require_sliced(sliced_shapes(arguments))  # this too
     arguments.samples = arguments.samples or (FROM_ALPACA if arguments.calibration == "alpaca" else SEQUENCES)
     model, tokenizer, training, test, described = prepared(arguments, seqlen=SEQLEN)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from ..architecture.folder import place_for, require_apart, require_free
+from ..architecture.folder import place_for, require_apart
 from ..architecture.modeling import without_memory
 from ..architecture.network import network
 from ..beyond.slicing import slice_model
@@ -22,7 +22,7 @@ from ..report import SlicingReport
 from ..rotation import require_whole
 from ..storage.checkpoint import load_config
 from ..storage.stock import stock_network
-from .inputs import Prepared, before_and_after, files_read, given, prepared, seqlen_of
+from .inputs import Prepared, before_and_after, files_read, given, prepared, require_out, seqlen_of
 from .output import print_result
 from .parser import OWN
 
@@ -39,10 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.stream and arguments.calibration == OWN:
         raise ValueError("--stream has no whole model in memory that could write a text; calibrate on another's")
     first = arguments.processes.is_first
-    if arguments.out and first and arguments.stream:  # which looks itself at what is there: an unfinished run may be
+    if first and arguments.stream:  # which looks itself at what is there: an unfinished run may be
         place_for(require_apart(arguments.out, files_read(arguments)))
-    elif arguments.out and first:
-        require_free(arguments.out, arguments.force, files_read(arguments))
+    elif first:
+        require_out(arguments)
     if arguments.stream:
         return_freed_memory()
     ready = prepared(arguments, partial(_look_ahead, arguments, checked))
