@@ -286,6 +286,10 @@ BAD = {
     "picture: another's": (["demo", "--picture", "{place}/test.txt"], ["test.txt exists", "another file"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
+    "held out: all": (
+        ["recover", "{saved}/sliced", *FOUND, *FEW, "--samples", "1", "--seqlen", "48", "--out", "x"],
+        ["give more, or --held-out 0, without"],
+    ),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
     "device: all": (["slice", "mini-opt", "--stream", "--out", "x", "--device", "auto"], ["one device"]),
     "compare: occupied": (["compare", "mini-opt", "--out", "{saved}"], ["isn't empty and has no results.jsonl"]),
@@ -305,6 +309,7 @@ BAD = {
         ("compress mini-opt --plan-only --out x", "leave it or --out out"),
         ("compress mini-opt --force", "give --out too, or leave --force out"),
         ("slice mini-opt --force", "give --out too, or leave --force out"),
+        ("slice mini-opt --head tied --slice-head", "leave --slice-embedding and --slice-head out, or give --head own"),
         ("cost {place}/recovered --slicing 0.3 --slice-head", "as it is: leave --slicing, --slice-head out"),
         ("recover mini-opt --out x", "mini-opt isn't sliced"),
         ("recover {place}/recovered --out x", "recovered before"),
@@ -340,6 +345,13 @@ def test_an_error_of_many_lines_or_none_is_told_in_one_and_an_interrupt_too(faul
         assert result == (130, "", "minislice: interrupted\n")
     else:
         assert_refused(result, "the first line, and the second" if str(error) else "MemoryError")
+
+
+def test_an_option_is_told_as_the_command_line_has_it(run, monkeypatch):
+    names = "trust_remote_code=True, tasks_from, limit=3, head='own'"  # zeroshot has no --head
+    monkeypatch.setattr("minislice.command.inputs.load", Mock(side_effect=ValueError(f"{names}, limit, a/tasks_from")))
+    told = "--trust-remote-code, --tasks-from, --limit 3, head='own', limit, a/tasks_from"
+    assert_refused(run("zeroshot", "mini-opt"), told)
 
 
 def test_only_slice_shares_its_work_among_processes(run, monkeypatch):

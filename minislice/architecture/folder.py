@@ -23,7 +23,7 @@ def require_free(target: str | os.PathLike, force: bool = False, reads: Iterable
     place_for(target)
     if target.is_dir() and any(target.iterdir()):
         if not force:
-            raise ValueError(f"{target} exists and isn't empty; save elsewhere or replace it with --force (force=True)")
+            raise ValueError(f"{target} exists and isn't empty; save elsewhere or replace it with force=True")
         _require_expendable(target)
     return target
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -68,9 +69,21 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
         if isinstance(error, RuntimeError) and not out_of_memory:  # a fault of minislice
             raise
         message = str(error) or type(error).__name__  # Python's own MemoryError says nothing
-        return _refused(message.replace("trust_remote_code=True", "--trust-remote-code"))
+        return _refused(_as_given(message, arguments))
     except KeyboardInterrupt:
         return _refused("interrupted", status=130)
+
+
+def _as_given(message: str, arguments: argparse.Namespace) -> str:
+    """The message with options as the command line has them: "--head tied" in place of Python's "head='tied'"."""
+
+    def option(found: re.Match) -> str:
+        name, _, value = found.groups()
+        if name not in arguments or not (value or "_" in name):  # a word such as "width" may be a noun
+            return found[0]
+        return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
+
+    return re.sub(r"""(?<![\w./'-])(\w+)(?:=(['"]?)([\w.-]*\w)\2)?(?![\w./'=])""", option, message)
 
 
 def _refused(message: object, status: int = 2) -> int:
