@@ -307,6 +307,7 @@ BAD = {
         ("zeroshot mini-opt --tasks piqa --tasks-from {place}", "piqa.jsonl doesn't exist"),
         ("verify mini-opt --dtypes fp16", "--dtypes must be one of float64"),
         ("compress mini-opt --plan-only --out x", "leave it or --out out"),
+        ("compare mini-opt --out x --limit 3", "give --tasks too, or leave them out"),
         ("compress mini-opt --force", "give --out too, or leave --force out"),
         ("slice mini-opt --force", "give --out too, or leave --force out"),
         ("slice mini-opt --head tied --slice-head", "leave --slice-embedding and --slice-head out, or give --head own"),

@@ -23,6 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
         require_choice("--variants", name, VARIANTS)
     for size in arguments.sizes or ():
         require_number("--sizes", size, above=0, most=1)
+    if not arguments.tasks and (arguments.tasks_from or arguments.limit):
+        raise ValueError("--tasks-from and --limit are of zero-shot tasks: give --tasks too, or leave them out")
     tasks = require_tasks(arguments.tasks or (), arguments.tasks_from)
     second_text = arguments.second_evaluation
     if second_text:
