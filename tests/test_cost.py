@@ -17,7 +17,7 @@ import minislice
 from minislice.architecture.modeling import CACHE
 from minislice.architecture.network import network
 from minislice.measuring import timing
-from minislice.measuring.cost import flops_per_token, latency, size_in_words, step_seconds, throughput
+from minislice.measuring.cost import flops_per_token, size_in_words, step_seconds
 from minislice.measuring.shapes import SHAPES, random_model, sliced_config
 from minislice.teaching.small import small_model
 
@@ -83,9 +83,8 @@ def test_the_clock_generates_with_the_cache_and_changes_nothing():
     model.register_forward_pre_hook(note, with_kwargs=True)
     assert 0 < step_seconds(model, length=5) < 10
     with pytest.raises(ValueError, match="length must be a whole number of at least 1, got 0"):
-        latency(model, length=0)
+        step_seconds(model, length=0)
     assert lengths[1:] == [(1, past) for past in range(5)]
-    assert 0 < latency(model, length=4, repeats=1) < 10_000 and throughput(model, batch_size=4, length=4, repeats=1) > 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not model.training and not network(model).is_fused
 
@@ -122,8 +121,8 @@ def test_the_papers_shapes_have_the_papers_sizes():
 
 def test_everyone_has_a_turn_in_every_round_the_first_does_not_count_and_a_ratio_is_taken_within_its_round():
     turns = []
-    seconds = timing.in_turns({name: lambda name=name: turns.append(name) or len(turns) for name in "ab"}, 3)
-    assert turns == ["a", "b"] * 4 and seconds == {"a": [3, 5, 7], "b": [4, 6, 8]}
+    seconds = timing.in_turns({"a": "A", "b": "B"}, lambda work: turns.append(work) or len(turns), 3)
+    assert turns == ["A", "B"] * 4 and seconds == {"a": [3, 5, 7], "b": [4, 6, 8]}
     assert timing._milliseconds([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == timing.Pair(2000, 1000, 0.5)
 
 

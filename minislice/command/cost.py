@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import dataclasses
 
 import torch
 from tqdm.auto import tqdm
@@ -14,8 +13,6 @@ from ..measuring.tables import table
 from ..measuring.timing import inference_cost, pair_of, product_milliseconds
 from ..storage.checkpoint import load_config, locate
 from .output import print_result
-
-PRODUCT_TOKENS = 2048  # table 12
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,12 +27,11 @@ def run(arguments: argparse.Namespace) -> None:
         sliced = random_model(config, dtype=dtype, device=arguments.device)
         pairs = inference_cost(dense, sliced, **settings)
         if arguments.products:
-            models = {"dense": dense, "sliced": sliced}
-            times = product_milliseconds(models, tokens=PRODUCT_TOKENS, repeats=arguments.products)
+            times = product_milliseconds({"dense": dense, "sliced": sliced}, repeats=arguments.products)
             for name in times["sliced"] | times["dense"]:
                 pairs[f"{name}, ms"] = pair_of(times["dense"].get(name), times["sliced"].get(name))
-        rows.append({"variant": variant, **{name: dataclasses.asdict(pair) for name, pair in pairs.items()}})
-        cells = [[name, *map(_cell, dataclasses.astuple(pair))] for name, pair in pairs.items()]
+        rows.append({"variant": variant, **{name: pair._asdict() for name, pair in pairs.items()}})
+        cells = [[name, *map(_cell, pair)] for name, pair in pairs.items()]
         tables.append(table([[variant, "dense", "sliced", "ratio"], *cells]))
         del sliced
     print_result(arguments, {"model": arguments.model, "machine": head, "rows": rows}, "\n\n".join(tables))

@@ -1,4 +1,4 @@
-"""What a model costs: size and FLOPs are counted from its modules, latency and throughput are measured."""
+"""What a model costs: size and FLOPs are counted from its modules, the time of a step of generation is measured."""
 
 import time
 from collections.abc import Callable
@@ -74,7 +74,8 @@ def flops_per_token(model: PreTrainedModel, context: int = 0) -> int:
 def step_seconds(model: PreTrainedModel, *, batch_size: int = 1, length: int = 128) -> float:
     """Seconds that one step of generation takes, with the cache, averaged over `length` steps.
 
-    Section 4's setting for tables 2 and 11 is length 128. The tokens are random, which costs the same time as a text.
+    The latency of table 2 is this with one sequence, the throughput of table 11 is `batch_size` over this, both with
+    length 128 (section 4). The tokens are random, which costs the same time as a text.
     """
     require_int("batch_size", batch_size)
     require_positions(model, require_int("length", length))
@@ -117,13 +118,3 @@ def require_positions(model: PreTrainedModel, tokens: int) -> None:
     limit = length_limit(model)
     if limit is not None and tokens > limit:
         raise ValueError(f"asked for {tokens} tokens, but the model has {limit} positions; ask for at most {limit}")
-
-
-def latency(model: PreTrainedModel, *, length: int = 128, repeats: int = 3) -> float:
-    """Milliseconds a token when one sequence is generated (the setting of table 2): the fastest of `repeats` runs."""
-    return 1000 * min(step_seconds(model, length=length) for _ in range(repeats))
-
-
-def throughput(model: PreTrainedModel, *, batch_size: int, length: int = 128, repeats: int = 3) -> float:
-    """Tokens a second when `batch_size` sequences are generated together (table 11): the fastest of `repeats` runs."""
-    return batch_size / min(step_seconds(model, batch_size=batch_size, length=length) for _ in range(repeats))

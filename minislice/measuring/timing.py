@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -25,8 +25,7 @@ from .cost import flops_per_token, parameters, require_positions, seconds_of, si
 LARGEST_BATCH = 4096  # where the search ends
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One quantity of two models; None where it couldn't be measured."""
 
     dense: float | None
@@ -58,10 +57,13 @@ def inference_cost(
     models, device = {"dense": dense, "sliced": sliced}, dense.device
     vocabulary = dense.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (1, prompt), generator=torch.Generator().manual_seed(0)).to(device)
-    passes = {name: partial(model, input_ids=ids, use_cache=True, logits_to_keep=1) for name, model in models.items()}
+
+    def prefill(model: PreTrainedModel) -> float:
+        return seconds_of(partial(model, input_ids=ids, use_cache=True, logits_to_keep=1), device)
+
     with inference(dense), inference(sliced):
-        prefills = in_turns({name: partial(seconds_of, work, device) for name, work in passes.items()}, rounds)
-    steps = in_turns({name: partial(step_seconds, model, length=length) for name, model in models.items()}, rounds)
+        prefills = in_turns(models, prefill, rounds)
+    steps = in_turns(models, partial(step_seconds, length=length), rounds)
     memory = []
     for model in models.values():
         with peak_memory(device) as peak:
@@ -71,9 +73,8 @@ def inference_cost(
         pairs = ((dense, sliced), (sliced, dense))
         sizes, speeds = zip(*(_largest_throughput(*pair, length, rounds) for pair in pairs), strict=True)
     else:
-        sizes, settings = (together, together), {"batch_size": together, "length": length}
-        seconds = in_turns({name: partial(step_seconds, model, **settings) for name, model in models.items()}, rounds)
-        speeds = [together / statistics.median(measured) for measured in seconds.values()]
+        seconds = in_turns(models, partial(step_seconds, batch_size=together, length=length), rounds)
+        sizes, speeds = (together, together), [together / statistics.median(times) for times in seconds.values()]
     return {
         "parameters": pair_of(*map(parameters, models.values())),
         "weights, bytes": pair_of(*map(size_in_bytes, models.values())),
@@ -90,10 +91,10 @@ def pair_of(dense: float | None, sliced: float | None) -> Pair:
     return Pair(dense, sliced, sliced / dense if dense and sliced is not None else None)
 
 
-def in_turns(clocks: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
-    """The seconds that each clock returns, one after the other in every round; a first round warms up, uncounted."""
-    measured = [{name: clock() for name, clock in clocks.items()} for _ in range(rounds + 1)]
-    return {name: [seconds[name] for seconds in measured[1:]] for name in clocks}
+def in_turns(works: Mapping[Any, Any], clock: Callable[[Any], float], rounds: int) -> dict[Any, list[float]]:
+    """The seconds of each work by the clock, one after the other in every round; a first round warms up, uncounted."""
+    measured = [{name: clock(work) for name, work in works.items()} for _ in range(rounds + 1)]
+    return {name: [seconds[name] for seconds in measured[1:]] for name in works}
 
 
 def _milliseconds(dense: list[float], sliced: list[float]) -> Pair:
@@ -181,7 +182,7 @@ def product_milliseconds(
     models, ends alike. "adapter" is the sum of the layer's residual adapters; "total" is the sum of all others but a
     mixture's experts.
     """
-    clocks, middle = {}, []
+    works, middle = {}, []
     for model in models.values():
         layers = network(model).layers
         middle.append(layers[len(layers) // 2].blocks)
@@ -197,9 +198,9 @@ def product_milliseconds(
                     products[unique_name] = getattr(linear, "module", linear), linear.in_features
             for name, (module, width) in products.items():
                 x = torch.randn(tokens, width, device=model.device, dtype=model.dtype)
-                clocks[model_name, name, index] = partial(seconds_of, partial(module, x), model.device)
+                works[model_name, name, index] = partial(module, x), model.device
     times = {name: {} for name in models}
-    for (model_name, name, _), seconds in in_turns(clocks, repeats).items():
+    for (model_name, name, _), seconds in in_turns(works, lambda work: seconds_of(*work), repeats).items():
         times[model_name][name] = times[model_name].get(name, 0.0) + 1000 * statistics.median(seconds)
     for products in times.values():
         products["total"] = sum(milliseconds for name, milliseconds in products.items() if name != "adapter")
