@@ -5,19 +5,17 @@ Theorem 1 is the best known. Each class is one symmetry: its theorem, group and 
 fused network in float64. Matrices have a row for each output: a query is W_q x.
 """
 
-from collections.abc import Callable
-from typing import Any
+from itertools import accumulate
 
 import torch
 from torch import Generator, Tensor
 
 from ..architecture.heads import SharingHead
 from ..architecture.linears import ExpertsReader, Router, set_linear
-from ..architecture.network import Network
 from ..fusion import scale_output
 from ..rotation import fold_embedding, fold_reader, fold_writer, linear_map, random_orthogonal
 from .anatomy import attentions, mlps
-from .places import exchange
+from .places import Symmetry, exchange
 
 CLIPPED = "queries, keys and values are clipped, which commutes with permutations and signs alone"
 SHARED = "the head shares the embedding's matrix"
@@ -34,26 +32,6 @@ def invertible(size: int, generator: Generator) -> Tensor:
     return left * factors(size, generator) @ right
 
 
-class Symmetry:
-    """What all symmetries have in common. `group` is the group at one place."""
-
-    name: str
-    group: str
-    use: str
-    of_logits = True  # False: of the probabilities alone
-
-    def places(self, net: Network) -> list[Any]:
-        """Where it may act."""
-        return [net]
-
-    def freedom(self, place: Any) -> int | str:
-        """The number of free parameters at a place, 0 for a finite group; or why it doesn't act there."""
-        return 0
-
-    element: Callable[[Any, Generator], Any]  # of a place: a random element of the group there
-    act: Callable[[Any, Any], None]  # change the weights at a place by an element, in place
-
-
 class SignalRotation(Symmetry):
     """RMSNorm(X Q) Q^T = RMSNorm(X) (eq. 2, theorem 1). At an adapter the basis may change: S <- Q^T S Q' (3.3).
 
@@ -63,23 +41,22 @@ class SignalRotation(Symmetry):
     name, group, use = "signal rotation", "O(D)", "SliceGPT, QuaRot, SpinQuant"
 
     @staticmethod
-    def stretches(net) -> list[range]:
-        """The boundaries that have one basis, as ranges: no adapter is between them. A sharing head's are left out."""
-        firsts = [0, *(index + 1 for index, block in enumerate(net.blocks) if block.adapter is not None)]
-        stretches = [range(*ends) for ends in zip(firsts, [*firsts[1:], len(net.widths)], strict=True)]
-        return stretches[1:-1] if isinstance(net.head, SharingHead) else stretches
+    def bases(net) -> tuple[list[int], dict[int, int]]:
+        """The number of each boundary's basis, which changes at an adapter; the width of each basis that may turn."""
+        numbers = [*accumulate((block.adapter is not None for block in net.blocks), initial=0)]
+        widths = dict(zip(numbers, net.widths, strict=True))
+        fixed = {numbers[0], numbers[-1]} if isinstance(net.head, SharingHead) else ()
+        return numbers, {number: k for number, k in widths.items() if number not in fixed}
 
     def freedom(self, net):
-        widths = [net.widths[stretch[0]] for stretch in self.stretches(net)]
+        widths = self.bases(net)[1].values()
         return sum(k * (k - 1) // 2 for k in widths) if widths else f"{SHARED}, and so its basis"
 
     def element(self, net, generator):
-        rotations = [torch.eye(k, dtype=torch.float64) for k in net.widths]
-        for stretch in self.stretches(net):
-            Q = random_orthogonal(net.widths[stretch[0]], generator)
-            for boundary in stretch:
-                rotations[boundary] = Q
-        return rotations
+        numbers, widths = self.bases(net)
+        turned = {number: random_orthogonal(k, generator) for number, k in widths.items()}
+        unturned = [torch.eye(k, dtype=torch.float64) for k in net.widths]
+        return [turned.get(number, eye) for number, eye in zip(numbers, unturned, strict=True)]
 
     def act(self, net, rotations):
         if not isinstance(net.head, SharingHead):
@@ -140,8 +117,7 @@ class ValueOutput(Symmetry):
 
     name, group, use = "value-output", "GL(head) for each key-value head", "low-rank attention (MoDeGPT), QuaRot"
 
-    def places(self, net):
-        return attentions(net)
+    places = staticmethod(attentions)
 
     def freedom(self, attention):
         return CLIPPED if attention.clips else len(attention.groups) * attention.size**2
@@ -261,8 +237,7 @@ class NeuronOrder(Symmetry):
 
     name, group, use = "order of neurons", "S(neurons)", "pruning and merging of neurons"
 
-    def places(self, net):
-        return mlps(net)
+    places = staticmethod(mlps)
 
     def freedom(self, neurons):
         return 0 if neurons.alike else "weights stand between the neurons and W_out, another one for each"

@@ -1,11 +1,33 @@
-"""The places at which a symmetry acts, as the parts of matrices that it changes there."""
+"""What a symmetry is, and the places at which one acts, as the parts of matrices that it changes there."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..architecture.linears import Linear
+from ..architecture.network import Network
+
+
+class Symmetry:
+    """What all symmetries have in common. `group` is the group at one place."""
+
+    name: str
+    group: str
+    use: str
+    of_logits = True  # False: of the probabilities alone
+
+    def places(self, net: Network) -> list[Any]:
+        """Where it may act."""
+        return [net]
+
+    def freedom(self, place: Any) -> int | str:
+        """The number of free parameters at a place, 0 for a finite group; or why it doesn't act there."""
+        return 0
+
+    element: Callable[[Any, Generator], Any]  # of a place: a random element of the group there
+    act: Callable[[Any, Any], None]  # change the weights at a place by an element, in place
 
 
 @dataclass(frozen=True)
