@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         new.write_text(text + "\n", encoding="utf-8")
     with picture(out / "plot.png"):
         plots.by_parameters(rows)
-    said = {"calibration": described["calibration"], "evaluation": f"{arguments.evaluation}, {evaluation}"}
-    said["second evaluation"] = second and f"{second_text}, {second}"
-    said["saved to"] = arguments.out
-    lines = [f"{name}: {value}" for name, value in said.items() if value]
-    print_result(arguments, {"model": arguments.model, **said, "rows": rows}, "\n".join(["", text, "", *lines]))
+    facts = {"calibration": described["calibration"], "evaluation": f"{arguments.evaluation}, {evaluation}"}
+    facts["second evaluation"] = second and f"{second_text}, {second}"
+    facts["saved to"] = arguments.out
+    lines = [f"{name}: {value}" for name, value in facts.items() if value]
+    print_result(arguments, {"model": arguments.model, **facts, "rows": rows}, "\n".join(["", text, "", *lines]))

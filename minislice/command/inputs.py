@@ -174,8 +174,8 @@ def before_and_after(arguments: argparse.Namespace, kind: str, act: Callable[[],
     seconds = time.perf_counter() - began
     after = measured(f"the {kind} model", model, ready.evaluation, **settings)
     if arguments.out and arguments.processes.is_first and network(model).is_fused:
-        told = f"{after:.4f} ({ready.described['evaluation']}); dense {before:.4f}"
-        notes = {"calibration": ready.described["calibration"], "perplexity": told}
+        perplexities = f"{after:.4f} ({ready.described['evaluation']}); dense {before:.4f}"
+        notes = {"calibration": ready.described["calibration"], "perplexity": perplexities}
         model.save_pretrained(arguments.out, tokenizer=ready.tokenizer, force=arguments.force, notes=notes)
     elif arguments.out and arguments.processes.is_first:  # only neurons were deleted: the class is transformers' own
         with whole_folder(arguments.out, arguments.force) as folder:

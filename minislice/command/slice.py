@@ -88,8 +88,8 @@ def _look_ahead(arguments: argparse.Namespace, options: SlicingOptions, model: P
     count = arguments.samples * seqlen_of(arguments, model)
     kept = max((k for k in widths if k not in (None, net.trained_width)), default=0)
     if count < kept and options.basis == "pca":
-        told = f"{count} calibration tokens can't span the {kept} dimensions that are to be kept"
-        raise ValueError(f"{told}; give many times as many with --samples and --seqlen")
+        shortage = f"{count} calibration tokens can't span the {kept} dimensions that are to be kept"
+        raise ValueError(f"{shortage}; give many times as many with --samples and --seqlen")
     if None in widths or len(set(widths)) > 1:
         return
     sliced = network(without_memory(sliced_config(model.config, **vars(options))))

@@ -29,8 +29,8 @@ def read(path: str | os.PathLike, faults: Faults) -> list[dict[str, Any]]:
             except Exception as error:  # of whatever stands where a record should
                 reasons = [f"{type(error).__name__}: {error}"]
             if reasons:
-                told = f"{path} is not a results file of minislice: line {number}: {reasons[0][:200]}"
-                raise ValueError(f"{told}; if only this line is wrong, delete it")
+                fault = f"{path} is not a results file of minislice: line {number}: {reasons[0][:200]}"
+                raise ValueError(f"{fault}; if only this line is wrong, delete it")
             records[record["key"]] = record
     return list(records.values())
 
@@ -52,7 +52,7 @@ class Records:
         self.records[record["key"]] = record
         if self.path is not None:
             with whole_file(self.path) as new:
-                lines = [json.dumps(each, allow_nan=False) + "\n" for each in self.records.values()]
+                lines = [json.dumps(line, allow_nan=False) + "\n" for line in self.records.values()]
                 new.write_text("".join(lines), encoding="utf-8")
         if record["status"] == "done":
             self.finished[record["key"]] = record

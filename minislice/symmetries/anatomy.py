@@ -14,7 +14,7 @@ neurons   An activation is computed at twice its input. If it is twice as large,
           squared is, the input may be scaled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -104,9 +104,9 @@ class _AttentionRun:
         """[heads, size]: the row of W_in that each column of W_out reads."""
         rows = self.nothing.shape[-1]
         numbers = torch.arange(1, rows + 1).to(share) / rows
-        found = self.run(self.nothing + SMALL * numbers)[0, 0] / SMALL / share * rows - 1
-        values = found.round().long()
-        if not (found - values).abs().max() < 0.1:
+        arrived = self.run(self.nothing + SMALL * numbers)[0, 0] / SMALL / share * rows - 1
+        values = arrived.round().long()
+        if not (arrived - values).abs().max() < 0.1:
             raise ValueError("W_out doesn't read its values one by one")
         return values.view(self.heads, self.size)
 
@@ -197,12 +197,11 @@ def _scales(norm: nn.Module, size: int) -> list[Part]:
     return [Part(list(rows), torch.arange(size)) for table in tables for rows in zip(*table, strict=True)]
 
 
-def _neurons(block: Block) -> list[Neurons]:
-    found = []
+def _neurons(block: Block) -> Iterator[Neurons]:
     for name, writer in block.writers.items():
         module = name.rpartition(".")[0]
         if isinstance(writer, ExpertsWriter):
-            found += _of_experts(block.experts)
+            yield from _of_experts(block.experts)
         elif module.startswith("mlp"):
             readers = [linear for reader, linear in block.readers.items() if reader.rpartition(".")[0] == module]
             columns = torch.arange(writer.in_features)
@@ -211,20 +210,17 @@ def _neurons(block: Block) -> list[Neurons]:
             call = _called(block, module, writer.weight.new_zeros(1, TRIES, readers[0].in_features), {})
             inputs = torch.arange(len(made) * len(columns)).view(len(made), -1)
             activate = partial(_inner_side, call, readers, writer)
-            found.append(_described(made, columns_of(writer.weight, columns), activate, inputs))
-    return found
+            yield _described(made, columns_of(writer.weight, columns), activate, inputs)
 
 
-def _of_experts(experts: nn.Module) -> list[Neurons]:
+def _of_experts(experts: nn.Module) -> Iterator[Neurons]:
     made, read = ExpertsReader(experts).matrices(), ExpertsWriter(experts).matrices()
     tensors = [made, experts.gate_up_proj_bias] if experts.has_bias else [made]
     count, numbers = read.shape[2], torch.arange(made.shape[1])  # of `gate` and `up`, one behind the other or in turn
     inputs = numbers.view(-1, count) if experts.is_concatenated else numbers.view(count, -1).T
-    found = []
     for expert in range(len(read)):
         parts = [Part([tensor[expert] for tensor in tensors], rows) for rows in inputs]
-        found.append(_described(parts, columns_of(read[expert], torch.arange(count)), experts._apply_gate, inputs))
-    return found
+        yield _described(parts, columns_of(read[expert], torch.arange(count)), experts._apply_gate, inputs)
 
 
 def _described(made: list[Part], read: Part, activate: Callable[[Tensor], Tensor], inputs: Tensor) -> Neurons:

@@ -17,7 +17,8 @@ from ..corpus.batches import Tokens, token_batches
 from ..fusion import fuse
 from ..measuring.propose import propose
 from .anatomy import attentions
-from .kinds import SYMMETRIES, Symmetry
+from .kinds import SYMMETRIES
+from .places import Symmetry
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ class Findings:
     def __str__(self) -> str:
         columns = "".join(f"{dtype:>10s}" for dtype in self.dtypes)
         rows = [f"{'symmetry':34s} {'holds':6s}{columns} {'free parameters':>16s}  used for"]
-        for found in self.findings:
-            start = f"{found.symmetry:34s} {'yes' if found.holds else 'no' if found.passed else 'FAILED':6s}"
-            if isinstance(found.freedom, str):
-                rows.append(f"{start}  {found.freedom}")
+        for finding in self.findings:
+            start = f"{finding.symmetry:34s} {'yes' if finding.holds else 'no' if finding.passed else 'FAILED':6s}"
+            if isinstance(finding.freedom, str):
+                rows.append(f"{start}  {finding.freedom}")
             else:
-                errors = "".join(f"{error:10.1e}" for error in found.errors.values())
-                free = f"{found.freedom:,}" if found.freedom else "finite"
-                rows.append(f"{start}{errors} {free:>16s}  {found.use}")
+                errors = "".join(f"{error:10.1e}" for error in finding.errors.values())
+                free = f"{finding.freedom:,}" if finding.freedom else "finite"
+                rows.append(f"{start}{errors} {free:>16s}  {finding.use}")
         return "\n".join([*rows, "Largest error of the logits (of the log-probabilities, for the head's constant)."])
 
 
@@ -110,9 +111,9 @@ def verify(
     seed = require_seed(seed)
     invariance.require_dtypes(dtypes)
     if isinstance(model, PreTrainedModel) and model.config.model_type not in (*FAMILIES, SlicedConfig.model_type):
-        found, kind = propose(model), model.config.model_type
-        registered = f"no entry of the table describes {kind!r}; register the one that `minislice propose` finds"
-        raise ValueError(registered if found.passed else str(found))
+        proposal, remedy = propose(model), "register the one that `minislice propose` finds"
+        missing = f"no entry of the table describes {model.config.model_type!r}; {remedy}"
+        raise ValueError(missing if proposal.passed else str(proposal))
     net = network(model)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
@@ -130,12 +131,12 @@ def verify(
     for symmetry in tqdm(SYMMETRIES, desc="symmetries", disable=not progress, leave=False):
         changed, errors = copy.deepcopy(exact), {}
         freedom = change(network(changed), symmetry, seed)
-        of = (lambda x: x) if symmetry.of_logits else (lambda x: x.double().log_softmax(-1))
+        compared = (lambda x: x) if symmetry.of_logits else (lambda x: x.double().log_softmax(-1))
         for dtype in () if isinstance(freedom, str) else dtypes:
             cast = changed if dtype == "float64" else copy.deepcopy(changed).to(getattr(torch, dtype))
             changed_logits = invariance.batch_logits(cast, tokens, batch_size=batch_size)
-            errors[dtype] = invariance.relative_error(map(of, changed_logits), map(of, logits))
-        compared = "logits" if symmetry.of_logits else "log-probabilities"
+            errors[dtype] = invariance.relative_error(map(compared, changed_logits), map(compared, logits))
         described = (symmetry.name, symmetry.group, symmetry.use)
-        findings.append(Finding(*described, freedom, compared, errors, tolerances))
+        what = "logits" if symmetry.of_logits else "log-probabilities"
+        findings.append(Finding(*described, freedom, what, errors, tolerances))
     return Findings(findings, list(dtypes))
