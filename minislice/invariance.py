@@ -110,6 +110,15 @@ def require_dtypes(dtypes: Iterable[str]) -> None:
         require_choice("dtypes", dtype, TOLERANCES)
 
 
+def in_dtype(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """A copy in another dtype, as loading makes it: buffers that no file holds, such as RoPE's frequencies, stay."""
+    copied = copy.deepcopy(model).to(getattr(torch, dtype))
+    for module, trained in zip(copied.modules(), model.modules(), strict=True):
+        for name in module._non_persistent_buffers_set:
+            module._buffers[name] = trained._buffers[name]
+    return copied
+
+
 def _let_go(model: PreTrainedModel) -> None:
     """Empty a model that nobody needs any more: parts of a fused one refer to it, and would keep its memory."""
     for module in [*model.modules()]:
@@ -150,7 +159,7 @@ def verify(
     measured = {}
     with tqdm(total=len(dtypes) * len(STEPS), desc="verify", disable=not progress, leave=False) as bar:
         for steps in (UNROTATED, [step for step in STEPS if step not in UNROTATED]):  # one reference at a time
-            exact = copy.deepcopy(model).to(torch.float64)
+            exact = in_dtype(model, "float64")
             if steps is UNROTATED:
                 reference_perplexity = perplexity(exact, tokens, batch_size=batch_size)
             else:
@@ -159,7 +168,7 @@ def verify(
             _let_go(exact)
             del exact
             for dtype, step in itertools.product(dtypes, steps):
-                changed = STEPS[step](copy.deepcopy(model).to(getattr(torch, dtype)), tokens, None, seed)
+                changed = STEPS[step](in_dtype(model, dtype), tokens, None, seed)
                 error = relative_error(batch_logits(changed, tokens, batch_size=batch_size), reference)
                 tolerance = max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0)
                 value = perplexity(changed, tokens, batch_size=batch_size)
