@@ -76,10 +76,12 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
 
 def _as_given(message: str, arguments: argparse.Namespace) -> str:
     """The message with options as the command line has them: "--head tied" in place of Python's "head='tied'"."""
+    given = str(list(vars(arguments).values()))
 
     def option(found: re.Match) -> str:
         name, _, value = found.groups()
-        if name not in arguments or not (value or "_" in name):  # a word such as "width" may be a noun
+        is_option = name in arguments and (value or "_" in name)  # a word such as "width" may be a noun
+        if not is_option or found[0] in given:  # a folder may be called "slicing=0.25"
             return found[0]
         return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
 
