@@ -11,11 +11,12 @@ from hypothesis import given
 from models import Recipe, fixed, recipes
 from torch import Tensor
 
+import minislice
 from minislice import fuse, load, rotate, slice_model
 from minislice.architecture.blocks import RMSNorm
 from minislice.architecture.network import network
 from minislice.fusion import subtract_mean
-from minislice.invariance import STEPS, TOLERANCES, logits_of, relative_error, verify
+from minislice.invariance import STEPS, TOLERANCES, in_dtype, logits_of, relative_error, verify
 from minislice.rotation import random_orthogonal, times
 from minislice.teaching.small import small_model
 
@@ -40,13 +41,17 @@ def test_weights_of_16_bits_are_rounded_once():
     assert torch.equal(subtract_mean(W), (W.double() - W.double().mean(1, keepdim=True)).bfloat16())
 
 
-def test_a_dtype_is_verified_as_a_model_that_was_loaded_in_it_computes(tmp_path):
+def test_a_dtype_is_verified_as_a_model_that_was_loaded_in_it_computes(tmp_path, monkeypatch):
     """RoPE's frequencies stay in float32 there; rounded to 16 bits, they turn late tokens by other angles."""
     model, ids = small_model("llama").float(), torch.arange(48).view(2, 24)
     model.save_pretrained(tmp_path)
     loaded, exact = (load(tmp_path, dtype=dtype)[0] for dtype in ("bfloat16", "float64"))
     error = relative_error(*(logits_of(each, ids, batch_size=1) for each in (loaded, exact)))
     assert verify(model, ids, dtypes=["bfloat16"]).measurements[0].error == error
+    monkeypatch.setattr("minislice.symmetries.verification.change", lambda *_: 0)  # and so is a fused one
+    loaded, exact = (in_dtype(fuse(in_dtype(model, "float64")), dtype) for dtype in ("bfloat16", "float64"))
+    error = relative_error(*(logits_of(each, ids, batch_size=1) for each in (loaded, exact)))
+    assert minislice.verify(model, ids, symmetries=True, dtypes=["bfloat16"]).findings[0].errors["bfloat16"] == error
 
 
 def test_a_norm_of_large_numbers_does_not_overflow_in_float16():

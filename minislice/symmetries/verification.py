@@ -117,7 +117,7 @@ def verify(
     net = network(model)
     batches = token_batches(model, tokens, attention_mask, batch_size)
     tokens = [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in batches]
-    exact = copy.deepcopy(model).to("cpu", torch.float64)
+    exact = invariance.in_dtype(model, "float64").cpu()
     exact = exact if net.is_fused else fuse(exact)
     tolerances = dict(invariance.ROUTED_TOLERANCES if net.has_experts else invariance.TOLERANCES)
     try:
@@ -133,7 +133,7 @@ def verify(
         freedom = change(network(changed), symmetry, seed)
         compared = (lambda x: x) if symmetry.of_logits else (lambda x: x.double().log_softmax(-1))
         for dtype in () if isinstance(freedom, str) else dtypes:
-            cast = changed if dtype == "float64" else copy.deepcopy(changed).to(getattr(torch, dtype))
+            cast = changed if dtype == "float64" else invariance.in_dtype(changed, dtype)
             changed_logits = invariance.batch_logits(cast, tokens, batch_size=batch_size)
             errors[dtype] = invariance.relative_error(map(compared, changed_logits), map(compared, logits))
         described = (symmetry.name, symmetry.group, symmetry.use)
