@@ -99,6 +99,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "all layers": (LLAMA, [], deleting(layers=2), "from 0 to 1, got 2"),
     "known layers": (LLAMA, [], deleting(layers=1, known=[3]), "numbers from 0 to 1, each once, got [3]"),
     "few layers": (LLAMA, [], deleting(size=0.05), "5% of ", "parameters can't be reached: 2 layers of"),
+    "numbered layers": (fixed("gpt2", 1), [], deleting(layers=1), "divides its attention by the layer's number"),
     "sliced, layers": (LLAMA, [SLICED], deleting(layers=1), "delete first, and slice"),
     "NaN, layers": (LLAMA, [not_a_number], deleting(layers=1), "isn't a number"),
     "small plan": (LLAMA, [], planning(EIGHT, size=0.01, widths=(1.0,)), "nothing that can be deleted leaves 1%"),
