@@ -71,11 +71,6 @@ def test_streaming_equals_memory_bit_for_bit(recipe, dtype, shards, options):
     streaming_equals_memory(recipe, dtype, shards, options)
 
 
-def norms_left_out(right, net, blocks):
-    for block in blocks:
-        block.norm = bare(block.norm, net)
-
-
 def read_in_float16(right, self, root, device):
     right(self, root, device)
     for parameter in root.parameters():
