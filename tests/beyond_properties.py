@@ -335,7 +335,6 @@ def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
 
 
 def shortened(recipe: Recipe, layers: int = 1) -> nn.Module:
-    """The recipe's model without this many layers."""
     return delete_layers(recipe.model(), recipe.tokens(), recipe.mask(), layers=layers, batch_size=3)
 
 
@@ -388,7 +387,6 @@ def a_shorter_model_generates_the_same_with_a_cache(recipe: Recipe) -> None:
 
 
 def random_cost(neurons: int, generator: torch.Generator) -> Cost:
-    """A random cost of deleting from an MLP."""
     dropped, probed, emptied = (torch.rand(3, generator=generator) + 0.02).tolist()
     lost = (torch.rand(min(32, neurons), generator=generator) + 0.1).cumsum(0).tolist()
     return Cost(dropped, neurons, 0.1 * probed * emptied, emptied, tuple(lost)) if neurons else Cost(dropped)

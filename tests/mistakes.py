@@ -57,7 +57,6 @@ def layers_keep_their_numbers(right, net, index):
 
 
 def entry(**changes):
-    """Another entry for the family."""
     return lambda right, config: replace(right(config), **changes)
 
 

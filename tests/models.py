@@ -180,11 +180,9 @@ class Recipe:
         return torch.randint(1, VOCABULARY, (SEQUENCES, LENGTH), generator=generator)
 
     def lengths(self) -> list[int]:
-        """The unpadded length of each sequence."""
         return [LENGTH] * SEQUENCES if self.padding == "none" else [LENGTH - 4 * row for row in range(SEQUENCES)]
 
     def mask(self) -> Tensor | None:
-        """The attention mask that goes with `tokens`."""
         if self.padding == "none":
             return None
         mask = (torch.arange(LENGTH) < torch.tensor(self.lengths())[:, None]).long()

@@ -10,7 +10,6 @@ import numpy as np
 
 
 def turn(n):
-    """An orthogonal matrix."""
     return np.linalg.qr(np.random.default_rng(n).normal(size=(n, n)))[0]
 
 

@@ -23,7 +23,6 @@ def logits(model, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def saved(recipe: Recipe, folder: Path, dtype: torch.dtype = torch.float32, shards: bool = True) -> Path:
-    """A small random model on the disk."""
     recipe.model().to(dtype).save_pretrained(folder / "dense", max_shard_size=4000 if shards else "1GB")
     return folder / "dense"
 
@@ -41,7 +40,6 @@ def edit(path: Path, change) -> None:
 
 
 def edit_config(folder: Path, **changes) -> None:
-    """Other values in a model's config."""
     fields = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(fields | changes))
 
@@ -57,7 +55,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -70,7 +67,6 @@ def same_weights(one: Path, other: Path) -> None:
 
 
 def parts_done(out: Path) -> int:
-    """How many parts an unfinished run has done."""
     return WorkFolder(out, Processes()).read().get("done", 0)
 
 

@@ -38,7 +38,6 @@ def written(file: str, content: str):
 
 
 def edited(**changes):
-    """Other values in its config."""
     return lambda folder: edit_config(folder, **changes)
 
 
@@ -48,8 +47,6 @@ def only(file: str, content: str, left: str = ""):
 
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-
-
 DAMAGES = {  # what is done to the folder, and what the error says
     "a width in words": (edited(hidden_size="twenty"), CONFIG, "hidden_size"),
     "quantized": (edited(quantization_config={"quant_method": "gptq", "bits": 4}), CONFIG, "quantized", "gptq"),

@@ -139,7 +139,6 @@ def run_cells(path, folder, results) -> int:
 
 
 def words(text):
-    """The words of a text, without its numbers."""
     return re.findall(r"[^\W\d_]{3,}", text)
 
 
