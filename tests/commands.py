@@ -2,15 +2,13 @@
 
 import json
 
+import pytest
+
 
 def document(out: str):
     """The one JSON document that standard output is; NaN and Infinity are no JSON."""
-
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
     assert out.endswith("\n") and out.count("\n") == 1
-    return json.loads(out, parse_constant=refuse)
+    return json.loads(out, parse_constant=pytest.fail)
 
 
 def assert_refused(result: tuple[int, str, str], *fragments: str) -> None:

@@ -232,13 +232,12 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
     status, out, err = run(*command, "--slice-head", "--width", width, "--out", tmp_path / "sliced")
     first, *_ = out.splitlines()
     assert (status, err) == (0, "") and first.startswith("Export to a stock architecture: ") and said in first
+    export = ["export", tmp_path / "sliced", "--out", tmp_path / "stock", "--dtype", "bfloat16", "--json"]
     if "refuses" in said:
         monkeypatch.setattr("minislice.command.inputs.load", lambda *_, **__: pytest.fail("it is loaded"))
-    status, out, err = run("export", tmp_path / "sliced", "--out", tmp_path / "stock", "--dtype", "bfloat16", "--json")
-    if "refuses" in said:
-        assert status == 2 and said in err
+        assert_refused(run(*export), said)
         return
-    assert document(out) == {"model": str(tmp_path / "sliced"), "saved to": str(tmp_path / "stock")}
+    assert document(run(*export)[1]) == {"model": str(tmp_path / "sliced"), "saved to": str(tmp_path / "stock")}
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert type(stock).__module__.startswith("transformers.models.llama") and stock.dtype == torch.bfloat16
 
@@ -248,16 +247,11 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
 
 def test_a_file_named_for_calibration_alone_is_halved_alike_in_memory_and_streamed(run, place, monkeypatch, tmp_path):
     command = ["slice", place / "small", "--calibration", place / "test.txt", *SIZES, "--out", tmp_path / "out"]
-    seen = []
-
-    def stop(model, tokens, *rest, **options):
-        seen.append(tokens)
-        raise ValueError("enough")
-
+    stop = Mock(side_effect=ValueError("enough"))
     for name, stream in {"slice_model": [], "slice_streamed": ["--stream"]}.items():
         monkeypatch.setattr(f"minislice.command.slice.{name}", stop)
         assert_refused(run(*command, *stream, "--quiet"), "enough")
-    _, tokenizer = minislice.load(place / "small")
+    (_, tokenizer), seen = minislice.load(place / "small"), [call.args[1] for call in stop.call_args_list]
     whole = text.tokenize(text.load_text(f"{place}/test.txt"), tokenizer)
     assert torch.equal(*seen) and torch.equal(seen[0], text.sample(whole[: len(whole) // 2], 6, 48))
 
@@ -286,10 +280,7 @@ BAD = {
     "picture: another's": (["demo", "--picture", "{place}/test.txt"], ["test.txt exists", "another file"]),
     "prompt: empty": (["generate", "{place}/small", "--prompt", ""], ["prompt is empty"]),
     "prompt: long answer": (["generate", "mini-opt", "--prompt", "a", "--max-new-tokens", "600"], ["512 positions"]),
-    "held out: all": (
-        ["recover", "{saved}/sliced", *FOUND, *FEW, "--samples", "1", "--seqlen", "48", "--out", "x"],
-        ["give more, or --held-out 0, without"],
-    ),
+    "held out: all": (["recover", "{saved}/sliced", *FOUND, *SIZES, "--samples=1", "--out", "x"], ["--held-out 0,"]),
     "weights: NaN": (["eval", "{place}/nan", *FOUND[2:], *FEW], ["{place}/nan isn't a number", "--dtype"]),
     "device: all": (["slice", "mini-opt", "--stream", "--out", "x", "--device", "auto"], ["one device"]),
     "compare: occupied": (["compare", "mini-opt", "--out", "{saved}"], ["isn't empty and has no results.jsonl"]),
@@ -299,7 +290,6 @@ BAD = {
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("grade a1 work", "a script of the repository: python notebooks/assignments/grade.py --help"),
         ("eval mini-opt --evaluation wikitext2", "can't get wikitext2"),  # not fetched before
         ("slice mini-opt --calibration {place}/latin1.txt", "save it as UTF-8"),
         ("slice mini-opt --stream --calibration {place}/latin1.txt --out x", "save it as UTF-8"),

@@ -24,13 +24,10 @@ from minislice.measuring.records import read
 
 TINY = Recipe("llama", layers=3, tied=False, seed=5)
 ITEM = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": 0}
-
-
 pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def tiny(**options):
-    """A comparison on a random model."""
     return compare(TINY.model(), TINY.tokens(0), **{"evaluation": TINY.tokens(1), **options})
 
 

@@ -5,6 +5,7 @@ import os
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import slicing_cost
@@ -136,10 +137,7 @@ def test_the_largest_batch_fits_an_eighth_more_does_not_and_the_search_ends(room
 
 
 def test_a_model_that_made_room_comes_back_though_not_even_one_sequence_fits(monkeypatch):
-    def full(*given, **options):
-        raise torch.OutOfMemoryError
-
-    monkeypatch.setattr(timing, "step_seconds", full)
+    monkeypatch.setattr(timing, "step_seconds", Mock(side_effect=torch.OutOfMemoryError))
     other = SimpleNamespace(device="its device", to=(moves := []).append)
     with pytest.raises(ValueError, match="not even one"):
         timing._largest_throughput(None, other, 4, 1)

@@ -50,8 +50,7 @@ def test_without_minislice_transformers_loads_what_was_saved_and_what_was_export
     recipes = {"saved": Recipe("opt")} | {family: fixed(family, variant) for family, variant in REPRESENTATIVES}
     models = {"stock": stock_ready(LLAMA)}
     for name, recipe in recipes.items():
-        head = "fitted" if name == "saved" else None
-        models[name] = sliced(recipe, head=head)
+        models[name] = sliced(recipe, head="fitted" if name == "saved" else None)
     for name, (model, tokens) in models.items():
         save = minislice.export if name == "stock" else minislice.save
         save(model, tmp_path / name)

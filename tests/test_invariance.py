@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from unittest.mock import Mock
 
 import properties
 import pytest
@@ -136,10 +137,7 @@ def test_isometries_are_aligned():
 
 
 def test_alignment_does_without_a_decomposition_that_fails(monkeypatch):
-    def fails(*_, **__):
-        raise torch.linalg.LinAlgError("failed to converge")
-
-    monkeypatch.setattr(torch.linalg, "svd", fails)
+    monkeypatch.setattr(torch.linalg, "svd", Mock(side_effect=torch.linalg.LinAlgError("failed to converge")))
     bases = bases_at([0.0, 0.3, 1e-4], 12, 8, 9)
     properties.alignment_makes_the_adapter_symmetric(Recipe("llama"), k_next=9, bases=bases, exact=1e-7)
 

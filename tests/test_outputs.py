@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import assignment
 import pytest
@@ -149,10 +150,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("where", FAULTS)
 def test_a_disk_that_fills_up_at_any_file_is_one_error(where, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise FAULTS[where]
-
-    monkeypatch.setattr(where, fail)
+    monkeypatch.setattr(where, Mock(side_effect=FAULTS[where]))
     model = minislice.slice_model(LLAMA.model().float(), LLAMA.tokens(), width=10)
     with pytest.raises(OSError, match=f"can't write {tmp_path}"):
         minislice.save(model, tmp_path / "out")

@@ -304,7 +304,6 @@ SMALL = profile_for("llama-2", "ci", eval_samples=4, seeds=1, samples=8, seqlen=
 
 
 def really(folder, table, percents) -> list[dict]:
-    """The records of some rows."""
     run(folder, [row for row in rows(SMALL, table) if row.percent in percents], SMALL)
     return recorded(folder)
 
@@ -517,4 +516,5 @@ def test_minislice_says_where_a_script_is(capsys):
     for name in ("reproduce", "report", "grade", "assignment"):
         assert main([name, "opt"]) == 2
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and (Path(__file__).parents[1] / said.split()[-2]).is_file()
+        assert said.startswith(f"minislice: {name} is a script of the repository: python ") and said.count("\n") == 1
+        assert said.endswith(f"/{name}.py --help\n") and (Path(__file__).parents[1] / said.split()[-2]).is_file()

@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from forked import Forked
@@ -19,12 +20,8 @@ from minislice.large.streaming import StreamedSlicer, slice_streamed
 
 def stopped(done: int, run: dict) -> dict:
     """The arguments of a run that was interrupted when so many parts were done."""
-
-    def interrupt():
-        raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        after_part(patch, done, interrupt)
+        after_part(patch, done, Mock(side_effect=KeyboardInterrupt))
         slice_streamed(**run)
     return run
 
@@ -187,12 +184,9 @@ def test_weights_that_change_during_a_run_are_refused_and_it_goes_on_with_those_
     slice_streamed(**{**run, "out": tmp_path / "whole"})
     path = file_of(run["source"], "layers.1.mlp.down_proj")
     shutil.copy2(path, tmp_path / "kept")
-
-    def overwrite():
-        edit(path, lambda tensors: [tensor.add_(1) for tensor in tensors.values()])
-
+    added = lambda tensors: [tensor.add_(1) for tensor in tensors.values()]  # noqa: E731
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="has changed since the run began"):
-        after_part(patch, 2, overwrite)
+        after_part(patch, 2, lambda: edit(path, added))
         slice_streamed(**run)
     shutil.copy2(tmp_path / "kept", path)
     slice_streamed(**run)

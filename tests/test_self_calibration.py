@@ -65,8 +65,6 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_random_numbers
     assert (alike[:, 0] == 0).all() and len(alike.unique(dim=0)) == 6  # no batch repeats another
 
 
-# ---- on the command line ----
-
 OWN = ["--calibration", "own", "--seqlen", "32", "--samples", "8", "--quiet"]
 
 

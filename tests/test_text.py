@@ -52,7 +52,8 @@ def write(path, rows) -> str:
     return str(path)
 
 
-def test_a_text_file_is_one_document_without_its_mark(tmp_path):
+def test_a_text_file_is_one_document_without_its_mark_and_so_is_a_string(tokenizer, tmp_path):
+    assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
     (tmp_path / "book.anything").write_text("\ufeffone\n\ntwo: äöü €", encoding="utf-8")
     assert load_text(str(tmp_path / "book.anything")) == ["one\n\ntwo: äöü €"]
 
@@ -234,10 +235,6 @@ ARTICLES = [
     f" = Title {n} = \n a = b , = = c\n\n = = Section = = \n def f{n} ( x ) : return {'x + ' * 9 * n} 1\n"
     for n in range(4)
 ]
-
-
-def test_a_string_is_one_document(tokenizer):
-    assert torch.equal(tokenize("def f", tokenizer), tokenize(["def f"], tokenizer))
 
 
 def test_a_document_starts_where_its_own_tokens_start(tokenizer):
