@@ -339,10 +339,10 @@ def test_an_error_of_many_lines_or_none_is_told_in_one_and_an_interrupt_too(faul
 
 
 def test_an_option_is_told_as_the_command_line_has_it(run, monkeypatch):
-    names = "trust_remote_code=True, tasks_from, limit=3, head='own'"  # zeroshot has no --head
+    names = "tasks_from, limit=3, trust_remote_code=True. Or head='own'"  # zeroshot has no --head
     others = "limit, a/tasks_from, limit=4"  # the last is the model's folder
     monkeypatch.setattr("minislice.command.inputs.load", Mock(side_effect=ValueError(f"{names}, {others}")))
-    assert_refused(run("zeroshot", "limit=4"), f"--trust-remote-code, --tasks-from, --limit 3, head='own', {others}")
+    assert_refused(run("zeroshot", "limit=4"), f"--tasks-from, --limit 3, --trust-remote-code. Or head='own', {others}")
 
 
 def test_only_slice_shares_its_work_among_processes(run, monkeypatch):

@@ -85,7 +85,7 @@ def _as_given(message: str, arguments: argparse.Namespace) -> str:
             return found[0]
         return f"--{name.replace('_', '-')}" + ("" if value in (None, "True") else f" {value}")
 
-    return re.sub(r"""(?<![\w./'-])(\w+)(?:=(['"]?)([\w.-]*\w)\2)?(?![\w./'=])""", option, message)
+    return re.sub(r"""(?<![\w./'-])(\w+)(?:=(['"]?)([\w.-]*\w)\2)?(?![\w/'=]|\.\w)""", option, message)
 
 
 def _refused(message: object, status: int = 2) -> int:
