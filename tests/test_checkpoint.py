@@ -221,6 +221,13 @@ def test_pefts_prompts_have_the_width_of_the_embedding(family, method):
     assert prompted(input_ids=tokens[:1, :5]).logits.shape[1] == 5 + 3 * (method == "PromptTuningConfig")
 
 
+def test_a_sliced_gpt2_computes_with_lora_in_its_embedding():
+    peft = pytest.importorskip("peft")
+    model, tokens = sliced(FamilyRecipe("gpt2"), head="own")
+    expected, config = logits(model, tokens), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["wte"])
+    assert torch.equal(logits(peft.get_peft_model(SlicedForCausalLM.wrap(model), config), tokens), expected)
+
+
 def test_a_trainer_saves_beside_its_checkpoints_and_the_script_runs_again(tmp_path):
     arguments = transformers.TrainingArguments(tmp_path, max_steps=1, save_steps=1, report_to=[], use_cpu=True)
     for prepare in (SlicedForCausalLM.wrap, lambda model: model):

@@ -73,5 +73,5 @@ class Padding:
         self.model = model
 
     def __call__(self, module: nn.Module, arguments: tuple, x: Tensor) -> Tensor:  # [..., k] -> [..., at least k]
-        embeddings, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        return nn.functional.pad(x, (0, max(0, embeddings.embedding_dim - x.shape[-1], head.in_features - x.shape[-1])))
+        E, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings()
+        return nn.functional.pad(x, (0, max(0, E.shape[1] - x.shape[-1], head.in_features - x.shape[-1])))
