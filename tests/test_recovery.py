@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from commands import document
-from models import Recipe
+from models import VOCABULARY, Recipe
 from streamed import logits
 from test_export import exported
 from torch import Tensor
@@ -80,6 +80,12 @@ def test_lora_that_is_thrown_away_is_found(monkeypatch):
         assert not same(trained(model, tokens), weights(model))
     monkeypatch.setattr("peft.tuners.lora.LoraModel.merge_and_unload", lambda self: self.unload())
     assert same(trained(model, tokens), weights(model))
+
+
+def test_a_model_that_was_given_tokens_after_slicing_is_recovered():
+    model, tokens = sliced("phi")
+    model.resize_token_embeddings(VOCABULARY + 5, mean_resizing=False)
+    assert not same(trained(model, tokens), weights(model))
 
 
 def test_what_could_be_exported_before_can_be_after_training_in_bfloat16(tmp_path):

@@ -34,6 +34,10 @@ class SharingHead(nn.Module):
         self.fit_bias()
         super()._save_to_state_dict(*args)
 
+    def _load_from_state_dict(self, *args) -> None:
+        self.fit_bias()
+        super()._load_from_state_dict(*args)
+
     def logits(self, x: Tensor) -> Tensor:  # [..., width of E] -> [..., vocabulary]
         self.fit_bias()
         return nn.functional.linear(x, self.weight, self.bias)

@@ -54,7 +54,7 @@ def train(
         arguments: of `TrainingArguments`, those that don't depend on `chosen`.
         batch_size: sequences a forward pass; if fewer than `arguments` say, a step takes more passes.
     """
-    # PEFT and the Trainer change modules and configs. The twin has its own, and shares the memory of the weights.
+    # PEFT and the Trainer change modules and configs. They get a copy of these, with the same weights in memory.
     twin = copy.deepcopy(model, {id(x): nn.Parameter(x.detach(), x.requires_grad) for x in model.parameters()})
     wrapped = SlicedForCausalLM.wrap(twin)
     getattr(wrapped, "activation_checkpointing_disable", wrapped.gradient_checkpointing_disable)()  # its old name
@@ -107,7 +107,7 @@ def train(
         trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trained, _ = lora.get_nb_trainable_parameters()
         lora.merge_and_unload()
-    model.load_state_dict(twin.state_dict())
+    model.load_state_dict(twin.state_dict())  # PEFT trains a copy of an adapter
     return trainer.state, trained
 
 
