@@ -123,7 +123,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "compare: tasks": (LLAMA, [], comparing(IDS, tasks=["piqa"]), "can't be measured: zero-shot tasks are texts"),
     "fused, text": (OPT, [fuse], calling(minislice.own_text, 1, 8), "sliced"),
     "long, GPT-J": (fixed("gptj"), [], calling(perplexity, LONG), "65", "64 positions"),
-    "compiled": (LLAMA, [], lambda model: verify(torch.compile(model), IDS), "got OptimizedModule"),
+    "compiled": (LLAMA, [], lambda model: verify(torch.compile(model), IDS), "OptimizedModule", "inside"),
 }
 
 

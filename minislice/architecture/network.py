@@ -206,8 +206,9 @@ def network(model: PreTrainedModel) -> Network:
     """
     if type(model).__module__.startswith("peft."):
         raise ValueError("this is a PEFT model; merge its adapters into it first: model = model.merge_and_unload()")
-    if not isinstance(model, PreTrainedModel):  # also one inside torch.compile's OptimizedModule
-        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
+    if not isinstance(model, PreTrainedModel):
+        remedy = "if a model is inside, as after torch.compile, give that one"
+        raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}; {remedy}")
     config = model.config
     if config.model_type == "minislice":
         return network(model.base)
