@@ -223,7 +223,7 @@ def test_pefts_prompts_have_the_width_of_the_embedding(family, method):
 
 def test_a_sliced_gpt2_computes_with_lora_in_its_embedding():
     peft = pytest.importorskip("peft")
-    model, tokens = sliced(FamilyRecipe("gpt2"), head="own")
+    model, tokens = sliced(Recipe("gpt2"), head="own")
     expected, config = logits(model, tokens), peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["wte"])
     assert torch.equal(logits(peft.get_peft_model(SlicedForCausalLM.wrap(model), config), tokens), expected)
 
