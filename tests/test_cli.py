@@ -4,7 +4,6 @@ import json
 import os
 import pydoc_data.topics
 import re
-import signal
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -352,7 +351,7 @@ def test_only_slice_shares_its_work_among_processes(run, monkeypatch):
 
 
 def test_an_interrupt_while_torch_is_imported_is_one_line_too(run, monkeypatch):
-    monkeypatch.setattr(cli, "import_module", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(cli, "import_module", Mock(side_effect=KeyboardInterrupt))
     assert run("families") == (130, "", "minislice: interrupted\n")
 
 
