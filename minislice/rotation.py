@@ -128,7 +128,7 @@ def require_whole(net: Network, action: str) -> None:
 
 
 def require_trained(net: Network, action: str) -> None:
-    """Raise a ValueError for a network that is fused, too."""
+    """Raise a ValueError for a network that isn't as trained: fused, sliced, or with residual adapters."""
     require_whole(net, action)
     if net.is_fused:
         raise ValueError(f"can't {action} this model: it is fused already; start again from the trained model")

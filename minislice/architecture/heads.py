@@ -68,9 +68,8 @@ class FittedHead(SharingHead):
 
 
 class Padding:
-    """A forward hook that appends zeros to a module's output, up to the wider one of the first and the last signal.
-
-    Some models reshape their last signal as their first one. The decoder cuts the zeros off in the end.
+    """A forward hook that appends zeros to a module's output, up to the width of the first or of the last signal,
+    whichever is larger. Some models reshape their last signal as their first one; the decoder cuts the zeros off.
     """
 
     def __init__(self, model: nn.Module):

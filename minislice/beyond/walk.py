@@ -19,7 +19,7 @@ class Walk:
     P: Float64[Tensor, "D k"] | None = None  # the basis of Z; without it, Z is in the trained basis
     dense: Signal | None = None  # the dense network's signal behind the block; without it, the block's own is wanted
     chosen: Sequence[int] | None = None  # the numbers of some batches; without it, all
-    after: Signal | None = None  # gets the signal behind the block
+    after: Signal | None = None  # `behind` writes the signal behind the block here
 
     @property
     def numbers(self) -> Sequence[int]:
