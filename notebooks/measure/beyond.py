@@ -25,7 +25,7 @@ from common import ALPACA, ASSETS, MORE, RESULTS, STORIES, WIKITEXT, models, rea
 
 import minislice
 from minislice.beyond.compare import SIZES
-from minislice.beyond.variants import VARIANTS
+from minislice.beyond.variants import VARIANTS, Variant, mixed
 from minislice.command.output import picture
 from minislice.corpus.documents import evaluation_windows
 from minislice.corpus.embedded import EMBEDDED, SEQLEN
@@ -40,6 +40,7 @@ SMOLLM2 = {
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
 EARLIER = {text: RESULTS / f"smollm2-sizes{end}.jsonl" for text, end in (("wikitext", ""), ("alpaca", "-alpaca"))}
+REAL = {**VARIANTS, "reconstructed": partial(mixed, reconstruct=True, batch_size=1)}  # SmolLM2's; 8 would take hours
 SAMPLES = 48  # calibration sequences for SmolLM2, each of 512 tokens
 SMALL_SAMPLES = 64  # for the small models
 SECOND = 300  # stories on which SmolLM2 is measured
@@ -57,6 +58,7 @@ def measure(
     seqlen: int,
     own: bool,
     second: str | None = None,
+    variants: dict[str, Variant] = VARIANTS,
 ) -> None:
     """Add what is missing of a model's rows to a results file.
 
@@ -76,8 +78,8 @@ def measure(
         for text in (texts[1], second)
     )
     del model  # every variant loads it again
-    variants = {variant: VARIANTS[variant] for variant in settings.variants.split(",")}
-    asked = {"variants": variants, "sizes": [*map(float, settings.sizes.split(","))], "out": out, "name": name}
+    chosen = {variant: variants[variant] for variant in settings.variants.split(",")}
+    asked = {"variants": chosen, "sizes": [*map(float, settings.sizes.split(","))], "out": out, "name": name}
     say = partial(print, flush=True)
     minislice.compare(lambda: load()[0], calibration, evaluation, second=second, say=say, **asked)
 
@@ -89,7 +91,7 @@ def measure_smollm2(calibration: str, settings: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (second := Path(folder, STORIES)).write_text(json.dumps(stories), "utf-8")
         texts, asked = (files.get(calibration, calibration), files["wikitext"]), {"second": str(second), "seqlen": 512}
-        asked |= {"samples": settings.samples, "own": calibration == "own"}
+        asked |= {"samples": settings.samples, "own": calibration == "own", "variants": REAL}
         measure("smollm2", "smollm2", texts, settings, SMOLLM2[calibration], **asked)
 
 
