@@ -3,8 +3,10 @@
 import copy
 import json
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -251,6 +253,11 @@ def test_tokenizer_notes_and_config_travel_and_the_names_of_this_machine_do_not(
     loaded, tokenizer = minislice.load(tmp_path / "model")
     assert tokenizer("def f(x):")["input_ids"] == words("def f(x):")["input_ids"]
     assert loaded.config.slicing["perplexity"] == 12.3456789
+    minislice.save(loaded, tmp_path / "again")
+    assert "perplexity" in json.loads((tmp_path / "again" / "config.json").read_text())["slicing"]
+    minislice.recover(loaded, Recipe("llama").tokens(), steps=1, held_out=0)
+    minislice.save(loaded, tmp_path / "recovered")
+    assert {"perplexity", "options"} - minislice.load(tmp_path / "recovered")[0].config.slicing.keys() == {"perplexity"}
     card = (tmp_path / "model" / "README.md").read_text()
     for line in ("dense", "| perplexity | 12.35 |", f"| parameters | {loaded.num_parameters():,} |"):
         assert line in card, line
@@ -271,14 +278,19 @@ def test_a_registered_family_travels_with_a_saved_model(tmp_path, monkeypatch):
 
 def test_saving_again_replaces_the_weights_and_all_of_the_folder_only_with_force(tmp_path):
     model, tokens = sliced()
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "model_before.safetensors"):
+        (tmp_path / name).write_text("mine")
     for settings in ({"max_shard_size": "5KB"}, {}):
         model.save_pretrained(tmp_path, **settings)
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path), tokens), logits(model, tokens))
         assert (tmp_path / "model.safetensors").exists() == (not settings)
     with pytest.raises(ValueError, match="force"):
         minislice.save(model, tmp_path)
-    assert snapshot(tmp_path)["notes.txt"] == b"mine"
+    files = snapshot(tmp_path)
+    assert files["notes.txt"] == files["model_before.safetensors"] == b"mine"
+    with suppress(KeyboardInterrupt), patch.object(Path, "replace", side_effect=KeyboardInterrupt):
+        model.save_pretrained(tmp_path)
+    assert snapshot(tmp_path).keys() == files.keys()
     model.save_pretrained(tmp_path, force=True)
     assert "notes.txt" not in snapshot(tmp_path)
 
@@ -296,6 +308,7 @@ DAMAGES = {
     "a shard less": (Path.unlink, f"{LAST_SHARD}', which isn't in the same folder"),
     "newer": (lambda path: edit_config(path.parent, format_version=4), r"config\.json.*newer minislice \(format 4"),
     "other widths": (lambda path: edit_config(path.parent, widths=[11, 12, 12, 12, 20]), r"safetensors.*\[120, 12\]"),
+    "other head": (lambda path: edit_config(path.parent, head="full"), "'head' must be one of linear, tied"),
     "no block 4": (lambda path: edit_config(path.parent, dropped=[4]), "a model of 3 blocks needs 4 entries"),
 }
 

@@ -142,6 +142,23 @@ def test_an_interrupted_replacement_leaves_the_old_or_the_new(renames, tmp_path,
     assert snapshot(tmp_path) == {"out/config.json": b"new" if renames == 2 else b"old"}
 
 
+def test_what_appears_between_two_renames_costs_nobody_a_file(tmp_path, monkeypatch):
+    with whole_folder(out := tmp_path / "out") as new:
+        (new / "config.json").write_text("old")
+    rename = Path.rename
+
+    def watched(path, target):
+        if path.name != "out":
+            monkeypatch.setattr(Path, "rename", rename)
+            (out / "theirs").mkdir(parents=True)
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    with pytest.raises(ValueError, match="The new folder is whole"), whole_folder(out, force=True) as new:
+        (new / "config.json").write_text("new")
+    assert sorted(snapshot(tmp_path).values()) == [b"new", b"old"]
+
+
 FAULTS = {
     "transformers.modeling_utils.safe_save_file": SafetensorError("I/O error: No space left on device (os error 28)"),
     "transformers.configuration_utils.PreTrainedConfig.to_json_file": OSError(28, "No space left on device"),

@@ -7,6 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .families import find_family, register_fields
 
+HEADS = ("linear", "tied", "fitted")
 FORMAT_VERSION = 3  # raised when an older minislice could not read a new folder, or would read it wrongly
 
 
@@ -31,7 +32,7 @@ class SlicedConfig(PreTrainedConfig):
         neurons: list[int] | None = None,  # the number of neurons of every MLP; None: as in the dense model
         dropped: list[int] | None = None,  # the dense model's numbers of the blocks that are left out
         biases: list[list[str]] | None = None,  # the linears with a bias, for each block of a layer
-        head: str = "linear",  # or "tied", or "fitted"; see `heads.TiedHead`, `heads.FittedHead`
+        head: str = "linear",  # one of `HEADS`; see `heads.TiedHead`, `heads.FittedHead`
         head_bias: bool = False,
         head_shift: bool = False,  # whether a tied head has one
         head_was_tied: bool = False,  # before fusion
@@ -72,6 +73,8 @@ class SlicedConfig(PreTrainedConfig):
                 raise ValueError(f"a model of {blocks} blocks needs {length} entries in {name!r}, got {given}")
         if not all(type(k) is int and 1 <= k <= D for k in self.widths):
             raise ValueError(f"'widths' must lie between 1 and the hidden size {D}, got {self.widths}")
+        if self.head not in HEADS:
+            raise ValueError(f"'head' must be one of {', '.join(HEADS)}, got {self.head!r}")
         for index, adapter in enumerate(self.adapters):
             k, k_next = self.widths[index : index + 2]
             is_low_rank = type(adapter) is int and 0 <= adapter <= k <= k_next

@@ -87,7 +87,10 @@ class SlicedForCausalLM(PreTrainedModel, GenerationMixin):
 
     def describe(self, notes: dict[str, Any] | None = None) -> None:
         """Have the config say what the modules are now, and how they were made; `notes` as in `save_pretrained`."""
-        known = {**(self.config.slicing or {}), **made_by(self), **(notes or {})}
+        known, new = dict(self.config.slicing or {}), made_by(self)
+        if any(new.get(step, known.get(step)) != known.get(step) for step in ("options", "recovery")):
+            known.pop("perplexity", None)  # noted before this was done
+        known |= {**new, **(notes or {})}
         for name, value in {**description(self.base), "slicing": known}.items():
             setattr(self.config, name, value)
         self.config.tie_word_embeddings = self.config.head != "linear"
@@ -243,7 +246,8 @@ def _model_inside(folder: Path) -> Iterator[Path]:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         kind = None
-    weights = [*folder.glob("model*.safetensors"), *folder.glob("model.safetensors.index.json")]
+    named = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+    weights = [path for name in named for path in folder.glob(name)]
     strangers = [] if kind else [*weights, *folder.glob("*config.json")]
     strangers += [] if kind == "minislice" else [folder / path.name for path in Path(__file__).parent.glob("*.py")]
     if taken := [path.name for path in strangers if path.exists()]:
@@ -253,13 +257,13 @@ def _model_inside(folder: Path) -> Iterator[Path]:
         )
     with TemporaryDirectory(dir=folder, prefix=f".{folder.name}.partial-") as new:
         yield Path(new)
-        for path in weights:
-            path.unlink()
-        for path in [path for path in Path(new).rglob("*") if path.is_file()]:
-            place = folder / path.relative_to(new)
+        files = {folder / path.relative_to(new): path for path in Path(new).rglob("*") if path.is_file()}
+        for place, path in files.items():
             if place.name != "README.md" or not place.exists() or TAGS in place.read_text(errors="replace"):
                 place.parent.mkdir(exist_ok=True)
                 path.replace(place)
+        for path in {*weights} - files.keys():  # last: an interrupt before leaves more files, not fewer
+            path.unlink()
 
 
 AutoConfig.register(SlicedConfig.model_type, SlicedConfig, exist_ok=True)
