@@ -146,10 +146,11 @@ def fuse(model: PreTrainedModel, keep_tie: bool = False) -> PreTrainedModel:
 def fuse_network(net: Network, keep_tie: bool = False) -> None:
     """`fuse` for a network that isn't fused, in place."""
     hooked = [module for module in net.model.modules() if hasattr(module, "_hf_hook")]  # by accelerate
-    if any(parameter.is_meta for module in hooked for parameter in module.parameters()):
+    offloaded = any(parameter.is_meta for module in hooked for parameter in module.parameters())
+    if offloaded or len({parameter.device for parameter in net.model.parameters()}) > 1:
         raise ValueError(
-            "device_map has left some of this model's weights on the CPU or the disk, and they can't be changed there; "
-            "load it without device_map, or slice its folder with slice_streamed"
+            "device_map has left some of this model's weights on another device or the disk; load it without "
+            "device_map, or slice its folder with slice_streamed"
         )
     prepare(net, keep_tie)
     net.model.save_pretrained = SavesSliced(net.model)

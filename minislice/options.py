@@ -230,6 +230,9 @@ def _check(options: SlicingOptions) -> None:
         "head='tied' keeps both ends whole: leave slice_embedding and slice_head out, or give head='own'": (
             options.head == "tied" and (options.slice_embedding or options.slice_head)
         ),
+        "a width for each boundary says which are whole: leave slice_embedding and slice_head out": (
+            isinstance(width, Sequence) and (options.slice_embedding or options.slice_head)
+        ),
         f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width": (
             options.discard is not None and options.basis != "pca"
         ),

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .architecture.heads import FittedHead
 from .architecture.linears import Linear, set_weight
 from .architecture.network import Network, network
 from .checks import is_several, require, require_flag, require_seed
@@ -122,7 +123,8 @@ def rotate(
 
 def require_whole(net: Network, action: str) -> None:
     """Raise a ValueError for a network that is sliced or has residual adapters."""
-    state = "sliced" if net.is_sliced else "rotated per block" if net.has_adapters else None
+    sliced = net.is_sliced or isinstance(net.head, FittedHead)
+    state = "sliced" if sliced else "rotated per block" if net.has_adapters else None
     if state:
         raise ValueError(f"can't {action} this model: it is {state} already; start again from the trained model")
 

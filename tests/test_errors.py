@@ -81,6 +81,8 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "texts in place of ids": (OPT, [], calling(perplexity, [{"text": IDS}]), "has text and no input_ids"),
     "one token": (OPT, [], calling(perplexity, IDS[:, :1]), "nothing to predict"),
     "fused, verified": (PHI, [fuse], calling(verify, IDS), "can't verify this model: it is fused already"),
+    "sliced twice, fitted": (OPT, [slicing(slicing=0, head="fitted")], SLICED, "can't slice", "sliced already"),
+    "widths and an end": (OPT, [], slicing(width=[8, 8, 8, 8, 8], slice_head=True), "leave slice_embedding and slice"),
     "sliced, verified": (PHI, [SLICED], calling(verify, IDS), "can't verify this model: it is sliced already"),
     "all neurons": (LLAMA, [], slicing(neurons=1.0), "neurons must be a fraction, 0 <= neurons < 1", "got 1.0"),
     "one number of neurons": (LLAMA, [], slicing(neurons=[8]), "got 1 numbers of neurons; this model has 2 MLPs"),
@@ -141,6 +143,10 @@ def test_weights_that_are_not_in_memory_are_not_changed(change):
     """Accelerate would go on computing with its own copy of them."""
     with pytest.raises(ValueError, match="load it without device_map"):
         change(cpu_offload(LLAMA.model()))
+    spread = LLAMA.model()
+    spread.lm_head.to("meta")  # as on a second GPU
+    with pytest.raises(ValueError, match="load it without device_map"):
+        change(spread)
 
 
 def test_what_looks_like_it_is_fine():
