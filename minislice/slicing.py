@@ -168,7 +168,8 @@ def slice_model(
 
     Raises:
         ValueError: options or tokens that don't fit the model, or a model that is sliced already. The model is then
-            unchanged. Also a signal with a NaN or an infinity: the message names the block and the sequence.
+            unchanged. Also a signal with a NaN or an infinity: the message names the block and the sequence. The model
+            is then partly sliced: load it again.
     """
     net = network(model)
     require_whole(net, "slice")
@@ -198,6 +199,8 @@ def folded(linears: Sequence[Linear], Q: Float64[Tensor, "D D"]) -> Iterator[Non
     trained = [(linear, linear.weight, linear.bias) for linear in linears]
     for linear in linears:
         fold_writer(linear, Q)
-    yield
-    for linear, weight, bias in trained:
-        set_linear(linear, weight, bias)
+    try:
+        yield
+    finally:
+        for linear, weight, bias in trained:
+            set_linear(linear, weight, bias)

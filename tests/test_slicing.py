@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import properties
@@ -17,6 +18,7 @@ from minislice.corpus.embedded import data_folder
 from minislice.options import slice_width
 from minislice.pca import covariance, width_keeping
 from minislice.rotation import times
+from minislice.slicing import folded
 
 LLAMA = Recipe("llama")
 MINI_IDS = torch.randint(3, 4096, (4, 64), generator=torch.Generator().manual_seed(0))
@@ -43,6 +45,14 @@ def test_embeddings_of_the_trained_width_do_not_fit_a_sliced_model():
     model = slice_model(LLAMA.model(), LLAMA.tokens(), width=6, head="own")
     with pytest.raises(RuntimeError, match="shape"):
         model(inputs_embeds=torch.zeros(1, 3, LLAMA.width, dtype=model.dtype))
+
+
+def test_an_error_leaves_w_out_in_its_own_basis():
+    [linear] = network(fuse(Recipe("llama").model())).blocks[0].w_out
+    trained = linear.weight.clone()
+    with suppress(FloatingPointError), folded([linear], -torch.eye(len(trained)).double()):
+        raise FloatingPointError("not finite")
+    assert torch.equal(linear.weight, trained)
 
 
 def test_covariance_does_not_use_tf32_and_leaves_the_setting_alone(monkeypatch):
