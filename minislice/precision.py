@@ -2,11 +2,11 @@
 
     eigendecompositions, bases, adapters     float64 (appendix A.2)
     fusion: scales, shifts, means            float64
-    products of weights, W P                 float32, or float64 if the weights are: more digits than the result keeps
+    products of weights, W P                 float32, or float64 if the weights are
     covariances                              products float32, or float64 if the signal is; sums float64
     the signal                               the model's dtype, or that of the caller's autocast
 
-Results are stored in the model's dtype. No other setting of the caller's changes any of this.
+Results are stored in the model's dtype. Where the caller allows TF32, it rounds the signal and nothing else.
 """
 
 from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ class SlicingReport:
     eigenvalues: list[Tensor] = field(default_factory=list)  # all of each boundary's, descending; float64
     discarded: list[float] = field(default_factory=list)  # the share of each boundary's variance that was deleted
     ranks: list[int] = field(default_factory=list)  # the rank of each block's adapter, as `adapters.rank` has it
-    neurons: list[int] = field(default_factory=list)  # left in each MLP, where `beyond.slicing` has deleted some
+    neurons: list[int] = field(default_factory=list)  # left in each MLP; none is listed by the paper's own steps
 
     def add_boundary(self, width: int, eigenvalues: Tensor, discarded: float) -> None:
         """Record the next boundary."""
