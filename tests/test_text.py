@@ -229,6 +229,9 @@ def test_too_few_tokens_are_refused_with_the_numbers(unchecked):
     for cut in (text.sample, lambda stream, samples, seqlen: text.windows(stream, seqlen, samples)):
         with pytest.raises(ValueError, match="3 sequences of 4 tokens, 12 in all, but the text has 11"):
             cut(stream[1:], 3, 4)
+    with torch.device("meta"):
+        chosen = text.sample(stream, 3, 4)
+    assert torch.equal(chosen, text.sample(stream, 3, 4))
 
 
 ARTICLES = [

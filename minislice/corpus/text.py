@@ -215,5 +215,6 @@ def sample(
     """
     windows(stream, seqlen, require_int("samples", samples))  # there are enough
     cut = windows(stream, seqlen)
-    order = torch.randperm(len(cut), generator=torch.Generator().manual_seed(require_seed(seed)))
+    generator = torch.Generator().manual_seed(require_seed(seed))
+    order = torch.randperm(len(cut), generator=generator, device="cpu")
     return cut[order[:samples]]
