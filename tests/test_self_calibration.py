@@ -61,6 +61,8 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_random_numbers
     assert torch.equal(torch.get_rng_state(), state) and model.training
     assert torch.equal(own_text(model.eval(), 4, 30, seed=2, vocabulary=10**6), first)  # more than the embedding has
     assert not torch.equal(*(own_text(model, 4, 30, vocabulary=1, seed=seed) for seed in (2, 3)))
+    with torch.device("meta"):
+        assert torch.equal(own_text(model, 4, 30, seed=2), first)
     alike = own_text(model, 6, 30, vocabulary=1, batch_size=2)
     assert (alike[:, 0] == 0).all() and len(alike.unique(dim=0)) == 6  # no batch repeats another
 

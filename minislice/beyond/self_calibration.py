@@ -47,7 +47,8 @@ def own_text(
         raise ValueError("this model is sliced or fused; let the trained one write what it is calibrated on")
     if device.type == "meta":
         raise ValueError("this model's weights are not in memory, so it can't write: calibrate on a text, or load it")
-    first = torch.randint(vocabulary, (sequences, 1), generator=torch.Generator().manual_seed(seed)).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(vocabulary, (sequences, 1), generator=generator, device="cpu").to(device)
     asked = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
 
     def write(together: int) -> Tensor:
