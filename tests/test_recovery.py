@@ -17,6 +17,7 @@ from torch import Tensor
 
 import minislice
 from minislice.architecture.network import network
+from minislice.beyond.self_calibration import own_text
 from minislice.corpus.text import disjoint_streams, load_text, sample, tokenize, windows
 from minislice.measuring.lock import alone
 from minislice.recovery import checkpoints, sequences
@@ -154,6 +155,18 @@ def test_a_seed_repeats_a_run_and_no_global_generator_is_touched():
     first, again, other = (trained(model, tokens, dropout=0.2, seed=seed) for seed in (1, 1, 2))
     assert same(first, again) and not same(first, other)
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == numpy.random.get_state()[1].tolist()
+
+
+def test_every_gpus_generator_is_as_it_was_after_recovery_and_after_writing_text(monkeypatch):
+    """Seeding torch seeds all of them, also those that the model isn't on."""
+    restored = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda gpu: f"state {gpu}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, gpu: restored.update({gpu: state}))
+    for seeds in (lambda: trained(*sliced()), lambda: own_text(Recipe("llama").model(), 1, 2)):
+        restored.clear()
+        seeds()
+        assert restored == {0: "state 0", 1: "state 1"}
 
 
 def test_checkpointed_activations_give_the_same_gradients():

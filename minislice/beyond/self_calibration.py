@@ -61,7 +61,7 @@ def own_text(
 
     config, model.generation_config = model.generation_config, GenerationConfig()  # its own may ask for something else
     try:
-        with inference(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with inference(model), torch.random.fork_rng(range(torch.cuda.device_count())):
             return with_what_fits(write, batch_size)
     finally:
         model.generation_config = config

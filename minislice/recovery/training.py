@@ -75,7 +75,7 @@ def train(
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    with warnings.catch_warnings(), torch.enable_grad(), _seeded(model.device, chosen.seed):
+    with warnings.catch_warnings(), torch.enable_grad(), _seeded(chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
@@ -149,11 +149,11 @@ class Watch(TrainerCallback):
 
 
 @contextlib.contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """All random generators seeded; afterwards they are as they were."""
+def _seeded(seed: int) -> Iterator[None]:
+    """All random generators seeded, every GPU's too; afterwards they are as they were."""
     generators = random.getstate(), numpy.random.get_state()
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield
     finally:
