@@ -141,6 +141,23 @@ def test_the_held_out_sequences_are_watched_and_not_trained_on():
     assert other.losses == report.losses and other.held_out != report.held_out
 
 
+def held_out_perplexity_is_that_of_the_model() -> None:
+    """Also where held-out sequences differ in length."""
+    model, tokens = sliced()
+    mask = torch.ones_like(tokens)
+    mask[3, 3:] = 0
+    report = minislice.recover(model, tokens, mask, **{**QUICK, "batch_size": 1, "held_out": 0.5})
+    expected = minislice.perplexity(model, tokens[2:], mask[2:])
+    assert report.held_out[-1][1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_held_out_perplexity_is_that_of_the_model_and_a_mean_over_batches_is_found(monkeypatch):
+    held_out_perplexity_is_that_of_the_model()
+    monkeypatch.delattr(training.CheckpointTrainer, "evaluation_loop")
+    with pytest.raises(AssertionError):
+        held_out_perplexity_is_that_of_the_model()
+
+
 def test_training_stops_where_the_held_out_part_gets_worse_and_the_best_is_kept():
     model, tokens = sliced()
     report = minislice.recover(model, tokens, **{**TOO_FAST, "steps": 40, "patience": 2})

@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..architecture.modeling import SlicedForCausalLM
 from ..architecture.network import network
 from .checkpoints import call_unfinished, call_whole
 from .options import RecoveryOptions
-from .sequences import collate
+from .sequences import IGNORED, collate
 
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
@@ -95,7 +96,6 @@ def train(
             use_cpu=model.device.type == "cpu",
             dataloader_pin_memory=model.device.type == "cuda",
             remove_unused_columns=False,
-            prediction_loss_only=True,
             report_to="none",
             disable_tqdm=True,
         )
@@ -113,6 +113,16 @@ def train(
 
 class CheckpointTrainer(Trainer):
     """transformers' Trainer; its checkpoints are on the disk, and one that it can't write is one kind of error."""
+
+    def evaluation_loop(self, dataloader, *arguments, **named):
+        """The mean loss of all predictions, as `perplexity` takes it; transformers' is the mean of batches."""
+        self.model.eval()
+        total, count = 0.0, 0
+        for batch in dataloader:
+            loss, _, _ = self.prediction_step(self.model, batch, prediction_loss_only=True)
+            predictions = int((batch["labels"] != IGNORED).sum())
+            total, count = total + loss.item() * predictions, count + predictions
+        return EvalLoopOutput(None, None, {"eval_loss": total / count}, len(dataloader.dataset))
 
     def _save_checkpoint(self, *arguments):
         folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
