@@ -14,6 +14,7 @@ from models import VOCABULARY, Recipe
 from streamed import logits
 from test_export import exported
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import minislice
 from minislice.architecture.network import network
@@ -286,6 +287,14 @@ def test_a_run_that_diverged_before_its_first_checkpoint_is_begun_again_with_ano
     with pytest.raises(ValueError, match="give a lower learning_rate"):
         minislice.recover(model, tokens, folder=tmp_path, **{**QUICK, "learning_rate": 1e30, "steps": 9, "every": 9})
     minislice.recover(model, tokens, folder=tmp_path, **QUICK)
+
+
+def test_the_bar_is_closed_where_training_diverges(monkeypatch):
+    bars = []
+    monkeypatch.setattr(training, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
+    with pytest.raises(ValueError, match="give a lower learning_rate"):
+        minislice.recover(*sliced(), **{**QUICK, "learning_rate": 1e30, "steps": 9}, progress=True)
+    assert len(bars) == 1 and bars[0] not in tqdm._instances
 
 
 def out_of_memory_above(monkeypatch, sequences: int) -> None:

@@ -72,11 +72,12 @@ def train(
     sequences_a_step = arguments["per_device_train_batch_size"] * chosen.accumulation
     batch_size = next(size for size in range(batch_size, 0, -1) if sequences_a_step % size == 0)
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / sequences_a_step))
-    callbacks = [Watch(progress)]
+    watch = Watch(progress)
+    callbacks = [watch]
     if held_out:
         callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
         arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    with warnings.catch_warnings(), torch.enable_grad(), _seeded(chosen.seed):
+    with watch.bar, warnings.catch_warnings(), torch.enable_grad(), _seeded(chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
             **{**arguments, "per_device_train_batch_size": batch_size},
@@ -153,9 +154,6 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
 
 
 @contextlib.contextmanager
