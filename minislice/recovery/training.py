@@ -73,10 +73,7 @@ def train(
     batch_size = next(size for size in range(batch_size, 0, -1) if sequences_a_step % size == 0)
     steps = chosen.steps or math.ceil(chosen.epochs * math.ceil(len(training) / sequences_a_step))
     watch = Watch(progress)
-    callbacks = [watch]
-    if held_out:
-        callbacks.append(EarlyStoppingCallback(early_stopping_patience=chosen.patience))
-        arguments = {**arguments, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    early_stopping = [EarlyStoppingCallback(early_stopping_patience=chosen.patience)] if held_out else []
     with watch.bar, warnings.catch_warnings(), torch.enable_grad(), _seeded(chosen.seed):
         warnings.simplefilter("ignore", FutureWarning)  # of renamed arguments: all versions take the old names
         arguments = TrainingArguments(
@@ -103,7 +100,7 @@ def train(
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
         lora = peft.get_peft_model(wrapped, config)
         data = {"data_collator": collate, "train_dataset": training, "eval_dataset": held_out or None}
-        trainer = CheckpointTrainer(lora, arguments, **data, callbacks=callbacks)
+        trainer = CheckpointTrainer(lora, arguments, **data, callbacks=[watch, *early_stopping])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
         trained, _ = lora.get_nb_trainable_parameters()
