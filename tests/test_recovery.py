@@ -120,6 +120,15 @@ def padding_is_never_trained(padding: str) -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+def test_a_sequence_without_predictions_is_left_out():
+    """One of padding alone, and one of a single token, wherever they stand."""
+    model, tokens = sliced()
+    mask = torch.ones_like(tokens)
+    mask[1], mask[3, 1:] = 0, 0
+    weights_without_them = trained(model, tokens[::2], batch_size=1, held_out=0.5)
+    assert same(trained(model, tokens, mask, batch_size=1, held_out=0.5), weights_without_them)
+
+
 WRONG_LABELS = {
     "right": lambda ids, mask: ids.clone(),  # predictions of padding
     "left": lambda ids, mask: torch.where(mask, ids, sequences.IGNORED),  # and from padding
@@ -332,6 +341,7 @@ REFUSED = {  # what the error says, and the options
     "4 sequences, 4 of them held out, leave none to train on": {"held_out": 0.9},
     "1 of the 2 evaluation sequences are among the 4 to train on": {"evaluation": KNOWN},
     r"training diverged; give a lower .* than 1e\+30": {"learning_rate": 1e30, "steps": 9, "train_adapters": True},
+    "nothing to predict: every sequence has a single token": {"attention_mask": torch.eye(4, 30)},
     "not enough memory for one sequence at a time: CUDA out of memory": {},
     r'pip install -e "\.\[recover\]"': {},
 }

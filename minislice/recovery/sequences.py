@@ -25,12 +25,15 @@ def labels(
 
 
 def rows(batches: list[Batch]) -> list[dict[str, Tensor]]:
-    """One row for each sequence, on the CPU."""
+    """One row for each sequence in which something is predicted, on the CPU; a ValueError if there is none."""
     sequences = []
     for batch in batches:
         masks = torch.ones_like(batch.ids) if batch.mask is None else batch.mask.long()
         for ids, mask in zip(batch.ids.cpu(), masks.cpu(), strict=True):
-            sequences.append({"input_ids": ids, "attention_mask": mask})
+            if (mask[1:] & mask[:-1]).any():
+                sequences.append({"input_ids": ids, "attention_mask": mask})
+    if not sequences:
+        raise ValueError("nothing to predict: every sequence has a single token, or is padding")
     return sequences
 
 
