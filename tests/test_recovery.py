@@ -184,6 +184,21 @@ def test_a_seed_repeats_a_run_and_no_global_generator_is_touched():
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == numpy.random.get_state()[1].tolist()
 
 
+def test_a_model_is_trained_on_its_own_gpu(monkeypatch):
+    model, tokens = sliced()
+    second, current = torch.device("cuda:1"), []
+
+    def begin(lora, arguments, **options):
+        assert arguments.device == current[-1] == second and arguments.n_gpu <= 1
+        raise Killed
+
+    monkeypatch.setattr(type(model), "device", second)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(training, "CheckpointTrainer", begin)
+    with pytest.raises(Killed):
+        minislice.recover(model, tokens, **QUICK)
+
+
 def test_every_gpus_generator_is_as_it_was_after_recovery_and_after_writing_text(monkeypatch):
     """Seeding torch seeds all of them, also those that the model isn't on."""
     restored = {}

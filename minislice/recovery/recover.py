@@ -89,7 +89,7 @@ def recover(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if folder is None else folder).resolve()
-        with opened(folder, settings) as checkpoint:
+        with opened(folder, settings) as checkpoint, torch.cuda.device_of(next(model.parameters())):
             arguments |= {"output_dir": str(folder), "resume_from_checkpoint": checkpoint and str(checkpoint)}
             run = partial(train, model, training, held_out, chosen, arguments, progress)
             state, trained = with_what_fits(run, batch_size)

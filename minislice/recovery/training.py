@@ -98,6 +98,9 @@ def train(
             disable_tqdm=True,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process trains on one GPU, the model's
+        if model.device.type == "cuda":  # transformers takes the first GPU, accelerate the current one
+            arguments._setup_devices = model.device
+            torch.cuda.set_device(model.device)
         lora = peft.get_peft_model(wrapped, config)
         data = {"data_collator": collate, "train_dataset": training, "eval_dataset": held_out or None}
         trainer = CheckpointTrainer(lora, arguments, **data, callbacks=[watch, *early_stopping])
