@@ -241,8 +241,12 @@ ARTICLES = [
 
 
 def test_a_document_starts_where_its_own_tokens_start(tokenizer):
-    """Articles begin at their titles, and not at sections."""
-    for documents, number in ((["\n".join(ARTICLES)], 4), ([f"Title {n} " * (n + 3) for n in range(5)], 5)):
+    """Articles begin at their titles, and not at sections, in one text and in its rows; other documents have none."""
+    rows = ["", *"\n".join(ARTICLES).splitlines(keepends=True)]
+    others = [f"Title {n} " * (n + 3) for n in range(5)]
+    one_like_an_article = [*others[:4], ARTICLES[0]]
+    cases = ((["\n".join(ARTICLES)], 4), (["\n\n".join(rows)], 4), (rows, 4), (others, 5), (one_like_an_article, 5))
+    for documents, number in cases:
         stream = tokenize(documents, tokenizer)
         starts = windowed.document_starts(documents, tokenizer, len(stream))
         assert len(starts) == number

@@ -58,12 +58,17 @@ def evaluation_windows(
 def document_starts(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[int]:
     """The number of the first token of each document in their stream of so many tokens.
 
-    Where a text has titles as WikiText-2 has them, the documents are its articles. Tokens are counted piece by piece;
-    at the seam of two pieces a token of the stream may join both, so a start may be wrong by a few tokens.
+    Where a text has titles as WikiText-2 has them, each a line of one document or a document by itself, the documents
+    are its articles. Tokens are counted piece by piece; at the seam of two pieces a token of the stream may join both,
+    so a start may be wrong by a few tokens.
     """
     text = "\n\n".join(documents)
-    lengths = [len(document) + 2 for document in documents]
-    places = [title.start() for title in TITLE.finditer(text)] or list(accumulate(lengths[:-1], initial=0))
+    places = list(accumulate((len(document) + 2 for document in documents[:-1]), initial=0))
+    if len(documents) == 1:
+        titles = [title.start() for title in TITLE.finditer(text)]
+    else:
+        titles = [place for place, row in zip(places, documents, strict=True) if TITLE.fullmatch(row.strip("\n"))]
+    places = titles or places
     pieces = [text[start:stop] for start, stop in zip([0, *places[1:]], [*places[1:], None], strict=True)]
     counts = [len(ids) for ids in tokenizer(pieces, add_special_tokens=False, verbose=False)["input_ids"]]
     return [start * tokens // sum(counts) for start in accumulate(counts[:-1], initial=0)]
