@@ -17,15 +17,14 @@ from minislice import compress, fuse, parameters, perplexity, plan_compression, 
 from minislice.architecture.blocks import Block
 from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
-from minislice.beyond import experts, fisher, inner, reconstruction
+from minislice.beyond import fisher, inner, reconstruction
 from minislice.beyond.allocation import Sizes, cheapest, sizes_of
 from minislice.beyond.budget import Prices
 from minislice.beyond.depth import delete_layers, losses_without_each
-from minislice.beyond.inner import moments, refit
+from minislice.beyond.inner import Walk, moments, refit
 from minislice.beyond.neurons import delete_neurons, least_harmful, solve_block, solve_output
 from minislice.beyond.predictions import divergences, log_probabilities, logits_behind, predictions
 from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
-from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 from minislice.likelihood import prediction_losses
@@ -149,7 +148,7 @@ def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
         Z = held.embed(net)
         Z = held.forward(net.blocks[0], Z)
         block, context, [batch] = net.blocks[1], held.contexts[0][0], held.batches
-        C, _ = experts.block_moments(Walk(held, Z), block)
+        C, _ = inner.block_moments(Walk(held, Z), block)
         y = block.branch(Z[0], **context) + Z[0]
         weight = y.square().mean(-1).rsqrt()
         weight = weight if batch.mask is None else weight * batch.mask
@@ -171,13 +170,13 @@ def experts_keep_what_is_best_for_each(recipe: Recipe) -> None:
     """Each expert loses neurons of its own choice, and the same as it would alone; its W_out is solved for."""
     block = network(fused(recipe)).blocks[1]
     generator = torch.Generator().manual_seed(recipe.seed)
-    W = experts.output_matrix(block)
+    W = inner.output_matrix(block)
     H = torch.randn(len(W), 60, W.shape[1], generator=generator).double()
     H = H * torch.rand(len(W), 1, W.shape[1], generator=generator).double()
     count = block.neurons
     kept, solved = solve_output(block, H.mT @ H, None, count // 2)
-    experts.keep_inner(block, kept, solved)
-    assert relative_error(experts.output_matrix(block), solved) <= EXACT
+    inner.keep_inner(block, kept, solved)
+    assert relative_error(inner.output_matrix(block), solved) <= EXACT
     for neurons, W_new, h, w in zip(kept, solved, H, W, strict=True):
         alone, best = least_harmful(h.T @ h, w, count // 2, slice(count))
         assert torch.equal(neurons, alone) and relative_error(W_new, best) <= 1e-8
@@ -221,7 +220,7 @@ def repair_brings_the_signal_nearer(recipe: Recipe, place=0) -> None:
     """Behind a block that reads a cut signal, W_out solved again is nearer to the dense network's."""
     walk, block = cut_signal(recipe, place, batch_size=3)
     before = sum(missing(walk, block))
-    inner.keep_inner(block, *solve_output(block, *inner.block_moments(walk, block), 0, True))
+    inner.keep_inner(block, *solve_output(block, *inner.block_moments(walk, block), 0))
     assert sum(missing(walk, block)) < before
 
 

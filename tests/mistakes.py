@@ -173,16 +173,16 @@ TABLE: dict[Callable, list[tuple]] = {
         ("padding counted", OPT, "beyond_properties.moments",
          lambda right, h, y, x, mask, add_to=None: right(h, y, x, None, add_to))],
     b.idle_neurons_can_go: [
-        ("all as the first expert", experts, "beyond.experts.keep_experts_neurons",
+        ("all as the first expert", experts, "beyond.inner.keep_experts_neurons",
          lambda right, experts, kept: right(experts, kept[:1].expand_as(kept)))],
     b.experts_moments_are_weighted_sums: [
-        ("of another expert", experts, "beyond.experts.block_moments",
+        ("of another expert", experts, "beyond.inner.block_moments",
          lambda right, *given: (right(*given)[0].flip(0), None))],
     b.experts_keep_what_is_best_for_each: [
         ("W_out of another expert", experts, "beyond_properties.solve_output",
          lambda right, *given: (right(*given)[0], right(*given)[1].flip(0)))],
     b.nothing_lost_is_nothing_repaired: [
-        ("one block late", OPT, "beyond.inner.block_moments",
+        ("one block late", OPT, "beyond.neurons.block_moments",
          lambda right, walk, block: right(replace(walk, dense=walk.Z), block))],
     b.repair_brings_the_signal_nearer: [
         ("the other sign", PHI, "beyond.neurons.refit", lambda right, *given: -right(*given))],

@@ -16,11 +16,10 @@ from minislice.architecture.network import inference, network
 from minislice.beyond import budget, depth, fisher
 from minislice.beyond.budget import Prices, prices, split_off
 from minislice.beyond.depth import losses_without_each
-from minislice.beyond.inner import refit
+from minislice.beyond.inner import Walk, refit
 from minislice.beyond.neurons import least_harmful, solve_block
 from minislice.beyond.predictions import predictions
 from minislice.beyond.rulers import LEAST, Cost, block_costs, divergence
-from minislice.beyond.walk import Walk
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 

@@ -10,7 +10,8 @@ inner one. With
 
 every least-squares problem for W_out is answered by C and B, whatever the number of tokens. The next norm divides the
 signal by its rms, so errors are weighted by w_t = 1 / rms. A parallel layer's two W_out are stacked, and so are their
-inputs.
+inputs. In a mixture every expert has H, W_out and C of its own, over the tokens that the router sends there, times the
+weights that the router gives them. There is no B: no single expert is to blame for what is missing behind a mixture.
 
 Repair: the pass walks the dense network beside the sliced one, and solves for W_out again, so that a block makes up
 for what slicing lost before it. With X the dense signal behind the block, Z the sliced one before it, and lambda the
@@ -23,29 +24,68 @@ If nothing was lost, B is zero and W_out stays as it is. The number of parameter
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..architecture.blocks import Block
-from ..architecture.linears import Linear, set_linear
-from ..architecture.neurons import keep_neurons
-from ..calibration import not_finite
-from ..pca import RUN
+from ..architecture.linears import ExpertsWriter, Linear, set_linear, set_weight
+from ..architecture.mixtures import neurons_of
+from ..architecture.neurons import keep_experts_neurons, keep_neurons
+from ..calibration import Calibration, Signal, not_finite
+from ..pca import RUN, covariance
 from ..precision import without_tf32
-from .walk import Walk
 
 REPAIR_RIDGE = 0.1  # between 1e-4 and 1 little depends on it on the embedded models (notebooks/measure/ridges.py)
 
 
+@dataclass(frozen=True)
+class Walk:
+    """A pass that has reached a block, whose W_out has all D columns."""
+
+    calibration: Calibration
+    Z: Signal  # before the block, [tokens, k]
+    P: Float64[Tensor, "D k"] | None = None  # the basis of Z; without it, Z is in the trained basis
+    dense: Signal | None = None  # the dense network's signal behind the block; without it, the block's own is wanted
+    chosen: Sequence[int] | None = None  # the numbers of some batches; without it, all
+    after: Signal | None = None  # `behind` writes the signal behind the block here
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the batches that the walk goes over."""
+        return range(len(self.calibration.batches)) if self.chosen is None else self.chosen
+
+    def behind(self, block: Block, index: int) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
+        """The signal of a batch behind the block, and the one that is wanted there, in the trained basis."""
+        z = self.Z[index]
+        y = block.branch(z, **self.calibration.contexts[index][block.layer])
+        y = y + (z if self.P is None else z @ self.P.T.to(z))
+        if self.after is not None:
+            self.after[index] = y
+        return y, y if self.dense is None else self.dense[index]
+
+    def split(self, each: int) -> tuple["Walk", "Walk"]:
+        """The walk over the batches to learn from, and the one over those that are held out.
+
+        Every `each`-th batch is held out; with fewer batches the last one, and a single batch isn't.
+        """
+        held_out = self.numbers[each - 1 :: each] or self.numbers[1:][-1:]
+        learned = [number for number in self.numbers if number not in held_out]
+        return replace(self, chosen=learned), replace(self, chosen=held_out)
+
+
 @contextmanager
-def inputs_of(linears: Sequence[Linear]) -> Iterator[list[Tensor]]:
-    """While it is open, the list has the last input of each linear."""
-    inputs: list[Tensor] = [None] * len(linears)
+def inputs_of(linears: Sequence[Linear]) -> Iterator[list[Tensor | tuple[Tensor, ...]]]:
+    """While it is open, the list has the last input of each linear; of experts, the router's choice and weights too."""
+    inputs = [None] * len(linears)
     with ExitStack() as hooks:
         for index, linear in enumerate(linears):
-            note = lambda module, args, index=index: inputs.__setitem__(index, args[0])  # noqa: E731
+
+            def note(module: nn.Module, args: tuple, index: int = index) -> None:
+                inputs[index] = args if len(args) > 1 else args[0]
+
             hooks.enter_context(getattr(linear, "module", linear).register_forward_pre_hook(note))
         yield inputs
 
@@ -75,19 +115,56 @@ def moments(
     return total
 
 
-def block_moments(walk: Walk, block: Block) -> tuple[Float64[Tensor, "inner inner"], Float64[Tensor, "inner D"]]:
-    """C and B of the block that a walk has reached, over its whole calibration set."""
-    total = None
+def experts_moments(
+    experts: nn.Module,
+    x: Float[Tensor, "tokens k"],
+    chosen: Int64[Tensor, "tokens each"],
+    weights: Float[Tensor, "tokens each"],
+    add_to: Float64[Tensor, "experts inner inner"] | None = None,
+) -> Float64[Tensor, "experts inner inner"]:
+    """C of each expert; all of them are in memory at once, 13 GB for a layer of Mixtral 8x7B.
+
+    Args:
+        x: what the experts read.
+        chosen, weights: each token's experts, and how much each of them counts.
+        add_to: the moments of other tokens; the sum is in place.
+    """
+    total = add_to
+    for expert in chosen.unique().tolist():
+        token, place = (chosen == expert).nonzero(as_tuple=True)
+        h = neurons_of(experts, expert, x[token])
+        h = torch.cat([h, h.new_ones(len(h), int(experts.has_bias))], dim=1).to(weights) * weights[token, place, None]
+        if total is None:
+            total = h.new_zeros(experts.num_experts, h.shape[1], h.shape[1], dtype=torch.float64)
+        covariance(h, add_to=total[expert])
+    return total
+
+
+def block_moments(
+    walk: Walk, block: Block
+) -> tuple[Float64[Tensor, "*experts inner inner"], Float64[Tensor, "inner D"] | None]:
+    """C and B of the block that a walk has reached, over its whole calibration set.
+
+    Without a dense signal there is no B, nor in a mixture, which has a C for each expert.
+    """
+    total, writers = None, [ExpertsWriter(block.experts)] if block.is_mixture else block.w_out
     for index in walk.numbers:
-        with inputs_of(block.w_out) as inputs:
+        with inputs_of(writers) as inputs:
             y, wanted = walk.behind(block, index)
         batch = walk.calibration.batches[index]
-        h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
-        total = moments(h, y, wanted, batch.mask, total)
+        if block.is_mixture:
+            [(x, chosen, weights)] = inputs
+            weights = weights * inverse_rms(wanted.flatten(0, 1))
+            if batch.mask is not None:
+                weights = weights * batch.mask.flatten()[:, None]
+            total = experts_moments(block.experts, x, chosen, weights, total)
+        else:
+            h = torch.cat([*inputs, y.new_ones(*y.shape[:-1], int(has_bias(block)))], dim=-1)
+            total = moments(h, y, wanted, batch.mask, total)
         if not torch.isfinite(total.sum()):
             raise ValueError(not_finite(y, batch, f"block {block.number}"))
-    total = walk.calibration.summed(total)
-    return total[:, : len(total)], total[:, len(total) :]
+    C, B = walk.calibration.summed(total).tensor_split([total.shape[-2]], dim=-1)
+    return C, None if walk.dense is None or block.is_mixture else B
 
 
 def inverse_rms(x: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens 1"]:
@@ -96,12 +173,10 @@ def inverse_rms(x: Float[Tensor, "tokens D"]) -> Float[Tensor, "tokens 1"]:
     return x.square().mean(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
 
 
-def sides(
-    block: Block, C: Float64[Tensor, "n n"]
-) -> list[tuple[Float64[Tensor, "n n"], Float64[Tensor, "n D"], slice]]:
-    """C, W_out, and where the MLP's neurons are among the inner dimensions; one of each, for `experts` has many."""
-    mlp = block.mlp_linears
-    return [(C, output_matrix(block), slice(mlp.first, mlp.first + mlp.neurons) if mlp else slice(0))]
+def places_of_neurons(block: Block) -> slice:
+    """Where the neurons are among the inner dimensions of a block, or of each expert."""
+    first = block.mlp_linears.first if block.mlp_linears else 0
+    return slice(first, first + block.neurons)
 
 
 def has_bias(block: Block) -> bool:
@@ -109,19 +184,32 @@ def has_bias(block: Block) -> bool:
     return any(linear.bias is not None for linear in block.w_out)
 
 
-def output_matrix(block: Block) -> Float64[Tensor, "inner D"]:
+def output_matrix(block: Block) -> Float64[Tensor, "*experts inner D"]:
     """The matrix that H is multiplied with: the block's W_out, stacked, and the sum of their biases as a last row.
 
-    Before fusion a branch may also be multiplied by a number.
+    Before fusion a branch may also be multiplied by a number. In a mixture: each expert's W_out, and its bias.
     """
+    if block.is_mixture:
+        writer = ExpertsWriter(block.experts)
+        W = writer.matrices().mT.double()
+        return torch.cat([W, block.experts.down_proj_bias[:, None].double()], dim=1) if block.experts.has_bias else W
     rows = [linear.weight.T.double() for linear in block.w_out]
     if has_bias(block):
         rows.append(sum(linear.bias.double() for linear in block.w_out if linear.bias is not None)[None])
     return torch.cat(rows) * block.scale
 
 
-def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
-    """Set the block's W_out, in place; of several biases the last one becomes the sum."""
+def keep_inner(block: Block, kept: Int64[Tensor, "*experts kept"], W: Float64[Tensor, "*experts kept D"]) -> None:
+    """Delete all other inner dimensions of the block, or of each expert, in place, and give it this W_out.
+
+    Of several biases the last one becomes the sum.
+    """
+    if block.is_mixture:
+        keep_experts_neurons(block.experts, kept[:, : kept.shape[1] - block.experts.has_bias])  # a bias is the last one
+        set_weight(ExpertsWriter(block.experts), W.permute(2, 0, 1).flatten(1))
+        return
+    if mlp := block.mlp_linears:
+        keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
     linears, W = block.w_out, W / block.scale
     biased = [linear for linear in linears if linear.bias is not None]
     parts = W.split([linear.in_features for linear in linears] + [1] * has_bias(block))
@@ -130,13 +218,6 @@ def set_output_matrix(block: Block, W: Float64[Tensor, "inner D"]) -> None:
             set_linear(linear, rows.T, None)
         else:
             set_linear(linear, rows.T, W[-1] if linear is biased[-1] else torch.zeros_like(W[-1]))
-
-
-def keep_inner(block: Block, kept: Int64[Tensor, " kept"], W: Float64[Tensor, "kept D"]) -> None:
-    """Delete all other inner dimensions of the block, in place, and give it this W_out."""
-    if mlp := block.mlp_linears:
-        keep_neurons(mlp, kept[(kept >= mlp.first) & (kept < mlp.first + mlp.neurons)] - mlp.first)
-    set_output_matrix(block, W)
 
 
 def with_ridge(C: Float64[Tensor, "n n"], ridge: float) -> Float64[Tensor, "n n"]:

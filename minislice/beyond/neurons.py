@@ -9,12 +9,11 @@ neurons K, the best W_out is the least-squares solution, shrunk towards plain de
 
 To delete a single neuron i costs ||W_i||^2 / A_ii, the saliency of the optimal brain surgeon (Hassibi and Stork 1993).
 The cost depends on the other neurons, so the cheapest go in rounds, and A and W_out are updated after each. In a
-mixture of experts, every expert loses the same number of neurons; which ones is decided for each expert (`experts`).
+mixture of experts, every expert loses the same number of neurons; which ones is decided for each expert.
 """
 
 import math
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from jaxtyping import Float64, Int64
@@ -30,24 +29,23 @@ from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import SlicingOptions, slice_width
 from ..rotation import require_whole
-from . import experts, inner, reconstruction
+from . import reconstruction
 from .fisher import fisher_metrics
-from .inner import refit, with_ridge
-from .walk import Walk
+from .inner import Walk, block_moments, keep_inner, output_matrix, places_of_neurons, refit, with_ridge
 
 ROUNDS = 32  # at most so many, in which the neurons are deleted
 RIDGE = 1e-2  # of the mean of C's diagonal; between 1e-4 and 1e-1 little depends on it (notebooks/measure/ridges.py)
 
 
 def least_harmful(
-    C: Float64[Tensor, "n n"],
-    W: Float64[Tensor, "n D"],
+    C: Float64[Tensor, "*experts n n"],
+    W: Float64[Tensor, "*experts n D"],
     delete: int,
     candidates: slice,
     ridge: float | None = None,
     lost: list[float] | None = None,
     metric: Float64[Tensor, "D D"] | None = None,
-) -> tuple[Int64[Tensor, " kept"], Float64[Tensor, "kept D"]]:
+) -> tuple[Int64[Tensor, "*experts kept"], Float64[Tensor, "*experts kept D"]]:
     """The inner dimensions that stay when `delete` of the candidates go, and W_out for them.
 
     Args:
@@ -56,6 +54,9 @@ def least_harmful(
         lost: a list that gets the error added by each round.
         metric: how much each direction of the output counts (`fisher`); without it, all count the same.
     """
+    if C.ndim == 3:  # each expert by itself
+        pairs = [least_harmful(*own, delete, candidates, ridge, lost, metric) for own in zip(C, W, strict=True)]
+        return tuple(map(torch.stack, zip(*pairs, strict=True)))
     A = torch.cholesky_inverse(torch.linalg.cholesky(with_ridge(C, RIDGE if ridge is None else ridge)))
     D = W.shape[1]  # with M = R R^T, W R stands beside W: the squared length of its row i is W_i M W_i^T
     W = W.clone() if metric is None else torch.cat([W, W @ torch.linalg.cholesky(metric)], dim=1)
@@ -79,38 +80,27 @@ def least_harmful(
     return kept, W[kept, :D]
 
 
-def side_of(block: Block) -> ModuleType:
-    """`inner`, or `experts` for a mixture: both have `block_moments`, `sides` and `keep_inner`."""
-    return experts if block.is_mixture else inner
-
-
 def solve_output(
     block: Block,
     C: Float64[Tensor, "*experts n n"],
     B: Float64[Tensor, "n D"] | None,
     delete: int,
-    repair: bool = False,
     metric: Float64[Tensor, "D D"] | None = None,
 ) -> tuple[Int64[Tensor, "*experts kept"], Float64[Tensor, "*experts kept D"]]:
     """The inner dimensions of a block that stay when so many neurons are deleted, and W_out for them.
 
     Args:
-        C, B: as `block_moments` has them; a mixture has no B, and isn't repaired.
-        repair: aim at the dense network's signal, not at the block's own output.
+        C, B: as `block_moments` has them; with B it aims at the dense network's signal, not at the block's own output.
         metric: as in `least_harmful`.
     """
-    sides = side_of(block).sides(block, C)
-    if C.ndim == 3:
-        kept, W = zip(*(least_harmful(own, W, delete, places, metric=metric) for own, W, places in sides), strict=True)
-        return torch.stack(kept), torch.stack(W)
-    [(C, W, places)], kept = sides, torch.arange(len(C), device=C.device)
+    W, kept = output_matrix(block), torch.arange(C.shape[-1], device=C.device).expand(C.shape[:-1])
     if delete:
         before = W
-        kept, W = least_harmful(C, W, delete, places, metric=metric)
-        if repair:
+        kept, W = least_harmful(C, W, delete, places_of_neurons(block), metric=metric)
+        if B is not None:
             B = B[kept] + C[kept] @ before - C[kept][:, kept] @ W  # what is missing now
-        C = C[kept][:, kept]
-    return kept, W + refit(C, B) if repair else W
+            C = C[kept][:, kept]
+    return kept, W if B is None else W + refit(C, B)
 
 
 def solve_block(
@@ -123,20 +113,16 @@ def solve_block(
     """Delete so many neurons of a block, or of each expert, and solve for W_out again, in place.
 
     Args:
-        walk: which has reached the block. With a dense signal the block is repaired too; a mixture isn't, for an expert
-            can't make up for what the other experts of a token lack.
+        walk: which has reached the block. With a dense signal the block is repaired too; a mixture isn't.
         reconstruct: then move all of the block's matrices (see `reconstruction`); needs the dense signal.
         metric: as in `least_harmful`.
     """
+    learned, held_out = walk.split(reconstruction.HELD_OUT) if reconstruct else (walk, None)
+    if delete or (walk.dense is not None and not block.is_mixture):
+        solved = solve_output(block, *block_moments(learned, block), delete, metric)
+        keep_inner(block, *walk.calibration.agreed(*solved))
     if reconstruct:
-        learned, held_out = walk.split(reconstruction.HELD_OUT)
-        solve_block(learned, block, delete, metric=metric)
-        return reconstruction.reconstruct(block, learned, held_out)
-    repair = walk.dense is not None and not block.is_mixture
-    if delete or repair:
-        side = side_of(block)
-        C, B = side.block_moments(walk, block)
-        side.keep_inner(block, *walk.calibration.agreed(*solve_output(block, C, B, delete, repair, metric)))
+        reconstruction.reconstruct(block, learned, held_out)
 
 
 @torch.no_grad()

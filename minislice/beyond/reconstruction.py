@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from ..architecture.blocks import Block
-from .inner import inverse_rms
-from .walk import Walk
+from .inner import Walk, inverse_rms
 
 PASSES, STEPS = 4, 120  # over the batches that are learned from; at least so many steps
 RATE = 0.02  # of each matrix's rms

@@ -30,10 +30,9 @@ from ..architecture.network import Network, inference
 from ..calibration import Calibration, Signal
 from ..corpus.batches import Batch, count_tokens
 from ..likelihood import predicting
-from .inner import has_bias
-from .neurons import least_harmful, side_of, solve_output
+from .inner import Walk, block_moments, has_bias, keep_inner, output_matrix, places_of_neurons
+from .neurons import least_harmful, solve_output
 from .predictions import divergences, logits_behind
-from .walk import Walk
 
 PROBE = 1 / 3  # of an MLP's neurons, deleted to measure what that costs
 NOTHING = 1e-12  # of the signal's energy
@@ -90,7 +89,7 @@ def block_costs(
             cost = Cost(dropped)
             if count := block.neurons:
                 Z_next = held.room(net.trained_width, Z[0].dtype)
-                C, _ = side_of(block).block_moments(Walk(held, Z, after=Z_next), block)
+                C, _ = block_moments(Walk(held, Z, after=Z_next), block)
                 probed = measure(boundary, measured.forward(without(block, C, round(PROBE * count)), X))
                 emptied = dropped
                 if block.attention is not None or block.is_mixture or has_bias(block):  # something else is left
@@ -104,7 +103,7 @@ def block_costs(
 def without(block: Block, C: Tensor, delete: int) -> Block:
     """A copy of a block, with so many of its neurons deleted."""
     trial = copy.deepcopy(block)
-    side_of(trial).keep_inner(trial, *solve_output(trial, C, None, delete))
+    keep_inner(trial, *solve_output(trial, C, None, delete))
     return trial
 
 
@@ -119,8 +118,7 @@ def divergence(dense: Iterable[Tensor], changed: Iterable[Tensor]) -> float:
 
 def lost_shares(block: Block, C: Tensor, tokens: int) -> tuple[float, ...]:
     """The energy lost as more and more of a block's neurons go, as a share of the energy of the signal behind it."""
-    rounds = []
-    for C_side, W, places in side_of(block).sides(block, C):
-        least_harmful(C_side, W, block.neurons, places, lost=(lost := []))
-        rounds.append(lost)
-    return tuple((torch.tensor(rounds).sum(0).cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())
+    lost: list[float] = []  # in each round; one expert after another
+    least_harmful(C, output_matrix(block), block.neurons, places_of_neurons(block), lost=lost)
+    rounds = torch.tensor(lost).view(len(C) if block.is_mixture else 1, -1).sum(0)
+    return tuple((rounds.cumsum(0) / (tokens * block.w_out[0].out_features)).tolist())

@@ -16,8 +16,8 @@ from ..calibration import Calibration, Signal
 from ..corpus.batches import Tokens
 from ..report import SlicingReport
 from .fisher import fisher_metrics
+from .inner import Walk
 from .neurons import solve_block
-from .walk import Walk
 
 
 class BeyondSlicer(slicing.Slicer):
