@@ -15,8 +15,7 @@ from transformers import LlamaConfig
 import minislice
 from minislice.architecture.modeling import without_memory
 from minislice.architecture.network import network
-from minislice.beyond.compare import Bench, compare
-from minislice.beyond.rows import FIELDS, MEASURED, faults, losses_of, table
+from minislice.beyond.compare import FIELDS, MEASURED, Bench, compare, faults, losses_of, table
 from minislice.beyond.variants import VARIANTS, fewer_layers, mixed, width_of_size
 from minislice.corpus.documents import Windows
 from minislice.measuring.paired import perplexity_ratio, window_losses

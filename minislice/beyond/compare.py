@@ -17,6 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,15 +29,35 @@ from ..corpus.documents import Windows
 from ..measuring import provenance
 from ..measuring.cost import parameters
 from ..measuring.local_tasks import read_items
-from ..measuring.paired import perplexity_ratio, window_losses
+from ..measuring.paired import WindowLosses, perplexity_ratio, window_losses
 from ..measuring.records import Records, opened
+from ..measuring.tables import markdown
 from ..measuring.timing import peak_memory
 from ..measuring.zero_shot import ZeroShot, require_tasks, zero_shot
-from .rows import SCHEMA, faults, filled, in_words, losses_of
 from .variants import VARIANTS, Variant
 
 DENSE = "dense"
 SIZES = (0.9, 0.8, 0.75, 0.7)
+SCHEMA = 1
+FIELDS = (  # of every row
+    *("schema", "key"),  # the key is the same for what is the same: model, variant, size, texts, tasks
+    *("status", "reason"),  # "done", or "failed" and why
+    *("model", "variant", "size"),  # "dense", or a name in `VARIANTS`; the size asked for, of the dense parameters
+    "dense_parameters",
+    *("calibration", "evaluation"),  # sequences, their length in tokens, a checksum
+    *("commit", "versions", "hardware", "when"),
+)
+MEASURED = {  # the other fields, as they are in a row that failed; in files, rows of earlier versions lack some
+    "parameters": None,
+    **{"perplexity": None, "ratio": None, "ratio_error": None},  # the ratio to the dense perplexity, its standard error
+    **{"nll": [], "predicted": []},  # of each window: summed over its tokens, in nats; how many tokens
+    "documents": [],  # the number of each window's document; empty: every window is one
+    "second": None,  # of the second text: evaluation, perplexity, ratio, ratio_error, nll, predicted, documents
+    "tasks": {},  # task: metric, accuracy and its standard error in percent, items; and their "mean"
+    "seconds": None,  # of CPU time that making it smaller took
+    "peak": None,  # bytes in use at most, with the model, while it was made smaller
+    "widths": None,  # of a sliced model
+}
 
 
 def compare(
@@ -58,7 +79,7 @@ def compare(
     """Measure every variant at every size, beside the dense model.
 
         rows = minislice.compare(model, calibration, evaluation, sizes=[0.9, 0.8])
-        print(table(rows))  # of `beyond.rows`
+        print(table(rows))
 
     Args:
         model: a function that loads the dense model; or the model, and every variant gets a copy.
@@ -71,15 +92,14 @@ def compare(
         tasks, tokenizer, tasks_from, limit: see `zero_shot`; without tasks no accuracy is measured.
         say: called with a line for each row.
 
-    Returns the rows, the dense one first, each with the fields of `rows.FIELDS` and `rows.MEASURED`.
+    Returns the rows, the dense one first, each with the fields of `FIELDS` and `MEASURED`.
     """
     are_variants = isinstance(variants, Mapping) and len(variants) > 0 and all(map(callable, variants.values()))
     require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
     require(is_several(sizes) and len(sizes) > 0, "sizes", "a list of shares of the parameters", sizes)
     for size in sizes:
         require_number("sizes", size, above=0, most=1)
-    if limit is not None:
-        require_int("limit", limit)
+    require_int("limit", 1 if limit is None else limit)
     tasks = require_tasks(tasks, tasks_from)
     if DENSE in variants:
         raise ValueError(f"{DENSE!r} is the dense model's row; give the variant another name")
@@ -129,17 +149,17 @@ class Bench:
 
     def measure(self, variant: Variant, size: float, known: dict, dense: dict | None) -> dict[str, Any]:
         """The row of one variant at one size, without its names; `dense` is the dense model's row."""
-        when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         row = filled({"status": "done", "reason": None, "dense_parameters": self.dense_parameters})
         row |= {"calibration": _described(self.calibration), "evaluation": _described(self.texts[0][0])}
+        row |= {"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware}
+        row["when"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         try:
             row |= self._values(variant, size, known, dense)
         except Exception as error:  # whatever fails in one variant, the others are measured
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             row |= {"status": "failed", "reason": " ".join(f"{kind}{error}".split())[:500]}
         gc.collect()  # here the exception, which refers to the model, is gone
-        about = {"commit": provenance.commit(), "versions": provenance.versions(), "hardware": self.hardware}
-        return {**row, **about, "when": when}
+        return row
 
     def _values(self, variant: Variant, size: float, known: dict, dense: dict | None) -> dict[str, Any]:
         model = self.load()
@@ -189,3 +209,59 @@ def _accuracies(found: ZeroShot) -> dict[str, dict[str, Any]]:
 
     tasks = {s.task: described(s.accuracy, s.stderr, metric=s.metric, items=s.count) for s in found.scores}
     return {**tasks, "mean": described(found.mean, found.stderr)}
+
+
+def filled(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, and the fields of `MEASURED` that it lacks."""
+    return row | {name: copy.copy(empty) for name, empty in MEASURED.items() if name not in row}
+
+
+def losses_of(row: dict[str, Any]) -> WindowLosses:
+    """What a row, or its "second", says of each window; two rows' make a ratio (see `paired.perplexity_ratio`)."""
+    documents = torch.tensor(row["documents"]) if row["documents"] else None
+    return WindowLosses(torch.tensor(row["nll"], dtype=torch.float64), torch.tensor(row["predicted"]), documents)
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """What keeps a row of a file from being one, in words."""
+    missing = [f"it has no {name}" for name in FIELDS if name not in row]
+    return missing or [f"schema {row['schema']}, where this minislice reads {SCHEMA}"] * (row["schema"] != SCHEMA)
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """One line."""
+    what = f"{row['variant']} {row['size']:.0%}"
+    if row["status"] == "failed":
+        return f"{what}: {row['reason']}"
+    share = row["parameters"] / row["dense_parameters"]
+    return f"{what}: perplexity {row['perplexity']:.2f}, {row['parameters']:,} parameters ({share:.1%})"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a line for each row, and the reasons of those that failed."""
+    rows = [filled(row) for row in rows]
+    tasks = list(dict.fromkeys(task for row in rows for task in row["tasks"]))
+    second = ["perplexity, second text", "ratio"] if any(row["second"] for row in rows) else []
+    heads = ["variant", "size", "parameters", "of dense", "perplexity", "ratio to dense", *second]
+    heads += ["CPU seconds", "peak", *tasks]
+    lines = []
+    for row in rows:
+        cells = [row["variant"], f"{row['size']:.0%}"]
+        if row["status"] == "done":
+            cells += [f"{row['parameters']:,}", f"{row['parameters'] / row['dense_parameters']:.1%}", *_measured(row)]
+            cells += _measured(row["second"]) if second else []
+            peak = f"{row['peak'] / 2**30:.1f} GiB" if row["peak"] else "-"
+            cells += [f"{row['seconds']:.1f}", peak, *(_accuracy(**row["tasks"].get(task, {})) for task in tasks)]
+        lines.append(cells + ["-"] * (len(heads) - len(cells)))
+    failed = [f"- {in_words(row)}" for row in rows if row["status"] == "failed"]
+    return "\n".join([markdown(heads, lines, words=2), *([""] if failed else []), *failed])
+
+
+def _measured(row: dict[str, Any] | None) -> list[str]:
+    return [f"{row['perplexity']:.2f}", f"{row['ratio']:.3f} ± {row['ratio_error']:.3f}"] if row else ["-", "-"]
+
+
+def _accuracy(accuracy: float | None = None, stderr: float | None = None, **about) -> str:
+    if accuracy is None:
+        return "-"
+    return f"{accuracy:.1f}" if stderr is None else f"{accuracy:.1f} ± {stderr:.1f}"

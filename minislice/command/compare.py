@@ -4,8 +4,7 @@ import argparse
 from functools import partial
 
 from ..architecture.folder import place_for, require_apart, whole_file
-from ..beyond.compare import SIZES, compare
-from ..beyond.rows import table
+from ..beyond.compare import SIZES, compare, table
 from ..beyond.variants import VARIANTS
 from ..checks import require_choice, require_number
 from ..corpus.documents import evaluation_windows
