@@ -122,22 +122,18 @@ def experts_moments(
     weights: Float[Tensor, "tokens each"],
     add_to: Float64[Tensor, "experts inner inner"] | None = None,
 ) -> Float64[Tensor, "experts inner inner"]:
-    """C of each expert; all of them are in memory at once, 13 GB for a layer of Mixtral 8x7B.
+    """C of each expert, from what it reads and from the router's choice; `add_to` as in `moments`.
 
-    Args:
-        x: what the experts read.
-        chosen, weights: each token's experts, and how much each of them counts.
-        add_to: the moments of other tokens; the sum is in place.
+    All of them are in memory at once, 13 GB for a layer of Mixtral 8x7B.
     """
-    total = add_to
     for expert in chosen.unique().tolist():
         token, place = (chosen == expert).nonzero(as_tuple=True)
         h = neurons_of(experts, expert, x[token])
         h = torch.cat([h, h.new_ones(len(h), int(experts.has_bias))], dim=1).to(weights) * weights[token, place, None]
-        if total is None:
-            total = h.new_zeros(experts.num_experts, h.shape[1], h.shape[1], dtype=torch.float64)
-        covariance(h, add_to=total[expert])
-    return total
+        if add_to is None:
+            add_to = h.new_zeros(experts.num_experts, h.shape[1], h.shape[1], dtype=torch.float64)
+        covariance(h, add_to=add_to[expert])
+    return add_to
 
 
 def block_moments(
@@ -190,8 +186,7 @@ def output_matrix(block: Block) -> Float64[Tensor, "*experts inner D"]:
     Before fusion a branch may also be multiplied by a number. In a mixture: each expert's W_out, and its bias.
     """
     if block.is_mixture:
-        writer = ExpertsWriter(block.experts)
-        W = writer.matrices().mT.double()
+        W = ExpertsWriter(block.experts).matrices().mT.double()
         return torch.cat([W, block.experts.down_proj_bias[:, None].double()], dim=1) if block.experts.has_bias else W
     rows = [linear.weight.T.double() for linear in block.w_out]
     if has_bias(block):

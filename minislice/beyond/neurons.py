@@ -115,7 +115,6 @@ def solve_block(
     Args:
         walk: which has reached the block. With a dense signal the block is repaired too; a mixture isn't.
         reconstruct: then move all of the block's matrices (see `reconstruction`); needs the dense signal.
-        metric: as in `least_harmful`.
     """
     learned, held_out = walk.split(reconstruction.HELD_OUT) if reconstruct else (walk, None)
     if delete or (walk.dense is not None and not block.is_mixture):
@@ -148,10 +147,7 @@ def delete_neurons(
     Args:
         tokens, attention_mask, batch_size, progress, calibration: as in `slice_model`.
         neurons: the fraction to delete, 0 <= neurons < 1; the number left is rounded down to a multiple of `multiple`.
-        repair: aim each W_out, attention's too, at the dense network's signal behind it (see `inner`), not at its own
-            block's output.
-        reconstruct: with repair, move all matrices of each block (see `reconstruction`).
-        fisher: score neurons by what they mean to the loss (see `fisher`).
+        repair, reconstruct, fisher: as in `SlicingOptions`.
 
     Returns the same model object.
 

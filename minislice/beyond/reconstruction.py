@@ -30,12 +30,9 @@ NOTHING = 1e-9  # of the signal's energy: a smaller error is rounding
 
 
 def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
-    """Move all parameters of a block, in place.
+    """Move all parameters of a block, in place. The two parts are of a walk with a dense signal that has reached it.
 
     If several processes share the calibration set, the first one's share decides.
-
-    Args:
-        learned, held_out: the two parts of a walk that has reached the block, with the dense signal behind it.
     """
     parameters = [parameter for parameter in block.parameters() if parameter.numel()]
 
@@ -48,15 +45,12 @@ def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
     def held_out_error() -> float:
         return sum(error(held_out, index).item() for index in held_out.numbers)
 
-    least = held_out_error()
+    least, best = held_out_error(), [parameter.clone() for parameter in parameters]
     if least > NOTHING * len(held_out.numbers):
-        best = [parameter.clone() for parameter in parameters]
         for _ in descend(parameters, [lambda index=index: error(learned, index) for index in learned.numbers]):
             if (found := held_out_error()) < least:
                 least, best = found, [parameter.clone() for parameter in parameters]
-        for parameter, values in zip(parameters, best, strict=True):
-            parameter.copy_(values)
-    for parameter, values in zip(parameters, learned.calibration.agreed(*parameters), strict=True):
+    for parameter, values in zip(parameters, learned.calibration.agreed(*best), strict=True):
         parameter.copy_(values)
 
 

@@ -50,14 +50,12 @@ def own_text(
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(vocabulary, (sequences, 1), generator=generator, device="cpu").to(device)
     asked = {"do_sample": True, "top_k": 0, "min_new_tokens": length - 1, "max_new_tokens": length - 1}
+    asked["logits_processor"] = [require_finite]
 
     def write(together: int) -> Tensor:
         torch.manual_seed(seed)
-        written = []
-        for ids in tqdm(first.split(together), desc="writing text", disable=not progress, leave=False):
-            settings = {**asked, "attention_mask": torch.ones_like(ids), "logits_processor": [require_finite]}
-            written.append(model.generate(ids, **settings).cpu())
-        return torch.cat(written)
+        batches = tqdm(first.split(together), desc="writing text", disable=not progress, leave=False)
+        return torch.cat([model.generate(ids, attention_mask=torch.ones_like(ids), **asked).cpu() for ids in batches])
 
     config, model.generation_config = model.generation_config, GenerationConfig()  # its own may ask for something else
     try:

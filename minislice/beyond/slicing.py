@@ -1,11 +1,4 @@
-"""Beyond the paper: the pass of `minislice.slicing` with more things to do at each block.
-
-neurons      delete some of the MLP's, and solve for W_out again (`neurons`)
-fisher       choose these neurons by what they mean to the loss (`fisher`)
-repair       solve for W_out again, to make up for what the blocks before have lost (`inner`)
-reconstruct  move all of the block's matrices, for the same purpose (`reconstruction`)
-drop         leave the whole block out: the signal goes past it
-"""
+"""Beyond the paper: the pass of `minislice.slicing` with more to do at each block, as `SlicingOptions` asks for."""
 
 from transformers import PreTrainedModel
 
