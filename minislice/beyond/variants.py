@@ -35,14 +35,10 @@ MULTIPLE = 8  # of the widths
 DEPTH_TOKENS = 2048
 
 
-def sliced(**options) -> Variant:
+def sliced(model: PreTrainedModel, tokens: Tensor, size: float, known: dict, **options) -> PreTrainedModel:
     """Slicing with these options; all boundaries that aren't whole have one width."""
-
-    def variant(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
-        width = width_of_size(model.config, size * parameters(model), **options)
-        return slice_model(model, tokens, width=width, **options)
-
-    return variant
+    width = width_of_size(model.config, size * parameters(model), **options)
+    return slice_model(model, tokens, width=width, **options)
 
 
 def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
@@ -85,10 +81,10 @@ def mixed(model: PreTrainedModel, tokens: Tensor, size: float, known: dict, **op
 
 
 VARIANTS: dict[str, Variant] = {
-    "slicegpt": sliced(adapter="full", head="own"),  # the paper's own
-    "aligned": sliced(adapter="none", head="own"),  # aligned bases, no adapters
-    "tied": sliced(adapter="low-rank", head="tied"),  # a head that shares the embedding's matrix goes on sharing it
-    "repaired": sliced(adapter="none", repair=True),  # no adapters; W_out makes up for what is lost; tied where it was
+    "slicegpt": partial(sliced, adapter="full", head="own"),  # the paper's own
+    "aligned": partial(sliced, adapter="none", head="own"),  # aligned bases, no adapters
+    "tied": partial(sliced, adapter="low-rank", head="tied"),  # a tied head stays tied
+    "repaired": partial(sliced, adapter="none", repair=True),  # W_out makes up for what is lost; tied where it was
     "neurons": fewer_neurons,  # the inner width alone
     "depth": fewer_layers,
     "mixed": mixed,  # width, neurons and blocks, by what each costs
