@@ -18,16 +18,14 @@ from minislice.architecture.blocks import Block
 from minislice.architecture.linears import ExpertsWriter, set_linear
 from minislice.architecture.network import inference, network
 from minislice.beyond import fisher, inner, reconstruction
-from minislice.beyond.allocation import Sizes, cheapest, sizes_of
-from minislice.beyond.budget import Prices
+from minislice.beyond.budget import Part, cheapest, cost_of, size_of, tables_of
 from minislice.beyond.depth import delete_layers, losses_without_each
 from minislice.beyond.inner import Walk, moments, refit
 from minislice.beyond.neurons import delete_neurons, least_harmful, solve_block, solve_output
-from minislice.beyond.predictions import divergences, log_probabilities, logits_behind, predictions
-from minislice.beyond.rulers import LEAST, PROBE, Cost, block_costs
+from minislice.beyond.rulers import LEAST, PROBE, Cost, Prices, block_costs, divergences, predictions
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
-from minislice.likelihood import prediction_losses
+from minislice.likelihood import predicting, prediction_losses
 from minislice.rotation import fold_reader
 
 RIDGE = 1e-2
@@ -295,7 +293,8 @@ def twice_the_divergence(recipe: Recipe) -> None:
                 x = block(x, **contexts[place - 1])
             changed = x.clone()
             changed[each, each] += size * v
-            log_p = log_probabilities(logits_behind(net, place * len(layer.blocks), changed, contexts, batch), batch)
+            logits = net.logits(place * len(layer.blocks), changed, contexts, batch.ids)
+            log_p = predicting(logits, batch)[0].log_softmax(-1)
             total = divergences(log_p[-5:].repeat(6, 1), log_p[:-5]).sum() / size**2
             assert abs(v @ G @ v / DRAWS / 2 / total - 1) <= 0.2
 
@@ -418,7 +417,8 @@ def divergence_is_what_is_lost_of_the_log_likelihood(recipe: Recipe) -> None:
         logits = [model(batch.ids, attention_mask=recipe.mask()).logits for model in models]
     targets = [replace(batch, ids=torch.full_like(batch.ids, token)) for token in range(VOCABULARY)]
     p, q = (torch.stack([prediction_losses(output, target) for target in targets], dim=1) for output in logits)
-    found, expected = divergences(*(log_probabilities(output, batch) for output in logits)), ((q - p) / p.exp()).sum(1)
+    log_p, log_q = (predicting(output, batch)[0].log_softmax(-1) for output in logits)
+    found, expected = divergences(log_p, log_q), ((q - p) / p.exp()).sum(1)
     assert found.shape == expected.shape and torch.allclose(found, expected) and found.min() > 0
 
 
@@ -458,49 +458,46 @@ def without_neurons(model, number: int, delete: int, calibration: list):
 
 
 def sizes_are_those_of_the_sliced_model(recipe: Recipe) -> None:
-    """The size of the whole, of a block that is left out, and of neurons."""
+    """The size of the whole, of a block that is left out, and of neurons; and costs stand beside them."""
     net, options = network(recipe.model()), {"adapter": "none", "width": recipe.width - 3}
-    sizes, count = sizes_of(net, options), [block.neurons for block in net.blocks]
+    generator, count = torch.Generator().manual_seed(recipe.seed), [block.neurons for block in net.blocks]
+    costs = [random_cost(neurons, generator) for neurons in count]
+    elsewhere, tables = tables_of(net, options, costs, 1, range(len(count)))
+    for parts, cost in zip(tables, costs, strict=True):
+        assert [part.neurons for part in parts] == [*range(cost.neurons + 1), None]
+        assert [part.cost for part in parts[:-1]] == [cost.of(part.neurons) for part in parts[:-1]]
+        assert parts[-1] == (None, max(cost.dropped, LEAST), 0)
+    whole = [parts[n] for parts, n in zip(tables, count, strict=True)]
     model = slice_model(recipe.model(), recipe.tokens(), **options)
-    assert sizes.total == parameters(model)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    left = [int(torch.randint(0, n + 1, (), generator=generator)) for n in count if n]
-    fewer = slice_model(recipe.model(), recipe.tokens(), neurons=left, **options)
-    gone = iter([n - kept for n, kept in zip(filter(None, count), left, strict=True)])
-    assert parameters(fewer) == sizes.total - sum(next(gone) * each for each in sizes.per_neuron if each)
+    assert elsewhere + size_of(whole) == parameters(model)
+    left = [int(torch.randint(0, n + 1, (), generator=generator)) for n in count]
+    thinner = [n for n, trained in zip(left, count, strict=True) if trained]
+    fewer = slice_model(recipe.model(), recipe.tokens(), neurons=thinner, **options)
+    assert elsewhere + size_of(parts[n] for parts, n in zip(tables, left, strict=True)) == parameters(fewer)
     if recipe.layers > 2:  # neither the first block nor the last
         number = 1 + recipe.seed % (len(net.blocks) - 2)
         shorter = slice_model(recipe.model(), recipe.tokens(), drop=[number], **options)
-        assert parameters(shorter) == sizes.total - sizes.blocks[number]
-
-
-def spent(sizes: Sizes, costs: list[Cost], left: tuple[int | None, ...]) -> tuple[float, int]:
-    """The cost and the size where each MLP has so many neurons left, or is dropped (None)."""
-    cost = sum(max(c.dropped, LEAST) if n is None else c.of(n) for c, n in zip(costs, left, strict=True))
-    gone = [
-        size if n is None else (24 - n) * each
-        for size, each, n in zip(sizes.blocks, sizes.per_neuron, left, strict=True)
-    ]
-    return cost, sizes.total - sum(gone)
+        assert elsewhere + size_of(whole) - whole[number].size == parameters(shorter)
+    for parts, n in zip(tables_of(net, options, costs, 8, ())[1], count, strict=True):
+        assert [part.neurons for part in parts] == [*range(0, n, 8), n]
 
 
 def chosen_mixture_is_nearly_the_cheapest(recipe: Recipe) -> None:
     """Among all 625 for four MLPs of 24 neurons, at four sizes; and the size is what was asked for."""
     generator = torch.Generator().manual_seed(recipe.seed)
     each, rest = (torch.randint(*span, (4,), generator=generator).tolist() for span in ((10, 60), (0, 300)))
-    blocks = [24 * neuron + more for neuron, more in zip(each, rest, strict=True)]
-    sizes, costs = Sizes(sum(blocks) + 500, blocks, each), [random_cost(24, generator) for _ in blocks]
-    every = [spent(sizes, costs, left) for left in itertools.product((None, 0, 8, 16, 24), repeat=4)]
+    costs, tables = [random_cost(24, generator) for _ in each], []
+    for cost, neuron, more in zip(costs, each, rest, strict=True):
+        parts = [Part(left, cost.of(left), left * neuron + more) for left in (0, 8, 16, 24)]
+        tables.append([*parts, Part(None, max(cost.dropped, LEAST), 0)])
+    every = [(cost_of(parts), size_of(parts)) for parts in itertools.product(*tables)]
     excesses = []
     for share in (0.4, 0.55, 0.7, 0.85):
-        target = share * sizes.total
-        choice = cheapest(sizes, costs, target, SLACK, 8, may_drop=range(4))
-        counts = iter(choice.neurons)
-        left = tuple(None if number in choice.dropped else next(counts) for number in range(4))
-        cost, size = spent(sizes, costs, left)
-        assert target - SLACK < size <= target
-        assert math.isclose(choice.cost, cost)
-        excesses.append(cost / min(cost for cost, size in every if size <= target))
+        room = share * (500 + sum(parts[3].size for parts in tables)) - 500
+        choice = cheapest(tables, room, SLACK)
+        assert all(part in parts for part, parts in zip(choice, tables, strict=True))
+        assert room - SLACK < size_of(choice) <= room
+        excesses.append(cost_of(choice) / min(cost for cost, size in every if size <= room))
     assert sum(excesses) / len(excesses) < 1.5
 
 

@@ -195,7 +195,7 @@ TABLE: dict[Callable, list[tuple]] = {
     b.a_sum_of_outer_products: [
         ("summed before the product", LLAMA, "beyond.fisher.covariance",
          lambda right, g, mask, total: right(g.sum(1, True), None, total)),
-        ("padding predicted", padded, "beyond.fisher.log_probabilities",
+        ("padding predicted", padded, "beyond.fisher.predicting",
          lambda right, logits, batch: right(logits, replace(batch, mask=None)))],
     b.twice_the_divergence: [
         ("the likeliest for a random one", LLAMA, "beyond.fisher.drawn", lambda right, log_p, seed: log_p.argmax(1))],
@@ -221,19 +221,21 @@ TABLE: dict[Callable, list[tuple]] = {
         ("in proportion", OPT, "beyond.rulers.Cost.of",
          lambda right, self, left: self.emptied * (1 - left / self.neurons))],
     b.cost_of_a_width_is_a_power_of_the_share_deleted: [
-        ("in proportion", OPT, "beyond.budget.Prices.of_width",
+        ("in proportion", OPT, "beyond.rulers.Prices.of_width",
          lambda right, self, k: self.widths.get(k, 2 * self.widths[min(self.widths)]))],
     b.measured_costs_are_those_of_whole_models: [
         ("bias overlooked", OPT, "beyond.rulers.has_bias", lambda right, block: False)],
     b.sizes_are_those_of_the_sliced_model: [
-        ("width ignored", PHI, "beyond.allocation.sliced_config",
+        ("width ignored", PHI, "beyond.budget.sliced_config",
          lambda right, config, **options: right(config, **{**options, "width": config.hidden_size}))],
     b.chosen_mixture_is_nearly_the_cheapest: [
-        ("elsewhere forgotten", OPT, "beyond.allocation.Sizes.elsewhere", lambda right, self: 0)],
+        ("slack on the other side", OPT, "beyond_properties.cheapest",
+         lambda right, tables, room, slack: right(tables, room + slack, slack))],
     b.plan_says_what_is_left: [
+        ("elsewhere forgotten", three, "beyond.budget.tables_of", lambda right, *given: (0, right(*given)[1])),
         ("slack on the other side", three, "beyond.budget.cheapest",
-         lambda right, sizes, costs, target, slack, *rest: right(sizes, costs, target + slack, slack, *rest)),
-        ("the first block may go", three, "beyond.budget.cheapest",
+         lambda right, tables, room, slack: right(tables, room + slack, slack)),
+        ("the first block may go", three, "beyond.budget.tables_of",
          lambda right, *given: right(*given[:-1], {*given[-1], 0}))],
 }
 # fmt: on

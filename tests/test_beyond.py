@@ -13,13 +13,11 @@ import minislice
 from minislice import compress, delete_layers, delete_neurons, parameters, plan_compression, slice_model
 from minislice.architecture.families import FAMILIES as TABLE
 from minislice.architecture.network import inference, network
-from minislice.beyond import budget, depth, fisher
-from minislice.beyond.budget import Prices, prices, split_off
+from minislice.beyond import depth, fisher, rulers
 from minislice.beyond.depth import losses_without_each
 from minislice.beyond.inner import Walk, refit
 from minislice.beyond.neurons import least_harmful, solve_block
-from minislice.beyond.predictions import predictions
-from minislice.beyond.rulers import LEAST, Cost, block_costs, divergence
+from minislice.beyond.rulers import LEAST, Cost, Prices, block_costs, divergence, predictions, prices, split_off
 from minislice.calibration import Calibration
 from minislice.corpus.batches import Batch, token_batches
 
@@ -254,7 +252,7 @@ def test_prices_take_the_first_tokens_and_those_held_out(monkeypatch):
     expected = prices(model, torch.cat([ids[:8], ids[-4:]]))
     for most in ("TRIAL_TOKENS", "COST_TOKENS"):
         assert prices(model, ids) != expected
-        monkeypatch.setattr(budget, most, 8 * ids.shape[1])
+        monkeypatch.setattr(rulers, most, 8 * ids.shape[1])
     assert prices(model, ids) == expected
 
 

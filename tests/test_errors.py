@@ -15,8 +15,8 @@ from torch import nn
 
 import minislice
 from minislice import fuse, perplexity, rotate, slice_model, verify
-from minislice.beyond.budget import Plan, Prices
-from minislice.beyond.rulers import Cost
+from minislice.beyond.budget import Plan
+from minislice.beyond.rulers import Cost, Prices
 from minislice.measuring.timing import inference_cost
 from minislice.options import SlicingOptions
 from minislice.recovery.options import RecoveryOptions

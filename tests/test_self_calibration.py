@@ -10,7 +10,7 @@ from models import Recipe
 from transformers import GenerationConfig
 
 import minislice
-from minislice.beyond.predictions import predictions
+from minislice.beyond.rulers import predictions
 from minislice.beyond.self_calibration import own_text
 from minislice.command import inputs
 from minislice.corpus.batches import token_batches

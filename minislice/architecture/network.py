@@ -173,11 +173,13 @@ class Network:
                 return reached.args[0][..., : self.widths[0]], contexts
         raise RuntimeError("the model never called its last layer")
 
-    def logits(self, x: Tensor, ids: Tensor) -> Tensor:
-        """The logits, [sequences, tokens, vocabulary], for a signal x at the last boundary.
+    def logits(self, boundary: int, x: Tensor, contexts: list[dict], ids: Tensor) -> Tensor:
+        """The logits, [sequences, tokens, vocabulary], for a signal x at a boundary; `contexts` are from `embed`.
 
-        The model runs without its layers, and its final norm reads x.
+        The blocks behind it run, then the model without its layers, and its final norm reads what they made of x.
         """
+        for block in self.blocks[boundary:]:
+            x = block(x, **contexts[block.layer])
         with self._stand_in([]), self.final_norm.register_forward_pre_hook(lambda module, args: (x,)):
             return self.model(input_ids=ids, use_cache=False).logits
 

@@ -1,54 +1,39 @@
 """Beyond the paper: one budget for everything that can be deleted.
 
 A narrower signal (`slicing`), fewer neurons in each MLP (`neurons`), dropped blocks, or a mixture of these make a
-model of a given size. `rulers` measures what each costs; the costs are assumed to add up. For each width of the
-signal, `allocation` finds what to leave of the blocks. The width with the least total cost wins.
+model of a given size. `rulers` measures what each costs. A block can stay whole, lose some of its neurons, or be
+dropped. Each of these parts has a size and a cost, and both are assumed to add up. If a parameter has a price, each
+block can be decided by itself:
+
+    argmin over the parts of a block:    cost + price * size
+
+No model of the same size or smaller costs less: this is Lagrange's multiplier, without derivatives (Everett 1963). A
+higher price leaves less. Bisection finds two neighbouring prices: one leaves too much, the other too little. From both,
+neurons are deleted or put back in single steps until the size is right. This is done for each width of the signal; the
+width with the least total cost wins.
 """
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import NoneType
+from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from ..architecture.network import inference, network
+from ..architecture.blocks import Block
+from ..architecture.modeling import without_memory
+from ..architecture.network import Network, network
 from ..checks import is_several, require, require_flag, require_int, require_number
-from ..corpus.batches import Batch, Tokens, count_tokens, listed, token_batches
+from ..corpus.batches import Tokens, listed
 from ..measuring.cost import parameters
-from ..rotation import require_trained
-from .allocation import cheapest, sizes_of
-from .predictions import predictions
-from .rulers import LEAST, Cost, block_costs, divergence
+from ..measuring.shapes import sliced_config
+from .neurons import common_neurons
+from .rulers import OPTIONS, Cost, Prices, prices, rounded
 from .slicing import slice_model
 
-TRIALS = (0.9, 0.75)  # of D: the widths of the signal whose cost is measured
 WIDTHS = (1.0, 0.975, 0.95, 0.925, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # of D: candidates
-HELD_OUT, LEAST_HELD_OUT, MOST_HELD_OUT = 1 / 16, 4, 8  # calibration sequences on which costs are measured
-TRIAL_TOKENS, COST_TOKENS = 2**14, 2**15  # at most so many calibrate a width's trial, and the trials of blocks
 TOLERANCE = 0.01  # the model may be smaller than asked for by this share of the dense size
-OPTIONS = {"adapter": "none", "repair": True}  # of `slice_model`: no adapters, so that sizes are known beforehand
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What deletions cost in a model, for any wanted size; in nats a token."""
-
-    blocks: list[Cost]  # of the dense model
-    widths: dict[int, float]  # of each measured width of the signal; D costs nothing
-
-    def of_width(self, k: int) -> float:
-        """The cost of a width: a power of the share of the signal that is deleted, fitted to the measured widths."""
-        if k in self.widths:
-            return self.widths[k]
-        D = max(self.widths)
-        measured = sorted((1 - width / D, max(cost, LEAST)) for width, cost in self.widths.items() if width < D)
-        if not measured:
-            raise ValueError(f"these prices have none of a narrower signal; give widths=(1.0,), which keeps {D} whole")
-        (x, low), (x_next, high) = measured[0], measured[-1]
-        power = math.log(max(high / low, 1.01)) / math.log(x_next / x) if x < x_next else 1.0
-        return low * ((1 - k / D) / x) ** power
 
 
 @dataclass(frozen=True)
@@ -74,66 +59,118 @@ class Plan:
         )
 
 
-def prices(
-    model: PreTrainedModel,
-    tokens: Tokens,
-    attention_mask=None,
-    *,
-    narrower: bool = True,
-    multiple: int = 8,
-    batch_size: int = 8,
-    progress: bool = False,
-) -> Prices:
-    """Measure what deletions cost in a dense model, which stays as it is; if `narrower`, a narrower signal's cost too.
+class Part(NamedTuple):
+    """What may be left of a block."""
 
-    A sixteenth of the calibration sequences, the last ones, at least 4 and at most 8, measure; of the others about the
-    first 16,384 tokens calibrate for a narrower signal, and 32,768 for blocks: more text takes no longer. The dense
-    model's predictions for the tokens that measure stay in memory, in float32: [tokens, vocabulary].
+    neurons: int | None  # 0 without an MLP; None: the block is dropped
+    cost: float  # of deleting the rest, in nats a token
+    size: int  # in parameters
+
+
+def cost_of(parts: Iterable[Part]) -> float:
+    return sum(part.cost for part in parts)
+
+
+def size_of(parts: Iterable[Part]) -> int:
+    return sum(part.size for part in parts)
+
+
+def tables_of(
+    net: Network, options: dict, costs: list[Cost], multiple: int, may_drop: Collection[int]
+) -> tuple[int, list[list[Part]]]:
+    """How many parameters slicing with these options of `slice_model` leaves outside the blocks, and what may be left
+    of each block: more and more neurons, the whole, and perhaps nothing.
+
+    Args:
+        net: the dense network; parameters are counted without weights.
+        multiple: of the neurons that are left in an MLP.
+        may_drop: the numbers of the blocks that may be dropped.
     """
+    model, tables = without_memory(sliced_config(net.model.config, **options)), []
+    elsewhere = parameters(model)
+    for number, (block, cost) in enumerate(zip(network(model).blocks, costs, strict=True)):
+        size, per_neuron = parameters(block), _per_neuron(block)
+        counts = [*range(0, cost.neurons, multiple), cost.neurons]
+        parts = [Part(count, cost.of(count), size - (cost.neurons - count) * per_neuron) for count in counts]
+        tables.append([*parts, Part(None, cost.of(None), 0)] if number in may_drop else parts)
+        elsewhere -= size
+    return elsewhere, tables
+
+
+def _per_neuron(block: Block) -> int:
+    """The parameters of a neuron, or of one in every expert: columns of W_in, their biases, and a row of W_out."""
+    if not block.neurons:
+        return 0
+    if block.is_mixture:
+        tensors = [tensor for name, tensor in block.experts.named_parameters() if name != "down_proj_bias"]
+    else:
+        mlp = block.mlp_linears
+        tensors = [mlp.writer.weight, *(tensor for reader in mlp.readers for tensor in (reader.weight, reader.bias))]
+    return sum(tensor.numel() for tensor in tensors if tensor is not None) // block.neurons
+
+
+def cheapest(tables: list[list[Part]], room: float, slack: float) -> list[Part] | None:
+    """A part of each block: at most `room` parameters together and more than `room - slack`, at nearly the least cost.
+
+    None if there is none.
+    """
+
+    def at(log_price: float) -> list[Part]:
+        price = math.exp(log_price)
+        return [min(parts, key=lambda part: part.cost + price * part.size) for parts in tables]
+
+    low, high = -60.0, 20.0  # of the price in nats for each parameter
+    if size_of(at(high)) > room:
+        return None
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if size_of(at(middle)) <= room else (middle, high)
+    # The models of these two prices differ in a block, seldom in more; neurons make up for the difference.
+    choices = [_fitted(tables, at(log_price), room) for log_price in (-math.inf, low, high)]
+    return min((choice for choice in choices if choice and size_of(choice) > room - slack), key=cost_of, default=None)
+
+
+def _fitted(tables: list[list[Part]], choice: list[Part], room: float) -> list[Part] | None:
+    """The choice with fewer neurons until it fits into the room, then with as many more as fit; None if it never fits.
+
+    Each step is taken in the block where it is cheapest for its size.
+    """
+    places = [parts.index(part) for parts, part in zip(tables, choice, strict=True)]
+
+    def chosen() -> list[Part]:
+        return [parts[place] for parts, place in zip(tables, places, strict=True)]
+
+    def change(step: int, room: float) -> bool:
+        used, found = size_of(chosen()), []
+        for number, (parts, place) in enumerate(zip(tables, places, strict=True)):
+            old, new = parts[place], parts[place + step] if 0 <= place + step < len(parts) else None
+            if new and None not in (old.neurons, new.neurons) and used - old.size + new.size <= room:
+                found.append(((new.cost - old.cost) / abs(new.size - old.size), number))
+        if found:
+            places[min(found)[1]] += step
+        return bool(found)
+
+    while size_of(chosen()) > room:
+        if not change(-1, math.inf):
+            return None
+    while change(1, room):
+        pass
+    return chosen()
+
+
+def neurons_for(model: PreTrainedModel, size: float) -> float:
+    """The fraction of every MLP's and expert's neurons to delete, so that a share `size` of the parameters is left."""
+    require_number("size", size, above=0, most=1)
     net = network(model)
-    require_trained(net, "compress")
-    calibration, held_out = split_off(token_batches(model, tokens, attention_mask, batch_size))
-    D = net.trained_width
-    trial = first_tokens(calibration, TRIAL_TOKENS)
-    costs, tokens = {D: 0.0}, [{"input_ids": batch.ids, "attention_mask": batch.mask} for batch in trial]
-    with inference(model):
-        dense = [predictions(model, batch) for batch in held_out]
-    for share in TRIALS if narrower else ():
-        k = rounded(share * D, multiple)
-        sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
-        with inference(sliced):
-            costs[k] = divergence(dense, (predictions(sliced, batch) for batch in held_out))
-    return Prices(block_costs(net, first_tokens(calibration, COST_TOKENS), held_out, dense, progress), costs)
-
-
-def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """The sequences that calibrate, and those on which costs are measured, the last ones."""
-    count = sum(len(batch.ids) for batch in batches)
-    held_out = min(max(round(HELD_OUT * count), LEAST_HELD_OUT), MOST_HELD_OUT)
-    if count <= held_out:
-        raise ValueError(f"got {count} calibration sequences; give more, the last {held_out} measure costs")
-    calibration, measuring = split(batches, count - held_out)
-    if not any(batch.predictions for batch in measuring):
+    counts = common_neurons(net).values()
+    share = sum(block.neurons * _per_neuron(block) for block in net.blocks) / parameters(model)
+    left = [int((1 - (1 - size) / share) * count + 1e-6) // 8 * 8 for count in counts]  # as `delete_neurons`
+    if min(left) <= 0:
         raise ValueError(
-            f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
+            f"all {' and '.join(map(str, counts))} neurons of each MLP are {share:.0%} of this model's parameters: "
+            f"deleting neurons alone doesn't leave {size:.0%}"
         )
-    return calibration, measuring
-
-
-def first_tokens(batches: list[Batch], tokens: int) -> list[Batch]:
-    """The first sequences, with about `tokens` tokens together; at least one."""
-    count = sum(len(batch.ids) for batch in batches)
-    return split(batches, max(count * tokens // max(count_tokens(batches), 1), 1))[0]
-
-
-def split(batches: list[Batch], count: int) -> tuple[list[Batch], list[Batch]]:
-    """The first `count` sequences, and the others."""
-    first, others = [], []
-    for batch in batches:
-        middle = max(count - batch.first_sequence, 0)
-        first.append(batch.part(0, middle))
-        others.append(batch.part(middle, len(batch.ids)))
-    return [batch for batch in first if len(batch.ids)], [batch for batch in others if len(batch.ids)]
+    return max(1 - number / count for number, count in zip(left, counts, strict=True))
 
 
 def plan_compression(
@@ -176,23 +213,20 @@ def plan_compression(
     D, plans = net.trained_width, []
     may_drop = {*range(len(net.blocks))} - net.needed_by_cache if drop else set()
     for k in sorted({D if share == 1 else rounded(share * D, multiple) for share in widths}, reverse=True):
-        sizes = sizes_of(net, {**OPTIONS, "width": k})
         # Only the last block may lead to the head's full width: from the block before, the adapter would be larger.
         needed = {len(net.blocks) - 1} if k < D else set()
-        if choice := cheapest(sizes, known.blocks, size * dense, TOLERANCE * dense, multiple, may_drop - needed):
-            options = {**OPTIONS, "width": k, "neurons": choice.neurons, "drop": choice.dropped}
-            cost = choice.cost + known.of_width(k)
-            plans.append(Plan(options, sizes.elsewhere + choice.size, dense, cost, known))
+        elsewhere, tables = tables_of(net, {**OPTIONS, "width": k}, known.blocks, multiple, may_drop - needed)
+        if parts := cheapest(tables, size * dense - elsewhere, TOLERANCE * dense):
+            drop = [number for number, part in enumerate(parts) if part.neurons is None]
+            neurons = [parts[n].neurons for n, block in enumerate(net.blocks) if block.neurons and n not in drop]
+            options = {**OPTIONS, "width": k, "neurons": neurons, "drop": drop}
+            cost = cost_of(parts) + known.of_width(k)
+            plans.append(Plan(options, elsewhere + size_of(parts), dense, cost, known))
     if not plans:
         raise ValueError(
             f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
         )
     return min(plans, key=lambda plan: (plan.cost, plan.options["width"]))
-
-
-def rounded(width: float, multiple: int) -> int:
-    """A width, rounded down to a multiple if one is left."""
-    return max(int(width + 1e-6) // multiple * multiple, min(multiple, int(width)))
 
 
 def compress(

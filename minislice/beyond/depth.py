@@ -23,7 +23,6 @@ from ..checks import are_ints, require, require_int, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..likelihood import prediction_losses
 from ..measuring.cost import parameters
-from .predictions import logits_behind
 
 
 def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
@@ -37,7 +36,7 @@ def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
             x, contexts = net.embed(batch.ids, batch.mask)
             for index, layer in enumerate(net.layers):
                 behind = (index + 1) * net.blocks_per_layer
-                logits = logits_behind(net, behind, x, contexts, batch)  # of f_L ... f_{l+1}
+                logits = net.logits(behind, x, contexts, batch.ids)  # of f_L ... f_{l+1}
                 losses[index].append(prediction_losses(logits, batch).double())
                 for block in layer.blocks:
                     x = block(x, **contexts[index])
@@ -70,9 +69,26 @@ def delete_layers(
     """
     net = network(model)
     require(are_ints(known), "known", "a list of numbers of layers", known)
-    count = _how_many(net, layers, size)
+    if net.is_fused:
+        raise ValueError("layers are deleted from a trained model; delete first, and slice what is left")
+    if getattr(net.model.config, "scale_attn_by_inverse_layer_idx", False):
+        raise ValueError("this model divides its attention by the layer's number, so no layer can change its place")
+    if len({str([(name, tuple(p.shape)) for name, p in layer.named_parameters()]) for layer in net.their_layers}) > 1:
+        raise ValueError("this model's layers differ in shape by their number, so no layer can change its place")
+    if (layers is None) == (size is None):
+        raise ValueError("give one of layers and size")
+    have = len(net.layers)
+    if size is not None:
+        require_number("size", size, above=0, most=1)
+        total, each = parameters(net.model), parameters(net.their_layers[0])
+        layers = -((int(size * total + 1e-6) - total) // each)  # rounded up
+        if layers >= have:
+            raise ValueError(
+                f"{size:.0%} of {total:,} parameters can't be reached: {have} layers of {each:,} can't all be deleted"
+            )
+    count = require_int("layers", layers, 0, have - 1)
     batches = token_batches(model, tokens, attention_mask, batch_size)
-    numbers, deleted = list(range(len(net.layers))), []
+    numbers, deleted = list(range(have)), []
     if len({*known} & {*numbers}) < len(known):
         raise ValueError(f"known layers are numbers from 0 to {numbers[-1]}, each once, got {list(known)}")
     for step in tqdm(range(count), desc="deleting layers", disable=not progress, leave=False):
@@ -98,24 +114,3 @@ def delete_layer(net: Network, index: int) -> None:
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-
-
-def _how_many(net: Network, layers: int | None, size: float | None) -> int:
-    if net.is_fused:
-        raise ValueError("layers are deleted from a trained model; delete first, and slice what is left")
-    if getattr(net.model.config, "scale_attn_by_inverse_layer_idx", False):
-        raise ValueError("this model divides its attention by the layer's number, so no layer can change its place")
-    if len({str([(name, tuple(p.shape)) for name, p in layer.named_parameters()]) for layer in net.their_layers}) > 1:
-        raise ValueError("this model's layers differ in shape by their number, so no layer can change its place")
-    if (layers is None) == (size is None):
-        raise ValueError("give one of layers and size")
-    have = len(net.layers)
-    if size is not None:
-        require_number("size", size, above=0, most=1)
-        total, each = parameters(net.model), parameters(net.their_layers[0])
-        layers = -((int(size * total + 1e-6) - total) // each)  # rounded up
-        if layers >= have:
-            raise ValueError(
-                f"{size:.0%} of {total:,} parameters can't be reached: {have} layers of {each:,} can't all be deleted"
-            )
-    return require_int("layers", layers, 0, have - 1)

@@ -26,8 +26,8 @@ from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
 from ..calibration import Calibration, not_finite
 from ..corpus.batches import Batch
+from ..likelihood import predicting
 from ..pca import covariance
-from .predictions import log_probabilities
 
 SEQUENCES = 16  # at most so many
 MIX = 0.03  # mu: the share of the identity
@@ -69,7 +69,7 @@ def gradients(net: Network, sequence: Batch) -> dict[Block, Float[Tensor, "1 tok
             x = block(x, **contexts[block.layer])
             if block.neurons:
                 outputs[block] = x
-        log_p = log_probabilities(net.logits(x, sequence.ids), sequence)
+        log_p = predicting(net.logits(len(net.blocks), x, contexts, sequence.ids), sequence)[0].log_softmax(-1)
         if log_p.isnan().any():
             raise ValueError(not_finite(x, sequence, "the last block"))
         targets = drawn(log_p.detach(), sequence.first_sequence)

@@ -24,10 +24,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..architecture.modeling import without_memory
 from ..measuring.cost import parameters
 from ..measuring.shapes import sliced_config
-from .allocation import neurons_for
-from .budget import compress, plan_compression, prices
+from .budget import compress, neurons_for, plan_compression
 from .depth import delete_layers
 from .neurons import delete_neurons
+from .rulers import prices
 from .slicing import slice_model
 
 Variant = Callable[[PreTrainedModel, Tensor, float, dict], PreTrainedModel]
@@ -61,7 +61,7 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
 
 def fewer_neurons(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:
     """The same number of neurons deleted from every MLP; the architecture stays the same."""
-    return delete_neurons(model, tokens, neurons=neurons_for(model, size, MULTIPLE), multiple=MULTIPLE)
+    return delete_neurons(model, tokens, neurons=neurons_for(model, size))
 
 
 def fewer_layers(model: PreTrainedModel, tokens: Tensor, size: float, known: dict) -> PreTrainedModel:

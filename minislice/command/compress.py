@@ -3,8 +3,7 @@
 import argparse
 from functools import partial
 
-from ..beyond.allocation import neurons_for
-from ..beyond.budget import compress, plan_compression
+from ..beyond.budget import compress, neurons_for, plan_compression
 from ..beyond.neurons import delete_neurons
 from ..checks import require_number
 from ..measuring.cost import parameters
