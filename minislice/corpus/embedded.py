@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pydoc_data.topics
 import sysconfig
 import zlib
@@ -41,8 +42,11 @@ def stdlib_documents(split: str) -> list[str]:
 @cache
 def _modules() -> list[str]:
     """The paths of the standard library's sources, in alphabetical order."""
-    names = [path.relative_to(_LIBRARY).as_posix() for path in Path(_LIBRARY).rglob("*.py")]
-    return sorted(name for name in names if not _SKIPPED_FOLDERS & set(name.split("/")))
+    names = []
+    for place, folders, files in os.walk(_LIBRARY):
+        folders[:] = {*folders} - _SKIPPED_FOLDERS  # where `walk` goes on
+        names += [Path(place, file).relative_to(_LIBRARY).as_posix() for file in files if file.endswith(".py")]
+    return sorted(names)
 
 
 def data_folder() -> Path:
