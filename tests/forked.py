@@ -16,7 +16,7 @@ import torch
 
 SERVER = multiprocessing.get_context("forkserver")
 PRELOADED = ["minislice.command.slice", "minislice.large.streaming", "transformers.models.llama.modeling_llama"]
-SERVER.set_forkserver_preload([*PRELOADED, "pytest", "hypothesis.strategies", "matplotlib.pyplot"])
+SERVER.set_forkserver_preload([*PRELOADED, "pytest", "hypothesis.strategies", "matplotlib.pyplot", "nbformat"])
 
 
 class Forked:
