@@ -223,12 +223,16 @@ def _check(options: SlicingOptions) -> None:
     fits = (is_number(neurons) and 0 <= neurons < 1) or (isinstance(neurons, Sequence) and are_ints(neurons))
     require(fits, "neurons", "a fraction, 0 <= neurons < 1, or a whole number for each MLP", neurons)
     require(are_ints(options.drop), "drop", "a list of numbers of blocks", options.drop)
+    narrowing = [name for name in ("slice_embedding", "slice_head") if getattr(options, name)]
     faults = {
         "reconstruct goes on where repair ends: give repair as well": options.reconstruct and not options.repair,
         "fisher chooses the neurons that are deleted: give neurons as well": options.fisher and neurons == 0,
         "give one of slicing, width and discard": len(given & {"slicing", "width", "discard"}) > 1,
-        "head='tied' keeps both ends whole: leave slice_embedding and slice_head out, or give head='own'": (
-            options.head == "tied" and (options.slice_embedding or options.slice_head)
+        f"head='tied' keeps both ends whole: leave {' and '.join(narrowing)} out, or give head='own'": (
+            options.head == "tied" and narrowing
+        ),
+        "tolerance is of low-rank adapters: leave it out, or give adapter='low-rank'": (
+            options.tolerance > 0 and options.adapter != "low-rank"
         ),
         "a width for each boundary says which are whole: leave slice_embedding and slice_head out": (
             isinstance(width, Sequence) and (options.slice_embedding or options.slice_head)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
-from .parser import PRINTED, add_options, in_full, make_parser
+from .parser import PRINTED, add_options, idle, in_full, make_parser
 
 # Scripts of the repository by their folder in notebooks/, which an installed minislice doesn't have
 SCRIPTS = {"assignment": "assignments", "grade": "assignments", "reproduce": "reproduce", "report": "reproduce"}
@@ -23,6 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         script = f"notebooks/{SCRIPTS[argv[0]]}/{argv[0]}.py"
         return _refused(f"{argv[0]} is a script of the repository: python {script} --help")
     arguments = make_parser().parse_args(argv)
+    if told := idle(arguments):
+        return _refused(told)
     try:
         run = import_module(f".{arguments.command}", __package__).run  # after --help, for torch takes seconds
     except KeyboardInterrupt:

@@ -12,10 +12,6 @@ from .output import print_result
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.stock and (arguments.keep_blocks or arguments.keep_width or arguments.plan_only):
-        raise ValueError("--stock has no plan: it deletes only neurons; leave --keep-... and --plan-only out")
-    if arguments.plan_only and arguments.out:
-        raise ValueError("--plan-only deletes nothing, so that nothing is to be saved; leave it or --out out")
     require_number("--size", arguments.size, above=0, below=1)
     require_out(arguments)
     ready = prepared(arguments)

@@ -50,6 +50,7 @@ Teach: notebooks/assignments/README.md"""
 
 
 def run(arguments: argparse.Namespace) -> None:
+    arguments.picture = arguments.picture or PICTURE
     if not arguments.json:  # the picture's usual name is the command's own: the next demo replaces it
         require_file(arguments.picture, force=True if arguments.picture == PICTURE else None)
     if arguments.device == "cpu":

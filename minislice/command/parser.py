@@ -115,7 +115,7 @@ PRINTED: Options = {
 }
 DEMO: Options = {
     "--samples": (positive, 8, "calibration and evaluation sequences"),
-    "--picture": (given, PICTURE, "new PNG file of the picture; only the default one is replaced"),
+    "--picture": (given, None, f"new PNG file of the picture (default: {PICTURE}, which alone is replaced)"),
 }
 VERIFY: Options = {
     "--calibration": (given, None, f"{TEXT}; or {OWN} (default: embedded; random tokens if no tokenizer fits)"),
@@ -214,6 +214,13 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "families": ("list the model types that can be sliced, and why others can't", {}, {}),
     "propose": ("find the table's entry that describes a model; exit status 1 if there is none", MODEL | SEED, {}),
 }
+IDLE = {  # a command's option, and those that would do nothing beside it
+    "demo --json": ["--picture"],
+    "slice --stream": ["--eval-samples"],
+    "compress --stock": ["--keep-blocks", "--keep-width", "--plan-only"],
+    "compress --plan-only": ["--out", "--reconstruct", "--fisher"],
+    "recover --steps": ["--epochs"],
+}
 EPILOGS = {
     "cost": "Only the model's config is read: times depend on shapes alone, so the weights and the bases are random. "
     "MODEL may also be one of the paper's shapes, such as opt-125m or llama-2-7b. On a GPU, a config without a "
@@ -223,8 +230,9 @@ EPILOGS = {
     "does what 'minislice compress' does; fisher and reconstructed do it with the option of that name.",
     "recover": "Called again after an interruption, it goes on from the last checkpoint, in a folder beside DIR.",
     "slice": "--stream needs --out; called again after an interruption, it goes on from the last finished layer. "
-    "'minislice eval DIR' measures its result. 'torchrun --nproc-per-node N -m -- minislice slice ...' shares the "
-    "calibration set among N processes, each on a GPU of its own.",
+    "'minislice eval DIR' measures its result, and --evaluation only says which text not to calibrate on. 'torchrun "
+    "--nproc-per-node N -m -- minislice slice ...' shares the calibration set among N processes, each on a GPU of its "
+    "own.",
 }
 
 
@@ -243,6 +251,17 @@ def make_parser() -> argparse.ArgumentParser:
         for title, rows in others.items():
             add_options(command.add_argument_group(title), rows)
     return parser
+
+
+def idle(arguments: argparse.Namespace) -> str | None:
+    """What to tell about options that are given and would do nothing; None where there are none."""
+    given = {f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value}
+    for line, others in IDLE.items():
+        command, option = line.split()
+        names = [name for name in others if name in given]
+        if command == arguments.command and option in given and names:
+            return f"{', '.join(names)} would do nothing beside {option}: leave one or the other out"
+    return None
 
 
 def in_full(text: str) -> str:
