@@ -337,6 +337,12 @@ def test_what_fails_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_
     assert [record["reason"] for record in failed] == ["ValueError: no hub"] * 2 and slicing.call_count == 1
 
 
+def test_a_cost_that_has_no_memory_is_not_tried_with_other_batches(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "pair", pair := Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory")))
+    failed = [record for record in really(tmp_path, [11, 12], (25,)) if record["status"] == "failed"]
+    assert len(failed) == pair.call_count == 2
+
+
 def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
     found = really(tmp_path, [11, 12], (0, 25))
     every = [cell for cell in report.cells(SMALL, found) if cell.our_value]

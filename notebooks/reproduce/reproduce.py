@@ -187,7 +187,8 @@ def measure(bench: Bench, space: dict[str, int], setting: Setting, revision: str
     if reason is None:
         try:
             with peak_memory(torch.device(bench.device)) as peak:
-                outcome = with_what_fits(functools.partial(bench.measure, setting), batch_size)
+                most = 1 if setting.measure in ("inference", "products") else batch_size  # which have their own sizes
+                outcome = with_what_fits(functools.partial(bench.measure, setting), most)
             outcome.facts["peak memory, bytes"] = peak.most
             if bad := [name for name, value in outcome.values.items() if not math.isfinite(value)]:
                 raise ValueError(f"{', '.join(bad)} is no finite number")
