@@ -7,11 +7,13 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import assignment as builder
 import numpy as np
 import other_answers
 import pytest
+from commands import assert_refused
 from grading import wire
 from wrong_answers import WRONG
 
@@ -166,6 +168,14 @@ def test_the_committed_release_is_what_build_makes(name, tmp_path):
     assert (NOTEBOOKS / f"{name}.ipynb").read_bytes() == (tmp_path / "notebook.ipynb").read_bytes(), (
         f"in notebooks/assignments, run: python assignment.py build {name} --release --force --to {name}.ipynb"
     )
+
+
+def test_a_list_needs_no_nbformat_and_a_notebook_says_how_to_get_it(monkeypatch, capfd, tmp_path):
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    script = SimpleNamespace(**runpy.run_path(builder.__file__))
+    assert run_script(script, ["list"]) == 0 and "a1  " in capfd.readouterr().out
+    status = run_script(script, ["build", "a1", "--to", str(tmp_path / "a1.ipynb")])
+    assert_refused((status, *capfd.readouterr()), 'pip install -e ".[grading]"')
 
 
 WHEEL = [path for folder in ("minislice", "data") for path in (ROOT / folder).rglob("*")]

@@ -13,11 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
-from nbformat import NotebookNode
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
 from minislice.architecture.folder import require_file, whole_file
+from minislice.checks import require_package
 from minislice.command.cli import run_script
 from minislice.command.output import print_result
 from minislice.teaching.assignments import NAMES, assignment
@@ -29,13 +26,19 @@ ANSWERS = Path(__file__).parent / "answers"
 
 def build(name: str, file: Path, release: bool = False, force: bool = False) -> None:
     """Write the notebook of an assignment, or its release, which students get; the file is whole or isn't there."""
+    require_package("nbformat", "writing a notebook", "grading")
+    import nbformat
+
     made = notebook(assignment(name), release)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(require_file(file, force)) as new:
         nbformat.write(made, new)
 
 
-def notebook(given: Assignment, release: bool = False) -> NotebookNode:
+def notebook(given: Assignment, release: bool = False) -> dict:
+    """An assignment as nbformat has notebooks."""
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
     setup = f"""import numpy as np
 
 from minislice.teaching.assignments.{given.name} import {given.tool}
@@ -59,7 +62,7 @@ rng = np.random.default_rng(0)  # for trials of your own"""
     return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
-def _cell(kind: Callable, text: str, grade_id: str, points: int | None = None, solution: bool = False) -> NotebookNode:
+def _cell(kind: Callable, text: str, grade_id: str, points: int | None = None, solution: bool = False) -> dict:
     """A cell with nbgrader's tags; what isn't for an answer is locked."""
     tags = {"schema_version": 3, "grade_id": grade_id, "solution": solution, "locked": not solution, "task": False}
     tags |= {"grade": False} if points is None else {"grade": True, "points": points}
