@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..architecture.blocks import Block
 from ..architecture.network import Network, inference
-from ..calibration import Calibration, not_finite
+from ..calibration import Calibration, require_finite
 from ..corpus.batches import Batch
 from ..likelihood import predicting
 from ..pca import covariance
@@ -71,7 +71,9 @@ def gradients(net: Network, sequence: Batch) -> dict[Block, Float[Tensor, "1 tok
                 outputs[block] = x
         log_p = predicting(net.logits(len(net.blocks), x, contexts, sequence.ids), sequence)[0].log_softmax(-1)
         if log_p.isnan().any():
-            raise ValueError(not_finite(x, sequence, "the last block"))
+            require_finite(net.model.named_parameters())
+            where = f"the logits have a NaN on calibration sequence {sequence.first_sequence}"
+            raise ValueError(f"{where}; use a wider dtype, or leave fisher out")
         targets = drawn(log_p.detach(), sequence.first_sequence)
         loss = -log_p.gather(1, targets[:, None]).sum()
         return dict(zip(outputs, torch.autograd.grad(loss, [*outputs.values()]), strict=True))
