@@ -203,8 +203,6 @@ def slice_command(slicing: Setting, out: Path, batch_size: int, processes: int) 
     named = {name: getattr(slicing.how, name) for name in ("samples", "seqlen", "adapter", "dtype")}
     named |= {"calibration": slicing.text, "seed": slicing.seed, "signal": slicing.signal, "head": "own"}
     named |= {"slicing": slicing.percent / 100, "batch-size": batch_size, "out": out}
-    if slicing.text not in SOURCES:
-        named["evaluation"] = slicing.text  # a file's first half calibrates, where its second is measured on
     words = [str(word) for name, value in named.items() for word in (f"--{name}", value)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     # Standalone: on a port that no other run has. After "--" torchrun takes no option, such as --signal, for its own.
