@@ -72,8 +72,7 @@ def gradients(net: Network, sequence: Batch) -> dict[Block, Float[Tensor, "1 tok
         log_p = predicting(net.logits(len(net.blocks), x, contexts, sequence.ids), sequence)[0].log_softmax(-1)
         if log_p.isnan().any():
             require_finite(net.model.named_parameters())
-            where = f"the logits have a NaN on calibration sequence {sequence.first_sequence}"
-            raise ValueError(f"{where}; use a wider dtype, or leave fisher out")
+            raise ValueError(f"calibration sequence {sequence.first_sequence} has logits with a NaN; use a wider dtype")
         targets = drawn(log_p.detach(), sequence.first_sequence)
         loss = -log_p.gather(1, targets[:, None]).sum()
         return dict(zip(outputs, torch.autograd.grad(loss, [*outputs.values()]), strict=True))

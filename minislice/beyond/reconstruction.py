@@ -6,9 +6,8 @@ the block's parameters:
 
     theta  <-  argmin  sum_t || x_t - z_t P^T - sigma(RMSNorm(z_t) W_in + b_in) W_out - b_out ||^2 / rms(x_t)^2
 
-There are no labels and there is no loss of the language model: every gradient stays inside one block. Adam takes a
-step for each batch, so smaller batches take less time; a step changes a matrix by at most about `RATE` of its rms, and
-less and less, as a cosine does.
+There are no labels and no loss of the language model: every gradient stays inside one block. Adam takes a step for each
+batch (smaller ones take less time): at most about `RATE` of a matrix's rms, and less and less, as a cosine does.
 
 So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out. W_out
 isn't solved for on these batches either. The block gets the parameters with the least error there, and the solved ones

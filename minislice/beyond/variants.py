@@ -7,8 +7,7 @@ with at most so many parameters, as near to the size as it can:
 
 - slicing has one width, a multiple of 8. It is chosen for the highest ranks that low-rank adapters can have
 - every MLP keeps the same number of neurons, a multiple of 8
-- depth removal deletes whole layers. It measures on the first 2,048 calibration tokens; with 16,384 it chose the same
-  layers of seven small models (data/results/README.md)
+- depth removal deletes whole layers; the first 2,048 calibration tokens choose them (why: data/results/README.md)
 - the mixture of `budget` is within 1% of the size
 
 A size that can't be reached is a ValueError. To add a variant, add an entry to `VARIANTS`.
