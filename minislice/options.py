@@ -234,9 +234,6 @@ def _check(options: SlicingOptions) -> None:
         "tolerance is of low-rank adapters: leave it out, or give adapter='low-rank'": (
             options.tolerance > 0 and options.adapter != "low-rank"
         ),
-        "a width for each boundary says which are whole: leave slice_embedding and slice_head out": (
-            isinstance(width, Sequence) and (options.slice_embedding or options.slice_head)
-        ),
         f"discard reads widths off the spectrum; with basis={options.basis!r} give slicing or width": (
             options.discard is not None and options.basis != "pca"
         ),

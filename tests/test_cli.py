@@ -295,7 +295,7 @@ BAD = {
         ("zeroshot mini-opt --tasks piqa --tasks-from {place}", "piqa.jsonl doesn't exist"),
         ("verify mini-opt --dtypes fp16", "--dtypes must be one of float64"),
         ("compress mini-opt --plan-only --out x --fisher", "--out, --fisher would do nothing beside --plan-only"),
-        ("compress mini-opt --stock --plan-only --keep-width", "--keep-width, --plan-only would do nothing"),
+        ("compress mini-opt --stock --keep-width --keep-blocks", "--keep-blocks, --keep-width would do nothing"),
         ("slice mini-opt --stream --out x --eval-samples 3", "--eval-samples would do nothing beside --stream"),
         ("slice mini-opt --adapter full --tolerance 0.1", "leave it out, or give --adapter low-rank"),
         ("demo --json --picture x", "--picture would do nothing beside --json: leave one or the other out"),

@@ -82,7 +82,6 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "one token": (OPT, [], calling(perplexity, IDS[:, :1]), "nothing to predict"),
     "fused, verified": (PHI, [fuse], calling(verify, IDS), "can't verify this model: it is fused already"),
     "sliced twice, fitted": (OPT, [slicing(slicing=0, head="fitted")], SLICED, "can't slice", "sliced already"),
-    "widths and an end": (OPT, [], slicing(width=[8, 8, 8, 8, 8], slice_head=True), "leave slice_embedding and slice"),
     "sliced, verified": (PHI, [SLICED], calling(verify, IDS), "can't verify this model: it is sliced already"),
     "all neurons": (LLAMA, [], slicing(neurons=1.0), "neurons must be a fraction, 0 <= neurons < 1", "got 1.0"),
     "one number of neurons": (LLAMA, [], slicing(neurons=[8]), "got 1 numbers of neurons; this model has 2 MLPs"),

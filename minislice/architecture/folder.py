@@ -179,10 +179,10 @@ def put_in_place(new: Path, target: Path) -> None:
             target.rename(old)
         new.rename(target)
     finally:  # also after a Ctrl-C
-        if not new.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        elif old.exists() and not target.exists():
+        if old.exists() and not target.exists():
             old.rename(target)
+        elif not new.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _unfinished(target: Path) -> str:

@@ -79,7 +79,7 @@ def compare(
     """Measure every variant at every size, beside the dense model.
 
         rows = minislice.compare(model, calibration, evaluation, sizes=[0.9, 0.8])
-        print(table(rows))
+        print(beyond.compare.table(rows))
 
     Args:
         model: a function that loads the dense model; or the model, and every variant gets a copy.

@@ -217,7 +217,7 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
 IDLE = {  # a command's option, and those that would do nothing beside it
     "demo --json": ["--picture"],
     "slice --stream": ["--eval-samples"],
-    "compress --stock": ["--keep-blocks", "--keep-width", "--plan-only"],
+    "compress --stock": ["--keep-blocks", "--keep-width"],
     "compress --plan-only": ["--out", "--reconstruct", "--fisher"],
     "recover --steps": ["--epochs"],
 }

@@ -49,7 +49,7 @@ def joined() -> Iterator[Processes]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(distributed.get_node_local_rank(0))
-    distributed.init_process_group()  # on a GPU's tensors by NCCL, on others by Gloo
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     processes = Processes(distributed.get_world_size(), distributed.get_rank())
     try:
         yield processes
