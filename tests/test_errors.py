@@ -93,7 +93,7 @@ REFUSED = {  # a model, what was done to it before, what is done now, and what t
     "fisher alone": (LLAMA, [], slicing(fisher=True), "give neurons as well"),
     "reconstruct alone": (LLAMA, [], slicing(reconstruct=True), "give repair as well"),
     "reconstruct alone, trained": (OPT, [], thinning(reconstruct=True), "give repair as well"),
-    "NaN, fisher": (LLAMA, [not_a_number], thinning(fisher=True), "has a NaN or an infinity on the calibration set"),
+    "NaN, fisher": (LLAMA, [not_a_number], thinning(fisher=True), "model.embed_tokens.weight has a NaN"),
     "fused, neurons": (OPT, [fuse], thinning(), "this model is fused"),
     "few neurons": (OPT, [], thinning(neurons=0.9), "leaves less than one multiple of 8"),
     "neither layers nor size": (LLAMA, [], deleting(), "one of layers and size"),
