@@ -214,7 +214,7 @@ COMMANDS: dict[str, tuple[str, Options, dict[str, Options]]] = {
     "families": ("list the model types that can be sliced, and why others can't", {}, {}),
     "propose": ("find the table's entry that describes a model; exit status 1 if there is none", MODEL | SEED, {}),
 }
-IDLE = {  # a command's option, and those that would do nothing beside it
+IDLE = {  # a command with one of its options, and the options that would do nothing beside that one
     "demo --json": ["--picture"],
     "slice --stream": ["--eval-samples"],
     "compress --stock": ["--keep-blocks", "--keep-width"],

@@ -40,7 +40,8 @@ SMOLLM2 = {
     "own": RESULTS / "smollm2-beyond-own.jsonl",
 }
 EARLIER = {text: RESULTS / f"smollm2-sizes{end}.jsonl" for text, end in (("wikitext", ""), ("alpaca", "-alpaca"))}
-REAL = {**VARIANTS, "reconstructed": partial(mixed, reconstruct=True, batch_size=1)}  # SmolLM2's; 8 would take hours
+# A step of the reconstruction learns from one batch: with 8 sequences in each, SmolLM2 would take hours.
+SMOLLM2_VARIANTS = {**VARIANTS, "reconstructed": partial(mixed, reconstruct=True, batch_size=1)}
 SAMPLES = 48  # calibration sequences for SmolLM2, each of 512 tokens
 SMALL_SAMPLES = 64  # for the small models
 SECOND = 300  # stories on which SmolLM2 is measured
@@ -91,7 +92,7 @@ def measure_smollm2(calibration: str, settings: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (second := Path(folder, STORIES)).write_text(json.dumps(stories), "utf-8")
         texts, asked = (files.get(calibration, calibration), files["wikitext"]), {"second": str(second), "seqlen": 512}
-        asked |= {"samples": settings.samples, "own": calibration == "own", "variants": REAL}
+        asked |= {"samples": settings.samples, "own": calibration == "own", "variants": SMOLLM2_VARIANTS}
         measure("smollm2", "smollm2", texts, settings, SMOLLM2[calibration], **asked)
 
 
