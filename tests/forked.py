@@ -3,6 +3,7 @@
 The server imports what has heavy libraries behind it; minislice imports these where it uses them.
 """
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -53,6 +54,7 @@ def group_of(count: int, function: Callable, *arguments) -> list[subprocess.Comp
 def _work(function: Callable, arguments: tuple, environment: dict[str, str], output: Path) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported is no garbage
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -23,7 +23,6 @@ from minislice.measuring.records import read
 
 TINY = Recipe("llama", layers=3, tied=False, seed=5)
 ITEM = {"goal": "How?", "sol1": "So.", "sol2": "Not so.", "label": 0}
-pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def tiny(**options):

@@ -28,7 +28,6 @@ from minislice.recovery import training
 
 QUICK = {"rank": 4, "steps": 2, "learning_rate": 1e-2, "accumulation": 1, "held_out": 0.25, "every": 2, "batch_size": 2}
 TOO_FAST = {**QUICK, "learning_rate": 0.3, "every": 1}  # the first step is the best
-pytestmark = pytest.mark.usefixtures("few_objects")
 
 
 def sliced(family: str = "llama", **options):
