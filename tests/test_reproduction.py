@@ -31,7 +31,7 @@ import minislice
 from minislice.command.cli import main, run_script
 from minislice.command.parser import make_parser
 from minislice.corpus.embedded import paper_table
-from minislice.corpus.text import load_text, sample, tokenize, windows
+from minislice.corpus.text import halves, load_text, sample, tokenize, windows
 from minislice.large.streaming import StreamedSlicer
 from minislice.measuring import provenance, records
 
@@ -300,7 +300,9 @@ def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path)
 # For real, on an embedded model
 
 
-SMALL = profile_for("llama-2", "ci", eval_samples=4, seeds=1, samples=8, seqlen=64, limit=2)
+TEXT = str(Path(__file__).parents[1] / "data" / "results" / "README.md")  # soon read
+TEXTS = {"wikitext2": TEXT, "alpaca": TEXT}
+SMALL = profile_for("llama-2", "ci", **TEXTS, eval_samples=4, seeds=1, samples=8, seqlen=64, limit=2)
 
 
 def really(folder, table, percents) -> list[dict]:
@@ -315,13 +317,13 @@ def in_memory(tmp_path_factory):
 
 def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     model, tokenizer = minislice.load("mini-llama", dtype=torch.float32)
-    calibration = sample(tokenize(load_text("embedded"), tokenizer), 8, 64, seed=0)
+    first, second = halves(tokenize(load_text(TEXT), tokenizer))
+    calibration, evaluation = sample(first, 8, 64, seed=0), windows(second, 64, 4)
     minislice.slice_model(model, calibration, slicing=0.3, adapter="full", head="own")
-    evaluation = windows(tokenize(load_text("embedded", "test"), tokenizer), 64, 4)
     record, facts = in_memory[1], in_memory[1]["facts"]
     assert record["values"]["perplexity"] == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-9)
     assert (facts["parameters"], facts["widths"]) == (minislice.parameters(model), model.slicing.widths)
-    assert facts["calibration"] == f"embedded 8 x 64 ({provenance.hash_of(calibration)})"
+    assert facts["calibration"] == f"README.md 8 x 64 ({provenance.hash_of(calibration)})"
     assert record["revision"] == results.revision("mini-llama") and facts["batch size"] == 8
 
 
