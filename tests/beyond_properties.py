@@ -34,9 +34,6 @@ RANDOM = slice(0, 8)  # of the ten inner dimensions of a random case, those that
 SLACK = 500  # of a random budget: more than the 8 neurons of any block there
 
 
-# Neurons and blocks deleted, and what is left repaired
-
-
 def random_case(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
     """H [tokens, 10], correlated and of different sizes; W [10, 4]; and what is lacking behind the block."""
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -329,9 +326,6 @@ def dropped_block_adds_nothing(recipe: Recipe, **options) -> None:
     assert_same_logits(model, fuse(silenced(net.model, [number])), recipe, 1e-8)
 
 
-# Layers deleted
-
-
 def shortened(recipe: Recipe, layers: int = 1) -> nn.Module:
     return delete_layers(recipe.model(), recipe.tokens(), recipe.mask(), layers=layers, batch_size=3)
 
@@ -379,9 +373,6 @@ def a_shorter_model_generates_the_same_with_a_cache(recipe: Recipe) -> None:
     caches = {module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")}
     assert caches == {*range(recipe.layers - 1)}
     cached_generation_equals_uncached(recipe, model)
-
-
-# What deleting costs, and how a budget is spent
 
 
 def random_cost(neurons: int, generator: torch.Generator) -> Cost:

@@ -37,9 +37,6 @@ def wrong(version: Callable) -> Callable:
     return instead_of
 
 
-# What takes more than a line
-
-
 def only_the_layers_types_cut(right, config, index):
     before = config.no_rope_layers
     right(config, index)

@@ -51,9 +51,6 @@ def first_failure(key, function, seed):
     return FUNCTIONS[key].mark(partial(feedback.called, function), np.random.default_rng(seed)).failure
 
 
-# Answers
-
-
 @pytest.mark.parametrize("key", QUESTIONS)
 def test_right_answers_get_full_marks(key, capsys):
     other = vars(other_answers).get(key.replace(".", "_"))
@@ -86,9 +83,6 @@ def test_anything_may_come_back(key, capsys):
     for garbage in (None, "42", 0.5, {}, (), np.array([None, {}], dtype=object)):
         content, _ = told(key, lambda *arguments, garbage=garbage: garbage, capsys)
         assert not content
-
-
-# The contract
 
 
 @pytest.mark.parametrize("key", FUNCTIONS)
@@ -124,9 +118,6 @@ def test_a_function_is_known_by_the_variable_that_holds_it_or_is_told_what_is_as
     )
 
 
-# Checks that students write
-
-
 def tried(question, rejected, order=0):
     """The kills of a check that raises where `rejected` says so, of how many right and wrong candidates were tried."""
     trials = []
@@ -156,9 +147,6 @@ def test_candidates_take_small_arrays_alone():
     for large in (np.ones(1001), np.ones((101, 100)), np.ones((2, 2, 2)), [1.0], {}):
         with pytest.raises(ValueError, match="a candidate takes None, numbers, and arrays"):
             exercise.allowed([1, large])
-
-
-# Notebooks
 
 
 @pytest.mark.parametrize("name", ASSIGNMENTS)
@@ -234,9 +222,6 @@ def test_a_source_passes_its_checks_and_a_release_fails_kindly(name, capsys):
         assert right.count(title + success) == 1 and empty.count(f"{title}not written yet\n{more}") == 1
 
 
-# The command
-
-
 def test_the_command_lists_and_builds_or_says_why_not(tmp_path, capsys):
     file = tmp_path / "source" / "a3" / "a3.ipynb"
     assert run_script(builder, ["list"]) == 0
@@ -255,9 +240,6 @@ def test_an_assignment_needs_nothing_but_numpy():
     for path in [*Path(exercise.__file__).parent.glob("*.py"), *builder.ANSWERS.glob("*.py")]:
         imported = re.findall(r"^(?:from|import) (\.\.|\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert {*imported} <= sys.stdlib_module_names | {"numpy"}, path.name
-
-
-# The instructors' README, and a question's text
 
 
 def test_the_readmes_exercise_works(capsys, monkeypatch, tmp_path):

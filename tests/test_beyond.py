@@ -140,9 +140,6 @@ def test_each_expert_loses_what_its_own_tokens_need_least(family, variant):
     properties.experts_keep_what_is_best_for_each(recipe)
 
 
-# Layers deleted: a shorter model is one of its own class
-
-
 NUMBERED = {  # the layer's number decides what it computes
     ("gpt2", 1): "divides its attention by the layer's number",
     ("qwen2_moe", 1): "layers differ in shape by their number",
@@ -198,9 +195,6 @@ def test_what_is_known_of_the_order_is_not_measured_again(monkeypatch):
     assert model.deleted_layers == order and len(measured) == 1
     properties.assert_same_logits(model, whole, recipe, 0.0)
     assert delete_layers(recipe.model(), recipe.tokens(), layers=1, known=order).deleted_layers == order[:1]
-
-
-# One budget for the signal's width, the neurons and the blocks
 
 
 @pytest.mark.slow

@@ -63,9 +63,6 @@ def saved(place, tmp_path_factory) -> Path:
     return folder
 
 
-# What every command does
-
-
 def test_demo_measures_every_step_and_shows_text_a_picture_and_the_next_door(run, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "EMBEDDED", ["mini-llama"])
     monkeypatch.chdir(tmp_path)
@@ -152,9 +149,6 @@ def test_compress_prints_its_plan_and_saves_what_it_has_planned_or_an_ordinary_m
     assert model.num_parameters() == entries["compressed parameters"] <= 0.8 * entries["dense parameters"]
 
 
-# What is printed
-
-
 def test_help_names_the_variants_and_the_defaults_that_the_functions_have():
     assert all(re.search(rf"\b{name}\b", parser.EPILOGS["compare"]) for name in VARIANTS)
     defaults = vars(SlicingOptions()) | {"slicing": 0.25}
@@ -179,9 +173,6 @@ def test_a_result_is_one_json_document_or_a_line_for_each_entry(capsys):
         ["blocks left out", "none"],
         ["variance discarded", "0.125 to 0.500, 5 in all"],
     ]
-
-
-# What is asked for
 
 
 OPTIONS = {
@@ -239,9 +230,6 @@ def test_whether_the_result_can_be_exported_is_said_before_the_work_and_is_so(
     assert document(run(*export)[1]) == {"model": str(tmp_path / "sliced"), "saved to": str(tmp_path / "stock")}
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "stock")
     assert type(stock).__module__.startswith("transformers.models.llama") and stock.dtype == torch.bfloat16
-
-
-# Which text
 
 
 def test_a_file_named_for_calibration_alone_is_halved_alike_in_memory_and_streamed(run, place, monkeypatch, tmp_path):

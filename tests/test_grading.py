@@ -89,9 +89,6 @@ def answered(sandbox, code, *arguments):
     return result
 
 
-# Right and wrong answers
-
-
 def test_a_slip_in_one_function_costs_its_own_points_alone(best):
     assert marked(best, "%matplotlib inline\ndef double(x):\n    return x + x").lines() == ["ok, 2 cases"]
     slip = {"toy_double": "def half(x):\n    return x / 2\n\ndef double(x):\n    return 3 * x"}
@@ -136,9 +133,6 @@ def test_hidden_cases_and_the_order_of_candidates_depend_on_the_secret_and_the_q
         mark(TOY, QUESTIONS[name], {**RIGHT, "toy_check": ""}, GIVEN, RIGHT, Seeing(), secret)
         tried.add(str(seen))
     assert len(tried) == 5
-
-
-# Checks written by students
 
 
 GOOD_CHECK = """
@@ -236,9 +230,6 @@ def double(x):
     assert marked(UNPROTECTED, code + TO_ALL.format("message.encode()") + "\n        os._exit(0)").status == "passed"
 
 
-# Limits
-
-
 DEAF_LOOP = """def double(x):
     import signal
     for number in range(1, 65):
@@ -310,9 +301,6 @@ def test_processes_memory_and_files_have_limits_and_nothing_is_left_from_a_call(
         found = marked(sandbox, "def double(x):\n    return [np.empty(10**7) for _ in range(1000)]")
         assert (found.share, found.status) == (0, "failed") and "MemoryError" in found.lines()[1]
         assert answered(sandbox, LEAVING) == answered(sandbox, LEAVING) == []
-
-
-# Isolation
 
 
 FILES = ("gradebook.db", "secret", "source/toy.ipynb", "submitted/ann/toy.ipynb")

@@ -140,9 +140,6 @@ def test_nbgraders_commands_and_ours_give_every_student_what_the_answer_is_worth
     assert re.findall(r"checksum.*for cell (\w+) has changed", said) == ["a3_rotate_test"]
 
 
-# The books
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = begun(tmp_path_factory.mktemp("prepared"))

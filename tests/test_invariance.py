@@ -99,9 +99,6 @@ def test_a_changed_model_is_the_same_object_in_the_same_mode(action):
         assert parameter.requires_grad != name.startswith("lm_head")
 
 
-# Residual adapters at given angles between the bases
-
-
 def bases_at(cosines: list[float], D: int, k: int, k_next: int) -> tuple[Tensor, Tensor]:
     """For `alignment_makes_the_adapter_symmetric`; these are cosines of the principal angles, and the others are 1.
 
@@ -140,9 +137,6 @@ def test_alignment_does_without_a_decomposition_that_fails(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", Mock(side_effect=torch.linalg.LinAlgError("failed to converge")))
     bases = bases_at([0.0, 0.3, 1e-4], 12, 8, 9)
     properties.alignment_makes_the_adapter_symmetric(Recipe("llama"), k_next=9, bases=bases, exact=1e-7)
-
-
-# `verify` measures the same on a user's own model
 
 
 @pytest.mark.parametrize(("family", "padding"), [("opt", "left"), ("llama", "none")])

@@ -32,9 +32,6 @@ def test_an_output_that_cannot_be_is_told_before_the_work(line, tmp_path, no_wor
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-# What force must not delete
-
-
 def test_force_refuses_by_name_what_is_surely_not_meant(tmp_path, monkeypatch):
     (tmp_path / "project" / "code" / ".git").mkdir(parents=True)
     (tmp_path / "here" / "below").mkdir(parents=True)
@@ -108,9 +105,6 @@ def test_no_script_writes_over_what_it_reads_or_what_is_not_of_its_kind(
     assert run_script(SCRIPTS[script], arguments) == 2
     assert (APART if content == RESULTS else str(tmp_path / file)) in capsys.readouterr().err
     assert snapshot(tmp_path) == {file: content}
-
-
-# Whole or not at all
 
 
 def test_what_appears_in_the_output_meanwhile_stays_and_the_new_folder_is_kept(tmp_path):

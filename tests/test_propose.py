@@ -124,9 +124,6 @@ def test_the_commands(tmp_path, run):
     assert told["supported"].keys() == TABLE.keys() and told["refused"] == REFUSED
 
 
-# An entry that doesn't fit.
-
-
 def mistral(w_in):
     """The table's entry, with other readers in the MLP."""
     attention, mlp = TABLE["mistral"].blocks

@@ -74,9 +74,6 @@ def recorded(folder):
     return results.read(folder / "results.jsonl")
 
 
-# The protocol
-
-
 def test_every_printed_value_of_a_family_is_in_its_rows():
     others = ("gpus", "gpu_ms", "calibration_samples", "calibration_seqlen")  # columns that are no results
     checked = 0
@@ -125,9 +122,6 @@ def test_a_slip_in_print_is_a_mean_that_the_papers_own_tasks_do_not_have():
         assert slip.endswith(f" {mean:.2f}") and abs(line["average"] - mean) > 0.05
     with pytest.raises(ValueError, match="no table 13"):
         paper_table(13)
-
-
-# The loop
 
 
 def an_interrupted_run_goes_on(fake, folder):
@@ -267,9 +261,6 @@ def test_a_planted_mistake_is_found(mistake, fake, tmp_path, monkeypatch):
         check(fake, tmp_path)
 
 
-# Where it runs
-
-
 def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     small, eight = (dict.fromkeys(reproduce.space_here("cpu", Path("results.jsonl")), size << 30) for size in (16, 640))
     eight["the device"] = 80 << 30
@@ -295,9 +286,6 @@ def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path)
     script = "import sys; print('noise\\nminislice: no such model\\nmore', file=sys.stderr); sys.exit(2)"
     with pytest.raises(ValueError, match=r"minislice: no such model$"):
         bench.run_processes([sys.executable, "-c", script])
-
-
-# For real, on an embedded model
 
 
 TEXT = str(Path(__file__).parents[1] / "data" / "results" / "README.md")  # soon read
@@ -472,9 +460,6 @@ def test_a_model_in_one_file_has_a_revision_and_one_of_the_hub_its_commit(tmp_pa
     (cached / "refs/main").write_text(commit)
     OPTConfig().save_pretrained(cached / "snapshots" / commit)
     assert results.revision("some/model") == commit
-
-
-# The scripts
 
 
 def test_the_scripts_run_the_rows_and_write_a_report(fake, tmp_path, capsys):
