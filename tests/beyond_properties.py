@@ -48,10 +48,7 @@ def ridge_of(H: Tensor) -> float:
 
 
 def lost(H: Tensor, W: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The least loss with these inner dimensions alone, lambda's share included; and the W that has it.
-
-    An ordinary least-squares solution, of H and below it sqrt(lambda) I.
-    """
+    """The least loss with these inner dimensions alone, lambda's share included; and the W that has it."""
     kept, root = list(kept), ridge_of(H) ** 0.5
     A, target = torch.cat([H, root * torch.eye(10).double()]), torch.cat([H @ W, root * W])
     best = torch.linalg.lstsq(A[:, kept], target).solution

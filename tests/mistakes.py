@@ -50,9 +50,6 @@ def layers_keep_their_numbers(right, net, index):
         module.layer_idx = number
 
 
-# Entries of the table of families: each generalisation is needed, or a property of its family fails
-
-
 def entry(**changes):
     return lambda right, config: replace(right(config), **changes)
 

@@ -45,12 +45,10 @@ def edit_config(folder: Path, **changes) -> None:
 
 
 def file_of(folder: Path, name: str) -> Path:
-    """The file of a model that holds a tensor of this name."""
     return next(path for path in sorted(folder.glob("*.safetensors")) if any(name in key for key in load_file(path)))
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model's folder, whatever files they are in."""
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
@@ -59,7 +57,6 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def same_weights(one: Path, other: Path) -> None:
-    """Two folders have the same tensors, bit for bit."""
     expected, found = weights_of(one), weights_of(other)
     assert found.keys() == expected.keys(), f"other tensors: {sorted(found.keys() ^ expected.keys())}"
     for name, tensor in expected.items():

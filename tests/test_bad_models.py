@@ -22,7 +22,6 @@ WEIGHTS, SHARD, CONFIG = "model.safetensors", "model-00001-of-00002.safetensors"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A model that can be loaded, to be damaged."""
     Recipe("llama").model().float().save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -71,8 +70,6 @@ def test_a_damaged_folder_is_refused_by_its_name_with_the_remedy(loader, damage,
 
 
 class Malicious:
-    """Prints where it is unpickled."""
-
     def __reduce__(self):
         return print, ("unpickled",)
 

@@ -36,7 +36,6 @@ def sliced(recipe="llama", *, dtype=torch.float32, **options):
 
 
 def reloaded(model, folder: Path, **settings) -> SlicedForCausalLM:
-    """The model saved, and loaded by transformers."""
     model.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, **settings)
 

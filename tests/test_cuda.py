@@ -33,7 +33,6 @@ OPTIONS = {
 
 
 def loaded(name: str, device: str = "cuda"):
-    """A model, its calibration set and its evaluation set."""
     model, tokenizer = minislice.load(name, dtype="float32", device=device)
     calibration = sample(tokenize(load_text("embedded"), tokenizer), 24, 128)
     return model, calibration, windows(tokenize(load_text("embedded", "test"), tokenizer), 128, 8)

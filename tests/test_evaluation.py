@@ -67,9 +67,6 @@ def test_rotations_are_not_seen_and_slicing_is_at_every_boundary_more_of_it_more
     assert max(layers.signal_errors(model, rotated, tokens)) > 1e-3
 
 
-# Two models' perplexities: their ratio, and the standard error, which says how far the ratio scatters
-
-
 SPREAD = 0.05  # of the models' difference; windows differ in difficulty by 1, as it is in practice
 
 

@@ -20,7 +20,6 @@ stock_ready = partial(sliced, width=12, adapter="none", slice_head=True)
 
 
 def exported(model, tokens, folder, accuracy=1e-5):
-    """The stock model; its logits must be the sliced one's."""
     minislice.export(model, folder)
     plain = AutoModelForCausalLM.from_pretrained(folder)
     assert type(plain).__module__.startswith("transformers.models.")

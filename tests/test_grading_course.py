@@ -37,7 +37,6 @@ CLASSROOM = {
 
 
 def notebook(file, answer=None, change=None):
-    """A release with an answer in its cell."""
     content = json.loads(Path(file).read_text(encoding="utf-8"))
     if answer is not None:
         cell_of(content, "a3_rotate")["source"] = answer
@@ -72,7 +71,6 @@ def scores(course):
 
 
 def begun(course):
-    """An empty course, with the source of A3."""
     (course / "nbgrader_config.py").write_text('c = get_config()\nc.CourseDirectory.course_id = "course"\n')
     (course / "secret").write_text("nobody guesses this\n")
     assignment.build("a3", course / "source" / "a3" / "a3.ipynb")
@@ -90,18 +88,13 @@ def test_nbgraders_commands_and_ours_give_every_student_what_the_answer_is_worth
 
     def nbgrader(*arguments, status=0):
         """Its command, in this process: four starts of its own take longer than all that it does."""
-        app, ended = NbGraderApp.instance(), 0
-        try:
-            app.initialize([*arguments])
+        app = NbGraderApp.instance()
+        app.initialize([*arguments])
+        with pytest.raises((NoStart, SystemExit)) as ended:  # NoStart: a subcommand has done the work
             app.start()
-        except NoStart:  # a subcommand has done the work
-            pass
-        except SystemExit as end:
-            ended = end.code
-        finally:
-            app.reset()
+        app.reset()
         said = capsys.readouterr().err
-        assert ended == status, said[-2000:]
+        assert getattr(ended.value, "code", 0) == status, said[-2000:]
         return said
 
     course = begun(tmp_path)

@@ -100,10 +100,7 @@ def test_a_changed_model_is_the_same_object_in_the_same_mode(action):
 
 
 def bases_at(cosines: list[float], D: int, k: int, k_next: int) -> tuple[Tensor, Tensor]:
-    """For `alignment_makes_the_adapter_symmetric`; these are cosines of the principal angles, and the others are 1.
-
-    Needs D - k >= len(cosines) + k_next - k.
-    """
+    """For `alignment_makes_the_adapter_symmetric`; these are cosines of the principal angles, and the others are 1."""
     generator = torch.Generator().manual_seed(0)
     m, c = len(cosines), torch.tensor(cosines).double()
     P, R = random_orthogonal(D, generator).split([k, D - k], dim=1)
@@ -118,9 +115,8 @@ def bases_at(cosines: list[float], D: int, k: int, k_next: int) -> tuple[Tensor,
 @pytest.mark.parametrize("cosines", [[0.5], [0.0, 0.3, 1e-5], [1 - 1e-9], [1.0]], ids=str)
 def test_alignment_is_exact_at_every_angle(cosines, k_next):
     """Right angles leave the aligned basis undetermined, and angles near them nearly so."""
-    properties.alignment_makes_the_adapter_symmetric(
-        Recipe("llama"), k_next=k_next, bases=bases_at(cosines, 12, 8, k_next)
-    )
+    bases = bases_at(cosines, 12, 8, k_next)
+    properties.alignment_makes_the_adapter_symmetric(Recipe("llama"), k_next=k_next, bases=bases)
 
 
 def test_isometries_are_aligned():

@@ -216,9 +216,6 @@ def test_every_rule_can_fail(mistake):
         rule(notebook)
 
 
-# Badges come from one place: none while the repository has no address, one line in each notebook if it has
-
-
 def test_the_address_is_the_one_of_pyproject(tmp_path):
     file = tmp_path / "pyproject.toml"
     for url, found in {"github.com/someone/minislice.git": "someone/minislice", "gitlab.com/x/minislice": None}.items():

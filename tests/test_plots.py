@@ -102,9 +102,6 @@ def test_rows_at_equal_sizes_are_lines_over_their_parameters():
     assert (low, high) == pytest.approx((40.0 - 3.0, 40.0 + 3.0)), "one standard error of the ratio, in perplexity"
 
 
-# A slider's figure follows its value, and where nobody can drag, one static figure is drawn
-
-
 def test_the_first_value_is_drawn_once_and_in_jupyter_what_the_slider_is_dragged_to(monkeypatch):
     for name in sliders.FRONT_ENDS:
         monkeypatch.delenv(name, raising=False)

@@ -345,10 +345,7 @@ def test_the_cost_of_a_row_is_measured_beside_the_dense_model(tmp_path):
 
 
 def streamed(monkeypatch, *errors):
-    """Have each slicing from disk raise one of the errors before it slices the head; None: it goes on to its end.
-
-    Returns the mock that slices.
-    """
+    """Have each slicing from disk raise one of the errors before it slices the head; None: it goes on to its end."""
     errors, slice_head = iter(errors), StreamedSlicer.slice_head
 
     def fails(slicer):

@@ -67,12 +67,9 @@ def test_the_same_seed_gives_the_same_text_and_leaves_the_callers_random_numbers
     assert (alike[:, 0] == 0).all() and len(alike.unique(dim=0)) == 6  # no batch repeats another
 
 
-OWN = ["--calibration", "own", "--seqlen", "32", "--samples", "8", "--quiet"]
-
-
 def test_a_command_calibrates_on_it(run, tmp_path):
-    asked = ["slice", "mini-opt", *OWN, "--eval-samples", "2", "--seed", "3", "--json", "--out", tmp_path / "sliced"]
-    status, out, _ = run(*asked)
+    asked = ["slice", "mini-opt", "--calibration", "own", "--seqlen", "32", "--samples", "8", "--eval-samples", "2"]
+    status, out, _ = run(*asked, "--seed", "3", "--quiet", "--json", "--out", tmp_path / "sliced")
     printed = document(out)
     assert (status, printed["calibration"]) == (0, "the model's own, 8 x 32 tokens")
     assert printed["evaluation"] == "embedded, 2 x 32 tokens"

@@ -145,9 +145,6 @@ def test_a_signal_without_mean_has_no_variance_along_it():
     assert max(report.ranks) == 32 - 24 - 1
 
 
-# The paper on one page computes what the package computes
-
-
 def error_of_the_page(expected: torch.Tensor) -> float:
     page = whole_paper.Llama(data_folder() / "mini-llama", torch.float64)
     with torch.no_grad():

@@ -21,7 +21,6 @@ from minislice.storage.files import INDEX
 
 
 def other_files(folder: Path) -> dict[str, bytes]:
-    """Every file that doesn't hold weights."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix != ".safetensors" and p.name != INDEX}
 
 

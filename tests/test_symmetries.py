@@ -222,9 +222,6 @@ def test_a_model_in_no_table_gets_the_answer_of_propose():
             minislice.verify(small_model(kind), torch.ones(1, 4, dtype=torch.long), symmetries=True)
 
 
-# What notebook 10 rounds with: the levels of a row, Hadamard matrices, and whose inputs are rounded
-
-
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_a_rounded_row_has_so_many_levels_and_keeps_its_largest_entry(bits):
     x = torch.randn(3, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
