@@ -45,7 +45,6 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def trained(model, tokens, *arguments, **options) -> dict[str, Tensor]:
-    """The weights of a copy after recovery."""
     other = copy.deepcopy(model)
     minislice.recover(other, tokens, *arguments, **{**QUICK, **options})
     return weights(other)

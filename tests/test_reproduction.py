@@ -42,8 +42,6 @@ DENSE = 27.64  # of OPT-125M, as printed in table 1
 
 
 class Fake:
-    """Stands in for the measuring: what was asked for, and what it answers."""
-
     def __init__(self):
         self.asked, self.batches, self.answers, self.dense, self.commit = [], [], {}, DENSE, "commit"
 
@@ -303,7 +301,7 @@ def in_memory(tmp_path_factory):
     return really(tmp_path_factory.mktemp("memory"), [1], (0, 30))
 
 
-def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
+def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory, monkeypatch):
     model, tokenizer = minislice.load("mini-llama", dtype=torch.float32)
     first, second = halves(tokenize(load_text(TEXT), tokenizer))
     calibration, evaluation = sample(first, 8, 64, seed=0), windows(second, 64, 4)
@@ -313,6 +311,9 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory):
     assert (facts["parameters"], facts["widths"]) == (minislice.parameters(model), model.slicing.widths)
     assert facts["calibration"] == f"README.md 8 x 64 ({provenance.hash_of(calibration)})"
     assert record["revision"] == results.revision("mini-llama") and facts["batch size"] == 8
+    monkeypatch.setattr(bench, "load_text", lambda text, split: [split])  # a file has halves, and a source has splits
+    for split in ("calibration", "test"):
+        assert torch.equal(bench.stream_of("mini-llama", "embedded", split), tokenize([split], tokenizer))
 
 
 def test_what_fails_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
