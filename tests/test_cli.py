@@ -208,7 +208,7 @@ def test_widths_that_do_not_fit_are_told_before_the_work(stream, run, place, tmp
     command = ["slice", place / "small", *texts(place), *SIZES, *stream, "--quiet", "--out", tmp_path / "out"]
     assert_refused(run(*command, "--width", "33"), "33", "32")
     assert_refused(run(*command, "--width", "24", "--samples", "1", "--seqlen", "20"), "20 ", "24 dimensions")
-    assert_refused(run(*command, "--width", "16,16", "--keep-head"), "a width for each boundary", "leave --keep-")
+    assert_refused(run(*command, "--width", "16,16", "--slice-head"), "leave --slice-head out")
 
 
 @pytest.mark.parametrize(

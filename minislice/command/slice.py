@@ -32,8 +32,6 @@ M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 def run(arguments: argparse.Namespace) -> None:
     options = given(arguments, SlicingOptions)
     checked = SlicingOptions(**options)  # a bad option is told before a large model is loaded
-    if isinstance(checked.width, list) and {"slice_embedding", "slice_head"} & options.keys():
-        raise ValueError("a width for each boundary says which are whole; leave --keep-... and --slice-... out")
     if arguments.stream and not arguments.out:
         raise ValueError("--stream writes the sliced model as it goes: give it a folder with --out")
     if arguments.stream and arguments.calibration == OWN:
