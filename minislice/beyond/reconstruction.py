@@ -40,7 +40,7 @@ def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
         """Of a batch: the mean over its tokens of what is missing, as a share of the signal's energy."""
         (y, x), mask = walk.behind(block, index), walk.calibration.batches[index].mask
         share = ((x - y) * inverse_rms(x.flatten(0, 1)).view(*x.shape[:2], 1)).square().mean(-1)
-        return (share if mask is None else share[mask]).mean()
+        return share.mean() if mask is None else share[mask].sum() / mask.sum().clamp(min=1)
 
     def held_out_error() -> float:
         return sum(error(held_out, index).item() for index in held_out.numbers)
