@@ -31,6 +31,8 @@ CHOICES = {
     "pca_dtype": ("float64", "float32"),
 }
 
+HELD_OUT = 8  # every eighth batch, where `reconstruct` holds some out
+
 
 @dataclass(frozen=True)
 class SlicingOptions:
@@ -60,7 +62,8 @@ class SlicingOptions:
         drop: beyond the paper, leave whole blocks out: a list of their numbers. `width` has one entry fewer for each.
         repair: beyond the paper, solve for each W_out again (not a mixture's), to make up for what slicing loses; see
             `beyond.inner`.
-        reconstruct: beyond the paper, move all matrices of each block after the repair; see `beyond.reconstruction`.
+        reconstruct: beyond the paper, move all matrices of each block after the repair; needs two calibration sequences
+            or more; see `beyond.reconstruction`.
         fisher: beyond the paper, choose the neurons to delete by what they mean to the loss; see `beyond.fisher`.
         basis: keep the principal components, "pca"; a "random" subspace; or the columns of the signal with the largest
             norms, unrotated, "column-norm". The last two are there to compare with.
@@ -110,6 +113,11 @@ class SlicingOptions:
     def beyond(self) -> str:
         """The names of the options given here that `beyond.slicing` alone carries out."""
         return ", ".join(name for name in ("neurons", "drop", "repair", "reconstruct", "fisher") if getattr(self, name))
+
+    @property
+    def least_batches(self) -> int:
+        """How many batches the calibration set must have at least, if it has so many sequences."""
+        return HELD_OUT if self.reconstruct else 1
 
     def resolved(self, net: Network) -> "SlicingOptions":
         """The same options, with the default of `head` for this network."""

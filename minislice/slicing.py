@@ -177,7 +177,7 @@ def slice_model(
     if options.beyond and slicer is Slicer:
         raise ValueError(f"not in the paper: {options.beyond}; use minislice.slice_model")
     widths = options.fit(net)
-    batches = token_batches(model, tokens, attention_mask, batch_size)
+    batches = token_batches(model, tokens, attention_mask, batch_size, options.least_batches)
     held = calibration(batches)
     if not net.is_fused:
         fuse_network(net, keep_tie=options.head == "tied")

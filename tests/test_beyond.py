@@ -58,20 +58,21 @@ def test_a_model_with_fewer_neurons_is_one_of_its_own_class_or_keeps_them(family
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_reconstruction_keeps_shapes_and_dtype_and_moves_nothing_where_nothing_is_held_out(dtype):
-    asked = {"neurons": 0.5, "multiple": 4, "repair": True, "reconstruct": True, "batch_size": 1}
+def test_reconstruction_keeps_shapes_and_dtype_and_moves_what_is_solved_however_few_the_batches(dtype):
+    asked = {"neurons": 0.5, "multiple": 4, "repair": True, "reconstruct": True}
     ids = LLAMA.tokens().repeat(8, 1)[:16]
     mask = torch.ones_like(ids)
-    mask[7] = 0  # one of the two batches that are held out is padding alone
-    for given, is_moved in ((ids, mask), True), ((ids[:1],), False):
+    mask[7] = 0  # one of the two sequences that are held out is padding alone
+    for given, batch_size in ((ids, mask), 1), ((ids[:2],), 8):
         models = []
         for descend in (lambda *_: (), reconstruction.descend):
             with patch.object(reconstruction, "descend", descend):
-                models.append(delete_neurons(LLAMA.model().to(dtype), *given, **asked))
+                models.append(delete_neurons(LLAMA.model().to(dtype), *given, **asked, batch_size=batch_size))
         shapes = [{name: (p.shape, p.dtype, p.requires_grad) for name, p in m.named_parameters()} for m in models]
         assert shapes[0] == shapes[1] and type(models[1]) is type(LLAMA.model())
-        error = properties.relative_error(*(model(ids).logits for model in models))
-        assert 0 < error < 1 if is_moved else error == 0
+        assert 0 < properties.relative_error(*(model(ids).logits for model in models)) < 1
+    with pytest.raises(ValueError, match=r"a single calibration sequence, .* give more"):
+        delete_neurons(LLAMA.model(), ids[:1], **asked)
 
 
 def test_a_block_keeps_its_number_when_others_are_dropped():

@@ -27,7 +27,7 @@ from ..architecture.network import Network, inference, network
 from ..calibration import Calibration
 from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
-from ..options import SlicingOptions, slice_width
+from ..options import HELD_OUT, SlicingOptions, slice_width
 from ..rotation import require_whole
 from . import reconstruction
 from .fisher import fisher_metrics
@@ -116,7 +116,7 @@ def solve_block(
         walk: which has reached the block. With a dense signal the block is repaired too; a mixture isn't.
         reconstruct: then move all of the block's matrices (see `reconstruction`); needs the dense signal.
     """
-    learned, held_out = walk.split(reconstruction.HELD_OUT) if reconstruct else (walk, None)
+    learned, held_out = walk.split(HELD_OUT) if reconstruct else (walk, None)
     if delete or (walk.dense is not None and not block.is_mixture):
         solved = solve_output(block, *block_moments(learned, block), delete, metric)
         keep_inner(block, *walk.calibration.agreed(*solved))
@@ -157,7 +157,7 @@ def delete_neurons(
     """
     require_number("neurons", neurons, below=1)
     require_flag("fisher", fisher)
-    SlicingOptions(neurons=neurons, multiple=multiple, repair=repair, reconstruct=reconstruct)  # which checks them
+    options = SlicingOptions(neurons=neurons, multiple=multiple, repair=repair, reconstruct=reconstruct)
     net = network(model)
     require_whole(net, "delete neurons of")
     if net.is_fused:
@@ -174,7 +174,7 @@ def delete_neurons(
         row = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}.get(model.dtype, 1) if of_experts else 1
         step = math.lcm(multiple, math.gcd(count, row))
         left[of_experts] = slice_width(count, neurons, step)
-    held = calibration(token_batches(model, tokens, attention_mask, batch_size))
+    held = calibration(token_batches(model, tokens, attention_mask, batch_size, options.least_batches))
     with inference(model):
         metrics = fisher_metrics(net, held) if fisher else {}
         Z = held.embed(net)

@@ -9,9 +9,10 @@ the block's parameters:
 There are no labels and no loss of the language model: every gradient stays inside one block. Adam takes a step for each
 batch (smaller ones take less time): at most about `RATE` of a matrix's rms, and less and less, as a cosine does.
 
-So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out. W_out
-isn't solved for on these batches either. The block gets the parameters with the least error there, and the solved ones
-compete too: on the batches that are held out, the block can't become worse.
+So many parameters can learn the calibration set by heart. So every eighth batch (of fewer, the last) is held out, and
+batches are smaller where there would be fewer than eight. W_out isn't solved for on these batches either. The block
+gets the parameters with the least error there, and the solved ones compete too: on the batches that are held out, the
+block can't become worse.
 """
 
 import math
@@ -25,7 +26,6 @@ from .inner import Walk, inverse_rms
 
 PASSES, STEPS = 4, 120  # over the batches that are learned from; at least so many steps
 RATE = 0.02  # of each matrix's rms
-HELD_OUT = 8  # every eighth batch
 NOTHING = 1e-9  # of the signal's energy: a smaller error is rounding
 
 

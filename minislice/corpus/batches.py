@@ -42,12 +42,19 @@ def count_tokens(batches: Iterable[Batch]) -> int:
 
 
 def token_batches(
-    model: PreTrainedModel, tokens: Tokens, attention_mask: Tensor | Iterable[Tensor] | None, batch_size: int
+    model: PreTrainedModel,
+    tokens: Tokens,
+    attention_mask: Tensor | Iterable[Tensor] | None,
+    batch_size: int,
+    least: int = 1,
 ) -> list[Batch]:
-    """Batches of at most `batch_size` sequences. The caller's tensors are never written to.
+    """Batches of at most `batch_size` sequences; at least `least` batches, if there are so many sequences.
+
+    The caller's tensors are never written to.
 
     Raises:
-        ValueError: no tokens, or tokens and masks that don't fit each other or the model; the message says what to do.
+        ValueError: no tokens, or tokens and masks that don't fit each other or the model; a single sequence, if more
+            batches are asked for. The message says what to do.
     """
     if not hasattr(model, "get_input_embeddings"):
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}")
@@ -56,24 +63,26 @@ def token_batches(
     masks = [None] * len(given) if attention_mask is None else listed(attention_mask, "the attention mask")
     if len(masks) != len(given):
         raise ValueError(f"got {len(given)} batches of tokens but {len(masks)} attention masks")
-    batches, sequences = [], 0
+    checked, sequences = [], 0
     for ids, mask in zip(given, masks, strict=True):
         if isinstance(ids, Mapping):
             if "input_ids" not in ids:
                 raise ValueError(f"a batch has {', '.join(ids)} and no input_ids: call the tokenizer on its texts")
             ids, mask = ids["input_ids"], ids.get("attention_mask") if mask is None else mask
         ids, mask = _checked(model, ids, mask)
-        whole = Batch(ids, mask, sequences)
-        batches += [whole.part(start, start + batch_size) for start in range(0, len(ids), batch_size)]
+        checked.append(Batch(ids, mask, sequences))
         sequences += len(ids)
-    if not batches:
+    if not checked:
         raise ValueError(
             "got no tokens: give a [sequences, tokens] tensor of ids, or an iterable of them that can be read again (a "
             "generator is empty after its first use)"
         )
-    if not any(batch.mask is None or batch.mask.any() for batch in batches):
+    if not any(batch.mask is None or batch.mask.any() for batch in checked):
         raise ValueError("nothing to predict and nothing to calibrate on: the attention mask is 0 at every token")
-    return batches
+    if sequences == 1 < least:
+        raise ValueError("got a single calibration sequence, and some are to be held out; give more")
+    size = max(min(batch_size, sequences // least), 1)
+    return [batch.part(start, start + size) for batch in checked for start in range(0, len(batch.ids), size)]
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

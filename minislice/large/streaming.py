@@ -94,7 +94,8 @@ def slice_streamed(
     require_whole(net, "slice")
     if net.is_fused:
         raise ValueError(f"{source} is fused already; slice it in memory, or give the trained model")
-    batches = [batch.to(device) for batch in token_batches(net.model, tokens, attention_mask, batch_size)]
+    batches = token_batches(net.model, tokens, attention_mask, batch_size, options.least_batches)
+    batches = [batch.to(device) for batch in batches]
     work = WorkFolder(Path(out).resolve(), processes)
     slicer = StreamedSlicer(trained, options.resolved(net), batches, work)
     report, options = slicer.report, slicer.options
