@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
 from .architecture.linears import Linear, set_linear
-from .architecture.network import Network, inference, network
+from .architecture.network import Network, changing, inference, network
 from .calibration import Calibration, Signal, require_finite
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse_network
@@ -169,7 +169,7 @@ def slice_model(
     Raises:
         ValueError: options or tokens that don't fit the model, or a model that is sliced already. The model is then
             unchanged. Also a signal with a NaN or an infinity: the message names the block and the sequence. The model
-            is then partly sliced: load it again.
+            is then half changed: load it again.
     """
     net = network(model)
     require_whole(net, "slice")
@@ -182,7 +182,7 @@ def slice_model(
     if not net.is_fused:
         fuse_network(net, keep_tie=options.head == "tied")
     steps = slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
-    with inference(model):
+    with changing(net.model), inference(model):
         steps.slice_embeddings()
         for layer in tqdm(net.layers, desc="slicing", disable=not progress, leave=False):
             steps.slice_layer(layer)

@@ -255,9 +255,12 @@ BROKEN = {  # a broken weight, options, and what the error says
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_weight_is_named_by_its_place(name):
+def test_a_broken_weight_is_named_by_its_place_and_the_model_is_refused_from_then_on(name):
     options, message = BROKEN[name]
     model = replace(LLAMA, layers=3, tied=False).model()
     model.model.get_submodule(name).weight.data[:, 0] = NAN
     with pytest.raises(ValueError, match=message):
         slice_model(model, IDS, batch_size=2, **options)
+    for action in (slicing(slicing=0), thinning(), lambda model: minislice.save(model, "nowhere")):
+        with pytest.raises(ValueError, match="half changed: load it again"):
+            action(model)

@@ -204,13 +204,15 @@ def network(model: PreTrainedModel) -> Network:
 
     Raises:
         ValueError: not a causal language model of a supported family, or a linear is quantized, PEFT's,
-            or of an unknown class.
+            or of an unknown class; or the model is half changed.
     """
     if type(model).__module__.startswith("peft."):
         raise ValueError("this is a PEFT model; merge its adapters into it first: model = model.merge_and_unload()")
     if not isinstance(model, PreTrainedModel):
         remedy = "if a model is inside, as after torch.compile, give that one"
         raise ValueError(f"expected a transformers causal language model, got {type(model).__name__}; {remedy}")
+    if getattr(model, "is_half_changed", False):
+        raise ValueError("an error or an interrupt left this model half changed: load it again")
     config = model.config
     if config.model_type == "minislice":
         return network(model.base)
@@ -297,3 +299,11 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for config in grouped:
             config._experts_implementation = "grouped_mm"
+
+
+@contextmanager
+def changing(model: nn.Module) -> Iterator[None]:
+    """The model is half changed while it is open, and stays so after an error: `network` then refuses it."""
+    model.is_half_changed = True
+    yield
+    del model.is_half_changed

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
 from ..architecture.configuration import own_config
-from ..architecture.network import Network, inference, network
+from ..architecture.network import Network, changing, inference, network
 from ..calibration import Calibration
 from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
@@ -175,8 +175,8 @@ def delete_neurons(
         step = math.lcm(multiple, math.gcd(count, row))
         left[of_experts] = slice_width(count, neurons, step)
     held = calibration(token_batches(model, tokens, attention_mask, batch_size, options.least_batches))
-    with inference(model):
-        metrics = fisher_metrics(net, held) if fisher else {}
+    metrics = fisher_metrics(net, held) if fisher else {}
+    with changing(model), inference(model):
         Z = held.embed(net)
         dense = held.embed(net) if repair else None
         for block in tqdm(net.blocks, desc="neurons", disable=not progress, leave=False):
