@@ -38,10 +38,10 @@ def align(
     values of P^T R = U diag(s) W^T are the sines of these angles. For small angles they are more exact than cosines.
     """
     D, k = P.shape
-    together = P.T @ Q_next
     if k_next == D:  # nothing is deleted: an orthogonal matrix whose first k columns are P
         P_next = torch.cat([P, torch.linalg.qr(P, mode="complete").Q[:, k:]], dim=1)
         return P_next, P.new_zeros(k, 0), P.new_zeros(0)
+    together = P.T @ Q_next
     S, sines = together[:, :k_next], together[:, k_next:]  # P^T P_next, and P^T R
     U = left_singular_vectors(sines)
     cosines = (U.T @ S).norm(dim=1)

@@ -33,11 +33,11 @@ ROUTED_TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "bfloat16": 2.0, "float16
 
 PAPER = vars(SlicingOptions.paper(slicing=0))
 STEPS = {
-    "loaded": lambda model, tokens, mask, seed: model,
-    "fused": lambda model, tokens, mask, seed: fuse(model),
-    "rotated": lambda model, tokens, mask, seed: rotate(model, seed=seed),
-    "rotated per block": lambda model, tokens, mask, seed: rotate(model, per_block=True, seed=seed),
-    "rotated by PCA": lambda model, tokens, mask, seed: slice_model(model, tokens, mask, **PAPER),
+    "loaded": lambda model, tokens, seed: model,
+    "fused": lambda model, tokens, seed: fuse(model),
+    "rotated": lambda model, tokens, seed: rotate(model, seed=seed),
+    "rotated per block": lambda model, tokens, seed: rotate(model, per_block=True, seed=seed),
+    "rotated by PCA": lambda model, tokens, seed: slice_model(model, tokens, **PAPER),
 }
 UNROTATED = ["loaded", "fused"]  # compared with the trained model; the other steps with the fused model
 
@@ -168,7 +168,7 @@ def verify(
             _let_go(exact)
             del exact
             for dtype, step in itertools.product(dtypes, steps):
-                changed = STEPS[step](in_dtype(model, dtype), tokens, None, seed)
+                changed = STEPS[step](in_dtype(model, dtype), tokens, seed)
                 error = relative_error(batch_logits(changed, tokens, batch_size=batch_size), reference)
                 tolerance = max(tolerances[dtype], own_norm if steps is UNROTATED else 0.0)
                 value = perplexity(changed, tokens, batch_size=batch_size)

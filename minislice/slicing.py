@@ -54,7 +54,7 @@ class Slicer:
         self.norms = [bare(norm, net) for norm in (*(block.norm for block in self.blocks), net.final_norm)]
         self.whole = self.options.whole_boundaries(widths)
         self.adapter_forms = self.options.adapter_forms(widths)
-        self.generator = torch.Generator().manual_seed(int(self.options.seed))
+        self.generator = torch.Generator().manual_seed(self.options.seed)
         self.Q: Float64[Tensor, "D D"] | None = None
         self.Z: Signal | None = None
 

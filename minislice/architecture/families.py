@@ -246,7 +246,10 @@ REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
 
 
 def register(model_type: str, family: Family) -> None:
-    """Add a family to the table, or put another in its place, in this process; a saved sliced model takes it along."""
+    """Add a family to the table, or put another in its place, in this process.
+
+    A saved sliced model takes its entry along; the one that is in the table already wins when it is loaded.
+    """
     FAMILIES[model_type] = family
 
 

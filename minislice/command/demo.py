@@ -29,7 +29,7 @@ from .parser import PICTURE
 SLICING, PROMPT, NEW_TOKENS = 0.25, "The statement", 16
 
 
-def sliced(model: PreTrainedModel, tokens: Tensor, mask: None, seed: int, form: str) -> PreTrainedModel:
+def sliced(model: PreTrainedModel, tokens: Tensor, seed: int, form: str) -> PreTrainedModel:
     """A step like those of `STEPS`."""
     return slice_model(model, tokens, **vars(SlicingOptions.paper(slicing=SLICING, adapter=form, seed=seed)))
 
@@ -80,7 +80,7 @@ def measured_steps(name: str, calibration: Tensor, evaluation: Tensor, arguments
     dense_logits = logits_of(model, evaluation[:2])
     prompt, rows = tokenizer(PROMPT, return_tensors="pt")["input_ids"].to(model.device), []
     for step, change in tqdm(CHANGES.items(), desc=name, leave=False, disable=arguments.quiet):
-        changed, text = change(copy.deepcopy(model), calibration, None, arguments.seed), ""
+        changed, text = change(copy.deepcopy(model), calibration, arguments.seed), ""
         if step in WRITERS:
             ids = changed.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
             text = " ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split())

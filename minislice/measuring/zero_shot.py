@@ -1,7 +1,7 @@
 """Zero-shot accuracy (section 4, tables 7 to 10), measured by EleutherAI's LM Evaluation Harness.
 
 The paper's five tasks are multiple choice: the answer is the choice that the model finds likeliest. `acc` compares the
-log-likelihoods of the choices, `acc_norm` divides each by the length of its choice in bytes first. The paper names no
+log-likelihoods of the choices, `acc_norm` divides each by its choice's number of characters first. The paper names no
 metric. Its numbers are acc_norm where the harness has that, and acc for WinoGrande, as in the authors' script.
 """
 
