@@ -116,7 +116,7 @@ def not_finite(x: Tensor, batch: Batch, where: str) -> str:
         bad &= batch.mask
     rows = bad.any(-1).nonzero().flatten().tolist()
     which = f"calibration sequence {batch.first_sequence + rows[0]}" if rows else "the calibration set"
-    return f"the signal behind {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"
+    return f"the signal after {where} has a NaN or an infinity on {which}; check the weights, or use a wider dtype"
 
 
 def require_finite(parameters: Iterable[tuple[str, Tensor]]) -> None:

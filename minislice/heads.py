@@ -31,7 +31,7 @@ def tie_obstacle(net: Network) -> str | None:
     if net.is_fused and not isinstance(net.head, TiedHead):
         return "fusion has given it weights of its own; start again from the trained model"
     if net.embedding_norm is not None:
-        return "a norm stands behind the embedding, and fusion puts it into the matrix"
+        return "a norm stands after the embedding, and fusion puts it into the matrix"
     if net.subtracts_mean and type(net.embeddings[0]) not in (nn.Embedding, CentredEmbedding):
         return f"the embedding, a {type(net.embeddings[0]).__name__}, can't subtract the mean as well"
     return None

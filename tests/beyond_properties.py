@@ -35,7 +35,7 @@ SLACK = 500  # of a random budget: more than the 8 neurons of any block there
 
 
 def random_case(recipe: Recipe) -> tuple[Tensor, Tensor, Tensor]:
-    """H [tokens, 10], correlated and of different sizes; W [10, 4]; and what is lacking behind the block."""
+    """H [tokens, 10], correlated and of different sizes; W [10, 4]; and what is lacking after the block."""
     generator = torch.Generator().manual_seed(recipe.seed)
     mixed = torch.randn(10, 10, generator=generator) * torch.logspace(-1, 1, 10)
     H, W = torch.randn(30, 10, generator=generator) @ mixed, torch.randn(10, 4, generator=generator)
@@ -130,7 +130,7 @@ def mlps(model, dense) -> list:
 
 
 def experts_moments_are_weighted_sums(recipe: Recipe) -> None:
-    """Each expert's C is a sum over the tokens that it gets, weighted by the router and by the signal behind the block.
+    """Each expert's C is a sum over the tokens that it gets, weighted by the router and by the signal after the block.
 
     A W_out that shows one neuron and nothing else has the whole mixture say what an expert makes of a token.
     """
@@ -217,7 +217,7 @@ def repair_brings_the_signal_nearer(recipe: Recipe, place=0) -> None:
 
 
 def errors(recipe: Recipe, reconstruct: bool) -> tuple[float, float]:
-    """The error behind a first block that reads a cut signal: on three batches that it learns from, and held out."""
+    """The error after a first block that reads a cut signal: on three batches that it learns from, and held out."""
     walk, block = cut_signal(recipe, 0, batch_size=1)
     with torch.no_grad():
         learned, _ = (walk, None) if reconstruct else walk.split(8)
@@ -252,7 +252,7 @@ def information(model, tokens, mask=None, batch_size=4, processes=1) -> list:
 
 
 def a_sum_of_outer_products(recipe: Recipe) -> None:
-    """Of the gradients of single sequences without padding, behind layers whose last block has the neurons."""
+    """Of the gradients of single sequences without padding, after layers whose last block has the neurons."""
     model, expected = recipe.model(), 0.0
     mask = torch.ones_like(recipe.tokens()) if recipe.mask() is None else recipe.mask()
     found = torch.stack(information(model, recipe.tokens(), recipe.mask()))

@@ -200,7 +200,7 @@ TABLE: dict[Callable, list[tuple]] = {
         ("the next one dropped", other, "architecture.network.Network.numbered",
          lambda right, self, numbers: right(self, [number + 1 for number in numbers]))],
     b.a_loss_without_a_layer_is_that_of_the_network_in_which_it_writes_nothing: [
-        ("the layer behind left out", deep, "beyond_properties.losses_without_each",
+        ("the layer after left out", deep, "beyond_properties.losses_without_each",
          lambda right, *given: [*right(*given)[1:], right(*given)[0]])],
     b.each_deleted_layer_hurts_least: [
         ("another layer deleted", OPT, "beyond.depth.delete_layer",

@@ -52,7 +52,7 @@ def a2_counterexample(D):
 
 def a3_rotate(weights, Q):
     """Block by block, with the neurons in another order and one bias for both writers."""
-    new, S = copy.deepcopy(weights), [np.linalg.solve(before, behind) for before, behind in itertools.pairwise(Q)]
+    new, S = copy.deepcopy(weights), [np.linalg.solve(before, after) for before, after in itertools.pairwise(Q)]
     for name in ("W_embd", "W_pos"):
         new[name] = None if weights[name] is None else np.einsum("nd,de->ne", weights[name], Q[0])
     for i in range(len(S)):

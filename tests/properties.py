@@ -98,7 +98,7 @@ def full_width_preserves_logits(recipe: Recipe, **options) -> None:
 
 
 def projected_logits(recipe: Recipe, widths: list[int], signal: str, carry: Callable | None = None) -> Tensor:
-    """Eq. 9 by its definition, no matrix ever cut: X <- X P P^T behind the embeddings and behind every block.
+    """Eq. 9 by its definition, no matrix ever cut: X <- X P P^T after the embeddings and after every block.
 
     `carry` makes of the bases P of two boundaries the D x D matrix that the signal from before the block is multiplied
     by, in place of P P^T.

@@ -250,7 +250,7 @@ PLACE = r"{} .* calibration sequence 0\b"
 BROKEN = {  # a broken weight, options, and what the error says
     "embed_tokens": ({"width": 5}, PLACE.format("embeddings")),
     "layers.1.mlp.down_proj": ({"width": 5, "drop": [2]}, PLACE.format("block 3")),
-    "layers.1.mlp.gate_proj": ({"slicing": 0, "neurons": 0.5}, PLACE.format("behind block 3")),
+    "layers.1.mlp.gate_proj": ({"slicing": 0, "neurons": 0.5}, PLACE.format("after block 3")),
 }
 
 

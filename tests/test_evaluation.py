@@ -60,7 +60,7 @@ def test_rotations_are_not_seen_and_slicing_is_at_every_boundary_more_of_it_more
     assert all(0 < less < more for less, more in zip(few, many, strict=True))
     fewer = minislice.slice_model(copy.deepcopy(model), tokens, width=recipe.width - 2, drop=[1])
     errors = layers.signal_errors(model, fewer, tokens)
-    assert len(errors) == 3 and errors[1] > few[2]  # the boundary behind the dropped block
+    assert len(errors) == 3 and errors[1] > few[2]  # the boundary after the dropped block
     rotated = minislice.rotate(copy.deepcopy(model), seed=1)
     assert max(layers.signal_errors(model, rotated, tokens)) < 1e-9
     monkeypatch.setattr(layers, "inner_products", lambda x: x)  # the mistake: the signals themselves are compared

@@ -49,7 +49,7 @@ def test_a_tied_head_stays_tied_unless_a_norm_stands_behind_the_embedding(family
     """That norm changes what the embedding gives, and not what the head multiplies by."""
     recipe = fixed(family, variant, tied=True)
     if TABLE[family].embedding_norm:
-        with pytest.raises(ValueError, match="a norm stands behind the embedding"):
+        with pytest.raises(ValueError, match="a norm stands after the embedding"):
             properties.sliced(recipe, head="tied")
         report = minislice.slice_model(recipe.model(), recipe.tokens(), width=8).slicing
         assert report.options.head == "own" and report.widths[0] == 8
@@ -129,7 +129,7 @@ EXPORTS = [*((*case, False) for case in EXPORTED), *((*case, True) for case in S
 
 @pytest.mark.parametrize(("family", "variant", "drop"), EXPORTS)
 def test_an_export_computes_the_same_in_transformers_own_class_or_says_why_it_can_not(family, variant, drop, tmp_path):
-    """Also without a layer: attention and RoPE of the layers behind it must not become those of their new numbers."""
+    """Also without a layer: attention and RoPE of the layers after it must not become those of their new numbers."""
     recipe = fixed(family, variant, eps=1e-3, hidden=20, layers=3 + drop)
     model, count = recipe.model().float(), len(network(recipe.model()).layers[0].blocks)
     dropped = {"drop": range(2 * count, 3 * count), "neurons": 0.5, "multiple": 4} if drop else {}

@@ -40,14 +40,14 @@ def test_the_entry_of_the_table_is_found(family, variant):
             assert getattr(found.family, field.name) == getattr(expected, field.name), field.name
 
 
-BEHIND, NO_NORM = "a norm with a scale stands behind the branch", "reads the signal, and no norm stands before it"
+NORM_AFTER, NO_NORM = "a norm with a scale stands after the branch", "reads the signal, and no norm stands before it"
 REFUSALS = [
-    ("gemma2", {}, (BEHIND, "post_attention_layernorm", "post_feedforward_layernorm")),
+    ("gemma2", {}, (NORM_AFTER, "post_attention_layernorm", "post_feedforward_layernorm")),
     ("olmo2", {}, (NO_NORM, "q_proj")),
     ("electra", {}, ("not a sum of embeddings", "position_embeddings")),
     ("bloom", {"apply_residual_connection_post_layernorm": True}, ("carries the scaled output of h.0.post_",)),
     ("opt", {"_remove_final_layer_norm": True}, ("not a norm of what the last layer writes",)),
-    ("nanochat", {}, ("norm stands behind the embeddings and before the head",)),
+    ("nanochat", {}, ("norm stands after the embeddings and before the head",)),
     ("prophetnet", {}, ("not a sum of embeddings", "word_embeddings")),
     ("phimoe", {}, ("ends in an error, ValueError: can't fold the shift of a norm into experts",)),
 ]
@@ -117,7 +117,7 @@ def test_the_commands(tmp_path, run):
     status, printed, _ = run("propose", tmp_path / "mistral")
     assert status == 0 and "post_attention_layernorm" in printed
     status, printed, _ = run("propose", tmp_path / "gemma2", "--json")
-    assert status == 1 and "stands behind the branch" in document(printed)["obstacle"]
+    assert status == 1 and "stands after the branch" in document(printed)["obstacle"]
     printed = " ".join(run("families")[1].split())
     assert all(name in printed for name in (*TABLE, *REFUSED)) and "does not commute with a rotation" in printed
     told = document(run("families", "--json")[1])

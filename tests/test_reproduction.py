@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_skipped_with_its_reason_and_products_always_fit():
     assert streamed["perplexity"] is None and "the device has 86" in streamed["time"], "table 3 slices in memory"
     seven = next(setting for setting in settings_of(rows(LLAMA, [1], ["7B"])) if setting.percent)
     told = reproduce.why_not(seven, eight | {"the host's memory": 45 << 30}, stream=False)
-    assert "its signal takes about 52 GB" in told, "Z before and behind a block, and X of full width between them"
+    assert "its signal takes about 52 GB" in told, "Z before and after a block, and X of full width between them"
 
 
 def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path):
@@ -378,7 +378,7 @@ def test_streamed_slicing_stays_on_the_disk_until_its_rows_are_finished(in_memor
     run(tmp_path, asked[:1], SMALL, stream=True)  # the dense model's row, as the notebook runs it first
     assert run(tmp_path, asked, SMALL, stream=True)["failed"] == 1
     assert run(tmp_path, asked, SMALL, stream=True)["done"] == 1 and batch_sizes(slicing) == [8, 4, 4, 4]
-    assert layers.call_count == 2 * (len(in_memory[1]["facts"]["widths"]) // 2), "a run went on behind the last layer"
+    assert layers.call_count == 2 * (len(in_memory[1]["facts"]["widths"]) // 2), "a run went on after the last layer"
     assert {path.name for path in tmp_path.iterdir()} == {"results.jsonl"}
     for streamed_record, whole in zip(recorded(tmp_path), in_memory, strict=True):
         assert streamed_record["values"] == pytest.approx(whole["values"], rel=1e-5)  # by batches of another size

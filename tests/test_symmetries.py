@@ -217,7 +217,7 @@ def test_memory_that_ends_says_nothing_about_an_attention(monkeypatch):
 
 
 def test_a_model_in_no_table_gets_the_answer_of_propose():
-    for kind, answer in (("gemma2", "a norm with a scale stands behind"), ("olmoe", "register the one that .* finds")):
+    for kind, answer in (("gemma2", "a norm with a scale stands after"), ("olmoe", "register the one that .* finds")):
         with pytest.raises(ValueError, match=f"{kind}.*{answer}"):
             minislice.verify(small_model(kind), torch.ones(1, 4, dtype=torch.long), symmetries=True)
 

@@ -2,7 +2,7 @@
 
     X  <-  X S  +  sigma( RMSNorm(X) W_in + b_in ) W_out + b_out          one block
 
-The paper's algorithm has the norm behind the sum; S is section 3.3's. X is the signal, [tokens, D]: row vectors.
+The paper's algorithm has the norm after the sum; S is section 3.3's. X is the signal, [tokens, D]: row vectors.
 `nn.Linear` stores its matrix transposed ([out, in]), so the paper's W_in is ``linear.weight.T``. transformers' own
 attention or MLP module holds W_in, sigma and W_out: slicing replaces its weights and keeps its code. It also replaces
 the norm, and adds the residual adapter S.

@@ -58,7 +58,7 @@ FALCON_ATTENTION = replace(
 
 
 def parallel(attention: BlockSpec, mlp: BlockSpec) -> BlockSpec:
-    """The block of a layer whose attention and MLP read the same signal, behind one norm or two."""
+    """The block of a layer whose attention and MLP read the same signal, after one norm or two."""
     mlp_norm = mlp.norm if mlp.norm != attention.norm else None
     w_in, w_out = attention.w_in + mlp.w_in, attention.w_out + mlp.w_out
     return replace(attention, mlp=mlp.mlp, mlp_norm=mlp_norm, w_in=w_in, w_out=w_out)
@@ -231,7 +231,7 @@ FAMILIES: dict[str, Family] = {
 OWN = dict(FAMILIES)
 
 _BEHIND = (
-    "behind each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
+    "after each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
     "diag(w) does not commute with a rotation"
 )
 _BEHIND_BOTH = _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm")

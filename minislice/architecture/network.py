@@ -176,7 +176,7 @@ class Network:
     def logits(self, boundary: int, x: Tensor, contexts: list[dict], ids: Tensor) -> Tensor:
         """The logits, [sequences, tokens, vocabulary], for a signal x at a boundary; `contexts` are from `embed`.
 
-        The blocks behind it run, then the model without its layers, and its final norm reads what they made of x.
+        The blocks after it run, then the model without its layers, and its final norm reads what they made of x.
         """
         for block in self.blocks[boundary:]:
             x = block(x, **contexts[block.layer])

@@ -35,8 +35,8 @@ def losses_without_each(net: Network, batches: Sequence[Batch]) -> list[float]:
         for batch in batches:
             x, contexts = net.embed(batch.ids, batch.mask)
             for index, layer in enumerate(net.layers):
-                behind = (index + 1) * net.blocks_per_layer
-                logits = net.logits(behind, x, contexts, batch.ids)  # of f_L ... f_{l+1}
+                after = (index + 1) * net.blocks_per_layer
+                logits = net.logits(after, x, contexts, batch.ids)  # of f_L ... f_{l+1}
                 losses[index].append(prediction_losses(logits, batch).double())
                 for block in layer.blocks:
                     x = block(x, **contexts[index])

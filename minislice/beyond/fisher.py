@@ -1,7 +1,7 @@
 """Beyond the paper: neurons are scored by what they mean to the loss.
 
 `neurons` deletes the neurons without which the signal changes least, whatever the direction of the change. But the
-blocks behind hardly notice some directions, and depend on others. With g_t the gradient of the loss at the block's
+later blocks hardly notice some directions, and depend on others. With g_t the gradient of the loss at the block's
 output, a row for each token t:
 
     G = sum_t g_t^T g_t                            [D, D]

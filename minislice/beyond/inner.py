@@ -4,17 +4,17 @@ SliceGPT deletes dimensions of the signal: rows of W_in, columns of W_out. The o
 inner one. With
 
     H = sigma(RMSNorm(X) W_in + b_in)          [tokens, inner]    what W_out reads; its bias reads a column of ones
-    Y = X S + H W_out                          [tokens, D]        the signal behind the block
+    Y = X S + H W_out                          [tokens, D]        the signal after the block
     C = sum_t w_t^2 h_t^T h_t                  [inner, inner]
     B = sum_t w_t^2 h_t^T (x_t - y_t)          [inner, D]         x: the dense network's signal there
 
 every least-squares problem for W_out is answered by C and B, whatever the number of tokens. The next norm divides the
 signal by its rms, so errors are weighted by w_t = 1 / rms. A parallel layer's two W_out are stacked, and so are their
 inputs. In a mixture every expert has H, W_out and C of its own, over the tokens that the router sends there, times the
-weights that the router gives them. There is no B: no single expert is to blame for what is missing behind a mixture.
+weights that the router gives them. There is no B: no single expert is to blame for what is missing after a mixture.
 
 Repair: the pass walks the dense network beside the sliced one, and solves for W_out again, so that a block makes up
-for what slicing lost before it. With X the dense signal behind the block, Z the sliced one before it, and lambda the
+for what slicing lost before it. With X the dense signal after the block, Z the sliced one before it, and lambda the
 share `REPAIR_RIDGE` of the mean of C's diagonal:
 
     W_out  <-  argmin_W || diag(w) (X - Z S - H W) ||^2 + lambda || W - W_out ||^2  =  W_out + (C + lambda I)^-1 B
@@ -48,22 +48,22 @@ class Walk:
     calibration: Calibration
     Z: Signal  # before the block, [tokens, k]
     P: Float64[Tensor, "D k"] | None = None  # the basis of Z; without it, Z is in the trained basis
-    dense: Signal | None = None  # the dense network's signal behind the block; without it, the block's own is wanted
+    dense: Signal | None = None  # the dense network's signal after the block; without it, the block's own is wanted
     chosen: Sequence[int] | None = None  # the numbers of some batches; without it, all
-    after: Signal | None = None  # `behind` writes the signal behind the block here
+    into: Signal | None = None  # `outputs` writes the signal after the block here
 
     @property
     def numbers(self) -> Sequence[int]:
         """The numbers of the batches that the walk goes over."""
         return range(len(self.calibration.batches)) if self.chosen is None else self.chosen
 
-    def behind(self, block: Block, index: int) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
-        """The signal of a batch behind the block, and the one that is wanted there, in the trained basis."""
+    def outputs(self, block: Block, index: int) -> tuple[Float[Tensor, "*tokens D"], Float[Tensor, "*tokens D"]]:
+        """The signal of a batch after the block, and the one that is wanted there, in the trained basis."""
         z = self.Z[index]
         y = block.branch(z, **self.calibration.contexts[index][block.layer])
         y = y + (z if self.P is None else z @ self.P.T.to(z))
-        if self.after is not None:
-            self.after[index] = y
+        if self.into is not None:
+            self.into[index] = y
         return y, y if self.dense is None else self.dense[index]
 
     def split(self, each: int) -> tuple["Walk", "Walk"]:
@@ -101,7 +101,7 @@ def moments(
 
     Args:
         h: inputs of W_out, with the column of ones if it has a bias.
-        y: the signal behind the block.
+        y: the signal after the block.
         x: the signal that is wanted there; its rms is the weight.
         add_to: the moments of other tokens; the sum is in place.
     """
@@ -146,7 +146,7 @@ def block_moments(
     total, writers = None, [ExpertsWriter(block.experts)] if block.is_mixture else block.w_out
     for index in walk.numbers:
         with inputs_of(writers) as inputs:
-            y, wanted = walk.behind(block, index)
+            y, wanted = walk.outputs(block, index)
         batch = walk.calibration.batches[index]
         if block.is_mixture:
             [(x, chosen, weights)] = inputs

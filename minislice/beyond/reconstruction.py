@@ -1,7 +1,7 @@
 """Beyond the paper: all matrices of a block move, not W_out alone, so that it makes up for what was lost before it.
 
 Once neurons are deleted and W_out is solved for again (`inner`), the matrices that make what W_out reads are still the
-trained ones. With x_t the dense network's signal behind the block, z_t the sliced signal before it, and theta all of
+trained ones. With x_t the dense network's signal after the block, z_t the sliced signal before it, and theta all of
 the block's parameters:
 
     theta  <-  argmin  sum_t || x_t - z_t P^T - sigma(RMSNorm(z_t) W_in + b_in) W_out - b_out ||^2 / rms(x_t)^2
@@ -38,7 +38,7 @@ def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
 
     def error(walk: Walk, index: int) -> Tensor:
         """Of a batch: the mean over its tokens of what is missing, as a share of the signal's energy."""
-        (y, x), mask = walk.behind(block, index), walk.calibration.batches[index].mask
+        (y, x), mask = walk.outputs(block, index), walk.calibration.batches[index].mask
         share = ((x - y) * inverse_rms(x.flatten(0, 1)).view(*x.shape[:2], 1)).square().mean(-1)
         return share.mean() if mask is None else share[mask].sum() / mask.sum().clamp(min=1)
 
@@ -55,7 +55,7 @@ def reconstruct(block: Block, learned: Walk, held_out: Walk) -> None:
 
 
 def descend(parameters: list[Tensor], errors: list[Callable[[], Tensor]]) -> Iterator[None]:
-    """Adam takes one step for each of these errors, in random order, again and again; yields behind each pass.
+    """Adam takes one step for each of these errors, in random order, again and again; yields after each pass.
 
     Adam's numbers and a copy of the parameters are float32 or wider: in bfloat16 small steps would be lost.
     """

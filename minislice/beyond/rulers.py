@@ -7,7 +7,7 @@ computed again. The cost is the Kullback-Leibler divergence from the dense model
 
 The difference of losses, log p_y - log q_y for the next token y, has the same mean where p is right. But it has either
 sign, so much of it is chance over a few thousand tokens. Linear algebra alone gives the share of the signal's energy
-that a deletion loses, `Cost.lost`. It tells how the cost grows with each neuron, but not how much the blocks behind
+that a deletion loses, `Cost.lost`. It tells how the cost grows with each neuron, but not how much later blocks
 depend on it. So two measurements for each block, with a third of its neurons gone and with all, give a scale and a
 power.
 
@@ -169,7 +169,7 @@ def block_costs(
     """
     held, measured = Calibration(calibration), Calibration(held_out)
     ids, costs = [batch.ids for batch in held_out], []
-    energy = count_tokens(calibration) * net.trained_width  # of the signal behind a block, weighted as in `moments`
+    energy = count_tokens(calibration) * net.trained_width  # of the signal after a block, weighted as in `moments`
     with inference(net.model):
         Z, X = held.embed(net), measured.embed(net)
 
@@ -183,7 +183,7 @@ def block_costs(
             cost = Cost(dropped)
             if count := block.neurons:
                 Z_next = held.room(net.trained_width, Z[0].dtype)
-                C, _ = block_moments(Walk(held, Z, after=Z_next), block)
+                C, _ = block_moments(Walk(held, Z, into=Z_next), block)
                 probed = measure(boundary, measured.forward(without(block, C, round(PROBE * count)), X))
                 emptied = dropped
                 if block.attention is not None or block.is_mixture or has_bias(block):  # something else is left

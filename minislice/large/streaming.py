@@ -152,7 +152,7 @@ class StreamedSlicer(BeyondSlicer):
         D, folder, dtype = self.report.trained_width, self.work.path, self.trained.dtype
         widths = [D if k is None else k for k in self.widths]
         model = self.sliced_model(widths, self.options.largest_adapters(D, widths))
-        # The signal before a block, behind it, at full width; to repair, the dense network's before and behind it.
+        # The signal before a block, after it, at full width; to repair, the dense network's before and after it.
         signals = (5 if self.options.repair else 3) * self.report.calibration_tokens * D * dtype.itemsize
         needed = size_in_bytes(model) + signals + 4 * 8 * D * D
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())  # by an earlier run

@@ -36,7 +36,7 @@ def signal_errors(
 ) -> list[float]:
     """||Z Z^T - X X^T|| / ||X X^T|| at every boundary: 0 where Z is X, rotated; 1 where nothing of X is left.
 
-    X is the dense signal behind its norm. The dense model is fused, so that its norms have no weights. A boundary
+    X is the dense signal after its norm. The dense model is fused, so that its norms have no weights. A boundary
     before a dropped block is left out.
     """
     net, sliced_net, dense_signals, errors = network(dense), network(sliced), signals(dense, ids), []

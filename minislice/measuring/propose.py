@@ -28,8 +28,8 @@ from ..checks import require_seed
 from ..invariance import Verification, verify
 from .flow import Call, calls_of, equal, explain, norm_kind, redrawn
 
-BEHIND = (
-    "a norm with a scale stands behind the branch ({}): what it adds to the signal is RMSNorm(f W_out) diag(w), and "
+NORM_AFTER = (
+    "a norm with a scale stands after the branch ({}): what it adds to the signal is RMSNorm(f W_out) diag(w), and "
     "diag(w) does not commute with a rotation"
 )
 CARRIED = (
@@ -130,7 +130,7 @@ class _Observed:
             )
         final_norm, head = self._end()
         if final_norm == embedding_norm:
-            raise Obstacle(f"{final_norm} stands behind the embeddings and before the head, where each needs its own")
+            raise Obstacle(f"{final_norm} stands after the embeddings and before the head, where each needs its own")
         decoder, layer = self.model.get_submodule(self.decoder), self.layers[0]
         source = inspect.getsource(type(decoder).forward)
         shaped = getattr(decoder, "drop", None) in self.call_of and ".view(output_shape)" in source
@@ -213,13 +213,13 @@ class _Observed:
             self.scale = numbers.pop()
             return [*used]
         norms = [c for c in calls if norm_kind(c.module, before.shape[-1])]
-        behind = any(equal(norm.input, linear.output) for norm in norms for linear in linears)
-        if not behind and (used := explain(after - before, linears, by_token=True)):
+        is_normed = any(equal(norm.input, linear.output) for norm in norms for linear in linears)
+        if not is_normed and (used := explain(after - before, linears, by_token=True)):
             return [*used]  # times what a gate gives, as a shared expert's
         if optional:
             return None
         norms = [norm for norm in norms if norm.output.numel() == after.numel()]
-        for target, reason in ((after - before, BEHIND), (after, CARRIED)):
+        for target, reason in ((after - before, NORM_AFTER), (after, CARRIED)):
             if used := explain(target, [*norms, *linears]):
                 raise Obstacle(reason.format(", ".join(self._short(call) for call in used if call in norms)))
         raise Obstacle("what is added to the signal is not a sum of linears' outputs")

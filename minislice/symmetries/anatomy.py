@@ -216,7 +216,7 @@ def _neurons(block: Block) -> Iterator[Neurons]:
 def _of_experts(experts: nn.Module) -> Iterator[Neurons]:
     made, read = ExpertsReader(experts).matrices(), ExpertsWriter(experts).matrices()
     tensors = [made, experts.gate_up_proj_bias] if experts.has_bias else [made]
-    count, numbers = read.shape[2], torch.arange(made.shape[1])  # of `gate` and `up`, one behind the other or in turn
+    count, numbers = read.shape[2], torch.arange(made.shape[1])  # of `gate` and `up`, one after the other or in turn
     inputs = numbers.view(-1, count) if experts.is_concatenated else numbers.view(count, -1).T
     for expert in range(len(read)):
         parts = [Part([tensor[expert] for tensor in tensors], rows) for rows in inputs]

@@ -115,7 +115,7 @@ def write(results: str | os.PathLike, out: str | os.PathLike) -> dict[str, Path]
 def markdown(records: list[dict]) -> str:
     lines = [
         TITLE,
-        f"By minislice {__version__}. In each cell stands what was measured here; behind it, as *paper*, what the "
+        f"By minislice {__version__}. In each cell stands what was measured here; after it, as *paper*, what the "
         "paper prints (arXiv 2401.15024), and the difference. ± is the standard deviation over seeds or, of an "
         "accuracy, its standard error (the CSV has both). ! is a slip in print.",
     ]

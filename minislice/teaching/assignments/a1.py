@@ -31,7 +31,7 @@ def _reader(W: np.ndarray, b: np.ndarray | None, alpha: np.ndarray, beta: np.nda
     hint = "which numbers does alpha multiply: those that come into W, or those that come out?"
     yield Place("W", np.diag(alpha) @ W, {"W is as it was: alpha is not in it.": W}, hint)
     mistakes = {
-        "beta went through the scaled W: the norm adds beta behind alpha.": before + (alpha * shift) @ W,
+        "beta went through the scaled W: the norm adds beta after alpha.": before + (alpha * shift) @ W,
         "beta is lost.": before,
         "b itself is lost.": shift @ W,
     }
@@ -95,7 +95,7 @@ def _fuse_places(fused: dict, net: dict) -> Iterator[Place]:
     norm = net["norm"]
 
     def alike(expected: np.ndarray, got: np.ndarray) -> bool:
-        if norm == "LayerNorm":  # all rows have mean zero behind it, so the mean of each column of W is free
+        if norm == "LayerNorm":  # all rows have mean zero after it, so the mean of each column of W is free
             return close(expected - expected.mean(0), got - got.mean(0))
         return close(expected, got)
 

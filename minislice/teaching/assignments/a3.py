@@ -44,21 +44,21 @@ def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[
             hint = "who writes the signal before the first block?"
             yield Place(name, net[name] @ Q[0], _not_rotated(net[name], Q[0]), hint).of(rotated[name])
     for block in range(len(S)):
-        before, behind = Q[block], Q[block + 1]
+        before, after = Q[block], Q[block + 1]
         yield _reader(f"W_in[{block}]", net["W_in"][block], rotated["W_in"][block], before)
-        hint = "it is added behind W, where the signal's basis is left behind."
+        hint = "it is added after W, where the signal's basis is left behind."
         yield Place(f"b_in[{block}]", net["b_in"][block], hint=hint).of(rotated["b_in"][block])
         for name in ("_out", "_out2"):
             if net["W" + name] is not None:
                 W, b = net["W" + name][block], net["b" + name][block]
-                wrong = _not_rotated(W, behind)
-                wrong["It is turned by the rotation of the boundary before the block, not behind it."] = W @ before
+                wrong = _not_rotated(W, after)
+                wrong["It is turned by the rotation of the boundary before the block, not after it."] = W @ before
                 hint = "into which basis does this block write: the one it reads, or the next one?"
-                yield Place(f"W{name}[{block}]", W @ behind, wrong, hint).of(rotated["W" + name][block])
+                yield Place(f"W{name}[{block}]", W @ after, wrong, hint).of(rotated["W" + name][block])
                 hint = f"who writes the signal besides W{name}?"
-                place = Place(f"b{name}[{block}]", b @ behind, _not_rotated(b, behind), hint)
+                place = Place(f"b{name}[{block}]", b @ after, _not_rotated(b, after), hint)
                 yield place.of(rotated["b" + name][block])
-        wanted = before.T @ behind  # where a row of the rotated signal, taken back, must arrive
+        wanted = before.T @ after  # where a row of the rotated signal, taken back, must arrive
         wrong = {
             "It is transposed: the signal is a row, and S stands on its right.": wanted.T,
             "It is one block early: it leads from the boundary before to this block's.": Q[block - 1].T @ before,
@@ -68,7 +68,7 @@ def _places(net: dict, rotated: dict, S: np.ndarray, Q: np.ndarray) -> Iterator[
     W = net["W_head"]
     wrong = {"It is turned back from the boundary before the last block, not the last boundary.": Q[-2].T @ W}
     yield _reader("W_head", W, rotated["W_head"], Q[-1], wrong)
-    yield Place("b_head", net["b_head"], hint="no basis is left behind the head.").of(rotated["b_head"])
+    yield Place("b_head", net["b_head"], hint="no basis is left after the head.").of(rotated["b_head"])
 
 
 def _not_rotated(W: np.ndarray, Q: np.ndarray) -> dict[str, np.ndarray]:

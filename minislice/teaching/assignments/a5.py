@@ -78,7 +78,7 @@ def _low_rank_cases(rng: np.random.Generator) -> Cases:
 
 
 def _aligned(P: np.ndarray, R: np.ndarray) -> np.ndarray:
-    """A basis of R's span, the nearest to P: the polar factor of P's projection, and the rest of the span behind."""
+    """A basis of R's span, the nearest to P: the polar factor of P's projection, and then the rest of the span."""
     U, _, Vt = np.linalg.svd(R @ R.T @ P, full_matrices=False)
     rest = np.linalg.svd(R @ R.T - U @ U.T)[0][:, : R.shape[1] - P.shape[1]]
     return np.concatenate([U @ Vt, rest], axis=1)

@@ -53,7 +53,7 @@ def _sliced_block(
         "The last rows are kept as they stand: first rotate, so that they are directions of P.": W_in[D - k :],
     }
     yield Place("W_in", P.T @ W_in, mistakes, "x P comes in, for x P P^T.")
-    yield Place("b_in", b_in, {}, "it is added behind W_in, where nothing is deleted.")
+    yield Place("b_in", b_in, {}, "it is added after W_in, where nothing is deleted.")
     mistakes = {"Columns are deleted as they stand: first rotate.": W_out[:, :k_next]}
     if k == k_next:
         mistakes["It is turned into the basis that the block reads, not the next one."] = W_out @ P

@@ -40,7 +40,7 @@ def encode(value: Any) -> bytes:
         body = json.dumps(value, default=_plain).encode()
     except (TypeError, ValueError, RecursionError):  # also an integer of thousands of digits, endless lists
         raise WireError from None
-    if len(body) >= CAP:  # a line's end is behind it
+    if len(body) >= CAP:  # a line's end is beyond it
         raise WireError
     return body
 
