@@ -28,7 +28,7 @@ from torch.distributed.run import get_args_parser
 from transformers import OPTConfig
 
 import minislice
-from minislice.command.cli import main, run_script
+from minislice.command.cli import run_script
 from minislice.command.parser import make_parser
 from minislice.corpus.embedded import paper_table
 from minislice.corpus.text import halves, load_text, sample, tokenize, windows
@@ -501,11 +501,3 @@ def test_bad_input_is_one_line_and_writes_nothing(script, options, said, tmp_pat
     assert said in error and error.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "This is no\nresults file.\n"
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"notes.txt"}
-
-
-def test_minislice_says_where_a_script_is(capsys):
-    for name in ("reproduce", "report", "grade", "assignment"):
-        assert main([name, "opt"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"minislice: {name} is a script of the repository: python ") and said.count("\n") == 1
-        assert said.endswith(f"/{name}.py --help\n") and (Path(__file__).parents[1] / said.split()[-2]).is_file()

@@ -10,18 +10,11 @@ from types import ModuleType
 
 from .parser import PRINTED, add_options, idle, in_full, make_parser
 
-# Scripts of the repository by their folder in notebooks/, which an installed minislice doesn't have
-SCRIPTS = {"assignment": "assignments", "grade": "assignments", "reproduce": "reproduce", "report": "reproduce"}
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 1 if `verify` or `propose` finds that the model doesn't fit, or if
     another process was lost; 2 for bad input; 130 if interrupted; 141 if nobody reads the output any more.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in SCRIPTS:
-        script = f"notebooks/{SCRIPTS[argv[0]]}/{argv[0]}.py"
-        return _refused(f"{argv[0]} is a script of the repository: python {script} --help")
     arguments = make_parser().parse_args(argv)
     if told := idle(arguments):
         return _refused(told)
