@@ -246,7 +246,7 @@ def test_tokenizer_notes_and_config_travel_and_the_names_of_this_machine_do_not(
     private = tmp_path / "private" / "dense"
     Recipe("llama").model().float().save_pretrained(private)
     model, _ = minislice.load(private)
-    minislice.slice_model(model, Recipe("llama").tokens(), width=12)
+    minislice.slice_model(model, Recipe("llama").tokens(), width=12, head="own")
     words = minislice.load("mini-opt")[1]
     minislice.save(model, tmp_path / "model", tokenizer=words, notes={"perplexity": 12.3456789})
     loaded, tokenizer = minislice.load(tmp_path / "model")
@@ -258,7 +258,7 @@ def test_tokenizer_notes_and_config_travel_and_the_names_of_this_machine_do_not(
     minislice.save(loaded, tmp_path / "recovered")
     assert {"perplexity", "options"} - minislice.load(tmp_path / "recovered")[0].config.slicing.keys() == {"perplexity"}
     card = (tmp_path / "model" / "README.md").read_text()
-    for line in ("dense", "| perplexity | 12.35 |", f"| parameters | {loaded.num_parameters():,} |"):
+    for line in ("dense", "perplexity | 12.35 |", "\n| head | own |", f"| parameters | {loaded.num_parameters():,} |"):
         assert line in card, line
     assert "private" not in card + (tmp_path / "model" / "config.json").read_text()
 

@@ -76,7 +76,7 @@ def model_card(model: PreTrainedModel, parameters: int, usage: str = USAGE) -> s
         **{f"option `{name}`": value for name, value in sorted(options.items()) if value is not None},
         "widths": f"{min(config.widths)} to {max(config.widths)} of {config.hidden_size}",
         "adapters": " and ".join(adapters) or "none",
-        "head": config.head,
+        "head": config.head.replace("linear", "own"),  # the name that the option has
         "parameters": f"{parameters:,}",
         "dtype": str(model.dtype).removeprefix("torch."),
     }
