@@ -295,6 +295,7 @@ BAD = {
         ("cost {place}/recovered --slicing 0.3 --slice-head", "as it is: leave --slicing, --slice-head out"),
         ("recover mini-opt --out x", "mini-opt isn't sliced"),
         ("recover {place}/recovered --out x", "recovered before"),
+        ("generate mini-opt --prompt a --seed -5", "seed must be a whole number from 0 to 4294967295, got -5"),
         ("export mini-opt --out x", "minislice slice --adapter none --slice-head --out DIR"),
     ],
 )
