@@ -295,6 +295,7 @@ BAD = {
         ("cost {place}/recovered --slicing 0.3 --slice-head", "as it is: leave --slicing, --slice-head out"),
         ("recover mini-opt --out x", "mini-opt isn't sliced"),
         ("recover {place}/recovered --out x", "recovered before"),
+        ("eval mini-phi --evaluation embedded", "mini-phi names a model of minislice and a folder: write ./mini-phi"),
         ("generate mini-opt --prompt a --seed -5", "seed must be a whole number from 0 to 4294967295, got -5"),
         ("export mini-opt --out x", "minislice slice --adapter none --slice-head --out DIR"),
     ],
@@ -307,6 +308,7 @@ def test_what_is_wrong_is_told_before_the_model_is_loaded(line, message, run, sa
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("latin1.txt").write_bytes(b"na\xefve")
+    Path("mini-phi").mkdir()
     assert_refused(run(*line.format(place=tmp_path).split()), message)
     assert not Path("x").exists()
 

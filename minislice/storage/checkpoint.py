@@ -137,6 +137,8 @@ def locate(name: str | os.PathLike) -> Path | str:
     """A local folder or GGUF file as a Path, a name on the hub as a str; a ValueError if it can't be either."""
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise ValueError(f"give a model's folder, or its name on the hub, got {name!r}")
+    if name in (*EMBEDDED, SMOLLM2) and Path(name).is_dir():
+        raise ValueError(f"{name} names a model of minislice and a folder: write ./{name} for the folder, or rename it")
     if name in EMBEDDED:
         return data_folder() / name
     name = smollm2() if name == SMOLLM2 else name
