@@ -59,7 +59,7 @@ def require_file(
     if not target.is_file():
         raise ValueError(f"{target} is a {'folder' if target.is_dir() else 'device'}; give the name of a file")
     if kind is None:
-        remedy = "" if force is None else ", or replace it with force"
+        remedy = "" if force is None else ", or replace it with force=True"
         raise ValueError(f"{target} exists; write to another file{remedy}")
     with open(target, "rb") as file:
         begins = kind[1].encode()

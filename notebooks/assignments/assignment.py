@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from minislice.architecture.folder import require_file, whole_file
+from minislice.architecture.folder import place_for, require_file, whole_file
 from minislice.checks import require_package
 from minislice.command.cli import run_script
 from minislice.command.output import print_result
@@ -30,7 +30,10 @@ def build(name: str, file: Path, release: bool = False, force: bool = False) -> 
     import nbformat
 
     made = notebook(assignment(name), release)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(file).resolve().parent
+    if not folder.is_dir():
+        place_for(folder)  # a ValueError where there can be none
+        folder.mkdir(parents=True)
     with whole_file(require_file(file, force)) as new:
         nbformat.write(made, new)
 
