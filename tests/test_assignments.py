@@ -116,6 +116,8 @@ def test_a_function_is_known_by_the_variable_that_holds_it_or_is_told_what_is_as
     assert capsys.readouterr().out.endswith(
         "has no function print; it asks for center, fuse_reader, fuse_writer, fuse\n"
     )
+    with pytest.raises(ValueError, match="seed must be a whole number from 0"):
+        check(center, seed=-1)  # noqa: F821
 
 
 def tried(question, rejected, order=0):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import require_seed
 from .exercise import Assignment, Failure, raised
 from .forms import described
 
@@ -29,7 +30,7 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
             print(f"{assignment.name} has no function {name}; it asks for {', '.join(questions)}")
             return False
         question = questions[name]
-        mark = question.mark(partial(called, function), np.random.default_rng(seed))
+        mark = question.mark(partial(called, function), np.random.default_rng(require_seed(seed)))
         heading, *details = mark.lines()
         if mark.status not in ("passed", "unanswered"):
             heading += f"  {mark.share * question.points:.0f} of {question.points} points"
