@@ -190,9 +190,15 @@ def test_an_option_of_slice_is_what_it_is_in_python():
         assert SlicingOptions(**inputs.given(asked, SlicingOptions)) == SlicingOptions(**fields)
 
 
-def test_few_tokens_are_enough_where_few_or_all_columns_are_kept(run, place):
+@pytest.mark.filterwarnings("always:the .* calibration tokens are too few")
+def test_few_tokens_are_enough_where_few_or_all_columns_are_kept_and_else_told_in_a_line(run, place, tmp_path):
     command = ["slice", place / "small", *texts(place), "--samples", 1, "--seqlen", 20, *FEW, "--quiet"]
     assert run(*command, "--slicing", 0, "--neurons", 0.25)[0] == run(*command, "--width", 8)[0] == 0
+    (tmp_path / "alike.txt").write_text("again " * 999)
+    command[2:] = ["--calibration", tmp_path / "alike.txt", *texts(place)[2:], *SIZES, *FEW, "--quiet"]
+    status, _, err = run(*command, "--width", 16)
+    assert status == 0 and re.fullmatch("minislice: warning: the 288 calibration tokens are too few .*\n", err)
+    assert run("compress", *command[1:], "--plan-only")[::2] == (0, ""), "its trials tell nobody"
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):

@@ -17,6 +17,7 @@ on others (data/results/README.md).
 
 import copy
 import math
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -121,7 +122,8 @@ def prices(
         dense = [predictions(model, batch) for batch in held_out]
     for share in TRIALS if narrower else ():
         k = rounded(share * D, multiple)
-        sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
+        with warnings.catch_warnings(record=True):  # the calibration set may be large enough where a trial's isn't
+            sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
         with inference(sliced):
             costs[k] = divergence(dense, (predictions(sliced, batch) for batch in held_out))
     return Prices(block_costs(net, first_tokens(calibration, COST_TOKENS), held_out, dense, progress), costs)
@@ -135,9 +137,7 @@ def split_off(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
         raise ValueError(f"got {count} calibration sequences; give more, the last {held_out} measure costs")
     calibration, measuring = split(batches, count - held_out)
     if not any(batch.predictions for batch in measuring):
-        raise ValueError(
-            f"nothing to predict in the last {held_out} calibration sequences, which measure costs; put others last"
-        )
+        raise ValueError(f"nothing to predict in the last {held_out} calibration sequences; put others last")
     return calibration, measuring
 
 

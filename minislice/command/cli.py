@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -45,7 +46,8 @@ def _run(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Na
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # its tables of what didn't fit: an error here is one line
     try:
-        with processes.joined() as arguments.processes:
+        with warnings.catch_warnings(), processes.joined() as arguments.processes:
+            warnings.showwarning = lambda message, *_, **__: _refused(f"warning: {message}")
             if arguments.processes.count > 1 and getattr(arguments, "command", None) != "slice":
                 raise ValueError("only 'minislice slice' shares its work among processes; leave torchrun out")
             if "device" in arguments:
