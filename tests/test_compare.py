@@ -147,7 +147,8 @@ def test_what_is_finished_is_not_measured_again(tmp_path):
     assert read(out, faults) == [again[0], again[3], again[1], again[2]]
     earlier = [{name: row[name] for name in row if name not in ("second", "peak", "documents")} for row in again]
     out.write_text("".join(json.dumps(row) + "\n" for row in earlier))
-    assert [row["status"] for row in tiny(variants=variants, sizes=[0.9, 0.7], out=out)] == ["done"] * 3
+    rows = tiny(variants=variants, sizes=[0.9, 0.7, 0.9], out=out)
+    assert [(row["size"], row["status"]) for row in rows] == [(size, "done") for size in (1, 0.9, 0.7, 0.8)]
     whole = out.read_bytes()
     out.write_bytes(whole + whole[:100])  # as a killed run of an earlier version left it
     with pytest.raises(ValueError, match=r"line 6: .*; if only this line is wrong, delete it"):
@@ -191,6 +192,7 @@ def test_the_command_writes_rows_table_and_plot(tmp_path, run):
     assert rows[0]["variant"] == "dense" and {row["model"] for row in rows} == {"mini-llama"}
     assert rows[0]["tasks"]["piqa"]["items"] == 1 and rows[0]["tasks"]["mean"]["accuracy"] in (0, 100)
     before = (out / "results.jsonl").read_bytes()
-    status, printed, _ = run(*line, "--quiet", "--variants", "depth,neurons", "--sizes", "0.9", "--json")
+    status, printed, _ = run(*line, "--quiet", "--variants", "depth", "--sizes", "0.9", "--json")
     assert status == 0 and document(printed)["rows"] == [rows[0], rows[3], rows[1]]
+    assert all(f"| {name} | 90% |" in (out / "table.md").read_text() for name in ("depth", "neurons"))
     assert (out / "results.jsonl").read_bytes() == before

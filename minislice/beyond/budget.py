@@ -223,9 +223,7 @@ def plan_compression(
             cost = cost_of(parts) + known.of_width(k)
             plans.append(Plan(options, elsewhere + size_of(parts), dense, cost, known))
     if not plans:
-        raise ValueError(
-            f"nothing that can be deleted leaves {size:.0%} of this model's {dense:,} parameters, to {TOLERANCE:.0%}"
-        )
+        raise ValueError(f"nothing that can be deleted leaves {size:.0%} of {dense:,} parameters, to {TOLERANCE:.0%}")
     return min(plans, key=lambda plan: (plan.cost, plan.options["width"]))
 
 

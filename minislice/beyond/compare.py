@@ -92,7 +92,8 @@ def compare(
         tasks, tokenizer, tasks_from, limit: see `zero_shot`; without tasks no accuracy is measured.
         say: called with a line for each row.
 
-    Returns the rows, the dense one first, each with the fields of `FIELDS` and `MEASURED`.
+    Returns the dense row, those asked for, and others in `out` of the same model, texts and tasks, each with the fields
+    of `FIELDS` and `MEASURED`.
     """
     are_variants = isinstance(variants, Mapping) and len(variants) > 0 and all(map(callable, variants.values()))
     require(are_variants, "variants", "functions by the name of each variant, at least one", variants)
@@ -109,6 +110,8 @@ def compare(
     cells = [(DENSE, 1.0), *((variant, size) for variant in variants for size in sizes)]
     rows, known = [], {name: {} for name in (DENSE, *variants)}
     with nullcontext(Records()) if out is None else opened(out, faults) as records:
+        finished = [(row["variant"], row["size"]) for row in records.finished.values()]
+        cells = dict.fromkeys(cells + [cell for cell in finished if bench.key(*cell) in records.finished])
         for index, (variant, size) in enumerate(cells, 1):
             key = bench.key(variant, size)
             row = records.finished.get(key)

@@ -52,9 +52,7 @@ def width_of_size(config: PreTrainedConfig, most: float, **options) -> int:
     widths = range(MULTIPLE, D, MULTIPLE)
     fitting = bisect_right(widths, most, key=size)
     if fitting == 0:
-        raise ValueError(
-            f"{int(most):,} parameters can't be reached: {size(MULTIPLE):,} are left at a width of {MULTIPLE} already"
-        )
+        raise ValueError(f"{int(most):,} parameters can't be reached: a width of {MULTIPLE} leaves {size(MULTIPLE):,}")
     return widths[fitting - 1]
 
 
