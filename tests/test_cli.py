@@ -4,6 +4,7 @@ import json
 import os
 import pydoc_data.topics
 import re
+import shutil
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_verify_measures_every_step_and_has_exit_status_1_where_the_invariance_f
     assert [step for step in STEPS if re.search(f" {step}  .*FAILED", out)] == ["rotated", "rotated per block"]
 
 
-def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(saved, place, run):
+def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(saved, place, run, tmp_path):
     report = document((saved / "report.json").read_text())
     model, tokenizer = minislice.load(place / "small")
     calibration = text.sample(text.tokenize(text.load_text(f"{place}/calibration.txt"), tokenizer), 6, 48)
@@ -115,9 +116,15 @@ def test_slice_reports_what_the_library_computes_and_eval_finds_in_the_folder(sa
     assert measured["calibration"] == report["calibration"], "which may be among what is measured on"
     assert measured["perplexity"] == pytest.approx(report["sliced perplexity"], rel=1e-6)
     assert measured["evaluation"] == report["evaluation"] == "test.txt, 5 x 48 tokens"
-    record = json.loads((saved / "sliced" / "config.json").read_text())["slicing"]
+    config = json.loads((saved / "sliced" / "config.json").read_text())
+    record = config["slicing"]
     assert record["base_model"] == "small" and record["calibration"] == report["calibration"]
     assert record["perplexity"].startswith(f"{report['sliced perplexity']:.4f} (test.txt")
+    shutil.copytree(saved / "sliced", tmp_path / "mini")
+    record["base_model"] = "mini-llama"
+    (tmp_path / "mini" / "config.json").write_text(json.dumps(config))
+    measured = document(run("eval", tmp_path / "mini", "--eval-samples", 1, "--json")[1])
+    assert measured["evaluation"] == "embedded, 1 x 256 tokens", "as of the embedded model"
 
 
 def test_generate_of_the_saved_folder_goes_on_as_the_sliced_model_does(run, saved):

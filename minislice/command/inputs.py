@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..architecture.configuration import SlicedConfig
 from ..architecture.folder import require_free, whole_folder
@@ -96,14 +96,19 @@ class Prepared(NamedTuple):
     described: dict[str, str]  # the texts in words
 
 
+def is_embedded(name: str, config: PreTrainedConfig) -> bool:
+    """Whether a model is an embedded one, or was sliced from one."""
+    return name in EMBEDDED or (getattr(config, "slicing", None) or {}).get("base_model") in EMBEDDED
+
+
 def name_texts(arguments: argparse.Namespace) -> None:
     """Where the command line names no text, put in the embedded one for an embedded model, WikiText-2 for another.
 
     A source that is named for calibration alone is measured on as well: its test split, or the other half of a file.
     A ValueError, before a large model is loaded, where there is no such model or a text can't be read.
     """
-    load_config(locate(arguments.model), arguments.trust_remote_code)
-    default = "embedded" if arguments.model in EMBEDDED else "wikitext2"
+    config = load_config(locate(arguments.model), arguments.trust_remote_code)
+    default = "embedded" if is_embedded(arguments.model, config) else "wikitext2"
     calibration = getattr(arguments, "calibration", None)
     if "evaluation" in arguments:
         arguments.evaluation = arguments.evaluation or (default if calibration in (None, OWN) else calibration)
@@ -119,7 +124,7 @@ def name_texts(arguments: argparse.Namespace) -> None:
 def seqlen_of(arguments: argparse.Namespace, model: PreTrainedModel, default: int = 2048) -> int:
     if arguments.seqlen:
         return arguments.seqlen
-    return SEQLEN if arguments.model in EMBEDDED else min(default, length_limit(model) or default)
+    return SEQLEN if is_embedded(arguments.model, model.config) else min(default, length_limit(model) or default)
 
 
 def prepared(

@@ -69,7 +69,7 @@ SPREAD = ("eval", "zeroshot", "generate")  # the commands that can use several G
 DTYPES = ["float32", "bfloat16", "float16", "float64"]
 LISTED = "comma-separated"
 TEXT = "embedded, wikitext2, alpaca, or a text, json, jsonl or parquet file"
-DEFAULT_TEXT = "(default: embedded for the embedded models, wikitext2 for others)"
+DEFAULT_TEXT = "(default: embedded for the embedded models, sliced ones too, wikitext2 for others)"
 HEAD = "what becomes of a tied head: tied (default, unless an option narrows an end), own (the paper's) or fitted"
 FORMS = "full (the paper's), low-rank (computes the same) or none"
 METAVARS = {"model": "MODEL", "--out": "DIR"}
@@ -164,7 +164,7 @@ RECOVER: Options = {
     **EVALUATION,
     "--calibration": (given, None, f"text to train on: {TEXT} {DEFAULT_TEXT}"),
     "--samples": (positive, None, "training sequences (default: 1000, of Alpaca 5000)"),
-    "--seqlen": (positive, None, "tokens a sequence, also in evaluation (default: 1024, or the model's limit)"),
+    "--seqlen": (positive, None, f"tokens a sequence (default: {SEQLEN} for embedded models, else at most 1024)"),
 }
 GENERATE: Options = {
     "--prompt": (str, ..., "text to continue"),
