@@ -18,9 +18,7 @@ def alone(target: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise ValueError(
-            f"another run writes to {target}; wait for it, or give this one a place of its own with --out"
-        ) from error
+        raise ValueError(f"another run writes to {target}; wait for it, or give another --out") from error
     try:
         yield
     finally:

@@ -67,9 +67,7 @@ def _tensors_in(path: Path) -> dict[str, Stored]:
             name: Stored(path, tuple(shape), dtypes.get(dtype, dtype)) for name, (shape, dtype) in described.items()
         }
     except Exception as error:  # a damaged file can fail in any way
-        raise ValueError(
-            f"{path} is damaged or cut off, or holds something else than tensors; get the safetensors file again"
-        ) from error
+        raise ValueError(f"{path} is damaged, cut off, or holds no tensors; get the safetensors file again") from error
 
 
 def read_json(path: Path) -> dict:
