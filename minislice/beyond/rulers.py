@@ -122,7 +122,8 @@ def prices(
         dense = [predictions(model, batch) for batch in held_out]
     for share in TRIALS if narrower else ():
         k = rounded(share * D, multiple)
-        with warnings.catch_warnings(record=True):  # the calibration set may be large enough where a trial's isn't
+        with warnings.catch_warnings():  # the calibration set may be large enough where a trial's isn't
+            warnings.simplefilter("ignore")
             sliced = slice_model(copy.deepcopy(model), tokens, width=k, **OPTIONS)
         with inference(sliced):
             costs[k] = divergence(dense, (predictions(sliced, batch) for batch in held_out))
