@@ -46,7 +46,7 @@ class Calibration:
 
     def embed(self, net: Network) -> Signal:
         """X at boundary 0, [tokens, D]; notes the contexts."""
-        signal = self.room(net.trained_width, net.embeddings[0].weight.dtype)
+        signal = self.new_signal(net.trained_width, net.embeddings[0].weight.dtype)
         self.contexts, shared = [], {}  # all unpadded batches of one shape share a context
         for index, batch in enumerate(self.batches):
             signal[index], contexts = net.embed(batch.ids, batch.mask)
@@ -56,7 +56,7 @@ class Calibration:
 
     def forward(self, block: Block, Z: Signal) -> Signal:
         """[Z, 0] + sigma(RMSNorm(Z) W_in + b_in) W_out + b_out, [tokens, D]; W_out has all its D columns."""
-        wide = self.room(block.w_out[0].out_features, Z[0].dtype)
+        wide = self.new_signal(block.w_out[0].out_features, Z[0].dtype)
         for index, z in enumerate(Z):
             x = block.branch(z, **self.contexts[index][block.layer])
             x[..., : z.shape[-1]] += z
@@ -66,7 +66,7 @@ class Calibration:
     def project(self, X: Signal, P: Float64[Tensor, "D k"]) -> Signal:
         """X P, [tokens, k]."""
         P = P.to(X[0])
-        narrow = self.room(P.shape[1], P.dtype)
+        narrow = self.new_signal(P.shape[1], P.dtype)
         for index, x in enumerate(X):
             narrow[index] = x @ P
         return narrow
@@ -102,8 +102,8 @@ class Calibration:
         """The same results in all processes: the first process's."""
         return results
 
-    def room(self, width: int, dtype: torch.dtype) -> Signal:
-        """Room for a signal, [tokens, width], not yet filled."""
+    def new_signal(self, width: int, dtype: torch.dtype) -> Signal:
+        """A signal, [tokens, width], that is to be filled."""
         device = self.batches[0].ids.device
         tokens = sum(sequences * length for sequences, length in self.shapes)
         rows = torch.empty(tokens, width, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")

@@ -178,10 +178,10 @@ def slice_model(
         raise ValueError(f"not in the paper: {options.beyond}; use minislice.slice_model")
     widths = options.fit(net)
     batches = token_batches(model, tokens, attention_mask, batch_size, options.least_batches)
-    held = calibration(batches)
+    calibration_set = calibration(batches)
     if not net.is_fused:
         fuse_network(net, keep_tie=options.head == "tied")
-    steps = slicer(net, held, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
+    steps = slicer(net, calibration_set, widths, SlicingReport(options, net.trained_width, count_tokens(batches)))
     with changing(net.model), inference(model):
         steps.slice_embeddings()
         for layer in tqdm(net.layers, desc="slicing", disable=not progress, leave=False):

@@ -184,7 +184,7 @@ class BlockLayer(GradientCheckpointingLayer):
     """Stands in the place of a transformers layer, and runs its blocks in turn.
 
     It takes the arguments of that layer, whose names are `arguments`, in order, and returns the same kind of result: a
-    tuple or the signal alone. `Padding` may append zeros to the signal before the first layer (`is_padded`).
+    tuple or the signal alone. `ZeroColumns` may append zeros to the signal before the first layer (`has_zero_columns`).
     """
 
     def __init__(
@@ -192,16 +192,16 @@ class BlockLayer(GradientCheckpointingLayer):
         blocks: Sequence[Block],
         arguments: Sequence[str],
         returns_tuple: bool | None = None,
-        is_padded: bool = False,
+        has_zero_columns: bool = False,
     ):
         super().__init__()
-        self.blocks, self.arguments, self.is_padded = nn.ModuleList(blocks), tuple(arguments), is_padded
+        self.blocks, self.arguments, self.has_zero_columns = nn.ModuleList(blocks), tuple(arguments), has_zero_columns
         self.returns_tuple = "output_attentions" in arguments if returns_tuple is None else returns_tuple
 
     def forward(self, hidden_states: Tensor, *positional, **context) -> Tensor | tuple[Tensor, None]:
         context = self.context(positional, context)
         for block in self.blocks:
-            if self.is_padded:
+            if self.has_zero_columns:
                 hidden_states = hidden_states[..., : block.w_in[0].in_features]
             hidden_states = block(hidden_states, **context)
         return self.result(hidden_states)

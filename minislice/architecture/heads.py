@@ -67,7 +67,7 @@ class FittedHead(SharingHead):
         return self.logits(x @ self.H)
 
 
-class Padding:
+class ZeroColumns:
     """A forward hook that appends zeros to a module's output, up to the width of the first or of the last signal,
     whichever is larger. Some models reshape their last signal as their first one; the decoder cuts the zeros off.
     """

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .blocks import Block, BlockLayer, RMSNorm
 from .families import find_family
 from .family import Family
-from .heads import Padding, SharingHead
+from .heads import SharingHead, ZeroColumns
 from .linears import Linear, check_linear, is_experts, reader, writer
 from .mixtures import ANY_WIDTH, allow_any_width
 from .running import DecoderForward, LastLayerReached, Recorder
@@ -84,7 +84,7 @@ class Network:
                     allow_any_width(block, self.trained_width)
         self.model.set_experts_implementation(ANY_WIDTH)
         if name := self.family.last_shaped_as:
-            getattr(self.decoder, name).register_forward_hook(Padding(self.model))
+            getattr(self.decoder, name).register_forward_hook(ZeroColumns(self.model))
         self.decoder.forward = DecoderForward(self.model)
 
     @property
@@ -106,7 +106,7 @@ class Network:
     def final_norm(self, norm: nn.Module) -> None:
         setattr(self.decoder, self.family.final_norm, norm)
         if self.family.last_shaped_as:
-            norm.register_forward_hook(Padding(self.model))
+            norm.register_forward_hook(ZeroColumns(self.model))
 
     @property
     def head(self) -> nn.Linear | SharingHead:
@@ -255,8 +255,8 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
         layer = f"a layer of this {config.model_type!r} model"
         raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
     arguments = list(inspect.signature(layer.forward).parameters)
-    is_padded = family.last_shaped_as is not None
-    made = BlockLayer(blocks, arguments, family.returns_tuple, is_padded).train(layer.training)
+    has_zero_columns = family.last_shaped_as is not None
+    made = BlockLayer(blocks, arguments, family.returns_tuple, has_zero_columns).train(layer.training)
     # As the caller has set it: whether gradient checkpointing is on, and with which function.
     vars(made).update({name: value for name, value in vars(layer).items() if "gradient_checkpointing" in name})
     return made

@@ -56,7 +56,7 @@ class DecoderForward:
                 note = lambda _, args, output: attentions.append(output)  # noqa: E731
                 hooks.enter_context(block.attention.register_forward_hook(note))
             outputs = type(decoder).forward(decoder, *args, **kwargs)
-        if family.last_shaped_as:  # what the head doesn't read are zeros of `heads.Padding`
+        if family.last_shaped_as:  # what the head doesn't read are zeros of `heads.ZeroColumns`
             width = self.model.get_output_embeddings().in_features
             outputs.last_hidden_state = outputs.last_hidden_state[..., :width]
         if want_states:

@@ -174,17 +174,17 @@ def delete_neurons(
         row = {torch.float32: 4, torch.bfloat16: 8, torch.float16: 8}.get(model.dtype, 1) if of_experts else 1
         step = math.lcm(multiple, math.gcd(count, row))
         left[of_experts] = slice_width(count, neurons, step)
-    held = calibration(token_batches(model, tokens, attention_mask, batch_size, options.least_batches))
-    metrics = fisher_metrics(net, held) if fisher else {}
+    calibration_set = calibration(token_batches(model, tokens, attention_mask, batch_size, options.least_batches))
+    metrics = fisher_metrics(net, calibration_set) if fisher else {}
     with changing(model), inference(model):
-        Z = held.embed(net)
-        dense = held.embed(net) if repair else None
+        Z = calibration_set.embed(net)
+        dense = calibration_set.embed(net) if repair else None
         for block in tqdm(net.blocks, desc="neurons", disable=not progress, leave=False):
             if repair:
-                dense = held.forward(block, dense)
+                dense = calibration_set.forward(block, dense)
             delete = before[block.is_mixture] - left[block.is_mixture] if block.neurons else 0
-            solve_block(Walk(held, Z, None, dense), block, delete, reconstruct, metrics.get(block))
-            Z = held.forward(block, Z)
+            solve_block(Walk(calibration_set, Z, None, dense), block, delete, reconstruct, metrics.get(block))
+            Z = calibration_set.forward(block, Z)
     config = own_config(model)
     for of_experts, count in left.items():
         setattr(config, net.family.neurons_in(of_experts), count)

@@ -168,11 +168,11 @@ def block_costs(
     W_out is solved for on the calibration batches; costs are measured on the ones that are held out. `dense` are the
     dense network's `predictions` of these.
     """
-    held, measured = Calibration(calibration), Calibration(held_out)
+    calibration_set, measured = Calibration(calibration), Calibration(held_out)
     ids, costs = [batch.ids for batch in held_out], []
     energy = count_tokens(calibration) * net.trained_width  # of the signal after a block, weighted as in `moments`
     with inference(net.model):
-        Z, X = held.embed(net), measured.embed(net)
+        Z, X = calibration_set.embed(net), measured.embed(net)
 
         def measure(boundary: int, X: Signal) -> float:
             """The cost of having the signal X at a boundary."""
@@ -183,8 +183,8 @@ def block_costs(
             dropped = measure(boundary, X)
             cost = Cost(dropped)
             if count := block.neurons:
-                Z_next = held.room(net.trained_width, Z[0].dtype)
-                C, _ = block_moments(Walk(held, Z, into=Z_next), block)
+                Z_next = calibration_set.new_signal(net.trained_width, Z[0].dtype)
+                C, _ = block_moments(Walk(calibration_set, Z, into=Z_next), block)
                 probed = measure(boundary, measured.forward(without(block, C, round(PROBE * count)), X))
                 emptied = dropped
                 if block.attention is not None or block.is_mixture or has_bias(block):  # something else is left
@@ -194,7 +194,7 @@ def block_costs(
                 shares = torch.tensor(lost).view(len(C) if block.is_mixture else 1, -1).sum(0).cumsum(0) / energy
                 cost = Cost(dropped, count, probed, emptied, tuple(shares.tolist()))
             costs.append(cost)
-            Z, X = Z_next if count else held.forward(block, Z), measured.forward(block, X)
+            Z, X = Z_next if count else calibration_set.forward(block, Z), measured.forward(block, X)
     return costs
 
 

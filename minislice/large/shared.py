@@ -51,8 +51,8 @@ class StoredCalibration(SharedCalibration):
         super().__init__(batches, processes)
         self.folder, self.spared = folder, set()
 
-    def room(self, width: int, dtype: torch.dtype) -> Signal:
-        """Room for a signal, in a new file."""
+    def new_signal(self, width: int, dtype: torch.dtype) -> Signal:
+        """One in a new file."""
         return self.open(f"signal-{secrets.token_hex(4)}-{self.processes.index}", width, dtype)
 
     def open(self, name: str, width: int, dtype: torch.dtype) -> Signal:
