@@ -115,7 +115,7 @@ def test_what_else_a_stock_architecture_has_is_exported(case, tmp_path):
 REFUSED = {
     "adapters": ({"adapter": "full"}, 'adapter="none" and slice_head=True'),
     "tied": ({"slice_head": False}, r"a tied head, .* 20 wide.* gets weights of its own"),
-    "widths": ({"width": [10, 12, 12, 12, 12, 12, 14]}, "one width"),
+    "widths": ({"width": [10, 12, 12, 12, 12, 12, 14], "slice_head": False}, "one width"),
     "neurons": ({"neurons": [8, 16, 16]}, "MLPs have 8 to 16 neurons, and LlamaForCausalLM would have 16 in"),
     "half a layer": ({"drop": [1]}, r"blocks \[1\] are left out without the others .* leave whole layers"),
     "heads": ({"width": 14}, r"(?s)hidden size of 14; slice to another width .*multiple"),

@@ -3,6 +3,7 @@
 What is measured is faked where the loop is what's tested.
 """
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -286,7 +287,7 @@ def test_the_command_for_several_processes_is_one_that_minislice_takes(tmp_path)
         bench.run_processes([sys.executable, "-c", script])
 
 
-TEXT = str(Path(__file__).parents[1] / "data" / "results" / "README.md")  # soon read
+TEXT = argparse.__file__  # soon read
 TEXTS = {"wikitext2": TEXT, "alpaca": TEXT}
 SMALL = profile_for("llama-2", "ci", **TEXTS, eval_samples=4, seeds=1, samples=8, seqlen=64, limit=2)
 
@@ -309,7 +310,7 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory, 
     record, facts = in_memory[1], in_memory[1]["facts"]
     assert record["values"]["perplexity"] == pytest.approx(minislice.perplexity(model, evaluation), rel=1e-9)
     assert (facts["parameters"], facts["widths"]) == (minislice.parameters(model), model.slicing.widths)
-    assert facts["calibration"] == f"README.md 8 x 64 ({provenance.hash_of(calibration)})"
+    assert facts["calibration"] == f"argparse.py 8 x 64 ({provenance.hash_of(calibration)})"
     assert record["revision"] == results.revision("mini-llama") and facts["batch size"] == 8
     monkeypatch.setattr(bench, "load_text", lambda text, split: [split])  # a file has halves, and a source has splits
     for split in ("calibration", "test"):

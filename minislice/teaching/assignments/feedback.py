@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import require_seed
 from .exercise import Assignment, Failure, raised
 from .forms import described
 
@@ -24,13 +23,15 @@ def checker(assignment: Assignment) -> Callable[..., bool]:
 
     def check(function: Callable[..., Any], *, hint: int = 0, seed: int = 0) -> bool:
         """Try a function, print what is wrong with it, and return whether it is right."""
+        if not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seed must be a whole number from 0, got {seed!r}")
         notebook, own_name = sys._getframe(1).f_globals, getattr(function, "__name__", type(function).__name__)
         name = next((name for name in questions if notebook.get(name) is function), own_name)
         if name not in questions:
             print(f"{assignment.name} has no function {name}; it asks for {', '.join(questions)}")
             return False
         question = questions[name]
-        mark = question.mark(partial(called, function), np.random.default_rng(require_seed(seed)))
+        mark = question.mark(partial(called, function), np.random.default_rng(seed))
         heading, *details = mark.lines()
         if mark.status not in ("passed", "unanswered"):
             heading += f"  {mark.share * question.points:.0f} of {question.points} points"
