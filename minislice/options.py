@@ -239,7 +239,7 @@ def _check(options: SlicingOptions) -> None:
         f"head='tied' keeps both ends whole: leave {' and '.join(narrowing)} out, or give head='own'": (
             options.head == "tied" and narrowing
         ),
-        f"a width for each boundary has both ends': leave {' and '.join(narrowing)} out": (
+        f"a list of widths says how wide both ends are: leave {' and '.join(narrowing)} out": (
             isinstance(width, Sequence) and narrowing
         ),
         "tolerance is of low-rank adapters: leave it out, or give adapter='low-rank'": (
