@@ -9,7 +9,8 @@ if the residual connection carries the signal from one basis to the next: S = Q_
 folds in only the first k columns of Q; this deletes rows and columns of these matrices (eq. 9).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Float64
@@ -134,6 +135,14 @@ def require_trained(net: Network, action: str) -> None:
     require_whole(net, action)
     if net.is_fused:
         raise ValueError(f"can't {action} this model: it is fused already; start again from the trained model")
+
+
+@contextmanager
+def changing(model: nn.Module) -> Iterator[None]:
+    """The model is half changed while it is open, and stays so after an error: `network` then refuses it."""
+    model.is_half_changed = True
+    yield
+    del model.is_half_changed
 
 
 def _orthogonal(Q: Tensor, D: int) -> Float64[Tensor, "D D"]:  # checked

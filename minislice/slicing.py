@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from .adapters import make_adapter, rank
 from .architecture.blocks import Block, BlockLayer
 from .architecture.linears import Linear, set_linear
-from .architecture.network import Network, changing, inference, network
+from .architecture.network import Network, inference, network
 from .calibration import Calibration, Signal, require_finite
 from .corpus.batches import Batch, Tokens, count_tokens, token_batches
 from .fusion import bare, fuse_network
@@ -35,7 +35,7 @@ from .heads import fit_head
 from .options import SlicingOptions
 from .pca import choose_basis, discarded_share, principal_components, width_keeping, without_mean
 from .report import SlicingReport
-from .rotation import fold_embedding, fold_reader, fold_writer, require_whole
+from .rotation import changing, fold_embedding, fold_reader, fold_writer, require_whole
 
 
 class Slicer:

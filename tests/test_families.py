@@ -45,7 +45,7 @@ def test_fusing_rotating_and_slicing_compute_what_they_must(family, variant):
 
 
 @stand_for_all
-def test_a_tied_head_stays_tied_unless_a_norm_stands_behind_the_embedding(family, variant):
+def test_a_tied_head_stays_tied_unless_a_norm_stands_after_the_embedding(family, variant):
     """That norm changes what the embedding gives, and not what the head multiplies by."""
     recipe = fixed(family, variant, tied=True)
     if TABLE[family].embedding_norm:

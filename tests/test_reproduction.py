@@ -100,7 +100,7 @@ def test_tables_share_the_dense_model_alone_and_models_up_to_13b_have_three_seed
         assert {setting.signal for setting in sliced} == {"normalized", "raw"} and len(sliced) == 2 * seeds
 
 
-def test_settings_that_measure_the_same_sliced_model_follow_one_another_behind_the_dense_model():
+def test_settings_that_measure_the_same_sliced_model_follow_one_another_after_the_dense_model():
     settings = settings_of(rows(LLAMA, [1, 7, 9], ["7B"]))
     groups = [[(s.measure, s.recovered) for s in own] for _, own in itertools.groupby(settings, lambda s: s.slicing)]
     assert len(groups) == len({setting.slicing for setting in settings}) == 1 + 4 * 6
@@ -317,7 +317,7 @@ def test_the_perplexity_recorded_is_that_of_minislice_called_by_hand(in_memory, 
         assert torch.equal(bench.stream_of("mini-llama", "embedded", split), tokenize([split], tokenizer))
 
 
-def test_what_fails_behind_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
+def test_what_fails_after_the_slicing_costs_no_second_slicing(monkeypatch, tmp_path):
     monkeypatch.setattr(minislice, "slice_model", slicing := Mock(wraps=minislice.slice_model))
     monkeypatch.setattr(minislice, "perplexity", Mock(side_effect=[torch.OutOfMemoryError("CUDA"), 20.0]))
     for name in ("zero_shot", "recover"):
@@ -437,7 +437,7 @@ def test_recovery_takes_as_many_sequences_a_step_whatever_fits_and_on_random_tok
     assert recover.call_args.kwargs["patience"] > 5000, "no loss on random tokens falls for long"
 
 
-def test_what_is_missing_behind_the_slicing_is_told_before_it(monkeypatch, tmp_path):
+def test_what_is_missing_after_the_slicing_is_told_before_it(monkeypatch, tmp_path):
     monkeypatch.setattr(Bench, "_model", lambda *arguments: pytest.fail("a model was made"))
     short = dataclasses.replace(SMALL, recovery_samples=10**6)
     no_items = dataclasses.replace(SMALL, tasks_from=str(tmp_path))

@@ -230,26 +230,23 @@ FAMILIES: dict[str, Family] = {
 }
 OWN = dict(FAMILIES)
 
-_BEHIND = (
+_NORM_AFTER = (
     "after each branch stands a norm with a scale w ({}): the branch adds RMSNorm(f W_out) diag(w) to the signal, and "
     "diag(w) does not commute with a rotation"
 )
-_BEHIND_BOTH = _BEHIND.format("post_attention_layernorm, post_feedforward_layernorm")
+_NORM_AFTER_BOTH = _NORM_AFTER.format("post_attention_layernorm, post_feedforward_layernorm")
 _POST_NORM = _SCALED.format("its norms come after the residual sum (post-norm), so the signal itself is")
-_NO_PRE_NORM = f"no norm stands before the linears that read the signal; and {_BEHIND_BOTH}"
+_NO_PRE_NORM = f"no norm stands before the linears that read the signal; and {_NORM_AFTER_BOTH}"
 REFUSED: dict[str, str] = {  # by model_type: why no rotation passes through
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _BEHIND_BOTH),
-    "glm4": _BEHIND.format("post_self_attn_layernorm, post_mlp_layernorm"),
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), _NORM_AFTER_BOTH),
+    "glm4": _NORM_AFTER.format("post_self_attn_layernorm, post_mlp_layernorm"),
     **dict.fromkeys(("olmo2", "olmo3", "exaone4"), _NO_PRE_NORM),
     **dict.fromkeys(("bert", "roberta", "distilbert", "electra", "albert", "openai-gpt"), _POST_NORM),
 }
 
 
 def register(model_type: str, family: Family) -> None:
-    """Add a family to the table, or put another in its place, in this process.
-
-    A saved sliced model takes its entry along; the one that is in the table already wins when it is loaded.
-    """
+    """Add a family to the table, or replace one, in this process; a saved sliced model takes a new one along."""
     FAMILIES[model_type] = family
 
 

@@ -255,8 +255,7 @@ def _block_layer(layer: nn.Module, index: int, family: Family, config: PreTraine
         layer = f"a layer of this {config.model_type!r} model"
         raise ValueError(f"{layer} has {missing[0]}, which its entry in `minislice.families` leaves out")
     arguments = list(inspect.signature(layer.forward).parameters)
-    has_zero_columns = family.last_shaped_as is not None
-    made = BlockLayer(blocks, arguments, family.returns_tuple, has_zero_columns).train(layer.training)
+    made = BlockLayer(blocks, arguments, family.returns_tuple, family.last_shaped_as is not None).train(layer.training)
     # As the caller has set it: whether gradient checkpointing is on, and with which function.
     vars(made).update({name: value for name, value in vars(layer).items() if "gradient_checkpointing" in name})
     return made
@@ -299,11 +298,3 @@ def inference(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for config in grouped:
             config._experts_implementation = "grouped_mm"
-
-
-@contextmanager
-def changing(model: nn.Module) -> Iterator[None]:
-    """The model is half changed while it is open, and stays so after an error: `network` then refuses it."""
-    model.is_half_changed = True
-    yield
-    del model.is_half_changed

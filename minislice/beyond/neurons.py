@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 
 from ..architecture.blocks import Block
 from ..architecture.configuration import own_config
-from ..architecture.network import Network, changing, inference, network
+from ..architecture.network import Network, inference, network
 from ..calibration import Calibration
 from ..checks import require_flag, require_number
 from ..corpus.batches import Batch, Tokens, token_batches
 from ..options import HELD_OUT, SlicingOptions, slice_width
-from ..rotation import require_whole
+from ..rotation import changing, require_whole
 from . import reconstruction
 from .fisher import fisher_metrics
 from .inner import Walk, block_moments, keep_inner, output_matrix, places_of_neurons, refit, with_ridge

@@ -52,7 +52,7 @@ class StoredCalibration(SharedCalibration):
         self.folder, self.spared = folder, set()
 
     def new_signal(self, width: int, dtype: torch.dtype) -> Signal:
-        """One in a new file."""
+        """A signal, in a new file."""
         return self.open(f"signal-{secrets.token_hex(4)}-{self.processes.index}", width, dtype)
 
     def open(self, name: str, width: int, dtype: torch.dtype) -> Signal:
